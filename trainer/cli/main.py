@@ -1,0 +1,57 @@
+"""The command line: one parser, one sentence for every expected failure."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "Train a style LoRA on the embedded mini model and show the result, in a few minutes.",
+    "train": "Distil a few-step style LoRA from a folder of images.",
+    "resume": "Continue a run that was stopped, or that was interrupted.",
+    "stop": "Ask a running training to save, export and end.",
+    "preflight": "Try two steps and a preview: memory, time and disk, before a long run.",
+    "sample": "Make a clip, with a LoRA in 1-8 steps or with the teacher.",
+    "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
+    "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
+}
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+"""Errors that carry a message for the user; anything else is a bug and keeps its traceback."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Few-step video in the style of your images: motion consistency distillation (MCM).",
+        epilog="Each command has its own --help. A first look: python -m trainer demo",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        module = importlib.import_module(f".{name}", __package__)
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 1 with a message on an expected failure, 130 on Ctrl+C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a Windows console may know no umlauts
+            stream.reconfigure(errors="replace")
+    options = build_parser().parse_args(argv)
+    try:
+        return int(options.run(options) or 0)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,32 @@
+"""Continue a run that was stopped, or that was interrupted by a crash or a power cut.
+
+  python -m trainer resume runs/my-style
+  python -m trainer resume runs/my-style --steps 2000     # and train further
+
+Everything is restored from the newest whole checkpoint: on the CPU the result is bit for bit that of a run without a break.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..config import save_config, with_overrides
+from ..runs.folder import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--steps", help="new goal in steps")
+    parser.add_argument("--minutes", help="new time budget in minutes, time already trained included; 'none' lifts it")
+
+
+def run(options: argparse.Namespace) -> int:
+    folder = Run.open(options.folder)
+    changes = {k: getattr(options, k) for k in ("steps", "minutes") if getattr(options, k) is not None}
+    if changes:
+        save_config(with_overrides(folder.config(), changes), folder.config_path)
+    from ..distill.loop import train
+
+    state = train(folder, resume=True)
+    return 0 if state.status in ("finished", "stopped") else 1

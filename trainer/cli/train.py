@@ -1,0 +1,31 @@
+"""Distil a few-step style LoRA from a folder of images.
+
+  python -m trainer train --model mini --images my_style --run runs/my-style --minutes 6
+  python -m trainer train --config my.toml --seed 3
+
+Every setting is a flag (parts with a dot, as --motion.weight) and a line of the run's config.toml. The run folder
+holds state, log, samples, checkpoints and in the end the LoRA; stop with Ctrl+C or `stop`, go on with `resume`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..runs.folder import Run
+from .options import add_config_arguments, config_from
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    config = config_from(options)
+    # With several processes (accelerate launch) the first one makes the folder and the others read it.
+    first = os.environ.get("RANK", "0") == "0"
+    folder = Run.create(config.run, config) if first else None
+    from ..distill.loop import train, wait_for_run
+
+    state = train(folder or wait_for_run(config.run))
+    return 0 if state.status in ("finished", "stopped") else 1

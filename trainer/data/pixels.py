@@ -1,0 +1,138 @@
+"""From an image file of any kind to upright 8-bit RGB pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+# Pillow's own limit, named here because other programs in the process may change Pillow's.
+MAX_PIXELS = 89_478_485
+WHITE = (255, 255, 255)
+# Only these decoders run: Pillow would hand an EPS named .png to ghostscript.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_ORIENTATION_TAG = 0x0112
+_TURNS: dict[int | None, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error)
+
+
+class PixelError(ValueError):
+    """An image that Pillow can open but whose pixels have no fair 8-bit RGB version."""
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open the header of an image file; pixels are read later. Close it, or use it in `with`.
+
+    Raises:
+        PixelError: if it is no image, or has more than `MAX_PIXELS` pixels.
+        OSError, Image.DecompressionBombError: from the system and from Pillow.
+    """
+    Image.init()  # registers the decoders; builds of Pillow differ in what they have
+    try:
+        image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise PixelError("its content is no image, or of a kind that is not read") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise PixelError(
+            f"{width}x{height} px is too large (a decompression bomb?); scale it down to at most "
+            f"{MAX_PIXELS / 1e6:.0f} megapixels"
+        )
+    return image
+
+
+def to_rgb(
+    image: Image.Image, background: tuple[int, int, int] = WHITE
+) -> tuple[Image.Image, list[str]]:
+    """Upright 8-bit sRGB pixels of an opened image, and notes on what was changed.
+
+    EXIF orientation is applied, an embedded colour profile is converted to sRGB, alpha is
+    composited on `background` (R, G, B in 0..255), 16-bit and float grey is scaled to 8 bit. Of an
+    animation the current frame is taken.
+
+    Raises:
+        PixelError: for a fully transparent image, and for integers or floats of unknown range.
+        OSError, ValueError, SyntaxError: from Pillow, if the pixels are broken or cut off.
+    """
+    before = orientation(image)
+    image.load()  # turns a TIFF upright, and only that
+    profile = image.info.get("icc_profile")
+    notes = ["turned upright by its EXIF orientation"] if before in _TURNS else []
+    if before is None:
+        notes.append("its EXIF data is broken, so that its orientation is unknown")
+    after = orientation(image)
+    if after in _TURNS:
+        image = image.transpose(_TURNS[after])
+    if image.mode.startswith(("I", "F")):
+        return _grey_to_8_bit(image), [*notes, "16 bit or float, scaled to 8 bit"]
+    if image.mode == "CMYK":
+        return _in_srgb(image, profile, [*notes, "CMYK, converted to RGB"])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"))
+        if alpha.max() == 0:
+            raise PixelError("it is fully transparent; there is nothing to learn from")
+        if alpha.min() < 255:
+            notes.append(f"transparent parts filled with RGB {background}")
+        below = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(below, image)
+    return _in_srgb(image, profile, notes)
+
+
+def cover(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """Resize with the aspect kept until `height` x `width` px is just covered: uint8 (h, w, 3)."""
+    scale = max(height / image.height, width / image.width)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+
+
+def orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 to 8 (1 if there is none); None if the EXIF data is broken."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except _METADATA_ERRORS:
+        return None
+
+
+def _grey_to_8_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    lowest, highest = float(values.min()), float(values.max())
+    full = 1.0 if image.mode == "F" else 65535.0
+    if not (lowest >= 0 and highest <= full):
+        raise PixelError(
+            f"its values run from {lowest:g} to {highest:g}, not in 0..{full:g}; export as 8 bit"
+        )
+    return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8)).convert("RGB")
+
+
+def _in_srgb(
+    image: Image.Image, profile: bytes | None, notes: list[str]
+) -> tuple[Image.Image, list[str]]:
+    if not profile:
+        return image.convert("RGB"), notes
+    if image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        turned = ImageCms.profileToProfile(
+            image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image.convert("RGB"), [
+            *notes,
+            "its colour profile is broken or of another kind, left out",
+        ]
+    return turned if turned is not None else image, notes

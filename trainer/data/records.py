@@ -1,0 +1,113 @@
+"""What a scan finds: one record a file, and the folder's report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+
+class DataError(ValueError):
+    """A folder or file of training data that cannot be used; the message says what to do next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaRecord:
+    """One file of a data folder.
+
+    `status` is "used", "refused" (it is of the right kind, `reason` says what is wrong) or
+    "ignored" (not of the kind that was looked for). `caption` is the prompt as the model will see
+    it, `caption_source` is "txt", "caption", "template" or "neutral" (see
+    :class:`~trainer.data.captions.Caption`). `width` and `height` are upright pixels, 0 if unknown.
+    `repeats` weighs the drawing. `notes` say what a person should know about a used file: what was
+    converted, what is odd about its caption, which file is its double.
+    """
+
+    path: Path
+    status: str
+    reason: str = ""
+    caption: str = ""
+    caption_source: str = ""
+    repeats: int = 1
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+R = TypeVar("R", bound=MediaRecord)
+
+
+@dataclass(frozen=True)
+class MediaFolder(Generic[R]):
+    """All records of one folder, in natural order, and notes about the folder as a whole."""
+
+    root: Path
+    records: list[R]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def used(self) -> list[R]:
+        """The records that training draws from."""
+        return self._with("used")
+
+    @property
+    def refused(self) -> list[R]:
+        """Files of the right kind that cannot be used."""
+        return self._with("refused")
+
+    @property
+    def ignored(self) -> list[R]:
+        """Files of another kind."""
+        return self._with("ignored")
+
+    def summary(self) -> str:
+        """One line of counts."""
+        used = self.used
+        own = sum(record.caption_source in ("txt", "caption") for record in used)
+        return (
+            f"{len(used)} used ({own} with a caption, {len(used) - own} without), "
+            f"{len(self.refused)} refused, {len(self.ignored)} ignored"
+        )
+
+    def report(self) -> str:
+        """A table of every file with its prompt or the reason against it, under a line of
+        counts.
+        """
+        head = ("status", "pixels", "repeats", "file", "prompt or reason")
+        rows = [head, *(self._row(record) for record in self.records)]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [f"{self.root}: {self.summary()}", *(f"note: {note}" for note in self.notes), ""]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
+            lines.append("  ".join([*cells, row[4]]))
+        return "\n".join(lines) + "\n"
+
+    def _with(self, status: str) -> list[R]:
+        return [record for record in self.records if record.status == status]
+
+    def _row(self, record: R) -> tuple[str, str, str, str, str]:
+        used = record.status == "used"
+        text = f'"{record.caption}"' if used else record.reason
+        if record.notes:
+            text += f" [{'; '.join(record.notes)}]"
+        return (
+            record.status,
+            f"{record.width}x{record.height}" if record.width else "-",
+            f"x{record.repeats}" if used else "-",
+            record.path.relative_to(self.root).as_posix(),
+            text,
+        )
+
+
+def check_usable(folder: MediaFolder[R], plural: str, hint: str) -> None:
+    """Do nothing if `folder` has something to draw from.
+
+    Raises:
+        DataError: with counts, `hint` and the whole report, if no file of `folder` can be used.
+    """
+    if not folder.used:
+        raise DataError(
+            f"No usable {plural} in '{folder.root}': {len(folder.refused)} refused, "
+            f"{len(folder.ignored)} ignored. {hint}\n\n{folder.report()}"
+        )

@@ -1,0 +1,125 @@
+"""All randomness of one training step, drawn first and in one place.
+
+Draws depend on ``(seed, step, rank)`` alone and are made on the CPU, so a resumed run, a run on another device and
+the straight run see the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adversarial.augment import AugmentDraws, draw_augment
+from ..config import TrainConfig
+from ..diffusion.consistency import few_step_timesteps
+
+TRAJECTORY, FRESH, REPLAY = 0, 1, 2
+"""Where a point comes from: a real (or teacher's) trajectory, a new prediction from noise, a stored prediction."""
+FEW_STEPS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What draws are made from: latent shape (C, F, h, w), and how many rows each source has now."""
+
+    latent: tuple[int, int, int, int]
+    prompts: int
+    motions: int
+    replays: int
+
+
+@dataclass(frozen=True)
+class StepDraws:
+    """Draws of one step for a batch of B clips; integer tensors are int64.
+
+    ``source`` (B,); ``level`` (B,) in 0..T-1, the place on the ascending DDIM timesteps; ``guidance`` (B,) in LCM form;
+    ``prompt``, ``motion``, ``replay`` (B,) rows; ``noise`` and ``start`` (B, C, F, h, w); ``frames`` (B, K) frame numbers.
+    """
+
+    source: Tensor
+    level: Tensor
+    guidance: Tensor
+    prompt: Tensor
+    motion: Tensor
+    replay: Tensor
+    noise: Tensor
+    start: Tensor
+    frames: Tensor
+    augment_fake: AugmentDraws
+    augment_real: AugmentDraws
+    image_seed: int
+    mismatch_seed: int
+
+
+def generator_for(seed: int, step: int, rank: int = 0, stream: int = 0) -> torch.Generator:
+    """A CPU generator that depends on its arguments alone."""
+    mixed = seed
+    for part in (step, rank, stream):  # a 64-bit linear congruence keeps neighbouring steps apart
+        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> StepDraws:
+    """The draws of step ``step``; every number is drawn whatever it is used for, so options do not shift the rest."""
+    g = generator_for(config.seed, step, rank)
+    batch, per_clip = config.data.batch_size, config.data.frames_per_clip
+    low, high = config.trajectory.guidance_min, config.trajectory.guidance_max
+    shape = (batch, *sizes.latent)
+
+    def rows(count: int) -> Tensor:
+        return (torch.rand(batch, generator=g) * max(count, 1)).long().clamp_max(max(count, 1) - 1)
+
+    source = _draw_source(config, sizes, batch, g)
+    return StepDraws(
+        source=source,
+        level=_draw_level(config, batch, g),
+        guidance=low + (high - low) * torch.rand(batch, generator=g),
+        prompt=rows(sizes.prompts),
+        motion=rows(sizes.motions),
+        replay=rows(sizes.replays),
+        noise=torch.randn(shape, generator=g),
+        start=torch.randn(shape, generator=g),
+        frames=draw_frames(batch, sizes.latent[1], per_clip, g),
+        augment_fake=draw_augment(config.adversarial.augment, batch * per_clip, g),
+        augment_real=draw_augment(config.adversarial.augment, batch * per_clip, g),
+        image_seed=int(torch.randint(2**31, (1,), generator=g)),
+        mismatch_seed=int(torch.randint(2**31, (1,), generator=g)),
+    )
+
+
+def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generator) -> Tensor:
+    """A Bernoulli draw for each sample (paper, sec. 3.3); without stored predictions, replays are fresh."""
+    real = torch.rand(batch, generator=g) < config.trajectory.real_probability
+    replay = torch.rand(batch, generator=g) < config.trajectory.replay_probability
+    own = torch.where(replay & (sizes.replays > 0), REPLAY, FRESH)
+    return torch.where(real, TRAJECTORY, own)
+
+
+def _draw_level(config: TrainConfig, batch: int, g: torch.Generator) -> Tensor:
+    """Uniform over the trajectory, but ``few_step_bias`` of the points sit where few-step sampling stops."""
+    count = config.trajectory.ddim_timesteps
+    table = [_levels(steps, count) for steps in FEW_STEPS]
+    biased = torch.rand(batch, generator=g) < config.trajectory.few_step_bias
+    which = torch.randint(len(table), (batch,), generator=g)
+    where = torch.rand(batch, generator=g)
+    uniform = torch.randint(count, (batch,), generator=g)
+    chosen = torch.stack(
+        [table[k][int(u * len(table[k]))] for k, u in zip(which.tolist(), where.tolist(), strict=True)]
+    )
+    return torch.where(biased, chosen, uniform)
+
+
+def _levels(steps: int, count: int) -> Tensor:
+    """Places (steps,) on the ascending trajectory at which sampling in ``steps`` steps calls the model."""
+    stride = 1000 // count
+    return (few_step_timesteps(steps, count) + 1) // stride - 1
+
+
+def draw_frames(batch: int, frames: int, per_clip: int, g: torch.Generator) -> Tensor:
+    """One frame from each of ``per_clip`` equal parts of the clip: (B, K) int64, ascending."""
+    if per_clip > frames:
+        raise ValueError(f"`data.frames_per_clip`={per_clip} is more than the clip's {frames} frames.")
+    part = (torch.arange(per_clip) + torch.rand(batch, per_clip, generator=g)) * (frames / per_clip)
+    return part.long().clamp_max(frames - 1)

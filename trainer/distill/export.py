@@ -1,0 +1,74 @@
+"""From a trained session to the file that people share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..data.images import ImageSet
+from ..lora.adapter import lora_state
+from ..lora.export import Exported, export_kohya
+from ..lora.metadata import LoraCard, build_metadata, thumbnail_data_uri
+from ..media import read_clip
+from ..runs.folder import Run
+from .draws import FEW_STEPS, generator_for
+from .frames import StyleFrames
+from .session import Session
+
+RECOMMENDED_STEPS = 4
+
+
+def preview_prompts(session: Session) -> list[str]:
+    """The config's preview prompts, or a fixed draw from the run's own."""
+    wanted = session.config.preview
+    if wanted.prompts:
+        return list(wanted.prompts)[: wanted.count]
+    order = torch.randperm(len(session.prompts), generator=generator_for(0, 0, stream=2))
+    return session.prompts.texts(order[: wanted.count].tolist())
+
+
+def export_run(run: Run, session: Session, step: int, preview: Path | None) -> Exported:
+    """Write ``<run>/<name>.safetensors`` from the averaged adapter, with everything a user needs in its header."""
+    with session.ema.applied():
+        pairs = lora_state(session.model.unet)
+    model, config = session.model, session.config
+    images = session.frames.images if isinstance(session.frames, StyleFrames) else None
+    card = LoraCard(
+        title=run.name,
+        family=model.family.name,
+        base_model=model.name,
+        base_hash=model.base_hash,
+        base_license=model.licence,
+        trigger=config.trigger,
+        steps=RECOMMENDED_STEPS,
+        steps_allowed=FEW_STEPS,
+        timestep_scaling=config.trajectory.timestep_scaling,
+        original_steps=config.trajectory.ddim_timesteps,
+        frames=session.latent_shape[1],
+        width=session.width,
+        height=session.height,
+        fps=session.fps,
+        train_steps=step,
+        seed=config.seed,
+        learning_rate=config.optim.lr,
+        tag_frequency={} if images is None else _tags(images),
+        thumbnail=_thumbnail(preview),
+    )
+    return export_kohya(pairs, run.export_path, build_metadata(card, pairs))
+
+
+def _tags(images: ImageSet) -> dict[str, dict[str, int]]:
+    """Caption tags of the style folder, counted as kohya does: by comma."""
+    tags = (tag.strip() for record in images.records for tag in record.caption.split(","))
+    return {images.folder.root.name: dict(Counter(tag for tag in tags if tag))}
+
+
+def _thumbnail(preview: Path | None) -> str:
+    """The first frame of the preview at the recommended steps; empty without one."""
+    clip = None if preview is None else preview / f"prompt-1-steps-{RECOMMENDED_STEPS}.mp4"
+    if clip is None or not clip.is_file():
+        return ""
+    return thumbnail_data_uri(Image.fromarray(read_clip(clip)[0][0]))

@@ -1,0 +1,245 @@
+"""The loop: repeat the step, and keep a run folder that any viewer can follow and any process can resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..config import TrainConfig
+from ..runs.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from ..runs.events import EventLog
+from ..runs.folder import Run, RunError
+from ..runs.guards import NanGuard, StopSignal
+from ..runs.lock import RunLock
+from ..runs.progress import Progress, RunLog, memory_gib
+from ..runs.state import RunState, write_state
+from .distiller import Distiller, StepReport
+from .export import export_run, preview_prompts
+from .preview import Previewer
+from .session import Session, build_session
+
+STATE_SECONDS = 1.0
+BAR_VALUES = ("consistency", "adversarial", "caption")
+
+
+@dataclass
+class Loop:
+    """One process training one run. Only the main process of several writes to the folder."""
+
+    run: Run
+    config: TrainConfig
+    session: Session
+    distiller: Distiller
+    previewer: Previewer
+    events: EventLog
+    log: RunLog
+    stop: StopSignal
+    state: RunState
+    step: int = 0
+    trained_seconds: float = 0.0
+    _state_written: float = field(default=0.0, repr=False)
+
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint, if there is one."""
+        folder = latest_checkpoint(self.run)
+        if folder is None:
+            self.log("No checkpoint yet: the run starts from the beginning.")
+            return
+        found = load_checkpoint(folder, self.session.model.device)
+        self.distiller.load(found.tensors, found.torch_state)
+        self.distiller.guard.last_checkpoint = folder
+        self.step, self.trained_seconds = found.step, float(found.state["trained_seconds"])
+        self.log(f"Resumed at step {self.step} from {folder.name}.")
+
+    def train(self) -> str:
+        """Steps until the goal, the time budget or a stop; returns the status that the run ends with."""
+        with Progress(self.config.steps, self.run.name, self.step, log=self.log) as progress:
+            while not self._is_over():
+                begun = time.monotonic()
+                report = self.distiller.step(self.step)
+                self.step += 1
+                self.trained_seconds += time.monotonic() - begun
+                shown = {k: report.values[k] for k in BAR_VALUES if k in report.values}
+                progress.update(**shown)
+                self._record(report, progress)
+                self._occasionally()
+        if self.stop.requested:
+            self.log(f"Stopping at step {self.step} ({self.stop.reason}): saving and exporting.")
+            return "stopped"
+        return "finished"
+
+    def _is_over(self) -> bool:
+        if self.step >= self.config.steps or self.stop.requested:
+            return True
+        minutes = self.config.minutes
+        return minutes is not None and self.trained_seconds >= 60 * minutes
+
+    def _record(self, report: StepReport, progress: Progress) -> None:
+        if not self.session.accelerator.is_main_process:
+            return
+        values = {k: float(f"{v:.6g}") for k, v in report.values.items()}
+        self.events.append("step", step=self.step, **values)
+        if not report.taken:
+            self.log(f"Step {self.step}: a loss or gradient is not finite; the step was skipped.")
+            self.events.append("skipped", step=self.step)
+        now = time.monotonic()
+        if now - self._state_written > STATE_SECONDS:
+            self._state_written = now
+            self.update(
+                step=self.step, eta_seconds=self._eta(progress), memory_gib=memory_gib(),
+                seconds_per_step=progress.seconds_per_step,
+            )  # fmt: skip
+
+    def _eta(self, progress: Progress) -> float | None:
+        if self.config.minutes is None or progress.eta_seconds is None:
+            return progress.eta_seconds
+        return min(progress.eta_seconds, max(60 * self.config.minutes - self.trained_seconds, 0.0))
+
+    def _occasionally(self) -> None:
+        """Preview and checkpoint when their turn comes; the end of the run makes its own."""
+        if not self.session.accelerator.is_main_process or self._is_over():
+            return
+        if self.config.preview.every and self.step % self.config.preview.every == 0:
+            self.preview()
+        if self.step % self.config.checkpoint.every == 0:
+            self.checkpoint()
+
+    def preview(self) -> Path | None:
+        """Write a preview; one that fails is reported and never ends the run."""
+        folder = self.run.samples / f"step-{self.step:06d}"
+        try:
+            made = self.previewer.make(folder)
+        except (RuntimeError, OSError, ValueError, ImportError) as error:
+            self.log(f"The preview at step {self.step} failed: {error}")
+            self.log.exception(error)
+            return None
+        kept = {str(steps): round(ratio, 4) for steps, ratio in made.motion_kept.items()}
+        self.events.append("preview", step=self.step, folder=folder.name, motion_kept=kept)
+        if made.alarm:
+            self.events.append("alarm", step=self.step, message=made.alarm)
+            self.log(f"Warning: {made.alarm}")
+        return folder
+
+    def checkpoint(self) -> None:
+        saved = save_checkpoint(
+            self.run,
+            self.step,
+            self.distiller.tensors(),
+            {"trained_seconds": self.trained_seconds},
+            self.config.checkpoint.keep,
+            self.distiller.optimizer_states(),
+        )
+        self.distiller.guard.last_checkpoint = saved
+        self.events.append("checkpoint", step=self.step, folder=saved.name)
+
+    def update(self, **changes: object) -> None:
+        self.state = replace(self.state, **changes)  # type: ignore[arg-type]
+        if self.session.accelerator.is_main_process:
+            write_state(self.run, self.state)
+
+    def finish(self, status: str) -> None:
+        """Checkpoint, preview and export, then the final state."""
+        if not self.session.accelerator.is_main_process:
+            return
+        self.update(status="stopping", step=self.step, eta_seconds=None)
+        self.checkpoint()
+        folder = self.preview() if self.config.preview.every else None
+        exported = export_run(self.run, self.session, self.step, folder)
+        self.events.append("export", step=self.step, file=exported.path.name, sha256=exported.sha256)
+        self.log(f"Exported {exported.path} ({exported.modules} modules, read back and matched).")
+        self.update(status=status, step=self.step, message=f"LoRA: {exported.path.name}")
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Device and precision by accelerate; "auto" is bf16 on cards that have it, else fp32."""
+    precision = config.hardware.precision
+    if precision == "auto":
+        capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bf16" if capable and config.hardware.device != "cpu" else "fp32"
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision, cpu=config.hardware.device == "cpu"
+    )
+
+
+def train(run: Run, *, resume: bool = False) -> RunState:
+    """Train the run at ``run`` to its end in this process and return its last state.
+
+    Any failure is written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints stay.
+    """
+    config = run.config()
+    accelerator = make_accelerator(config)
+    main = accelerator.is_main_process
+    log = RunLog(run.log_path if main else None)
+    state = RunState.of_this_process(config.steps)
+    with _locked(run, main), StopSignal(run.stop_path) as stop:
+        if main:
+            run.clear_stop()
+            write_state(run, state)
+        try:
+            return _train_locked(run, config, accelerator, log, stop, state, resume)
+        except BaseException as error:
+            if main:
+                log.exception(error)
+                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                write_state(run, replace(state, status=status, error=f"{type(error).__name__}: {error}"))
+            raise
+
+
+def _locked(run: Run, main: bool) -> AbstractContextManager[object]:
+    return RunLock(run) if main else nullcontext()
+
+
+def wait_for_run(path: Path, seconds: float = 60.0) -> Run:
+    """The run that the first of several processes makes; raises RunError when it does not come."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return Run.open(path)
+        except RunError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+def _train_locked(
+    run: Run,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    log: RunLog,
+    stop: StopSignal,
+    state: RunState,
+    resume: bool,
+) -> RunState:
+    session = build_session(config, accelerator, log, _stage_progress(log))
+    distiller = Distiller(session, NanGuard())
+    previewer = Previewer(session, preview_prompts(session), config.data.library_guidance + 1)
+    newest = latest_checkpoint(run) if resume else None
+    resume_step = int(newest.name.rpartition("-")[2]) if newest else 0
+    with EventLog(run.events_path, resume_step if resume else None) as events:
+        loop = Loop(run, config, session, distiller, previewer, events, log, stop, state)
+        if resume:
+            loop.resume()
+        events.append("start", step=loop.step, device=str(session.model.device), resumed=resume)
+        loop.update(status="running", step=loop.step)
+        status = loop.train()
+        loop.finish(status)
+    return loop.state
+
+
+def _stage_progress(log: RunLog) -> Callable[[str, int, int], None]:
+    """Bars for the long parts of the set-up, one after the other."""
+    bars: dict[str, Progress] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        bar = bars.setdefault(what, Progress(total, what, unit="clip", log=log))
+        bar.update(done - bar.step)
+        if done >= total:
+            bars.pop(what).__exit__(None, None, None)
+
+    return report

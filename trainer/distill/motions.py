@@ -1,0 +1,155 @@
+"""Where motion comes from: the teacher's own trajectories, or the user's videos.
+
+A DDIM rollout of the teacher is a row of consecutive points ``(z_{t_n+k}, z_{t_n})``: rolled out once, it spares the
+autoencoder and both teacher passes in every later step, and every later style can use it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.solver import ddim_timesteps
+from .draws import generator_for
+from .student import Student
+
+
+@dataclass(frozen=True)
+class MotionPoints:
+    """``latents`` (B, C, F, h, w) at ``t_from``; ``next`` the teacher's latents at ``t_to``, or None when it has to step."""
+
+    latents: Tensor
+    next: Tensor | None
+
+
+class MotionSource(Protocol):
+    """Rows of real (or teacher-made) clips, each with its prompt."""
+
+    prompts: Tensor
+
+    def __len__(self) -> int: ...
+
+    def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
+        """Points of ``rows`` (B,) at trajectory places ``level`` (B,), timesteps ``t_from`` (B,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrajectoryLibrary:
+    """Teacher rollouts: ``states`` (N, T + 1, C, F, h, w) fp16, from timestep 0 up to 999; ``prompts`` (N,) rows."""
+
+    states: Tensor
+    prompts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
+        """Both ends of the step are stored, so neither noise nor the teacher is needed."""
+        rows, level = rows.cpu(), level.cpu()
+        return MotionPoints(
+            self.states[rows, level + 1].to(noise), self.states[rows, level].to(noise)
+        )
+
+
+@dataclass(frozen=True)
+class EncodedVideos:
+    """Clips of the user's videos as ``latents`` (N, C, F, h, w) fp16, each with a prompt row."""
+
+    latents: Tensor
+    prompts: Tensor
+    schedule: NoiseSchedule
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
+        """A clip noised to ``t_from``; the teacher has to step from there."""
+        clean = self.latents[rows.cpu()].to(noise)
+        return MotionPoints(self.schedule.add_noise(clean, noise, t_from), None)
+
+
+@torch.no_grad()
+def roll_out(
+    student: Student,
+    prompts: list[str],
+    rows: Tensor,
+    shape: tuple[int, int, int, int],
+    *,
+    guidance: float,
+    seed: int,
+    steps: int,
+    batch: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> TrajectoryLibrary:
+    """Guided DDIM rollouts of the teacher for ``prompts[row]`` of each of ``rows`` (N,).
+
+    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T. ``progress`` is told how many clips are
+    complete. Raises FloatingPointError when the teacher leaves the finite numbers.
+    """
+    model = student.model
+    timesteps = ddim_timesteps(steps).flip(0).tolist() + [0]
+    states = torch.empty(len(rows), steps + 1, *shape, dtype=torch.float16)
+    empty = model.encode_text([""])
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch].tolist()
+        noise = [torch.randn(shape, generator=generator_for(seed, start + i)) for i in range(len(part))]
+        latents = torch.stack(noise).to(model.device)
+        text = model.encode_text([prompts[row] for row in part])
+        scale = torch.full((len(part),), guidance, device=model.device)
+        states[start : start + len(part), steps] = latents.half().cpu()
+        for index, (now, to) in enumerate(zip(timesteps[:-1], timesteps[1:], strict=True)):
+            t_from = torch.full((len(part),), now, device=model.device)
+            t_to = torch.full_like(t_from, to)
+            latents = student.teacher_step(latents, t_from, t_to, text, empty, scale)
+            states[start : start + len(part), steps - 1 - index] = latents.half().cpu()
+        if progress:
+            progress(start + len(part))
+    if not states.isfinite().all():
+        raise FloatingPointError(
+            f"The teacher's rollout at guidance {guidance} is not finite; lower `data.library_guidance` or use fp32."
+        )
+    return TrajectoryLibrary(states, rows.clone())
+
+
+class Replay:
+    """A ring of the student's own earlier predictions (N, C, F, h, w) with their prompt rows; part of a checkpoint."""
+
+    def __init__(self, capacity: int, shape: tuple[int, int, int, int]):
+        self.clips = torch.zeros(capacity, *shape, dtype=torch.float16)
+        self.prompts = torch.zeros(capacity, dtype=torch.long)
+        self.written = 0
+
+    def __len__(self) -> int:
+        return min(self.written, len(self.clips))
+
+    def add(self, clips: Tensor, prompts: Tensor) -> None:
+        """Store ``clips`` (B, C, F, h, w) over the oldest ones; a clip that is not finite is left out."""
+        for clip, prompt in zip(clips.detach().half().cpu(), prompts.tolist(), strict=True):
+            if clip.isfinite().all():
+                self.clips[self.written % len(self.clips)] = clip
+                self.prompts[self.written % len(self.clips)] = prompt
+                self.written += 1
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips (B, C, F, h, w) in fp32 and prompt rows (B,) of ``rows`` (B,)."""
+        return self.clips[rows].float(), self.prompts[rows]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        written = torch.tensor(self.written)
+        return {"clips": self.clips, "prompts": self.prompts, "written": written}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state["clips"].shape != self.clips.shape:
+            raise ValueError(
+                f"The stored predictions have the shape {tuple(state['clips'].shape)}, this run needs "
+                f"{tuple(self.clips.shape)}; resume with the run's own config."
+            )
+        self.clips.copy_(state["clips"])
+        self.prompts.copy_(state["prompts"])
+        self.written = int(state["written"])

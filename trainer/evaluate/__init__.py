@@ -1,0 +1,1 @@
+"""How good a few-step student is: distances, optical flow, caption accuracy, and their table."""

@@ -1,0 +1,71 @@
+"""Clips of a model for measuring: prompts in, pixels out, one fixed seed a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion.sampling import SAMPLERS
+from ..families.base import VideoModel
+from ..lora.adapter import adapter_disabled
+
+Progress = Callable[[int, int], None]
+"""Told ``(clips done, clips in all)`` after every batch."""
+
+
+@torch.no_grad()
+def generate_clips(
+    model: VideoModel,
+    prompts: Sequence[str],
+    *,
+    sampler: str = "lcm",
+    steps: int = 4,
+    guidance_scale: float = 1.0,
+    negative_prompt: str = "",
+    seed: int = 0,
+    batch_size: int = 8,
+    size: tuple[int, int, int] | None = None,
+    lora: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Tensor:
+    """One clip a prompt: float32 pixels (N, 3, F, H, W) in [-1, 1] on the CPU.
+
+    Clip i is made from seed ``seed + i``, so it is the same whatever the batch size and the same
+    noise in every sampler. ``size`` is (frames, height, width), the model's own by default.
+    ``lora`` False switches an adapter of a model in training off: that is the teacher. ``options``
+    go to the sampler.
+
+    Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"`sampler`={sampler!r} is not known; use {', '.join(SAMPLERS)}.")
+    if not prompts or batch_size < 1:
+        raise ValueError(
+            f"Got {len(prompts)} prompts and `batch_size`={batch_size}; both must be 1 or more."
+        )
+    shape = model.latent_shape(*(size or (model.frames, model.height, model.width)))
+    if guidance_scale != 1.0:
+        options["negative_text"] = model.encode_text([negative_prompt])
+    clips: list[Tensor] = []
+    with nullcontext() if lora else adapter_disabled(model.unet):
+        for start in range(0, len(prompts), batch_size):
+            part = list(prompts[start : start + batch_size])
+            latents = SAMPLERS[sampler](
+                model.predict_eps,
+                model.encode_text(part),
+                (len(part), *shape),
+                steps,
+                model.scheduler_config,
+                guidance_scale=guidance_scale,
+                seed=range(seed + start, seed + start + len(part)),
+                **options,
+            )
+            clips.append(model.decode_clips(latents).float().cpu())
+            if progress is not None:
+                progress(start + len(part), len(prompts))
+    return torch.cat(clips)

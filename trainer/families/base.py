@@ -1,0 +1,171 @@
+"""What a base model is to the rest of the trainer: one record per family, one loaded object per model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.schedule import NoiseSchedule
+
+
+class ModelError(ValueError):
+    """A base model that cannot be found, read or used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Constants and callables of one kind of base model. A new family is one file and one line in the table.
+
+    ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published weights, shown wherever a user picks one;
+    ``matches`` recognises a diffusers folder; ``load`` reads it; ``predict_eps`` is the forward pass
+    ``(unet, latents (B, C, F, h, w), timesteps (B,), text (B, L, D)) -> eps (B, C, F, h, w)``.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    licence: str
+    frames: tuple[int, ...]
+    matches: Callable[[Path], bool]
+    load: Callable[[Path, torch.dtype], VideoModel]
+    predict_eps: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class VideoModel:
+    """A loaded text-to-video model: frozen parts, the UNet that LoRA layers go into, and its noise schedule."""
+
+    family: Family
+    name: str
+    path: Path
+    unet: nn.Module
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    schedule: NoiseSchedule
+    scheduler_config: dict[str, Any]
+    frames: int
+    height: int
+    width: int
+    fps: int
+    base_hash: str
+    licence: str
+    latent_channels: int = 4
+    latent_factor: int = 8
+    _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a prompt that the text encoder reads, special tokens included."""
+        return int(self.tokenizer.model_max_length)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
+        """Move every network; the autoencoder keeps fp32, whose decoder is the one that overflows in fp16."""
+        self.unet.to(device, dtype)
+        self.text_encoder.to(device, dtype)
+        self.vae.to(device)
+        self.schedule = self.schedule.to(device)
+        self._text_cache.clear()
+        return self
+
+    def freeze(self) -> VideoModel:
+        for module in (self.unet, self.vae, self.text_encoder):
+            module.requires_grad_(False).eval()
+        return self
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.tokenizer(prompt).input_ids)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Last hidden states (B, L, D) in the UNet's dtype; each prompt is encoded once and remembered."""
+        missing = [p for p in dict.fromkeys(prompts) if p not in self._text_cache]
+        for start in range(0, len(missing), 32):
+            part = missing[start : start + 32]
+            batch = self.tokenizer(
+                part,
+                padding="max_length",
+                truncation=True,
+                max_length=self.max_tokens,
+                return_tensors="pt",
+            )
+            hidden = self.text_encoder(batch.input_ids.to(self.device)).last_hidden_state
+            self._text_cache.update(zip(part, hidden.to(self.dtype), strict=True))
+        return torch.stack([self._text_cache[p] for p in prompts])
+
+    def pooled_text(self, prompts: Sequence[str]) -> Tensor:
+        """One vector per prompt (B, D) for the discriminator: the mean of the hidden states, unit length."""
+        pooled = self.encode_text(prompts).float().mean(dim=1)
+        return nn.functional.normalize(pooled - self._pooled_origin(), dim=-1)
+
+    def _pooled_origin(self) -> Tensor:
+        """The empty prompt's mean state, which all prompts share and which would drown their differences."""
+        return self.encode_text([""]).float().mean(dim=1)
+
+    def predict_eps(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """Predicted noise (B, C, F, h, w) in fp32 for ``latents`` of that shape, ``timesteps`` (B,), ``text`` (B, L, D)."""
+        out = self.family.predict_eps(self.unet, latents.to(self.dtype), timesteps, text)
+        return out.float()
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """Latents (N, 4, H/8, W/8), scaled, of ``pixels`` (N, 3, H, W) in [-1, 1]; the mode, not a sample."""
+        encoded = self.vae.encode(pixels.to(self.vae.dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return latents.float() * self.vae.config.scaling_factor
+
+    def decode_frames(self, latents: Tensor) -> Tensor:
+        """Pixels (N, 3, H, W), about [-1, 1] and not clamped, of scaled ``latents`` (N, 4, h, w); differentiable."""
+        scaled = latents / self.vae.config.scaling_factor
+        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+
+    def encode_clips(self, clips: Tensor) -> Tensor:
+        """Latents (B, 4, F, h, w) of ``clips`` (B, 3, F, H, W)."""
+        frames = self.encode_frames(clips.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (clips.shape[0], -1)).transpose(1, 2)
+
+    def decode_clips(self, latents: Tensor) -> Tensor:
+        """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, 4, F, h, w), a frame-batch of 16 at a time."""
+        frames = latents.transpose(1, 2).flatten(0, 1)
+        pixels = torch.cat([self.decode_frames(part) for part in frames.split(16)])
+        return pixels.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """``(C, F, h, w)`` of a clip; raises ValueError for sizes this model cannot make."""
+        if frames not in self.family.frames:
+            allowed = ", ".join(map(str, self.family.frames))
+            raise ValueError(f"`frames`={frames} is not supported by '{self.name}'; use {allowed}.")
+        for label, value in (("height", height), ("width", width)):
+            if value < self.latent_factor or value % self.latent_factor:
+                raise ValueError(
+                    f"`{label}`={value} must be a positive multiple of {self.latent_factor} pixels."
+                )
+        return (
+            self.latent_channels,
+            frames,
+            height // self.latent_factor,
+            width // self.latent_factor,
+        )
+
+
+def file_hash(files: Sequence[Path]) -> str:
+    """SHA-256 (hex) over the bytes of ``files`` in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

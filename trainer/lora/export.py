@@ -1,0 +1,229 @@
+"""Write a LoRA for others: one kohya file for ComfyUI, or a PEFT folder as the reference publishes.
+Both are read back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import lora_state
+from .files import file_hashes, safetensors_bytes, write_whole
+from .formats import PEFT_CONFIG, PEFT_WEIGHTS, LoraFile, read_lora
+from .match import Model, fit_pairs
+from .metadata import with_hashes
+from .pairs import LoraError, LoraPair, check_pair, kohya_name
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, read back and found equal. `size` in bytes."""
+
+    path: Path
+    modules: int
+    size: int
+    sha256: str
+    autov2: str
+    tensors_sha256: str
+
+
+def cast_pairs(pairs: Mapping[str, LoraPair], dtype: str) -> dict[str, LoraPair]:
+    """Pairs as they will be stored: on the CPU in `dtype` ("fp16", "bf16" or "fp32"), sorted by
+    path.
+
+    Raises LoraError for an unknown dtype, an empty LoRA, NaN, or values beyond fp16's 65504.
+    """
+    if dtype not in DTYPES:
+        raise LoraError(f"`dtype`={dtype!r}; allowed are {', '.join(DTYPES)}.")
+    if not pairs:
+        raise LoraError("There is nothing to export: the LoRA has no pairs.")
+    kind = DTYPES[dtype]
+    stored: dict[str, LoraPair] = {}
+    for path, pair in sorted(pairs.items()):
+        check_pair(path, pair)
+        down, up = (m.detach().to("cpu", kind).contiguous() for m in (pair.down, pair.up))
+        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise LoraError(
+                f"`{path}` has values too large for {dtype}; export with dtype='bf16' or 'fp32'."
+            )
+        # Alpha is stored as an fp32 number: 64 stays 64, and rsLoRA's roots lose nothing that
+        # merging would keep.
+        stored[path] = LoraPair(down, up, float(torch.tensor(pair.alpha, dtype=torch.float32)))
+    return stored
+
+
+def kohya_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+    """Keys and tensors of a kohya file: `.lora_down.weight`, `.lora_up.weight` and a scalar fp32
+    `.alpha`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path, pair in pairs.items():
+        name = kohya_name(path)
+        if f"{name}.alpha" in tensors:
+            raise LoraError(
+                f"Two modules share the kohya name `{name}`; use export_peft, which keeps the dots."
+            )
+        tensors[f"{name}.lora_down.weight"] = pair.down
+        tensors[f"{name}.lora_up.weight"] = pair.up
+        tensors[f"{name}.alpha"] = torch.tensor(pair.alpha, dtype=torch.float32)
+    return tensors
+
+
+def export_kohya(
+    source: nn.Module | Mapping[str, LoraPair],
+    path: str | Path,
+    metadata: Mapping[str, str],
+    *,
+    dtype: str = "fp16",
+    extra: Mapping[str, str] | None = None,
+    base: Model | None = None,
+) -> Exported:
+    """Write `source` (a UNet with a LoRA, or pairs) as one kohya .safetensors that ComfyUI's own
+    loader reads.
+
+    The tensor hashes are added to `metadata`; `extra` holds more entries, such as `workflow`.
+    Before the file takes its place it is read back and compared key by key and value by value, and
+    matched against `base` (the UNet itself when `source` is one): a failed check leaves an older
+    file untouched. Raises LoraError, and OSError on a full disk.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise LoraError(f"`{path.name}` must end in .safetensors, or ComfyUI will not list it.")
+    pairs = _pairs_of(source)
+    model = base if base is not None else (source if isinstance(source, nn.Module) else None)
+    if model is not None:
+        fit_pairs(pairs, model)
+    stored = cast_pairs(pairs, dtype)
+    twice = sorted(set(metadata) & set(extra or {}))
+    if twice:
+        raise LoraError(
+            f"`extra` would overwrite metadata: {', '.join(twice)}. Give each entry once."
+        )
+    tensors = kohya_tensors(stored)
+    told = with_hashes({**metadata, **(extra or {})}, tensors)
+
+    def check(written: Path) -> None:
+        back = read_lora(written, stored)
+        _compare(back, stored)
+        if back.metadata != told or not back.hash_ok:
+            raise LoraError(
+                f"The metadata of `{path.name}` came back changed; nothing was replaced. "
+                "Export again."
+            )
+
+    write_whole(path, safetensors_bytes(tensors, told), check)
+    return _exported(path, path, stored)
+
+
+def export_peft(
+    source: nn.Module | Mapping[str, LoraPair],
+    folder: str | Path,
+    *,
+    dtype: str = "fp32",
+    base_model: str = "",
+    metadata: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write a PEFT folder in the layout of the reference checkpoints;
+    `peft.PeftModel.from_pretrained` loads it.
+
+    The folder is staged beside its place and renamed when it was read back and found equal. A
+    folder that exists is refused with LoraError.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise LoraError(f"`{folder}` exists already; choose another name or remove it first.")
+    stored = cast_pairs(_pairs_of(source), dtype)
+    tensors: dict[str, Tensor] = {}
+    for path, pair in stored.items():
+        tensors[f"base_model.model.{path}.lora_A.weight"] = pair.down
+        tensors[f"base_model.model.{path}.lora_B.weight"] = pair.up
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        config = json.dumps(peft_config(stored, base_model), indent=2, sort_keys=True)
+        write_whole(staging / PEFT_CONFIG, config.encode("utf-8"))
+        write_whole(
+            staging / PEFT_WEIGHTS, safetensors_bytes(tensors, {"format": "pt", **(metadata or {})})
+        )
+        _compare(read_lora(staging), stored)
+        os.replace(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return _exported(folder, folder / PEFT_WEIGHTS, stored)
+
+
+def peft_config(pairs: Mapping[str, LoraPair], base_model: str = "") -> dict[str, object]:
+    """`adapter_config.json`: the common rank and alpha, and patterns for the modules that
+    differ.
+    """
+    ranks = {path: pair.rank for path, pair in pairs.items()}
+    alphas = {path: _whole(pair.alpha) for path, pair in pairs.items()}
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_model or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        # `^`: PEFT matches patterns at the end of a path, and `x.attn1` must not speak for
+        # `y.x.attn1`.
+        "rank_pattern": {f"^{path}": value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {f"^{path}": value for path, value in alphas.items() if value != alpha},
+        "target_modules": sorted(pairs),
+    }
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _most_common(values: Mapping[str, float]) -> float:
+    counted = list(values.values())
+    return max(sorted(set(counted)), key=counted.count)
+
+
+def _pairs_of(source: nn.Module | Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+    return lora_state(source) if isinstance(source, nn.Module) else source
+
+
+def _compare(back: LoraFile, stored: Mapping[str, LoraPair]) -> None:
+    """Raise LoraError unless what was read is what was meant: the same modules, values, dtypes and
+    alphas.
+    """
+    if set(back.pairs) != set(stored):
+        odd = sorted(set(back.pairs) ^ set(stored))
+        raise LoraError(
+            f"The export came back with other modules (first: {odd[0]}); nothing was replaced."
+        )
+    for path, pair in stored.items():
+        read = back.pairs[path]
+        same = (
+            read.alpha == pair.alpha
+            and read.down.dtype == pair.down.dtype
+            and torch.equal(read.down, pair.down)
+            and torch.equal(read.up, pair.up)
+        )
+        if not same:
+            raise LoraError(
+                f"`{path}` came back changed; nothing was replaced. Check the disk and "
+                "export again."
+            )
+
+
+def _exported(path: Path, weights: Path, stored: Mapping[str, LoraPair]) -> Exported:
+    hashes = file_hashes(weights)
+    size = weights.stat().st_size
+    return Exported(path, len(stored), size, hashes.sha256, hashes.autov2, hashes.tensors_sha256)

@@ -1,0 +1,226 @@
+"""Safetensors files read with suspicion and written whole: header checks, hashes, temp + fsync +
+rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .pairs import LoraError
+
+MAX_HEADER_READ = 32 * 2**20  # bytes; a real LoRA header has well under one MiB of tensor entries
+MAX_HEADER_WRITE = 4_000_000  # bytes; ComfyUI's frontend stops looking for `workflow` after 4 MB
+CHUNK = 2**20
+
+# What people really put under the name .safetensors, by the first bytes.
+FOREIGN = (
+    (b"\x80", "a Python pickle (.pt/.ckpt/.bin), which can run code when opened"),
+    (b"PK\x03\x04", "a zip archive or a PyTorch .pt/.ckpt file (pickle inside)"),
+    (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded"),
+    (b"<", "a web page (HTML), most likely a failed download"),
+    (b"GGUF", "a GGUF file"),
+)
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Hex SHA-256 of the whole file, its first ten digits (AutoV2, as Civitai shows), and of the
+    tensor bytes only.
+
+    The last one survives edits of the metadata: it is `sshs_model_hash` (kohya sd-scripts,
+    `addnet_hash_safetensors`) and, with `0x` in front, `modelspec.hash_sha256` (ModelSpec 1.0.1).
+    """
+
+    sha256: str
+    autov2: str
+    tensors_sha256: str
+
+
+def _refuse(path: Path, got: str) -> LoraError:
+    return LoraError(
+        f"`{path.name}` is not a usable LoRA file: expected safetensors, got {got}. "
+        "Download or export it again as .safetensors."
+    )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: tensor entries and `__metadata__`. No tensor is read.
+
+    Raises LoraError for anything that is not safetensors, for a truncated file and for a header
+    over 32 MiB.
+    """
+    if not path.is_file():
+        raise LoraError(f"No LoRA file at `{path}`; give a .safetensors file or a PEFT folder.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(32)
+        for magic, what in FOREIGN:
+            # A header of 60 or 128 bytes also starts with "<" or 0x80: safetensors has "{" at byte
+            # 8.
+            if first.startswith(magic) and first[8:9] != b"{":
+                raise _refuse(path, what)
+        length = int.from_bytes(first[:8], "little")
+        if len(first) < 10 or first[8:9] != b"{":
+            raise _refuse(path, f"{size} bytes that do not begin with a safetensors header")
+        if length > MAX_HEADER_READ:
+            raise _refuse(path, f"a header of {length} bytes (allowed are {MAX_HEADER_READ})")
+        if length > size - 8:
+            raise _refuse(
+                path, f"a truncated file ({size} bytes, its header alone needs {length + 8})"
+            )
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        header = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _refuse(path, f"a header that is not JSON ({type(error).__name__})") from error
+    return _checked_header(path, header, size - 8 - length)
+
+
+def _checked_header(path: Path, header: Any, data_bytes: int) -> dict[str, Any]:
+    if not isinstance(header, dict):
+        raise _refuse(path, "a header that is not a table of tensors")
+    ends = [0]
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (
+            isinstance(offsets, list) and len(offsets) == 2 and all(type(o) is int for o in offsets)
+        ):
+            raise _refuse(path, f"a broken header entry for `{name[:80]}`")
+        ends.append(offsets[1])
+    if max(ends) > data_bytes:
+        raise _refuse(
+            path, f"a truncated file ({data_bytes} bytes of weights, {max(ends)} announced)"
+        )
+    return header
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The `__metadata__` strings of a safetensors file; empty when it has none. Raises LoraError as
+    `read_header`.
+    """
+    found = read_header(path).get("__metadata__") or {}
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _refuse(path, "metadata that is not a table of strings")
+    return found
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file on the CPU, copied out of the file's memory map. Raises
+    LoraError.
+    """
+    read_metadata(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            # Cloned: a view into the map would keep the file open, and Windows cannot replace an
+            # open file.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise _refuse(path, f"damaged data ({error})") from error
+
+
+def read_json(path: Path, limit: int = MAX_HEADER_WRITE) -> dict[str, Any]:
+    """A small JSON object from a UTF-8 file. Raises LoraError when missing, too large, or not an
+    object.
+    """
+    try:
+        if path.stat().st_size > limit:
+            raise LoraError(
+                f"`{path.name}` has {path.stat().st_size} bytes; allowed are {limit}. "
+                "Export it again."
+            )
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoraError(
+            f"Cannot read `{path}` ({error}); a PEFT folder needs it beside the weights."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, LoraError):
+            raise
+        raise LoraError(
+            f"`{path}` is not valid JSON ({type(error).__name__}); export the LoRA again."
+        ) from error
+    if not isinstance(found, dict):
+        raise LoraError(
+            f"`{path}` holds a {type(found).__name__}; a JSON object is needed. Export "
+            "the LoRA again."
+        )
+    return found
+
+
+def file_hashes(path: Path) -> Hashes:
+    """All hashes of a safetensors file in one pass. The file must have passed `read_header`."""
+    whole, tensors = hashlib.sha256(), hashlib.sha256()
+    with path.open("rb") as file:
+        first = file.read(8)
+        header = file.read(int.from_bytes(first, "little"))
+        whole.update(first)
+        whole.update(header)
+        while chunk := file.read(CHUNK):
+            whole.update(chunk)
+            tensors.update(chunk)
+    digest = whole.hexdigest()
+    return Hashes(sha256=digest, autov2=digest[:10], tensors_sha256=tensors.hexdigest())
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of the tensor bytes as safetensors lays them out: `Hashes.tensors_sha256` of the
+    file to be.
+    """
+    data = memoryview(safetensors.torch.save(dict(tensors)))
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+
+
+def write_whole(path: Path, data: bytes, check: Callable[[Path], None] | None = None) -> None:
+    """Write bytes so that `path` is either the old file or the new one, never a piece: temp, fsync,
+    rename.
+
+    `check` sees the finished temporary file; when it raises, `path` is left as it was. A full disk
+    raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file in memory. Raises LoraError for metadata that is not strings or a header
+    over 4 MB.
+    """
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise LoraError(
+                f"Metadata `{key}` is a {type(value).__name__}; safetensors holds strings "
+                "only: str() it."
+            )
+    data = safetensors.torch.save(dict(tensors), dict(metadata))
+    length = int.from_bytes(data[:8], "little")
+    if length >= MAX_HEADER_WRITE:
+        largest = max(metadata, key=lambda key: len(metadata[key]))
+        raise LoraError(
+            f"The header would take {length} bytes; ComfyUI reads workflows only from "
+            "headers under "
+            f"{MAX_HEADER_WRITE}. Shorten `{largest}` ({len(metadata[largest])} characters)."
+        )
+    return data

@@ -1,0 +1,290 @@
+"""LoRA file formats: one row each, all normalised to {module path: LoraPair}."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .files import Hashes, file_hashes, read_json, read_metadata, read_tensors
+from .match import resolve_names
+from .pairs import LoraError, LoraPair, base_modules, check_pair
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+
+AlphaOf = Callable[[str, int], float]  # (module path, rank) -> alpha
+# Initialisations that change the base weights: such an adapter means nothing on the untouched base.
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tensors of one module as a file has them; any may be missing."""
+
+    down: Tensor | None = None
+    up: Tensor | None = None
+    alpha: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LoraFormat:
+    """`prefix` is cut from every key (kohya's stays: its names are resolved later); `suffixes` name
+    the parts.
+
+    `alphas` makes the rule for modules without an alpha tensor from (file, header metadata).
+    """
+
+    name: str
+    prefix: str
+    keep_prefix: bool
+    suffixes: Mapping[str, str]
+    alphas: Callable[[Path, Mapping[str, str]], AlphaOf]
+
+    def split(self, key: str) -> tuple[str, str] | None:
+        """(module name, part), or None for a key this format does not know."""
+        if not key.startswith(self.prefix):
+            return None
+        for suffix, part in self.suffixes.items():
+            if key.endswith(suffix):
+                start = 0 if self.keep_prefix else len(self.prefix)
+                return key[start : len(key) - len(suffix)], part
+        return None
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as read. Without a base model kohya pairs are still under their `lora_unet_...`
+    names.
+    """
+
+    path: Path
+    format: str
+    pairs: dict[str, LoraPair]
+    metadata: dict[str, str]
+    hashes: Hashes
+
+    @property
+    def hash_ok(self) -> bool | None:
+        """Whether the tensor hash in the metadata is true; None when the file declares none."""
+        declared = self.metadata.get("modelspec.hash_sha256") or self.metadata.get(
+            "sshs_model_hash"
+        )
+        return (
+            None
+            if not declared
+            else declared.removeprefix("0x").lower() == self.hashes.tensors_sha256
+        )
+
+    def resolved(self, model: nn.Module | Iterable[str]) -> LoraFile:
+        """The same file with every name that `model` (a UNet, or its module paths) knows turned
+        into its path.
+        """
+        paths = base_modules(model) if isinstance(model, nn.Module) else model
+        return replace(self, pairs=resolve_names(self.pairs, paths))
+
+
+def _alpha_is_rank(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
+    """kohya's rule for a module without `.alpha`: no scaling."""
+    return lambda path, rank: float(rank)
+
+
+def _alpha_from_config(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
+    return peft_alphas(read_json(file.with_name(PEFT_CONFIG)), PEFT_CONFIG)
+
+
+def _alpha_from_header(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
+    """diffusers keeps the PEFT config as JSON in the header, with `unet.` before each key; without
+    it, no scaling.
+    """
+    raw = metadata.get("lora_adapter_metadata")
+    if raw is None:
+        return lambda path, rank: float(rank)
+    try:
+        config = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise LoraError(
+            f"`lora_adapter_metadata` of `{file.name}` is not JSON; export the LoRA again."
+        ) from error
+    if not isinstance(config, dict):
+        raise LoraError(
+            f"`lora_adapter_metadata` of `{file.name}` is not a table; export the LoRA again."
+        )
+    return peft_alphas(
+        {key.removeprefix("unet."): value for key, value in config.items()}, file.name
+    )
+
+
+LORA_AB = {".lora_A.weight": "down", ".lora_B.weight": "up"}
+DIFFUSERS_PARTS = {
+    **LORA_AB,
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    ".alpha": "alpha",
+}
+KOHYA_PARTS = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
+
+# Asked in this order; the last one takes bare module paths (`unet.save_lora_adapter`).
+FORMATS = (
+    LoraFormat("kohya", "lora_unet_", True, KOHYA_PARTS, _alpha_is_rank),
+    LoraFormat("peft", "base_model.model.", False, LORA_AB, _alpha_from_config),
+    LoraFormat("diffusers", "unet.", False, DIFFUSERS_PARTS, _alpha_from_header),
+    LoraFormat("diffusers (bare)", "", False, DIFFUSERS_PARTS, _alpha_from_header),
+)
+
+
+def peft_alphas(config: Mapping[str, Any], where: str) -> AlphaOf:
+    """PEFT's scaling as an alpha per module: `lora_alpha`, `alpha_pattern`, and rsLoRA's alpha /
+    sqrt(rank).
+
+    Patterns follow `peft.utils.get_pattern_key`: the first one that matches the end of the path
+    wins. Raises LoraError for adapters that are more than a plain LoRA (DoRA, biases, extra
+    modules, PiSSA and its kin).
+    """
+    _check_plain_lora(config, where)
+    default = config.get("lora_alpha")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(
+        _is_number(a) for a in (default, *patterns.values())
+    ):
+        raise LoraError(
+            f"`lora_alpha` or `alpha_pattern` of {where} is not a number: {default!r}. "
+            "Export it again."
+        )
+    compiled = [(_pattern(key, where), float(value)) for key, value in patterns.items()]
+    root = bool(config.get("use_rslora"))
+
+    def alpha_of(path: str, rank: int) -> float:
+        alpha = next((value for pattern, value in compiled if pattern.match(path)), float(default))
+        return alpha * rank**0.5 if root else alpha
+
+    return alpha_of
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _pattern(key: str, where: str) -> re.Pattern[str]:
+    # Patterns come from a downloaded file: repetition could be written to take for ever, so it is
+    # refused.
+    if re.fullmatch(r"[\w.\\^$-]*", key) is None:
+        raise LoraError(
+            f"`alpha_pattern` {key!r} of {where} is not a plain module name; list the "
+            "modules by name."
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except re.error as error:
+        raise LoraError(f"`alpha_pattern` {key!r} of {where} is not valid ({error}).") from error
+
+
+def _check_plain_lora(config: Mapping[str, Any], where: str) -> None:
+    kind = str(config.get("peft_type", "LORA")).rsplit(".", 1)[-1].upper()
+    start = str(config.get("init_lora_weights", True)).lower()
+    reasons = (
+        (kind != "LORA", f"`peft_type`={kind}"),
+        (config.get("use_dora"), "`use_dora`=true"),
+        (config.get("lora_bias"), "`lora_bias`=true"),
+        (config.get("bias", "none") != "none", f"`bias`={config.get('bias')!r}"),
+        (config.get("modules_to_save"), "`modules_to_save`"),
+        (start.startswith(BASE_CHANGING), f"`init_lora_weights`={start!r}, which changes the base"),
+    )
+    for wrong, what in reasons:
+        if wrong:
+            raise LoraError(
+                f"{where} has {what}; only plain LoRA is supported. Convert or retrain it as LoRA."
+            )
+
+
+def locate(path: Path) -> Path:
+    """The weights file of a LoRA given as a file or as a folder. Raises LoraError."""
+    if not path.is_dir():
+        return path
+    for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    pickles = sorted(
+        entry.name for entry in path.iterdir() if entry.suffix in (".bin", ".pt", ".ckpt")
+    )
+    found = f"found {pickles[0]}, a pickle that can run code" if pickles else "found neither"
+    raise LoraError(
+        f"`{path}` is not a LoRA folder: expected {PEFT_WEIGHTS} with {PEFT_CONFIG}, or "
+        f"{DIFFUSERS_WEIGHTS}; "
+        f"{found}. Save it with safe_serialization=True."
+    )
+
+
+def read_lora(path: str | Path, model: nn.Module | Iterable[str] | None = None) -> LoraFile:
+    """Read a kohya file, a PEFT folder or a diffusers file; every key must be understood.
+
+    `model` (a UNet, or the module paths of one) resolves kohya's underscore names to module paths.
+    Tensors stay in the file's dtype, on the CPU. Raises LoraError: what is wrong, what was found,
+    what to do.
+    """
+    file = locate(Path(path))
+    tensors = read_tensors(file)
+    metadata = read_metadata(file)
+    form = detect(tensors, file.name)
+    parts = _group(tensors, form, file.name)
+    alpha_of = form.alphas(file, metadata)
+    pairs: dict[str, LoraPair] = {}
+    for module, part in sorted(parts.items()):
+        if part.down is None or part.up is None:
+            absent = "down" if part.down is None else "up"
+            raise LoraError(
+                f"`{module}` in `{file.name}` has no {absent} matrix; the file is incomplete."
+            )
+        if part.alpha is not None and part.alpha.numel() != 1:
+            raise LoraError(
+                f"`{module}.alpha` has shape {tuple(part.alpha.shape)}; one number is needed."
+            )
+        rank = part.down.shape[0] if part.down.dim() else 0
+        alpha = alpha_of(module, rank) if part.alpha is None else float(part.alpha)
+        pairs[module] = LoraPair(part.down, part.up, alpha)
+        check_pair(module, pairs[module])
+    found = LoraFile(Path(path), form.name, pairs, metadata, file_hashes(file))
+    return found if model is None else found.resolved(model)
+
+
+def detect(keys: Iterable[str], where: str) -> LoraFormat:
+    """The first format that understands at least one key. Raises LoraError when none does."""
+    names = sorted(keys)
+    for form in FORMATS:
+        if any(form.split(key) for key in names):
+            return form
+    shown = ", ".join(names[:3]) or "no tensors at all"
+    raise LoraError(
+        f"`{where}` is not a LoRA of a known format: it holds {shown}. Known are "
+        f"{', '.join(form.name for form in FORMATS)}; a full checkpoint is not a LoRA."
+    )
+
+
+def _group(tensors: Mapping[str, Tensor], form: LoraFormat, where: str) -> dict[str, Parts]:
+    split = {key: form.split(key) for key in tensors}
+    strange = sorted(key for key, found in split.items() if found is None)
+    if strange:
+        raise LoraError(
+            f"{len(strange)} of {len(tensors)} keys in `{where}` do not belong to a {form.name} "
+            "LoRA of a UNet "
+            f"(first: {', '.join(strange[:3])}). Text-encoder weights, DoRA, LoHa and LoKr are "
+            "not supported: "
+            "export the UNet's LoRA alone."
+        )
+    parts: dict[str, Parts] = {}
+    for key, found in split.items():
+        assert found is not None
+        module, part = found
+        before = parts.get(module, Parts())
+        if getattr(before, part) is not None:
+            raise LoraError(
+                f"`{module}` has its {part} matrix twice in `{where}`; export the LoRA again."
+            )
+        parts[module] = replace(before, **{part: tensors[key]})
+    return parts

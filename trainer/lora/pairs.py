@@ -1,0 +1,129 @@
+"""One LoRA in one form: a dict from module path to a pair of low-rank matrices, whatever file it
+came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The official MCM LoRAs leave these four modules alone; they carry no look and no motion of their
+# own.
+UNCOVERED_ROOTS = ("conv_in", "conv_out", "time_embedding")
+
+
+class LoraError(ValueError):
+    """A LoRA that cannot be read, does not fit the model, or cannot be written."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPair:
+    """A low-rank update of one weight, `delta = (alpha / rank) * up @ down` (Hu et al. 2021,
+    section 4.1).
+
+    `down` is (rank, in) for a Linear and (rank, in, kh, kw) for a Conv2d; `up` is (out, rank) or
+    (out, rank, 1, 1).
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight this pair updates: (out, in) or (out, in, kh, kw)."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    def delta(self, strength: float = 1.0) -> Tensor:
+        """The update in fp32, shape `weight_shape`, on the device of `down`.
+
+        The order of operations is PEFT's (`LoraLayer.get_delta_weight`), so that merges agree bit
+        for bit.
+        """
+        down, up = self.down.float(), self.up.float()
+        scale = self.alpha / self.rank * strength
+        if down.dim() == 2:
+            return up @ down * scale
+        if down.shape[2:] == (1, 1):
+            return (up[:, :, 0, 0] @ down[:, :, 0, 0])[:, :, None, None] * scale
+        return F.conv2d(down.transpose(0, 1), up).transpose(0, 1) * scale
+
+
+def check_pair(path: str, pair: LoraPair) -> None:
+    """Raise LoraError unless the two matrices of `path` belong together, are finite and have a
+    usable alpha.
+    """
+    down, up = pair.down, pair.up
+    got = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
+    if down.dim() not in (2, 4) or up.dim() != down.dim():
+        raise LoraError(
+            f"`{path}` has {got}; a LoRA pair has two matrices of 2 or of 4 dimensions."
+        )
+    if pair.rank < 1 or up.shape[1] != pair.rank or (up.dim() == 4 and up.shape[2:] != (1, 1)):
+        raise LoraError(
+            f"`{path}` has {got}; `down` must be (rank, in, ...) and `up` (out, rank[, 1, 1])."
+        )
+    if not (down.is_floating_point() and up.is_floating_point()):
+        raise LoraError(
+            f"`{path}` holds {down.dtype} and {up.dtype}; allowed are fp32, fp16 and bf16."
+        )
+    if not math.isfinite(pair.alpha):
+        raise LoraError(
+            f"`{path}` has alpha={pair.alpha}; a finite number is needed. The file is damaged."
+        )
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise LoraError(
+            f"`{path}` holds NaN or infinite values: training diverged or the file is damaged. "
+            "Use an earlier checkpoint."
+        )
+
+
+def base_modules(unet: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Every Linear and Conv2d of a UNet by its path in the base model, seen through PEFT's
+    wrappers.
+    """
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name:
+            found[name.removesuffix(".base_layer")] = module
+    return found
+
+
+def weight_shapes(model: nn.Module | Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Path -> weight shape of everything a LoRA can update; a mapping is returned as a plain
+    dict.
+    """
+    if isinstance(model, nn.Module):
+        return {path: tuple(module.weight.shape) for path, module in base_modules(model).items()}
+    return {path: tuple(shape) for path, shape in model.items()}
+
+
+def is_target(path: str) -> bool:
+    """Whether the MCM LoRA covers the Linear or Conv2d at `path` (482 in ModelScope, 530 in
+    AnimateDiff).
+    """
+    return path.split(".", 1)[0] not in UNCOVERED_ROOTS
+
+
+def lora_targets(unet: nn.Module) -> list[str]:
+    """Sorted paths of the modules the MCM LoRA covers: every Linear and Conv2d but the input,
+    output and time ones.
+
+    Conv3d (the `temp_convs` of ModelScope) is never among them. Source: the key lists of the
+    reference checkpoints.
+    """
+    return sorted(path for path in base_modules(unet) if is_target(path))
+
+
+def kohya_name(path: str) -> str:
+    """`down_blocks.0.attentions.0.proj_in` -> `lora_unet_down_blocks_0_attentions_0_proj_in`."""
+    return "lora_unet_" + path.replace(".", "_")

@@ -1,0 +1,171 @@
+"""The frame network: what the mini model's discriminator looks through, and what its captions are
+read by.
+
+A small ConvNet on single frames. It is frozen wherever it is used, but gradients flow through it to
+the pixels, hence smooth activations and GroupNorm, which never couples the samples of a batch. The
+judge shares neither its data nor its architecture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from .clips import (
+    ASSETS,
+    Clips,
+    cached_decoded,
+    load_weights,
+    mirrored,
+    render_clips,
+    roughen,
+    save_weights,
+    through_autoencoder,
+)
+from .looks import Look
+from .stage import run_stage
+from .world import COLOURS, SHAPES
+
+WIDTHS = (16, 32, 48, 64)
+HEADS = {"shape": len(SHAPES), "colour": len(COLOURS)}
+FILE = "framenet.safetensors"
+BATCH = 64
+RENDERED = 16000
+DECODED = 2500
+_MIX = ("public", "other", "other", "public", "other")  # it must not know the artists
+
+
+class _Stage(nn.Module):
+    """Halves the map, then adds a residual: (N, C, H, W) to (N, D, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.down = nn.Conv2d(inputs, outputs, 4, 2, 1)
+        self.norm = nn.GroupNorm(4, outputs)
+        self.wide = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.close = nn.Conv2d(outputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.down(x))
+        return x + self.close(F.gelu(self.wide(F.gelu(x)), approximate="tanh"))
+
+
+class FrameNet(nn.Module):
+    """Frames (N, 3, 64, 64) in [-1, 1] to maps of 32, 16, 8 and 4 pixels, and to caption logits."""
+
+    channels = WIDTHS
+
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)
+        self.blocks = nn.ModuleList(_Stage(a, b) for a, b in pairs)
+        self.mix = nn.Linear(2 * (WIDTHS[2] + WIDTHS[3]), 96)
+        self.outputs = nn.ModuleDict({name: nn.Linear(96, n) for name, n in HEADS.items()})
+
+    def stages(self, pixels: Tensor) -> list[Tensor]:
+        """Maps (N, 16, 32, 32), (N, 32, 16, 16), (N, 48, 8, 8) and (N, 64, 4, 4)."""
+        maps = []
+        for block in self.blocks:
+            pixels = block(pixels)
+            maps.append(pixels)
+        return maps
+
+    def heads(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Logits "shape" (N, 6) and "colour" (N, 6) in the order of ``SHAPES`` and ``COLOURS``."""
+        parts = []
+        for maps in self.stages(pixels)[2:]:
+            parts += [maps.mean(dim=(2, 3)), maps.flatten(2).logsumexp(dim=2)]
+        mixed = F.gelu(self.mix(torch.cat(parts, dim=1)), approximate="tanh")
+        return {name: head(mixed) for name, head in self.outputs.items()}
+
+    forward = heads
+
+
+def build_framenet(seed: int = 202) -> FrameNet:
+    """An untrained frame network; the same ``seed`` gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FrameNet()
+
+
+def train_framenet(
+    work: Path, vae: AutoencoderTiny | None, steps: int, seed: int = 202
+) -> FrameNet:
+    """Train on rendered frames for two thirds of ``steps``, then with a third of them autoencoded.
+
+    Resumable from ``work``. ``vae`` None leaves the second part out. Named styles are never shown:
+    the network is the discriminator's eye for a style it has not met, as the big feature networks
+    are.
+    """
+    net, first = build_framenet(seed), steps * 2 // 3
+    clean = render_clips(seed, RENDERED, _MIX, length=1)
+    _stage("framenet", net, clean, work, first, seed, lr=3e-3)
+    if vae is not None:
+        file = work / "framenet_decoded.safetensors"
+        decoded = cached_decoded(file, vae, seed + 1, DECODED, 1, _MIX)
+        rest = steps - first
+        _stage("framenet_decoded", net, clean, work, rest, seed, lr=1.5e-3, decoded=decoded)
+    return net.eval()
+
+
+def _stage(
+    name: str,
+    net: FrameNet,
+    clean: Clips,
+    work: Path,
+    steps: int,
+    seed: int,
+    *,
+    lr: float,
+    decoded: Clips | None = None,
+) -> None:
+    """One resumable stage; leaves the averaged weights in ``net``."""
+    clips = clean if decoded is None else clean.join(decoded)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(len(clean), (BATCH,), generator=generator)
+        if decoded is not None:
+            other = torch.randint(len(clean), len(clips), (BATCH // 3,), generator=generator)
+            rows = torch.cat((rows[len(other) :], other))
+        pixels, labels = mirrored(clips, rows, generator)
+        logits = net(roughen(pixels, generator).squeeze(2))
+        losses = {k: F.cross_entropy(v, labels[k], label_smoothing=0.05) for k, v in logits.items()}
+        right = {k: (v.argmax(1) == labels[k]).float().mean().item() for k, v in logits.items()}
+        return losses["shape"] + losses["colour"], {k: round(v, 3) for k, v in right.items()}
+
+    net.train()
+    ema = run_stage(name, net, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99)
+    assert ema is not None
+    net.load_state_dict(ema.shadow)
+
+
+@torch.no_grad()
+def framenet_accuracy(
+    net: FrameNet, look: str | Look, count: int, seed: int, vae: AutoencoderTiny | None = None
+) -> dict[str, float]:
+    """Share of ``count`` fresh frames in ``look`` read right, with ``vae`` after autoencoding."""
+    frames = render_clips(seed, count, [look], length=1)
+    if vae is not None:
+        frames = through_autoencoder(vae, frames)
+    logits = net(frames.pixels().squeeze(2))
+    return {k: float((v.argmax(1) == frames.labels[k]).float().mean()) for k, v in logits.items()}
+
+
+def save_framenet(net: FrameNet, folder: Path | None = None) -> Path:
+    """Write ``framenet.safetensors`` (half precision) to ``folder`` or the bundled assets."""
+    file = (folder or ASSETS / "framenet") / FILE
+    save_weights(net, file)
+    return file
+
+
+def load_framenet(folder: Path | None = None) -> FrameNet:
+    """The trained network, frozen, from ``folder`` or the bundled assets."""
+    net = build_framenet()
+    load_weights(net, (folder or ASSETS / "framenet") / FILE)
+    return net

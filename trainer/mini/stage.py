@@ -1,0 +1,101 @@
+"""A resumable training stage of the mini model: step loop, progress, checkpoints, cosine schedule."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+SAVE_EVERY_SECONDS = 60.0
+
+
+def cosine(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> float:
+    """Factor of the peak learning rate: linear warm-up, then a cosine down to ``floor``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Ema:
+    """Exponential moving average of a module's parameters; ``decay`` ramps up over the first steps."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.998):
+        self.decay = decay
+        self.shadow = {k: v.detach().clone().float() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, value in module.state_dict().items():
+            if value.dtype.is_floating_point:
+                self.shadow[key].lerp_(value.float(), 1 - decay)
+            else:
+                self.shadow[key] = value.clone()
+
+
+def run_stage(
+    name: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+    *,
+    steps: int,
+    work: Path,
+    lr: float,
+    ema_decay: float | None = None,
+) -> Ema | None:
+    """Train ``module`` for ``steps`` steps, continuing from ``work/<name>.pt`` when it exists.
+
+    ``loss_of(step)`` draws its own batch from ``step`` alone, so a resumed run sees the data that an
+    uninterrupted one would have seen. A JSON line of measures goes to ``work/<name>.jsonl`` every 20 steps.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / f"{name}.pt"
+    ema = Ema(module, ema_decay) if ema_decay else None
+    first = _restore(file, module, optimizer, ema) if file.exists() else 0
+    saved = time.monotonic()
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * cosine(step, steps) * group.get("scale", 1.0)
+        loss, measures = loss_of(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        if ema:
+            ema.update(module, step)
+        if step % 20 == 0:
+            line = {"step": step, "loss": round(loss.item(), 6), "time": round(time.time(), 1), **measures}
+            bar.set_postfix({k: v for k, v in line.items() if k not in ("step", "time")})
+            with (work / f"{name}.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+        if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
+            _save(file, module, optimizer, ema, step + 1)
+            saved = time.monotonic()
+    return ema
+
+
+def _save(file: Path, module: nn.Module, optimizer, ema: Ema | None, step: int) -> None:
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    if ema:
+        state["ema"] = ema.shadow
+    torch.save(state, file.with_suffix(".tmp"))
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def _restore(file: Path, module: nn.Module, optimizer, ema: Ema | None) -> int:
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema:
+        ema.shadow = state["ema"]
+    return state["step"]

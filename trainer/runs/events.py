@@ -1,0 +1,118 @@
+"""``events.jsonl``: one JSON object a line for every step and happening; only ever appended to."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from .files import atomic_write
+from .guards import disk_errors
+
+
+def plain(value: Any) -> Any:
+    """``value`` as strict JSON takes it: NaN and infinity become None, one-element tensors numbers.
+
+    Raises TypeError for anything else that JSON does not know.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        return plain(value.item())
+    raise TypeError(f"{type(value).__name__} cannot be an event's value; use numbers and texts.")
+
+
+def read_events(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """All events of a file, or those of one ``kind``; none if there is no file.
+
+    A last line that is still being written, or was torn by a crash, is left out. A damaged line in
+    between is left out with a warning.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    *lines, _torn = content.split(b"\n")
+    events = [_event(path, number, line) for number, line in enumerate(lines, 1)]
+    return [event for event in events if event and kind in (None, event["kind"])]
+
+
+def _event(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line.decode("utf-8"))
+        if isinstance(event, dict) and isinstance(event.get("kind"), str):
+            return event
+        problem = "not an object with a kind"
+    except ValueError as error:
+        problem = str(error)
+    warnings.warn(f"{path}: line {number} is damaged and left out ({problem}).", stacklevel=3)
+    return None
+
+
+class EventLog:
+    """Appends events; use as a context manager or `close` it.
+
+    Opening it repairs what a crash left behind: a torn last line is cut off, and with
+    ``resume_step`` the events of later steps are dropped, for those steps are taken again.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        self.path = Path(path)
+        self._repair(resume_step)
+        self._file: IO[bytes] = open(self.path, "ab", buffering=0)  # noqa: SIM115
+
+    def append(self, kind: str, **values: Any) -> None:
+        """Write one event (with the time, seconds since 1970) at once. Raises `DiskFullError`."""
+        event = {"kind": kind, "time": round(time.time(), 3), **plain(values)}
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+        data = line.encode("utf-8", errors="replace")
+        with disk_errors(self.path):
+            # Unbuffered: a line of a killed process is either in the file or it is not.
+            while data:
+                data = data[self._file.write(data) :]
+
+    def _repair(self, resume_step: int | None) -> None:
+        if not self.path.is_file():
+            return
+        content = self.path.read_bytes()
+        lines = content.split(b"\n")[:-1]
+        if resume_step is not None:
+            lines = [line for line in lines if not _is_later(line, resume_step)]
+        whole = b"".join(line + b"\n" for line in lines)
+        if whole != content:
+            atomic_write(self.path, whole)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _is_later(line: bytes, step: int) -> bool:
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except ValueError:
+        return False
+    return isinstance(event, dict) and isinstance(event.get("step"), int) and event["step"] > step

@@ -1,0 +1,32 @@
+"""Every setting of a training run: one field, one default, one range and one help text each.
+
+The command line, the web form, the docs and ``config.toml`` are all made from these fields, so
+that a default or a range is written nowhere else. Reading, writing and presets: `trainer.config`.
+"""
+
+from .base import Part
+from .method import AUGMENTATIONS, AdversarialConfig, MotionConfig, TrajectoryConfig
+from .run import (
+    CheckpointConfig,
+    DataConfig,
+    HardwareConfig,
+    LoraConfig,
+    OptimConfig,
+    PreviewConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "AdversarialConfig",
+    "CheckpointConfig",
+    "DataConfig",
+    "HardwareConfig",
+    "LoraConfig",
+    "MotionConfig",
+    "OptimConfig",
+    "Part",
+    "PreviewConfig",
+    "TrainConfig",
+    "TrajectoryConfig",
+]

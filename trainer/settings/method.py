@@ -1,0 +1,183 @@
+"""Settings of the method: trajectory points, motion consistency, and the style discriminator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .base import Part
+
+AUGMENTATIONS = ("color", "translation", "cutout")
+Representation = Literal[
+    "raw", "diff", "low_frequency", "high_frequency", "local_correlation", "global_correlation",
+    "learned", "learned_deep",
+]  # fmt: skip
+
+
+class TrajectoryConfig(Part):
+    """Which points of the teacher's trajectory a step trains on."""
+
+    ddim_timesteps: int = Field(
+        default=50, ge=8, le=250,
+        description="Timesteps of the teacher's DDIM sampler. More are finer and make each "
+        "teacher step smaller.",
+    )
+    timestep_scaling: float = Field(
+        default=4.0, ge=0.1, le=100.0,
+        description="Scale of t in the consistency boundary c_skip, c_out (LCM).",
+    )
+    sigma_data: float = Field(
+        default=0.5, ge=0.01, le=10.0,
+        description="Spread of the data in the consistency boundary c_skip, c_out (LCM).",
+    )
+    guidance_min: float = Field(
+        default=1.0, ge=0.0, le=30.0,
+        description="Lowest teacher guidance w that is drawn (a CFG scale of w + 1).",
+    )
+    guidance_max: float = Field(
+        default=3.0, ge=0.0, le=30.0,
+        description="Highest teacher guidance w that is drawn. Small models break above about 3; "
+        "large ones use 15.",
+    )
+    real_probability: float = Field(
+        default=0.5, ge=0.0, le=1.0,
+        description="Share of points on the teacher's or a video's trajectory; the others start "
+        "from the student's own predictions (mixed trajectory distillation). 0 fails:"
+        " keep some real ones.",
+    )
+    replay_probability: float = Field(
+        default=0.8, ge=0.0, le=1.0,
+        description="Share of the student's own points that come from stored earlier predictions "
+        "instead of a new one. High values cure the wash-out at 4 and 8 steps.",
+    )
+    few_step_bias: float = Field(
+        default=0.7, ge=0.0, le=1.0,
+        description="Share of points drawn at the timesteps of 1, 2, 4 and 8 step sampling.",
+    )
+
+    @model_validator(mode="after")
+    def _guidance_is_a_range(self) -> TrajectoryConfig:
+        if self.guidance_min > self.guidance_max:
+            raise ValueError(
+                f"`trajectory.guidance_min`={self.guidance_min} is above `trajectory.guidance_max`="
+                f"{self.guidance_max}; lower the first or raise the second."
+            )
+        return self
+
+
+class MotionConfig(Part):
+    """The consistency loss on motion, and the terms that hold colour and movement."""
+
+    representation: Representation = Field(
+        default="diff",
+        description="What the consistency loss compares: raw latents (plain LCM), frame "
+        "differences, frequency bands, correlations of frames, or a learned head (the"
+        " paper).",
+    )
+    loss: Literal["huber", "l2"] = Field(
+        default="huber",
+        description="Distance of prediction and target.",
+    )
+    huber_c: float = Field(
+        default=0.05, ge=1e-6, le=10.0,
+        description="Where the Huber loss turns from square to linear, in latent units.",
+    )
+    weight: float = Field(
+        default=1.0, ge=0.0, le=100.0, description="Weight of the motion consistency loss."
+    )
+    energy_weight: float = Field(
+        default=0.2, ge=0.0, le=10.0,
+        description="Weight of the motion energy term: where the clip moves, whatever its "
+        "colours. Raise it when clips stand still. 0 turns it off.",
+    )
+    anchor_weight: float = Field(
+        default=0.05, ge=0.0, le=10.0,
+        description="Weight of the low-pass anchor to the consistency target. Raise it when "
+        "colours of the prompt are lost; too high keeps the teacher's look. 0 turns "
+        "it off.",
+    )
+    self_anchor_weight: float = Field(
+        default=0.25, ge=0.0, le=10.0,
+        description="Weight that keeps replayed predictions where they were, after 2x2 pooling. "
+        "Raise it when 4 and 8 steps wash out. 0 turns it off.",
+    )
+    self_anchor_max_timestep: int = Field(
+        default=880, ge=0, le=999,
+        description="Replayed predictions noised beyond this timestep are not held in place.",
+    )
+    head_lr: float = Field(
+        default=1e-4, ge=1e-8, le=1.0, description="Learning rate of the learned motion head."
+    )
+    head_ema: float = Field(
+        default=0.95, ge=0.0, le=0.99999,
+        description="Decay of the learned head's average, used on the target's side.",
+    )
+
+
+class AdversarialConfig(Part):
+    """The frame discriminator, which brings the look of the image folder."""
+
+    weight_mode: Literal["gradient_ratio", "fixed"] = Field(
+        default="gradient_ratio",
+        description="gradient_ratio keeps the adversary's push at `adversarial.ratio` of the "
+        "consistency loss's; fixed uses `adversarial.weight` as it is (the paper).",
+    )
+    weight: float = Field(
+        default=1.0, ge=0.0, le=100.0,
+        description="Weight of the discriminator, on top of the gradient ratio if that is used. 0"
+        " turns it off.",
+    )
+    ratio: float = Field(
+        default=1.0, ge=0.0, le=20.0,
+        description="rho: gradient of the adversary over that of consistency. Raise it (1.5) for "
+        "more style, lower it for more motion.",
+    )
+    ratio_ema: float = Field(
+        default=0.9, ge=0.0, le=0.9999, description="Smoothing of the measured gradient ratio."
+    )
+    loss: Literal["hinge", "bce", "wgan"] = Field(default="hinge", description="GAN loss.")
+    features: str = Field(
+        default="auto", min_length=1,
+        description="Frozen feature network under the discriminator: a name, a folder, or auto to"
+        " match the model.",
+    )
+    mismatched_captions: bool = Field(
+        default=True,
+        description="Show style images with wrong captions as fakes; prompts are followed better.",
+    )
+    caption_weight: float = Field(
+        default=0.2, ge=0.0, le=10.0,
+        description="Weight of the caption loss of a frozen frame network. Raise it when the "
+        "prompt's colours or things are lost. 0 turns it off.",
+    )
+    r1_weight: float = Field(
+        default=0.0, ge=0.0, le=1000.0,
+        description="Weight of R1 on real features; try 1 when the discriminator wins.",
+    )
+    r1_every: int = Field(
+        default=8, ge=1, le=1000,
+        description="Steps from one R1 penalty to the next.",
+    )
+    augment: str = Field(
+        default="color,translation,cutout",
+        description="Differentiable augmentation, comma-separated: color, translation, cutout. "
+        "Empty: none. Leave out color when exact hues are the style.",
+    )
+    lr: float = Field(
+        default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."
+    )
+    head_channels: int = Field(
+        default=64, ge=8, le=1024, description="Channels of the discriminator's heads."
+    )
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentations(cls, text: str) -> str:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in AUGMENTATIONS]:
+            raise ValueError(
+                f"`adversarial.augment`={text!r}: {', '.join(unknown)} is not known; use a "
+                f"comma-separated list of {', '.join(AUGMENTATIONS)}, or leave it empty."
+            )
+        return ",".join(names)
