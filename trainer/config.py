@@ -54,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trajectory.real_probability": 1.0,
         "motion.representation": "raw",
         "adversarial.weight": 0.0,
+        "warm_start": False,
     },
 }
 

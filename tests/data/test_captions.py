@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,7 @@ def test_undecodable_caption_is_an_error_and_never_guessed(
     sidecar(image, data)
     caption = read_caption(image, trigger="zorn")
     assert caption.text == ""
-    assert caption.error is not None
-    with pytest.raises(AssertionError, match=match):
-        raise AssertionError(caption.error)
+    assert re.search(match, str(caption.error))
 
 
 def test_caption_link_out_of_the_folder_is_an_error(tmp_path: Path) -> None:

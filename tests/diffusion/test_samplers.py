@@ -206,6 +206,11 @@ def test_an_impossible_number_of_steps_is_refused(name, steps, most):
         SAMPLERS[name](toy_eps, TEXT, PAIR, steps, CONFIG, seed=0)
 
 
+def test_a_step_count_that_diffusers_rounds_wrongly_is_refused():
+    with pytest.raises(ValueError, match="`steps`=61 gives 62 timesteps in diffusers.* use 60"):
+        sample_ddim(toy_eps, TEXT, PAIR, 61, CONFIG, seed=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -113,6 +113,18 @@ def test_bootstrap_holds_the_number_it_belongs_to_for_a_biased_distance():
     assert wide[0] < low and high < wide[1]
 
 
+def test_bootstrap_never_draws_one_unit_alone():
+    drawn: list[int] = []
+
+    def count(rows: np.ndarray) -> float:
+        drawn.append(len(set(rows.tolist())))
+        return 0.0
+
+    bootstrap(count, 2, seed=0)
+    bootstrap(count, 3, seed=0)
+    assert min(drawn) == 2
+
+
 def test_share_interval_has_width_at_the_ends():
     assert share_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
     assert share_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-3)

@@ -38,16 +38,19 @@ def folder(untrained_folder, tmp_path_factory):
     return root
 
 
-def measured(untrained_folder, folder, **options) -> EvaluationResult:
-    model = load_model(str(untrained_folder))
-    small = {"steps": (1,), "teacher_steps": 1, "count": 2, "features": "efficientnet-lite0"}
+@pytest.fixture(scope="module")
+def model(untrained_folder):
+    return load_model(str(untrained_folder))
+
+
+def measured(model, folder, **options) -> EvaluationResult:
+    small = {"steps": (1, 2), "teacher_steps": 1, "count": 2, "features": "efficientnet-lite0"}
     return evaluate(model, prompts=folder / "prompts.txt", **{**small, **options})
 
 
 @pytest.fixture(scope="module")
-def result(untrained_folder, folder) -> EvaluationResult:
-    lora, style = folder / "student.safetensors", folder / "style"
-    return measured(untrained_folder, folder, lora=lora, style=style, steps=(1, 2))
+def result(model, folder) -> EvaluationResult:
+    return measured(model, folder, lora=folder / "student.safetensors", style=folder / "style")
 
 
 def test_a_model_without_a_judge_gets_every_measure_that_needs_none(result):
@@ -65,10 +68,11 @@ def test_a_model_without_a_judge_gets_every_measure_that_needs_none(result):
     assert result.rows[0]["fd_teacher"] is None and result.rows[0]["flow_ratio"] == 1.0
 
 
-def test_the_meta_says_what_was_measured_with_what(result, untrained_folder):
+def test_the_meta_says_what_was_measured_with_what(result, model):
     meta = result.meta
-    assert meta["features"]["name"] == "efficientnet-lite0" and len(meta["features"]["sha256"]) == 64
-    assert meta["model"]["sha256"] == load_model(str(untrained_folder)).base_hash
+    assert meta["features"]["name"] == "efficientnet-lite0"
+    assert len(meta["features"]["sha256"]) == 64
+    assert meta["model"]["sha256"] == model.base_hash
     assert meta["lora"]["name"] == "student.safetensors" and len(meta["lora"]["sha256"]) == 64
     assert meta["style"] == {"name": "style", "images": 4}
     assert meta["count"] == 2 and meta["seed"] == 0
@@ -93,18 +97,16 @@ def test_examples_are_ready_to_be_drawn(result):
     assert contact_sheet(result.examples).width > 8 * 64
 
 
-def test_the_lora_changes_the_student_alone_and_is_taken_out_again(untrained_folder, folder):
-    model = load_model(str(untrained_folder))
-    before = {k: v.clone() for k, v in model.unet.state_dict().items()}
-    options = {"prompts": folder / "prompts.txt", "steps": (1,), "teacher_steps": 1, "count": 2}
-    options["features"] = "efficientnet-lite0"
-    bare = evaluate(model, **options)
-    with_lora = evaluate(model, lora=folder / "student.safetensors", **options)
-    assert all(torch.equal(before[k], v) for k, v in model.unet.state_dict().items())
-    for (_, a), (_, b) in zip(bare.examples, with_lora.examples, strict=True):
-        np.testing.assert_array_equal(a[0][1], b[0][1])
-        assert (a[1][1] != b[1][1]).any()
-    assert bare.rows[0]["flow"] == with_lora.rows[0]["flow"]
+def test_the_lora_changes_the_student_alone_and_is_taken_out_again(
+    result, model, folder, untrained_folder
+):
+    fresh = load_model(str(untrained_folder)).unet.state_dict()
+    assert all(torch.equal(fresh[k], v) for k, v in model.unet.state_dict().items())
+    bare = measured(model, folder, steps=(1,))
+    assert bare.rows[0]["flow"] == result.rows[0]["flow"]
+    for (_, base), (_, adapted) in zip(bare.examples, result.examples, strict=True):
+        np.testing.assert_array_equal(base[0][1], adapted[0][1])
+        assert (base[1][1] != adapted[1][1]).any()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +119,7 @@ def test_the_lora_changes_the_student_alone_and_is_taken_out_again(untrained_fol
         ({"features": "i3d"}, "`features`='i3d' is no feature network"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_sampled(untrained_folder, folder, options, message):
-    model = load_model(str(untrained_folder))
+def test_bad_input_is_named_before_anything_is_sampled(model, folder, options, message):
     told: list[str] = []
     given = {"prompts": folder / "prompts.txt", "features": "efficientnet-lite0", **options}
     with pytest.raises(ValueError, match=message):

@@ -179,8 +179,8 @@ def test_adapter_disabled_restores_frozen_flags_and_survives_an_error() -> None:
     unet = tiny()
     add_lora(unet, rank=2, alpha=2)
     randomise(unet)
-    student = eps(unet)
     frozen = lora_parameters(unet)[0].requires_grad_(False)
+    student = eps(unet)
     with pytest.raises(RuntimeError, match="inside"), adapter_disabled(unet):
         raise RuntimeError("inside")
     assert not frozen.requires_grad

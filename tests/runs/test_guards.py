@@ -151,9 +151,11 @@ def read_all(master: int) -> bytes:
 def test_progress_draws_a_bar_on_a_terminal() -> None:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    with os.fdopen(slave, "w", encoding="utf-8") as terminal:
-        with Progress(4, "Steps", file=terminal) as progress:
-            progress.update(4, loss=0.25)
+    with (
+        os.fdopen(slave, "w", encoding="utf-8") as terminal,
+        Progress(4, "Steps", file=terminal) as progress,
+    ):
+        progress.update(4, loss=0.25)
     shown = read_all(master).decode("utf-8")
     os.close(master)
     assert "Steps: 100%" in shown and "4/4" in shown

@@ -236,17 +236,14 @@ def _build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     if kind != "dinov2":
         raise ValueError(f"{folder} holds a model of type {kind!r}, allowed is 'dinov2'.")
     loaded: Any = Dinov2Model.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
     network, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{folder} lacks weights ({missing}, ...); copy the whole model again.")
-    return Dinov2Features(network, dtype)
+    # Library versions load to different types; in fp32 the hash is the same with all of them.
+    return Dinov2Features(network.float(), dtype)
 
 
 def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:

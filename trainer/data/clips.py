@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,8 @@ def _pick_nearest(frames: Iterator[Frame], times: np.ndarray) -> list[np.ndarray
     picked: list[np.ndarray] = []
     before: Frame | None = None
     for frame in frames:
+        if before is not None and frame[0] < before[0]:
+            raise DataError("its time stamps run backwards; convert it to MP4")
         while len(picked) < len(times) and frame[0] >= times[len(picked)]:
             wanted = times[len(picked)]
             # Half a microsecond: time stamps are rounded, and ties go to the earlier frame.
@@ -109,25 +113,37 @@ def _frames(path: Path, start: float) -> Generator[Frame, None, None]:
 
 
 def _container_frames(path: Path, start: float) -> Generator[Frame, None, None]:
-    """Frames from the last key frame at or before `start` on."""
+    """All frames from a key frame at or before `start` on."""
     with av.open(str(path), options=_OPTIONS) as container:
         stream = _video_stream(container)
         stream.thread_type = "AUTO"
-        first = next(container.decode(stream), None)
+        frames = container.decode(stream)
+        first = next(frames, None)
         if first is None:
             raise DataError("it has zero frames that can be decoded")
         origin = _presented(first)
-        target = origin + max(0, int(start / stream.time_base))
+        found = chain([first], frames) if start <= 0 else _seek(container, stream, origin, start)
+        if found is not None:
+            yield from (_as_frame(frame, origin) for frame in found)
+            return
+    yield from _container_frames(path, 0.0)
+
+
+def _seek(container: Any, stream: Any, origin: int, start: float) -> Iterator[Any] | None:
+    """Decoded frames from a key frame at or before `start` on; None if there is no way to one.
+
+    MPEG streams have no index and may land past the target: then try from further back.
+    """
+    for back in (0.0, 2.0, 10.0):
+        if start < back:
+            return None
+        target = origin + int((start - back) / stream.time_base)
         container.seek(target, stream=stream, backward=True)
         frames = container.decode(stream)
         first = next(frames, None)
-        if first is None or _presented(first) > target:  # some containers seek past the target
-            container.seek(origin, stream=stream, backward=True)
-            frames = container.decode(stream)
-        else:
-            yield _as_frame(first, origin)
-        for frame in frames:
-            yield _as_frame(frame, origin)
+        if first is not None and _presented(first) <= target:
+            return chain([first], frames)
+    return None
 
 
 def _as_frame(frame: av.VideoFrame, origin: int) -> Frame:
@@ -169,32 +185,43 @@ def _is_cover(stream: Any) -> bool:
 def _probe_container(path: Path) -> Probe:
     with av.open(str(path), options=_OPTIONS) as container:
         stream = _video_stream(container)
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise DataError("it has zero frames that can be decoded")
+        _check_times_are_kept(container, stream)
+        notes = []
+        if stream.codec_context.color_trc in _HIGH_DYNAMIC_RANGE:
+            notes.append("high dynamic range, read without tone mapping")
+        aspect = float(stream.sample_aspect_ratio or 1)
+    ticks, frames, time_base = _span(path, _presented(first))
+    width, height = first.width, first.height
+    if first.rotation:
+        notes.append(f"rotated by {first.rotation % 360} degrees, turned upright")
+    if _quarter_turns(first) % 2:
+        width, height, aspect = height, width, 1 / aspect
+    return Probe(width, height, float(ticks * time_base), frames, aspect, tuple(notes))
+
+
+def _check_times_are_kept(container: Any, stream: Any) -> None:
+    """Raise :class:`DataError` for AVI files that do not say when a frame is shown."""
+    reordered = stream.codec_context.has_b_frames or stream.codec_context.name in ("h264", "hevc")
+    if container.format.name == "avi" and reordered:
+        raise DataError("AVI keeps no time stamps of B-frames; convert it to MP4")
+
+
+def _span(path: Path, origin: int) -> tuple[int, int, Fraction]:
+    """From all packets: ticks from `origin` to the last frame, number of frames, seconds a tick."""
+    with av.open(str(path), options=_OPTIONS) as container:
+        stream = _video_stream(container)
         # Numbers only: to keep the packets would be to keep the whole file in memory.
         packets = [
             (packet.pts, packet.duration or 0, packet.is_corrupt)
             for packet in container.demux(stream)
             if packet.size and not packet.is_discard
         ]
-        times = [pts for pts, _, _ in packets if pts is not None]
-        if not packets:
-            raise DataError("it has zero frames")
-        container.seek(min(times, default=0), stream=stream, backward=True)
-        first = next(container.decode(stream), None)
-        if first is None:
-            raise DataError("it has zero frames that can be decoded")
-        ticks = max(0, max(times, default=0) - _presented(first))
+        ticks = max([origin, *(pts for pts, _, _ in packets if pts is not None)]) - origin
         _check_whole(stream, packets, ticks)
-        seconds = float(ticks * stream.time_base)
-        notes = (
-            [f"rotated by {first.rotation % 360} degrees, turned upright"] if first.rotation else []
-        )
-        if stream.codec_context.color_trc in _HIGH_DYNAMIC_RANGE:
-            notes.append("high dynamic range, read without tone mapping")
-        width, height = first.width, first.height
-        aspect = float(stream.sample_aspect_ratio or 1)
-        if _quarter_turns(first) % 2:
-            width, height, aspect = height, width, 1 / aspect
-        return Probe(width, height, seconds, len(packets), aspect, tuple(notes))
+        return ticks, len(packets), stream.time_base
 
 
 def _check_whole(stream: Any, packets: list[tuple[int | None, int, bool]], ticks: int) -> None:

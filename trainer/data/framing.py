@@ -10,18 +10,20 @@ BLACK = 24  # of 255: the brightest channel of a pixel in a black bar stays at o
 Box = tuple[int, int, int, int]
 
 
-def find_bars(brightest: np.ndarray) -> Box | None:
+def find_bars(brightness: np.ndarray) -> Box | None:
     """The picture inside a letterbox or pillarbox as (left, top, right, bottom); None without bars.
 
-    `brightest` (H, W) uint8 is, for every pixel, its brightest channel over many frames. Bars are
-    rows or columns near black on both sides, next to a picture that is mostly brighter along its
-    whole edge: an object on a black background has no bars. Where the two sides differ by more than
-    2 % (a dark scene meets the bar), the smaller one is cut on both.
+    `brightness` (N, H, W) uint8 is the brightest channel of every pixel in N frames from all over
+    the video. Bars are rows or columns that stay near black on both sides, next to a picture whose
+    edge is brighter along most of its length in most frames: an object that moves on a black
+    background has no bars. Where the two sides differ by more than 2 % (a dark scene meets the
+    bar), the smaller one is cut on both.
     """
+    brightest, usual = brightness.max(axis=0), np.median(brightness, axis=0)
     height, width = brightest.shape
     top, bottom = _bars(np.percentile(brightest, 99, axis=1))
     left, right = _bars(np.percentile(brightest, 99, axis=0))
-    picture = brightest[top : height - bottom, left : width - right]
+    picture = usual[top : height - bottom, left : width - right]
     if top and not _is_edge(picture[0], picture[-1]):
         top = bottom = 0
     if left and not _is_edge(picture[:, 0], picture[:, -1]):
@@ -39,11 +41,14 @@ def fit(pixels: np.ndarray, height: int, width: int, box: Box | None, aspect: fl
         ValueError: if `box` does not lie inside the picture.
     """
     left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
-    scale = max(height / (bottom - top), width / ((right - left) * aspect))
+    if left < 0 or top < 0 or bottom > pixels.shape[0] or right > pixels.shape[1]:
+        raise ValueError(f"`box`={box} does not lie inside a picture of shape {pixels.shape}.")
+    # Cut for good before resizing, or the filter would reach into the bars.
+    image = Image.fromarray(pixels[top:bottom, left:right])
+    scale = max(height / image.height, width / (image.width * aspect))
     cut_x, cut_y = width / (scale * aspect), height / scale
-    x, y = (left + right - cut_x) / 2, (top + bottom - cut_y) / 2
-    region = (max(x, left), max(y, top), min(x + cut_x, right), min(y + cut_y, bottom))
-    image = Image.fromarray(pixels)
+    x, y = max(0.0, (image.width - cut_x) / 2), max(0.0, (image.height - cut_y) / 2)
+    region = (x, y, min(x + cut_x, image.width), min(y + cut_y, image.height))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=region))
 
 

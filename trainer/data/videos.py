@@ -240,13 +240,13 @@ def _inspect(path: Path, frames: int, fps: float, min_side: int) -> dict[str, An
 
 def _find_box(path: Path, found: Probe) -> Box | None:
     """Black bars by frames from all over the file, which also shows that they decode."""
-    brightest = np.zeros((found.height, found.width), np.uint8)
+    frames = []
     for time in np.linspace(0.05, 0.95, BAR_SAMPLES) * found.seconds:
         frame = nearest_frames(path, np.array([time]))[0]
-        if frame.shape[:2] != brightest.shape:
+        if frame.shape[:2] != (found.height, found.width):
             raise DataError("its picture changes size midway; convert it to MP4")
-        brightest = np.maximum(brightest, frame.max(axis=2))
-    return find_bars(brightest)
+        frames.append(frame.max(axis=2))
+    return find_bars(np.stack(frames))
 
 
 def _latest_start(seconds: float, rate: float, frames: int, fps: float) -> float | None:

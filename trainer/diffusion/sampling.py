@@ -74,7 +74,7 @@ def sample_lcm(
 
     For a distilled student, in 1, 2, 4 or 8 steps without guidance. ``timestep_scaling`` and
     ``original_steps`` must be those of the distillation. Arguments and errors else as
-    `sample_with`; ``steps`` is at most ``original_steps``.
+    `SamplingOptions` and `sample_with`; ``steps`` is at most ``original_steps``.
     """
     check_steps(steps, original_steps)
     scheduler = LCMScheduler(
@@ -100,7 +100,7 @@ def sample_ddim(
 
     "trailing" spacing starts at the last training timestep; "leading" makes few-step DDIM start
     from a noise level that the initial noise does not have. Arguments and errors else as
-    `sample_with`.
+    `SamplingOptions` and `sample_with`.
     """
     scheduler = DDIMScheduler(
         **_schedule_options(schedule_config),
@@ -172,6 +172,7 @@ def sample_with(
         latents = options.init_latents.to(text.device, torch.float32)
     schedule = NoiseSchedule(scheduler.alphas_cumprod.float()).to(text.device)
     scheduler.set_timesteps(steps)
+    _check_count(steps, scheduler.timesteps)
     for index, t in enumerate(scheduler.timesteps.tolist()):
         timesteps = torch.full((shape[0],), t, dtype=torch.long, device=text.device)
         eps = predict(latents, timesteps).float()
@@ -232,6 +233,18 @@ def _checked_shape(
     if init_latents is not None and tuple(init_latents.shape) != shape:
         raise ValueError(f"`init_latents` has shape {tuple(init_latents.shape)}, expected {shape}.")
     return shape
+
+
+def _check_count(steps: int, timesteps: Tensor) -> None:
+    """Refuse the step counts, 61 the lowest, at which diffusers' "trailing" spacing is one too long.
+
+    Its floating-point range then ends in timestep -1, which indexes the noisiest level.
+    """
+    if len(timesteps) != steps or int(timesteps.min()) < 0:
+        raise ValueError(
+            f"`steps`={steps} gives {len(timesteps)} timesteps in diffusers, by a rounding error; "
+            f"use {steps - 1}."
+        )
 
 
 def _schedule_options(config: Mapping[str, Any]) -> dict[str, Any]:

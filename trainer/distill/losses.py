@@ -12,10 +12,10 @@ from ..adversarial.augment import AugmentDraws, apply_augment
 from ..adversarial.features import FeatureNetwork
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import frozen, generator_loss
-from ..config import MotionConfig
 from ..families.base import VideoModel
 from ..motion.learned import MotionRepresentation
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
+from ..settings.method import MotionConfig
 from .points import Points
 
 ANCHOR_POOL = 2

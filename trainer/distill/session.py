@@ -21,6 +21,7 @@ from ..families import VideoModel, load_model
 from ..lora.adapter import add_lora, load_lora_state, lora_parameters
 from ..lora.formats import read_lora
 from ..motion.learned import MotionRepresentation, build_representation
+from .checkpointing import enable_checkpointing
 from .draws import generator_for
 from .ema import ParameterEma
 from .frames import ClipFrames, RealFrames, StyleFrames
@@ -87,10 +88,10 @@ def build_session(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     model.to(accelerator.device, dtype)
     add_lora(model.unet, config.lora.rank, config.lora.alpha, config.lora.dropout, config.seed)
-    if config.init_lora is not None:
-        load_lora_state(model.unet, read_lora(config.init_lora, model.unet).pairs)
-        log(f"Continues from {config.init_lora}.")
+    _initial_lora(config, model, log)
     model.unet.eval()  # TemporalConvLayer has dropout: student, target and generated passes run without
+    if config.hardware.gradient_checkpointing:
+        enable_checkpointing(model.unet)
     student = Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)
     motions, prompts = _motions(config, student, prompts, shape, (height, width), log, progress)
     parts = _trainables(config, model, accelerator.device)
@@ -110,6 +111,22 @@ def build_session(
         fps=config.data.fps or model.fps,
         **parts,
     )
+
+
+def _initial_lora(config: TrainConfig, model: VideoModel, log: Log) -> None:
+    """The user's LoRA, else the base model's warm start where its rank fits, else untouched layers."""
+    warm = model.path / "warm_start.safetensors"
+    if config.init_lora is not None:
+        load_lora_state(model.unet, read_lora(config.init_lora, model.unet).pairs)
+        log(f"Continues from {config.init_lora}.")
+    elif config.warm_start and warm.is_file():
+        found = read_lora(warm, model.unet)
+        ranks = {pair.rank for pair in found.pairs.values()}
+        if ranks == {config.lora.rank}:
+            load_lora_state(model.unet, found.pairs)
+            log("Starts from the base model's own few-step LoRA (warm start).")
+        else:
+            log(f"No warm start: it has rank {sorted(ranks)}, this run {config.lora.rank}.")
 
 
 def _scan_images(

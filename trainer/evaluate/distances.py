@@ -88,7 +88,7 @@ def bootstrap(
     if n < 2 or not 0 < level < 1:
         raise ValueError(f"`n`={n} must be 2 or more and `level`={level} between 0 and 1.")
     rng = np.random.default_rng(seed)
-    values = np.array([fn(rng.integers(n, size=n)) for _ in range(resamples)])
+    values = np.array([fn(_resample(n, rng)) for _ in range(resamples)])
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(values, (tail, 100 - tail)) + fn(np.arange(n)) - values.mean()
     return float(low), float(high)
@@ -102,6 +102,13 @@ def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float
     middle = (hits + z * z / 2) / (n + z * z)
     half = z * (hits * (n - hits) / n + z * z / 4) ** 0.5 / (n + z * z)
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _resample(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices (n,) drawn with replacement, at least two of them different."""
+    while (rows := rng.integers(n, size=n)).max() == rows.min():
+        pass
+    return rows
 
 
 def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

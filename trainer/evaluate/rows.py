@@ -46,47 +46,62 @@ class References:
     teacher_flow: np.ndarray | None = None
 
 
-def measure_clips(
-    clips: Tensor, captions: Sequence[str], network: Measuring, references: References, seed: int
-) -> dict[str, Any]:
-    """`MEASURES` of ``clips`` (N, 3, F, H, W) in [-1, 1], as ``name`` and ``name_ci`` [low, high].
+@dataclass(frozen=True)
+class Observation:
+    """What the networks see in N clips, once: everything that measures are made of.
+
+    ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels a frame,
+    ``hits`` has (N,) of 1, 0 or NaN by attribute (empty where no judge reads captions).
+    """
+
+    frames: np.ndarray
+    videos: np.ndarray
+    flow: np.ndarray
+    hits: dict[str, np.ndarray]
+
+
+def observe(clips: Tensor, captions: Sequence[str], network: Measuring) -> Observation:
+    """Look at ``clips`` (N, 3, F, H, W) in [-1, 1] with the network, the judge and optical flow."""
+    judge = network.judge
+    hits = {} if judge is None else caption_hits(judge, clips, captions)
+    frames, videos = network.features(clips)
+    return Observation(frames, videos, clip_flow(as_frames(clips)).magnitude, hits)
+
+
+def measure(seen: Observation, references: References, seed: int) -> dict[str, Any]:
+    """All `MEASURES` of ``seen`` as ``name`` and ``name_ci`` [low, high]; None where left out.
 
     Accuracies have Wilson's interval; all others the bootstrap over clips, with frames of a clip
     kept together. KID leaves out pairs of frames from one clip.
     """
-    row: dict[str, Any] = dict.fromkeys(MEASURES)
-    row.update(_accuracies(clips, captions, network))
-    count, frames = len(clips), clips.shape[2]
-    features, videos = network.frames(clips), network.videos(clips)
-    flow = clip_flow(as_frames(clips)).magnitude
-    consistency = frame_consistency(features)
+    row: dict[str, Any] = {**dict.fromkeys(MEASURES), **_accuracies(seen.hits)}
+    count, length = seen.frames.shape[:2]
+    consistency = frame_consistency(seen.frames)
 
     def add(name: str, fn: Callable[[np.ndarray], float]) -> None:
-        row[name] = fn(np.arange(count))
+        row[name] = float(fn(np.arange(count)))
         row[f"{name}_ci"] = list(bootstrap(fn, count, seed, LEVEL))
 
-    add("flow", lambda rows: float(flow[rows].mean()))
+    def style_distance(rows: np.ndarray) -> float:
+        groups = np.repeat(rows, length)
+        return kid(np.concatenate(seen.frames[rows]), references.style_frames, groups_a=groups)
+
+    add("flow", lambda rows: float(seen.flow[rows].mean()))
     add("frame_consistency", lambda rows: float(consistency[rows].mean()))
-    style, teacher = references.style_frames, references.teacher_flow
-    if style is not None:
-        add(
-            "style_kid",
-            lambda rows: kid(
-                np.concatenate(features[rows]), style, groups_a=np.repeat(rows, frames)
-            ),
-        )
+    if references.style_frames is not None:
+        add("style_kid", style_distance)
+    teacher = references.teacher_flow
     if teacher is not None and teacher.mean() > 0:
-        add("flow_ratio", lambda rows: float(flow[rows].mean() / max(teacher[rows].mean(), 1e-9)))
+        still = 1e-9  # pixels: a resample of motionless clips must not divide by zero
+        add("flow_ratio", lambda rows: seen.flow[rows].sum() / max(teacher[rows].sum(), still))
     for name, other in _video_references(references).items():
-        add(name, lambda rows, other=other: frechet_distance(videos[rows], other))
+        add(name, lambda rows, other=other: frechet_distance(seen.videos[rows], other))
     return row
 
 
-def _accuracies(clips: Tensor, captions: Sequence[str], network: Measuring) -> dict[str, Any]:
-    if network.judge is None:
-        return {}
+def _accuracies(hits_by_name: dict[str, np.ndarray]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, hits in caption_hits(network.judge, clips, captions).items():
+    for name, hits in hits_by_name.items():
         said = hits[~np.isnan(hits)]
         if len(said):
             found[name] = float(said.mean())

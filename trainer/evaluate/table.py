@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..families.base import VideoModel
 from ..lora.adapter import apply_lora
@@ -23,10 +22,9 @@ from ..lora.formats import LoraFile, read_lora
 from ..mini.looks import public_video
 from ..sheets import Row
 from .distances import RESAMPLES
-from .flow import clip_flow
 from .generate import generate_clips
 from .networks import Measuring, feature_network, judge_network
-from .rows import LEVEL, MEASURES, References, measure_clips
+from .rows import LEVEL, MEASURES, Observation, References, measure, observe
 from .truth import as_frames, as_pixels, bundled_look, draw_prompts, style_pixels, true_clips
 
 TRUE_CLIPS_PER_PROMPT = 4
@@ -156,7 +154,7 @@ class _Bench:
     def add_references(self, style: Path | None, worlds: dict[str, Any]) -> None:
         many = self.captions * TRUE_CLIPS_PER_PROMPT
         videos = {
-            name: self.network.videos(as_pixels(true_clips(many, look, self.seed)))
+            name: self.network.features(as_pixels(true_clips(many, look, self.seed)))[1]
             for name, look in worlds.items()
         }
         frames = None
@@ -170,15 +168,15 @@ class _Bench:
         rows = []
         for name, look in worlds.items():
             clips = as_pixels(true_clips(self.captions, look, self.seed + SEEDS_PER_RUN))
-            rows.append({"method": name, "steps": None, **self._measure(clips)})
+            seen = observe(clips, self.captions, self.network)
+            measures = measure(seen, self.references, self.seed)
+            rows.append({"method": name, "steps": None, **measures})
         return rows
 
     def teacher(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        row, clips = self._row("teacher", steps, "ddim", guidance_scale)
+        row, seen = self._row("teacher", steps, "ddim", guidance_scale)
         self.references = replace(
-            self.references,
-            teacher_videos=self.network.videos(clips),
-            teacher_flow=clip_flow(as_frames(clips)).magnitude,
+            self.references, teacher_videos=seen.videos, teacher_flow=seen.flow
         )
         return {**row, "flow_ratio": 1.0, "flow_ratio_ci": [1.0, 1.0]}
 
@@ -187,7 +185,7 @@ class _Bench:
 
     def _row(
         self, method: str, steps: int, sampler: str, guidance_scale: float, **options: Any
-    ) -> tuple[dict[str, Any], Tensor]:
+    ) -> tuple[dict[str, Any], Observation]:
         label = f"{method}, {steps} step{'s' if steps > 1 else ''}"
         tell = self.progress
         start = perf_counter()
@@ -205,11 +203,9 @@ class _Bench:
         )
         seconds = round((perf_counter() - start) / len(clips), 4)
         self.clips[label] = as_frames(clips)
+        seen = observe(clips, self.captions, self.network)
         row = {"method": method, "steps": steps, "seconds_per_clip": seconds}
-        return {**row, **self._measure(clips)}, clips
-
-    def _measure(self, clips: Tensor) -> dict[str, Any]:
-        return measure_clips(clips, self.captions, self.network, self.references, self.seed)
+        return {**row, **measure(seen, self.references, self.seed)}, seen
 
     def examples(self, count: int) -> list[Row]:
         return [

@@ -148,7 +148,7 @@ def peft_alphas(config: Mapping[str, Any], where: str) -> AlphaOf:
     modules, PiSSA and its kin).
     """
     _check_plain_lora(config, where)
-    default = config.get("lora_alpha")
+    default: Any = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict) or not all(
         _is_number(a) for a in (default, *patterns.values())

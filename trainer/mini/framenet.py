@@ -19,8 +19,10 @@ from .clips import (
     ASSETS,
     Clips,
     cached_decoded,
+    dense_loss,
     load_weights,
     mirrored,
+    read_cells,
     render_clips,
     roughen,
     save_weights,
@@ -63,8 +65,7 @@ class FrameNet(nn.Module):
         super().__init__()
         pairs = zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)
         self.blocks = nn.ModuleList(_Stage(a, b) for a, b in pairs)
-        self.mix = nn.Linear(2 * (WIDTHS[2] + WIDTHS[3]), 96)
-        self.outputs = nn.ModuleDict({name: nn.Linear(96, n) for name, n in HEADS.items()})
+        self.cells = nn.Conv2d(WIDTHS[2] + WIDTHS[3], 1 + sum(HEADS.values()), 1)
 
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Maps (N, 16, 32, 32), (N, 32, 16, 16), (N, 48, 8, 8) and (N, 64, 4, 4)."""
@@ -74,13 +75,14 @@ class FrameNet(nn.Module):
             maps.append(pixels)
         return maps
 
+    def dense(self, pixels: Tensor) -> Tensor:
+        """Logits (N, 1 + 6 + 6, 8, 8) of presence, shape and colour in every cell."""
+        fine, coarse = self.stages(pixels)[2:]
+        return self.cells(torch.cat((fine, F.interpolate(coarse, scale_factor=2.0)), dim=1))
+
     def heads(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits "shape" (N, 6) and "colour" (N, 6) in the order of ``SHAPES`` and ``COLOURS``."""
-        parts = []
-        for maps in self.stages(pixels)[2:]:
-            parts += [maps.mean(dim=(2, 3)), maps.flatten(2).logsumexp(dim=2)]
-        mixed = F.gelu(self.mix(torch.cat(parts, dim=1)), approximate="tanh")
-        return {name: head(mixed) for name, head in self.outputs.items()}
+        return read_cells(self.dense(pixels), len(pixels))
 
     forward = heads
 
@@ -134,10 +136,12 @@ def _stage(
             other = torch.randint(len(clean), len(clips), (BATCH // 3,), generator=generator)
             rows = torch.cat((rows[len(other) :], other))
         pixels, labels = mirrored(clips, rows, generator)
-        logits = net(roughen(pixels, generator).squeeze(2))
+        cells = net.dense(roughen(pixels, generator).squeeze(2))
+        logits = read_cells(cells, len(cells))
         losses = {k: F.cross_entropy(v, labels[k], label_smoothing=0.05) for k, v in logits.items()}
         right = {k: (v.argmax(1) == labels[k]).float().mean().item() for k, v in logits.items()}
-        return losses["shape"] + losses["colour"], {k: round(v, 3) for k, v in right.items()}
+        loss = losses["shape"] + losses["colour"] + dense_loss(cells, labels, 1)
+        return loss, {k: round(v, 3) for k, v in right.items()}
 
     net.train()
     ema = run_stage(name, net, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99)

@@ -21,8 +21,10 @@ from .clips import (
     LOOKS,
     Clips,
     cached_decoded,
+    dense_loss,
     load_weights,
     mirrored,
+    read_cells,
     render_clips,
     roughen,
     save_weights,
@@ -75,6 +77,7 @@ class Judge(nn.Module):
         self.body = nn.Sequential(_conv(32, 64, 2), _Residual(64))
         self.attention = nn.Conv2d(64, _ATTENTION, 1)
         self.content = nn.Linear(64 * (_ATTENTION + 2) + 32, FEATURES // 2)
+        self.cells = nn.Conv2d(64, 1 + len(SHAPES) + len(COLOURS), 1)
         self.reduce = nn.Conv2d(64, 16, 1)
         self.track = nn.Sequential(
             _conv3d(18, 32, (1, 1, 1)), _conv3d(32, 48, (1, 2, 2)), _conv3d(48, 48, (2, 2, 2))
@@ -85,17 +88,35 @@ class Judge(nn.Module):
         self.heads["motion"] = nn.Linear(FEATURES // 2, len(MOTIONS))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self._read(self.video_features(pixels), tuple(ATTRIBUTES))
+        logits, _ = self.read(pixels)
+        return {name: logits[name] for name in ATTRIBUTES}
 
     def look_logits(self, pixels: Tensor) -> Tensor:
         """Which of ``LOOKS`` the clips have: (B, 3, F, 64, 64) to (B, 5)."""
-        return self._read(self.video_features(pixels), ("look",))["look"]
+        return self.read(pixels)[0]["look"]
+
+    def read(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """All logits of clips (B, 3, F, 64, 64), and those of every cell (B * F, 13, 8, 8)."""
+        stem, maps = self._maps(pixels)
+        content, motion = self._features(stem, maps, len(pixels)).chunk(2, dim=1)
+        cells = self.cells(maps)
+        logits = {
+            name: head(motion if name == "motion" else content) for name, head in self.heads.items()
+        }
+        for name, value in read_cells(cells, len(pixels)).items():
+            logits[name] = logits[name] + value
+        return logits, cells
 
     def video_features(self, pixels: Tensor) -> Tensor:
         """(B, 3, F, 64, 64) to (B, 64): half tells what is shown and its look, half the motion."""
-        batch, _, frames = pixels.shape[:3]
+        return self._features(*self._maps(pixels), len(pixels))
+
+    def _maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         stem = self.stem(pixels.transpose(1, 2).flatten(0, 1))
-        maps = self.body(stem)
+        return stem, self.body(stem)
+
+    def _features(self, stem: Tensor, maps: Tensor, batch: int) -> Tensor:
+        frames = len(maps) // batch
         weights = self.attention(maps).unflatten(0, (batch, frames)).transpose(1, 2)
         weights = weights.flatten(2).softmax(dim=2)  # (B, heads, F * 64)
         values = maps.unflatten(0, (batch, frames)).transpose(1, 2).flatten(2)
@@ -119,10 +140,6 @@ class Judge(nn.Module):
         volume = self.track(maps.unflatten(0, (batch, -1)).transpose(1, 2))
         pooled = torch.cat((volume.mean(dim=(2, 3, 4)), volume.amax(dim=(2, 3, 4))), dim=1)
         return F.silu(self.motion(pooled))
-
-    def _read(self, features: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        content, motion = features.chunk(2, dim=1)
-        return {name: self.heads[name](motion if name == "motion" else content) for name in names}
 
 
 def build_judge(seed: int = 101) -> Judge:
@@ -169,12 +186,11 @@ def _stage(
             other = torch.randint(len(clean), len(clips), (BATCH // 2,), generator=generator)
             rows = torch.cat((rows[: BATCH // 2], other))
         pixels, labels = mirrored(clips, rows, generator)
-        logits = judge._read(
-            judge.video_features(roughen(pixels, generator)), (*ATTRIBUTES, "look")
-        )
+        logits, cells = judge.read(roughen(pixels, generator))
         losses = {k: F.cross_entropy(v, labels[k], label_smoothing=0.02) for k, v in logits.items()}
         right = {k: (logits[k].argmax(1) == labels[k]).float().mean().item() for k in ATTRIBUTES}
         loss = losses["shape"] + losses["colour"] + losses["motion"] + 0.3 * losses["look"]
+        loss = loss + dense_loss(cells, labels, pixels.shape[2])
         return loss, {k: round(v, 3) for k, v in right.items()}
 
     judge.train()

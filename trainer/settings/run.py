@@ -214,6 +214,11 @@ class TrainConfig(Part):
         default=None,
         description="LoRA file to start from, such as one distilled without a style (warm start).",
     )
+    warm_start: bool = Field(
+        default=True,
+        description="Start from the base model's own few-step LoRA (warm_start.safetensors in its "
+        "folder) when it has one of this rank. It is shared by all styles and saves training time.",
+    )
     preset: Literal["recipe", "paper", "lcm"] = Field(
         default="recipe",
         description="Defaults to start from: recipe (works best here), paper (as published), lcm "

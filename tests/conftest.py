@@ -1,0 +1,69 @@
+"""Shared fixtures: a real diffusers model at tiny size, and style images. The repository root comes last on the path."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or fills the user's cache."""
+    os.environ["MCM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A ModelScope-layout folder with random weights: 8 frames of 32 px, latents (B, 4, 8, 4, 4)."""
+    import torch
+    from diffusers import AutoencoderTiny, UNet3DConditionModel
+
+    from trainer.mini.assemble import assemble
+    from trainer.mini.text import WIDTH, build_text_encoder, build_tokenizer
+
+    torch.manual_seed(0)
+    unet = UNet3DConditionModel(
+        sample_size=4,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+    small = (16, 16, 16, 16)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=small,
+        decoder_block_out_channels=small,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        scaling_factor=1.0,
+    )
+    tokenizer = build_tokenizer()
+    folder = tmp_path_factory.mktemp("models") / "tiny Modell ü"
+    assemble(folder, unet, vae, build_text_encoder(tokenizer), tokenizer)
+    about = json.loads((folder / "mcm.json").read_text(encoding="utf-8"))
+    about.update(name="mini", height=32, width=32)  # the mini world's captions and frame network fit
+    (folder / "mcm.json").write_text(json.dumps(about), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def style_images(tmp_path_factory) -> Path:
+    """Twelve captioned stills of the poster style."""
+    from trainer.mini.looks import STYLES
+    from trainer.mini.styles import write_style_folder
+
+    folder = tmp_path_factory.mktemp("images") / "poster ä"
+    write_style_folder(folder, STYLES["poster"], 12, 64, seed=5)
+    return folder

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.data.images import DataError, ImageFolder, ImageRecord, ImageSet, load_image
+from trainer.data.images import scan_images as scan
+
+
+def save(path: Path, colour: object = (200, 40, 90), size: tuple[int, int] = (80, 64)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)  # type: ignore[arg-type]
+    return path
+
+
+def record_of(folder: ImageFolder, name: str) -> ImageRecord:
+    return next(r for r in folder.records if r.path.relative_to(folder.root).as_posix() == name)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size without having the pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def noise_jpeg(path: Path, size: tuple[int, int] = (128, 96)) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=90)
+    return path.read_bytes()
+
+
+def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
+    save(tmp_path / "good.png")
+    jpeg = noise_jpeg(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("hello", encoding="utf-8")
+    (tmp_path / "bomb.png").write_bytes(png_header(30000, 30000))
+    (tmp_path / "large.png").write_bytes(png_header(10000, 9000))
+    (tmp_path / "hollow.png").write_bytes(png_header(100, 100))
+    save(tmp_path / "tiny.png", size=(63, 200))
+    (tmp_path / "photo.HEIC").write_bytes(b"x")
+    (tmp_path / "notes.md").write_text("x", encoding="utf-8")
+    (tmp_path / "lonely.txt").write_text("x", encoding="utf-8")
+    (tmp_path / "good.txt").write_text("a bear", encoding="utf-8")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    save(tmp_path / ".thumbs" / "x.png")
+    found = scan(tmp_path, min_side=64)
+    table = {r.path.name: (r.status, r.reason) for r in found.records}
+    expected = {
+        "good.png": ("used", ""),
+        "whole.jpg": ("used", ""),
+        "cut.jpg": ("refused", "cut off"),
+        "zero.png": ("refused", "0 bytes"),
+        "text.png": ("refused", "no image"),
+        "bomb.png": ("refused", "bomb"),
+        "large.png": ("refused", "bomb"),
+        "hollow.png": ("refused", "cut off"),
+        "tiny.png": ("refused", "63x200 px is smaller than `min_side`=64"),
+        "photo.HEIC": ("refused", "export it as PNG"),
+        "notes.md": ("ignored", "not an image"),
+        "lonely.txt": ("ignored", "not an image of that name"),
+        ".DS_Store": ("ignored", "hidden file"),
+        ".thumbs": ("ignored", "hidden folder"),
+    }
+    assert table.keys() == expected.keys()
+    for name, (status, part) in expected.items():
+        assert table[name][0] == status and part in table[name][1], (name, table[name])
+    assert (len(found.used), len(found.refused), len(found.ignored)) == (2, 8, 4)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff"])
+def test_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path / f"x{suffix.upper()}")
+    record = scan(tmp_path).used[0]
+    assert (record.width, record.height) == (80, 64)
+    pixels = load_image(record, 16, 16)
+    assert np.abs(pixels.astype(int) - (200, 40, 90)).max() <= 4
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_of_an_animation_the_first_frame_is_used_and_noted(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], duration=100)
+    record = scan(tmp_path).used[0]
+    assert record.notes == ["the first of 3 frames is used"]
+    assert np.abs(load_image(record, 8, 8).astype(int) - (255, 0, 0)).max() <= 6
+
+
+def test_size_is_the_upright_one_also_of_a_nearly_square_jpeg(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (101, 100)).save(tmp_path / "x.jpg", exif=exif)
+    record = scan(tmp_path).used[0]
+    assert (record.width, record.height) == (100, 101)
+    assert record.notes == ["turned upright by its EXIF orientation"]
+
+
+def test_natural_order_and_names_with_umlauts_and_blanks(tmp_path: Path) -> None:
+    names = ["10.png", "2.png", "Über den Wolken 3.png", "a b/1.png", "Zebra.png"]
+    for number, name in enumerate(names):
+        save(tmp_path / name, (number, 0, 0))
+    found = [r.path.relative_to(tmp_path).as_posix() for r in scan(tmp_path).used]
+    assert found == ["2.png", "10.png", "a b/1.png", "Zebra.png", "Über den Wolken 3.png"]
+
+
+def test_repeat_folders_weigh_and_their_names_are_no_captions(tmp_path: Path) -> None:
+    for place, name in enumerate(["10_bear/a", "10_bear/x/b", "10_bear/3_in/c", "0_off/d", "e"]):
+        save(tmp_path / f"{name}.png", (place, 0, 0))
+    found = scan(tmp_path, trigger="zorn")
+    repeats = {r.path.stem: r.repeats for r in found.used}
+    assert repeats == {"a": 10, "b": 10, "c": 3, "e": 1}
+    assert "0 repeats" in record_of(found, "0_off/d.png").reason
+    assert {r.caption for r in found.used} == {"zorn"}
+    assert any("'bear' is not used as a caption" in note for note in found.notes)
+
+
+def test_a_year_taken_for_repeats_is_pointed_out(tmp_path: Path) -> None:
+    save(tmp_path / "2024_holiday" / "a.png")
+    assert "rename the folder" in scan(tmp_path).notes[0]
+
+
+def test_captions_and_their_problems_are_in_the_records(tmp_path: Path) -> None:
+    for place, name in enumerate(["a", "bom", "empty", "latin", "long", "none"]):
+        save(tmp_path / f"{name}.png", (place, 0, 0))
+    (tmp_path / "a.caption").write_text("[trigger] bear", encoding="utf-8")
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfein B\xc3\xa4r")
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes("ein Bär".encode("latin-1"))
+    (tmp_path / "long.txt").write_text("one two three", encoding="utf-8")
+    found = scan(
+        tmp_path,
+        trigger="zorn",
+        prompt_template="in {trigger} style",
+        count_tokens=lambda text: len(text.split()) - 1,
+        max_tokens=1,
+    )
+    seen = {r.path.stem: (r.caption, r.caption_source) for r in found.used}
+    assert seen == {
+        "a": ("zorn bear", "caption"),
+        "bom": ("ein Bär", "txt"),
+        "empty": ("in zorn style", "template"),
+        "long": ("one two three", "txt"),
+        "none": ("in zorn style", "template"),
+    }
+    assert "not UTF-8" in record_of(found, "latin.png").reason
+    assert record_of(found, "empty.png").notes[0] == "caption: empty.txt is empty, not used"
+    assert "too long: 2 tokens" in record_of(found, "long.png").notes[0]
+    assert record_of(found, "a.png").notes == record_of(found, "bom.png").notes == []
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    outside, data = tmp_path / "outside", tmp_path / "data"
+    save(outside / "secret.png")
+    save(data / "sub" / "a.png")
+    (data / "file.png").symlink_to(outside / "secret.png")
+    (data / "folder").symlink_to(outside, target_is_directory=True)
+    (data / "gone.png").symlink_to(data / "nowhere.png")
+    (data / "loop").symlink_to(data, target_is_directory=True)
+    (data / "inside.png").symlink_to(data / "sub" / "a.png")
+    found = scan(data)
+    status = {r.path.relative_to(data).as_posix(): r.status for r in found.records}
+    assert status == {
+        "file.png": "refused",
+        "folder": "refused",
+        "gone.png": "refused",
+        "inside.png": "used",
+        "loop": "ignored",
+        "sub/a.png": "used",
+    }
+    assert "leaves the folder" in record_of(found, "folder").reason
+    assert scan(data / "sub").used[0].path == data / "sub" / "a.png"
+
+
+def test_exact_doubles_are_noted(tmp_path: Path) -> None:
+    data = save(tmp_path / "a.png").read_bytes()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.png").write_bytes(data)
+    first, second = scan(tmp_path).used
+    assert first.notes == [] and second.notes == ["same file as a.png"]
+    assert first.sha256 == second.sha256 and len(first.sha256) == 64
+
+
+def test_report_lists_files_prompts_and_reasons(tmp_path: Path) -> None:
+    save(tmp_path / "3_bär" / "x y.png")
+    (tmp_path / "3_bär" / "x y.txt").write_text("a bear", encoding="utf-8")
+    (tmp_path / "zero.png").write_bytes(b"")
+    report = scan(tmp_path).report()
+    assert "1 used (1 with a caption, 0 without), 1 refused, 0 ignored" in report
+    assert "note: '3_bär': every file counts 3 times" in report
+    assert 'used     80x64   x3       3_bär/x y.png  "a bear"' in report.splitlines()
+    assert "refused  -       -        zero.png" in report
+
+
+def test_unusable_folders_raise_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist; check the spelling"):
+        scan(tmp_path / "missing")
+    path = tmp_path / "zero.png"
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="is a file; give the folder"):
+        scan(path)
+    with pytest.raises(DataError, match="1 refused, 0 ignored(.|\n)*zero.png .*0 bytes"):
+        scan(tmp_path)
+
+
+def ramp(path: Path, size: tuple[int, int] = (96, 64)) -> Path:
+    """Red grows from left to right, green from top to bottom."""
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8)).save(path)
+    return path
+
+
+def test_centre_crop_is_the_middle_of_the_resized_image(tmp_path: Path) -> None:
+    image = Image.open(ramp(tmp_path / "x.png"))
+    resized = np.asarray(image.resize((48, 32), Image.Resampling.LANCZOS))
+    pixels = load_image(scan(tmp_path).used[0], 32, 32)
+    assert pixels.dtype == np.uint8 and np.array_equal(pixels, resized[:, 8:40])
+    pixels[0] = 0  # the caller owns it
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_random_crops_follow_the_generator_and_reach_both_ends(tmp_path: Path, kind: str) -> None:
+    image = Image.open(ramp(tmp_path / "x.png"))
+    resized = np.asarray(image.resize((48, 32), Image.Resampling.LANCZOS))
+    windows = {resized[:, left : left + 32].tobytes(): left for left in range(17)}
+    record = scan(tmp_path).used[0]
+
+    def lefts() -> list[int]:
+        made = torch.Generator().manual_seed(3) if kind == "torch" else np.random.default_rng(3)
+        draws = (load_image(record, 32, 32, crop="random", generator=made) for _ in range(100))
+        return [windows[draw.tobytes()] for draw in draws]
+
+    found = lefts()
+    assert found == lefts()
+    assert min(found) == 0 and max(found) == 16
+    with pytest.raises(ValueError, match="needs a `generator`"):
+        load_image(record, 32, 32, crop="random")
+
+
+def levels(tmp_path: Path, count: int) -> ImageFolder:
+    for level in range(count):
+        save(tmp_path / f"{level}.png", (level, 0, 255), (64, 64))
+        (tmp_path / f"{level}.txt").write_text(f"level {level}", encoding="utf-8")
+    return scan(tmp_path)
+
+
+def test_batch_has_the_pixels_and_captions_of_its_indices(tmp_path: Path) -> None:
+    images = ImageSet(levels(tmp_path, 4), 16, 24)
+    pixels, captions = images.batch([2, 0, 2])
+    assert pixels.shape == (3, 3, 16, 24) and pixels.dtype == torch.float32
+    assert captions == ["level 2", "level 0", "level 2"]
+    assert torch.equal(pixels[:, 0, 0, 0], torch.tensor([2.0, 0.0, 2.0]) / 127.5 - 1)
+    assert pixels.amin() == -1 and pixels.amax() == 1
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    limit = 3 * 32 * 32 * 3 / 2**20
+    images = ImageSet(levels(tmp_path, 8), 32, 32, cache_mib=limit)
+    for index in [0, 1, 2, 3, 0, 4, 5, 6, 7, 0]:
+        pixels, _ = images.batch([index])
+        assert pixels[0, 0, 0, 0] == index / np.float32(127.5) - 1
+        assert 0 < images.cache_bytes <= limit * 2**20
+    uncached = ImageSet(images.folder, 32, 32, cache_mib=0)
+    assert uncached.batch([3])[1] == ["level 3"] and uncached.cache_bytes == 0
+
+
+def test_cached_images_are_not_read_again(tmp_path: Path) -> None:
+    images = ImageSet(levels(tmp_path, 2), 32, 32)
+    before, _ = images.batch([0, 1])
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    assert torch.equal(images.batch([0, 1])[0], before)
+
+
+def test_draw_is_weighted_by_repeats_and_repeatable(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", (1, 0, 0))
+    save(tmp_path / "9_often" / "b.png", (2, 0, 0))
+    images = ImageSet(scan(tmp_path), 16, 16)
+    drawn = images.draw(2000, np.random.default_rng(0))
+    assert drawn == images.draw(2000, np.random.default_rng(0))
+    often = next(i for i, record in enumerate(images.records) if record.repeats == 9)
+    assert abs(drawn.count(often) / 2000 - 0.9) < 0.03
+
+
+def test_image_lost_after_the_scan_is_replaced_and_a_lost_folder_ends_it(tmp_path: Path) -> None:
+    images = ImageSet(levels(tmp_path, 3), 16, 16)
+    (tmp_path / "1.png").unlink()
+    assert images.batch([0, 1])[1] == ["level 0", "level 2"]
+    assert "1.png" in images.dropped[tmp_path / "1.png"]
+    assert set(images.draw(100, np.random.default_rng(0))) == {0, 2}
+    fresh = ImageSet(images.folder, 16, 16)
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="No image of(.|\n)*0.png"):
+        fresh.batch([0])
+    with pytest.raises(DataError, match="No image of"):
+        fresh.draw(1, np.random.default_rng(0))
+
+
+def test_halves_share_no_image_and_keep_doubles_together(tmp_path: Path) -> None:
+    folder = levels(tmp_path, 9)
+    (tmp_path / "double.png").write_bytes((tmp_path / "4.png").read_bytes())
+    folder = scan(tmp_path)
+    train, held_out = folder.halves(5)
+    shas = [{record.sha256 for record in half.used} for half in (train, held_out)]
+    assert not shas[0] & shas[1] and len(shas[0] | shas[1]) == 9
+    assert (len(shas[0]), len(shas[1])) == (5, 4)
+    assert len(train.used) + len(held_out.used) == 10
+    assert folder.halves(5) == (train, held_out)
+    assert any(folder.halves(seed) != (train, held_out) for seed in range(5))
+
+
+def test_halves_need_two_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 2"):
+        levels(tmp_path, 1).halves(0)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from trainer.data.pixels import PixelError, cover, open_image, orientation, to_rgb
+
+RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90)
+
+
+def quadrants(height: int = 48, width: int = 64) -> np.ndarray:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = RED
+    pixels[: height // 2, width // 2 :] = GREEN
+    pixels[height // 2 :, : width // 2] = BLUE
+    pixels[height // 2 :, width // 2 :] = GREY
+    return pixels
+
+
+def decoded(path: Path, **options: tuple[int, int, int]) -> tuple[np.ndarray, list[str]]:
+    with open_image(path) as image:
+        rgb, notes = to_rgb(image, **options)
+        return np.asarray(rgb), notes
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_exif_orientation_is_applied(tmp_path: Path, turn: int, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    image = Image.fromarray(quadrants())
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    lossless = {"lossless": True} if suffix == ".webp" else {"quality": 95, "subsampling": 0}
+    image.save(path, exif=exif, **({} if suffix in (".png", ".tif") else lossless))
+    image.getexif()[0x0112] = turn
+    expected = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    found, notes = decoded(path)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= (40 if suffix == ".jpg" else 0)
+    assert [note for note in notes if "upright" in note] == (
+        ["turned upright by its EXIF orientation"] if turn > 1 else []
+    )
+    with open_image(path) as opened:
+        assert orientation(opened) == turn
+
+
+def test_cmyk_jpeg_has_its_colours(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(quadrants()).convert("CMYK").save(path, quality=98, subsampling=0)
+    found, notes = decoded(path)
+    assert np.abs(found[12, 16].astype(int) - RED).max() < 12
+    assert np.abs(found[36, 16].astype(int) - BLUE).max() < 12
+    assert notes == ["CMYK, converted to RGB"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(values).save(path)
+    found, notes = decoded(path)
+    expected = np.rint(values / 257).astype(np.uint8)
+    assert np.array_equal(found, np.repeat(expected[..., None], 3, axis=2))
+    assert notes == ["16 bit or float, scaled to 8 bit"]
+
+
+def test_float_tiff_within_0_and_1_is_read_and_beyond_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    values = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
+    Image.fromarray(values).save(path)
+    assert np.array_equal(decoded(path)[0][..., 0], np.rint(values * 255).astype(np.uint8))
+    Image.fromarray(values * 3).save(path)
+    with pytest.raises(PixelError, match="0 to 3"):
+        decoded(path)
+
+
+def test_alpha_is_composited_on_the_background(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[...] = (200, 100, 0, 255)
+    pixels[:16, :, 3] = 0
+    pixels[16:24, :, 3] = 128
+    path = tmp_path / "x.png"
+    Image.fromarray(pixels).save(path)
+    found, notes = decoded(path)
+    assert tuple(found[0, 0]) == (255, 255, 255)
+    assert np.abs(found[20, 0].astype(int) - (227, 177, 127)).max() <= 1
+    assert tuple(found[30, 0]) == (200, 100, 0)
+    assert notes == ["transparent parts filled with RGB (255, 255, 255)"]
+    assert tuple(decoded(path, background=BLUE)[0][0, 0]) == BLUE
+
+
+def test_opaque_alpha_is_no_note_and_full_transparency_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.new("RGBA", (32, 32), (1, 2, 3, 255)).save(path)
+    found, notes = decoded(path)
+    assert tuple(found[0, 0]) == (1, 2, 3) and notes == []
+    Image.new("RGBA", (32, 32), (1, 2, 3, 0)).save(path)
+    with pytest.raises(PixelError, match="fully transparent"):
+        decoded(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    pixels = np.repeat(np.repeat(np.array([[0, 255], [255, 0]], np.uint8), 16, 0), 16, 1)
+    path = tmp_path / "x.png"
+    Image.fromarray(pixels).convert("RGB").convert(mode).save(path)
+    assert np.array_equal(decoded(path)[0], np.repeat(pixels[..., None], 3, axis=2))
+
+
+def test_transparent_palette_colour_is_composited(tmp_path: Path) -> None:
+    image = Image.new("P", (32, 32), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(1, (0, 0, 16, 32))
+    path = tmp_path / "x.png"
+    image.save(path, transparency=0)
+    found, _ = decoded(path)
+    assert tuple(found[0, 0]) == BLUE and tuple(found[0, 31]) == (255, 255, 255)
+
+
+def test_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = tmp_path / "x.png"
+    Image.fromarray(quadrants()).save(path, icc_profile=profile)
+    assert np.abs(decoded(path)[0].astype(int) - quadrants()).max() <= 1
+    # A profile whose first channel is green light and whose second is red.
+    swapped = profile.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    Image.fromarray(quadrants()).save(path, icc_profile=swapped)
+    found, notes = decoded(path)
+    assert np.abs(found[0, 0].astype(int) - GREEN).max() <= 2 and notes == []
+
+
+def test_broken_colour_profile_is_noted_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(quadrants()).save(path, icc_profile=b"no profile" * 20)
+    found, notes = decoded(path)
+    assert np.array_equal(found, quadrants())
+    assert "colour profile" in notes[0]
+
+
+def test_postscript_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    data = io.BytesIO()
+    Image.fromarray(quadrants()).save(data, format="EPS")
+    path.write_bytes(data.getvalue())
+    with pytest.raises(PixelError, match="no image"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (100, 30), (20, 20)])
+def test_cover_keeps_the_aspect_and_covers(shape: tuple[int, int]) -> None:
+    found = cover(Image.fromarray(quadrants(*shape)), 32, 40)
+    height, width = found.shape[:2]
+    assert (height == 32 and width >= 40) or (width == 40 and height >= 32)
+    assert abs(width / height - shape[1] / shape[0]) < 0.05 * shape[1] / shape[0]

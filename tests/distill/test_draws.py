@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.config import load_config
+from trainer.diffusion.consistency import few_step_timesteps
+from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_frames, draw_step
+
+SIZES = Sizes((4, 8, 4, 4), prompts=10, motions=5, replays=7)
+
+
+def test_draws_depend_on_seed_step_and_rank_alone():
+    config = load_config()
+    a, b = draw_step(config, SIZES, 7), draw_step(config, SIZES, 7)
+    assert torch.equal(a.noise, b.noise) and torch.equal(a.level, b.level)
+    for other in (draw_step(config, SIZES, 8), draw_step(config, SIZES, 7, rank=1)):
+        assert not torch.equal(a.noise, other.noise)
+
+
+def test_sources_follow_their_probabilities():
+    config = load_config(
+        overrides={
+            "data.batch_size": 256,
+            "trajectory.real_probability": 0.5,
+            "trajectory.replay_probability": 0.8,
+        }
+    )
+    source = draw_step(config, SIZES, 0).source
+    shares = [float((source == kind).float().mean()) for kind in (TRAJECTORY, FRESH, REPLAY)]
+    assert shares == pytest.approx([0.5, 0.1, 0.4], abs=0.09)
+
+
+def test_nothing_is_replayed_before_something_was_stored():
+    config = load_config(overrides={"data.batch_size": 64, "trajectory.replay_probability": 1.0})
+    empty = Sizes((4, 8, 4, 4), 10, 5, replays=0)
+    assert REPLAY not in draw_step(config, empty, 0).source.tolist()
+
+
+def test_biased_points_are_where_few_step_sampling_stops():
+    config = load_config(overrides={"data.batch_size": 256, "trajectory.few_step_bias": 1.0})
+    stops = {int(t) for steps in (1, 2, 4, 8) for t in few_step_timesteps(steps)}
+    drawn = {20 * (int(level) + 1) - 1 for level in draw_step(config, SIZES, 0).level}
+    assert drawn <= stops and len(drawn) == len(stops)
+
+
+def test_frames_are_stratified_in_time():
+    frames = draw_frames(300, 16, 2, torch.Generator().manual_seed(0))
+    assert frames[:, 0].max() == 7 and frames[:, 1].min() == 8
+    assert sorted(set(frames.flatten().tolist())) == list(range(16))
+    with pytest.raises(ValueError, match="frames_per_clip"):
+        draw_frames(1, 2, 3, torch.Generator())

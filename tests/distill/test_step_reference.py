@@ -1,0 +1,164 @@
+"""The training step against a second, deliberately plain implementation of the paper's formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from trainer.config import load_config
+from trainer.distill.distiller import Distiller
+from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
+from trainer.distill.losses import motion_losses, pick_frames, style_losses
+from trainer.distill.points import trajectory_points
+from trainer.distill.session import build_session
+from trainer.lora.adapter import adapter_disabled, lora_parameters
+from trainer.runs.guards import NanGuard
+
+
+@pytest.fixture(scope="module")
+def session(tiny_model, style_images, tmp_path_factory):
+    config = load_config(
+        overrides={
+            "model": str(tiny_model),
+            "images": style_images,
+            "run": tmp_path_factory.mktemp("runs") / "r",
+            "data.library_clips": 3,
+            "data.batch_size": 6,
+            "data.min_side": 16,
+            "motion.representation": "raw",
+            "adversarial.augment": "",
+            "hardware.device": "cpu",
+            "lora.rank": 4,
+        }
+    )
+    built = build_session(config, Accelerator(cpu=True), lambda text: None, lambda *a: None)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in lora_parameters(built.model.unet):  # a student that differs from its teacher
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    clips = torch.randn(6, *built.latent_shape, generator=generator)
+    built.replay.add(clips, torch.arange(6))
+    return built
+
+
+@pytest.fixture(scope="module")
+def draws(session):
+    sizes = Sizes(session.latent_shape, len(session.prompts), len(session.motions), len(session.replay))
+    for step in range(100):
+        drawn = draw_step(session.config, sizes, step)
+        if set(drawn.source.tolist()) == {TRAJECTORY, FRESH, REPLAY}:
+            return drawn
+    raise AssertionError("no draw mixes all three sources")
+
+
+def naive_f(model, z, t, text):
+    """f(z, t) for one clip, written out: eps, x0, c_skip, c_out."""
+    eps = model.unet(z[None], t, encoder_hidden_states=text[None]).sample[0].double()
+    alphas = model.schedule.alphas_cumprod.double()
+    a = alphas[t]
+    x0 = (z.double() - (1 - a).sqrt() * eps) / a.sqrt()
+    s = 4.0 * t
+    c_skip, c_out = 0.25 / (s**2 + 0.25), s / np.sqrt(s**2 + 0.25)
+    return c_skip * z.double() + c_out * x0
+
+
+def naive_point(session, draws, row):
+    """Point, target and prompt of one sample, following the paper's section 3 word by word."""
+    model, prompts = session.model, session.prompts
+    alphas = model.schedule.alphas_cumprod.double()
+    level, source = int(draws.level[row]), int(draws.source[row])
+    t_from, t_to = 20 * (level + 1) - 1, 20 * level - 1 if level else 0
+    prompt = int(draws.prompt[row])
+    if source == TRAJECTORY:
+        clip = int(draws.motion[row])
+        prompt = int(session.motions.prompts[clip])
+        z = session.motions.states[clip, level + 1].float()
+        below = session.motions.states[clip, level].float()
+    else:
+        if source == REPLAY:
+            prompt = int(session.replay.prompts[draws.replay[row]])
+            earlier = session.replay.clips[draws.replay[row]].double()
+        else:
+            text = model.encode_text([prompts.prompts[prompt].text])[0]
+            earlier = naive_f(model, draws.start[row], 999, text)
+        a = alphas[t_from]
+        z = (a.sqrt() * earlier + (1 - a).sqrt() * draws.noise[row].double()).float()
+        text, empty = model.encode_text([prompts.prompts[prompt].text, ""])
+        with adapter_disabled(model.unet):
+            cond = model.unet(z[None], t_from, encoder_hidden_states=text[None]).sample[0].double()
+            none = model.unet(z[None], t_from, encoder_hidden_states=empty[None]).sample[0].double()
+        eps = cond + float(draws.guidance[row]) * (cond - none)
+        x0 = (z.double() - (1 - a).sqrt() * eps) / a.sqrt()
+        b = alphas[t_to]
+        below = (b.sqrt() * x0 + (1 - b).sqrt() * eps).float()
+    text = model.encode_text([prompts.prompts[prompt].text])[0]
+    return z, naive_f(model, below, t_to, text), naive_f(model, z, t_from, text), prompt
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@torch.no_grad()
+def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
+    points = trajectory_points(
+        session.student, session.config, draws, session.prompts, session.motions, session.replay
+    )
+    predicted = session.student.predict(points.latents, points.t_from, points.text)
+    for row in range(len(draws.source)):
+        z, target, prediction, prompt = naive_point(session, draws, row)
+        assert int(points.rows[row]) == prompt
+        assert relative(points.latents[row], z) < 1e-5
+        assert relative(points.target[row], target) < 1e-5
+        assert relative(predicted[row], prediction) < 1e-5
+
+
+@torch.no_grad()
+def test_losses_equal_their_formulas(session, draws):
+    points = trajectory_points(
+        session.student, session.config, draws, session.prompts, session.motions, session.replay
+    )
+    predicted = session.student.predict(points.latents, points.t_from, points.text)
+    motion = motion_losses(predicted, points, session.representation, session.config.motion)
+    c = session.config.motion.huber_c
+    p, q = predicted.double(), points.target.double()
+    assert float(motion.consistency) == pytest.approx(
+        float((((p - q) ** 2 + c**2).sqrt() - c).mean()), rel=1e-5
+    )
+
+    captions = [c for c in session.prompts.frames(points.rows.tolist()) for _ in range(2)]
+    text = session.model.pooled_text(captions)
+    style = style_losses(
+        predicted, draws.frames, draws.augment_fake, session.model, session.features,
+        session.discriminator, text, captions, "hinge", 0.0,
+    )  # fmt: skip
+    logits = []
+    session.discriminator.eval()
+    for row in range(len(predicted)):
+        for k, frame in enumerate(draws.frames[row].tolist()):
+            pixels = session.model.vae.decode(predicted[row, :, frame][None]).sample
+            one = session.discriminator(session.features(pixels), text[2 * row + k][None])
+            logits.append(one)
+    session.discriminator.train()
+    assert float(style.adversarial) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
+
+
+def test_a_step_changes_the_adapter_and_nothing_else(session):
+    before = {n: p.detach().clone() for n, p in session.model.unet.named_parameters()}
+    judged = {n: p.detach().clone() for n, p in session.discriminator.named_parameters()}
+    report = Distiller(session, NanGuard()).step(0)
+    assert report.taken and report.values["grad_norm"] > 0
+    for name, parameter in session.model.unet.named_parameters():
+        assert torch.equal(parameter, before[name]) != ("lora_" in name), name
+    changed = [n for n, p in session.discriminator.named_parameters() if not torch.equal(p, judged[n])]
+    assert changed
+    assert all(p.grad is None for p in session.model.vae.parameters())
+    assert all(p.grad is None for p in session.features.parameters())
+
+
+def test_pick_frames_takes_the_drawn_frames_clip_by_clip():
+    clips = torch.arange(2 * 3 * 5.0).reshape(2, 1, 3, 5, 1).transpose(2, 3)  # value = clip, frame, row
+    picked = pick_frames(clips, torch.tensor([[0, 4], [2, 3]]))
+    expected = [clips[0, :, 0], clips[0, :, 4], clips[1, :, 2], clips[1, :, 3]]
+    assert torch.equal(picked, torch.stack(expected))

@@ -1,0 +1,217 @@
+"""Whole runs on a tiny model: exact resume, stop, NaN, failing previews, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer.config import load_config
+from trainer.data.cache import ContentCache
+from trainer.distill.loop import train
+from trainer.lora.formats import read_lora
+from trainer.media import read_clip
+from trainer.runs.checkpoints import latest_checkpoint
+from trainer.runs.events import read_events
+from trainer.runs.folder import Run
+from trainer.runs.guards import TrainingDivergedError
+from trainer.runs.state import read_state
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 6
+
+
+def settings(tiny_model: Path, style_images: Path, run: Path, **more):
+    return {
+        "model": str(tiny_model),
+        "images": str(style_images),
+        "run": str(run),
+        "steps": STEPS,
+        "seed": 3,
+        "data.library_clips": 2,
+        "data.batch_size": 2,
+        "data.min_side": 16,
+        "lora.rank": 2,
+        "lora.alpha": 2.0,
+        "motion.representation": "learned",
+        "preview.every": 0,
+        "checkpoint.every": 2,
+        "hardware.device": "cpu",
+        **more,
+    }
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "trainer", name, *arguments]
+
+
+def train_command(values: dict) -> list[str]:
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in values.items()]
+    return command("train", *flags)
+
+
+def wait_for_steps(process: subprocess.Popen, run: Path, steps: int) -> None:
+    end = time.monotonic() + 240
+    while len(read_events(run / "events.jsonl", "step")) < steps:
+        assert process.poll() is None, "the training ended early"
+        assert time.monotonic() < end, "no step within four minutes"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_model, style_images, tmp_path_factory):
+    """The run without a break: what every resumed one must equal."""
+    path = tmp_path_factory.mktemp("runs") / "straight"
+    run = Run.create(path, load_config(overrides=settings(tiny_model, style_images, path)))
+    assert train(run).status == "finished"
+    return run
+
+
+def assert_equal_result(run: Run, straight: Run) -> None:
+    ours, theirs = load_file(run.export_path), load_file(straight.export_path)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert torch.equal(tensor, theirs[key]), key
+    steps = [event["step"] for event in read_events(run.events_path, "step")]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_a_killed_run_resumes_bit_for_bit(straight, tiny_model, style_images, tmp_path):
+    path = tmp_path / "getötet"
+    process = subprocess.Popen(
+        train_command(settings(tiny_model, style_images, path)), cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    wait_for_steps(process, path, 3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run = Run.open(path)
+    state = read_state(run)
+    assert state.status == "interrupted" and "trainer resume" in state.message
+    assert train(run, resume=True).status == "finished"
+    assert_equal_result(run, straight)
+
+
+def test_a_stopped_run_exports_and_resumes_bit_for_bit(
+    straight, tiny_model, style_images, tmp_path
+):
+    path = tmp_path / "stopped run"
+    values = settings(tiny_model, style_images, path)
+    process = subprocess.Popen(train_command(values), cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for_steps(process, path, 1)
+    run = Run.open(path)
+    run.request_stop()
+    assert process.wait(timeout=240) == 0
+    state = read_state(run)
+    assert state.status == "stopped" and 1 <= state.step < STEPS
+    assert run.export_path.is_file()
+    assert train(run, resume=True).status == "finished"
+    assert_equal_result(run, straight)
+
+
+def test_the_export_reads_back_with_its_recommendations(straight, tiny_model):
+    from trainer.families import load_model
+
+    found = read_lora(straight.export_path, load_model(str(tiny_model)).unet)
+    assert found.format == "kohya"
+    assert found.metadata["mcm.steps"] == "4" and found.metadata["mcm.guidance_scale"] == "1"
+    assert found.metadata["mcm.timestep_scaling"].startswith("4")
+    assert found.metadata["modelspec.license"] == "Apache-2.0"
+    assert found.metadata["ss_steps"] == str(STEPS)
+    assert "a red circle" in found.metadata["ss_tag_frequency"]
+
+
+def test_previews_show_teacher_and_student_and_measure_motion(tiny_model, style_images, tmp_path):
+    path = tmp_path / "previews"
+    more = {"preview.every": 1, "steps": 1, "preview.steps": (1, 2), "preview.teacher_steps": 4}
+    values = settings(tiny_model, style_images, path, **more)
+    run = Run.create(path, load_config(overrides=values))
+    train(run)
+    folder = run.samples / "step-000001"
+    frames, fps = read_clip(folder / "prompt-1-steps-2.mp4")
+    assert frames.shape == (8, 256, 256, 3) and fps == 8
+    for name in ("grid.webp", "grid.png"):
+        assert (folder / name).stat().st_size > 1000
+    (event,) = read_events(run.events_path, "preview")
+    assert set(event["motion_kept"]) == {"1", "2"}
+
+
+def test_a_failing_preview_never_ends_a_run(tiny_model, style_images, tmp_path):
+    path = tmp_path / "r"
+    values = settings(tiny_model, style_images, path, **{"preview.every": 1, "steps": 2})
+    run = Run.create(path, load_config(overrides=values))
+    run.samples.rmdir()
+    run.samples.write_text("in the way", encoding="utf-8")
+    assert train(run).status == "finished"
+    assert "preview at step 1 failed" in run.log_path.read_text(encoding="utf-8")
+
+
+def test_nan_skips_steps_and_then_stops_with_advice(tiny_model, style_images, tmp_path):
+    cache = ContentCache(tmp_path / "cache")
+    path = tmp_path / "nan"
+    values = settings(tiny_model, style_images, path, **{"data.cache": str(cache.root), "steps": 1})
+    train(Run.create(path, load_config(overrides=values)))
+    (file,) = cache.root.rglob("*.safetensors")
+    states = cache.load(file.stem)
+    states["states"][:] = float("nan")
+    cache.store(file.stem, states)
+
+    path = tmp_path / "nan2"
+    more = {"run": str(path), "steps": 20, "trajectory.real_probability": 1.0}
+    run = Run.create(path, load_config(overrides={**values, **more}))
+    with pytest.raises(TrainingDivergedError):
+        train(run)
+    state = read_state(run)
+    assert state.status == "failed" and "TrainingDivergedError" in state.error
+    assert len(read_events(run.events_path, "skipped")) >= 4
+    assert not run.export_path.exists()
+
+
+def test_a_run_is_reproduced_by_its_own_config(straight):
+    config = straight.config()
+    again = load_config(straight.config_path)
+    assert config == again and config.lora.rank == 2
+
+
+def test_checkpoints_hold_everything_and_old_ones_go(straight):
+    names = sorted(p.name for p in straight.checkpoints.iterdir())
+    assert names == ["step-000002", "step-000004", "step-000006"]
+    assert latest_checkpoint(straight).name == "step-000006"
+
+
+def test_two_processes_train_one_run(tiny_model, style_images, tmp_path):
+    path = tmp_path / "two"
+    values = settings(tiny_model, style_images, path, **{"steps": 2})
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m",
+         *train_command(values)[2:]],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = Run.open(path)
+    assert read_state(run).status == "finished"
+    assert [e["step"] for e in read_events(run.events_path, "step")] == [1, 2]
+
+
+def test_gradient_checkpointing_gives_the_same_run(straight, tiny_model, style_images, tmp_path):
+    path = tmp_path / "checkpointed"
+    values = settings(tiny_model, style_images, path, **{"hardware.gradient_checkpointing": True})
+    run = Run.create(path, load_config(overrides=values))
+    train(run)
+    ours, theirs = load_file(run.export_path), load_file(straight.export_path)
+    for key, tensor in ours.items():
+        torch.testing.assert_close(tensor.float(), theirs[key].float(), rtol=2e-3, atol=2e-5)
+
+
+def test_config_file_state_and_events_are_plain_text(straight):
+    state = json.loads(straight.state_path.read_text(encoding="utf-8"))
+    assert state["status"] == "finished" and state["step"] == STEPS
+    assert "huber_c" in straight.config_path.read_text(encoding="utf-8")

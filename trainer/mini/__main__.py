@@ -1,0 +1,106 @@
+"""Train the embedded mini model from nothing: ``python -m trainer.mini pretrain``.
+
+Stages: autoencoder, clips, teacher, framenet, judge, styles, assemble, warmstart. Each one continues where it was interrupted;
+``--only`` repeats some of them. Everything is derived from fixed seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+
+from ..families import MINI
+from .assemble import assemble
+from .autoencoder import reconstruction_psnr, train_autoencoder
+from .framenet import save_framenet, train_framenet
+from .judge import save_judge, train_judge
+from .looks import HELD_OUT, STYLES, public_video
+from .styles import regenerate
+from .teacher import encode_clips, load_clips, train_teacher
+from .text import build_tokenizer
+
+FRAMENET_STEPS = 1500
+JUDGE_STEPS = 1500
+WARM_START: dict[str, object] = {"preview.every": 0, "warm_start": False}
+STAGES = ("autoencoder", "clips", "teacher", "framenet", "judge", "styles", "assemble", "warmstart")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer.mini", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    pretrain = commands.add_parser("pretrain", help="train every part and write the model folder")
+    pretrain.add_argument("--work", type=Path, default=Path("work/mini"), help="checkpoints and caches")
+    pretrain.add_argument("--out", type=Path, default=MINI, help="the model folder to write")
+    pretrain.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, help="run only these stages")
+    pretrain.add_argument("--autoencoder-steps", type=int, default=1700)
+    pretrain.add_argument("--teacher-steps", type=int, default=3600)
+    pretrain.add_argument("--shards", type=int, default=8, help="of 250 sequences of 12 frames each")
+    pretrain.add_argument("--framenet-steps", type=int, default=FRAMENET_STEPS)
+    pretrain.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
+    pretrain.add_argument("--warmstart-steps", type=int, default=300)
+    styles = commands.add_parser("styles", help="write the three example style folders again")
+    styles.add_argument("--out", type=Path, default=MINI)
+    return parser
+
+
+def _autoencoder(options: argparse.Namespace) -> AutoencoderTiny:
+    """The trained autoencoder, from the work folder if it is complete there."""
+    vae = train_autoencoder(options.work, options.autoencoder_steps)
+    for name, look in {"public video": public_video, **STYLES, "held out": HELD_OUT}.items():
+        print(f"autoencoder, {name}: {reconstruction_psnr(vae, look):.1f} dB")
+    return vae
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    wanted, work, out = set(options.only), options.work, options.out
+    vae = _autoencoder(options)
+    files = encode_clips(vae, work, options.shards)
+    if "framenet" in wanted:
+        save_framenet(train_framenet(work, vae, options.framenet_steps), out / "framenet")
+    if "judge" in wanted:
+        save_judge(train_judge(work, vae, options.judge_steps), out / "judge")
+    if "styles" in wanted:
+        regenerate(out / "styles")
+    if "assemble" in wanted:
+        tokenizer = build_tokenizer()
+        unet, text = train_teacher(work, tokenizer, load_clips(files), options.teacher_steps)
+        assemble(out, unet, vae, text, tokenizer)
+    if "warmstart" in wanted:
+        _warm_start(options)
+
+
+def _warm_start(options: argparse.Namespace) -> None:
+    """Distil the few-step start that every style begins from: no images, no discriminator."""
+    from ..config import load_config
+    from ..distill.loop import train
+    from ..runs.folder import Run
+
+    (options.out / "warm_start.safetensors").unlink(missing_ok=True)
+    folder = options.work / "warm-start"
+    shutil.rmtree(folder, ignore_errors=True)
+    config = load_config(
+        preset="lcm",
+        overrides={"model": str(options.out), "run": folder, "steps": options.warmstart_steps, **WARM_START},
+    )
+    run = Run.create(folder, config)
+    train(run)
+    shutil.copyfile(run.export_path, options.out / "warm_start.safetensors")
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    torch.set_num_threads(max(torch.get_num_threads(), 1))
+    if options.command == "styles":
+        regenerate(options.out / "styles")
+    else:
+        _pretrain(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
