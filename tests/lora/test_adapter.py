@@ -189,7 +189,8 @@ def test_adapter_disabled_restores_frozen_flags_and_survives_an_error() -> None:
 
 
 def test_start_depends_on_the_seed_alone_and_global_state_is_untouched() -> None:
-    first, second, third = tiny(), tiny(), tiny()
+    first = tiny()
+    second, third = copy.deepcopy(first), copy.deepcopy(first)
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
     add_lora(first, rank=2, alpha=2, seed=5)

@@ -68,6 +68,7 @@ def test_formats_round_trip_exactly(tmp_path: Path) -> None:
     assert (from_kohya.format, from_peft.format) == ("kohya", "peft")
     assert_same(from_peft.pairs, pairs)
     export_kohya(from_peft.pairs, tmp_path / "b.safetensors", META, dtype="fp32", base=tiny())
+    # The same content is the same bytes, so that a LoRA keeps its hash when it is exported again.
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 

@@ -48,8 +48,7 @@ def default_cache_dir(
 
 
 class ContentCache:
-    """Dicts of tensors in safetensors files, each written at once and checked by its sha256 when
-    read.
+    """Dicts of tensors in safetensors files, written atomically and checked when read.
 
     Args:
         root: folder of the cache, made when first needed; default :func:`default_cache_dir`.
@@ -119,8 +118,7 @@ class ContentCache:
         return tensors
 
     def store(self, key: str, tensors: Mapping[str, Tensor]) -> Path:
-        """Write `tensors` under `key`, then delete the files not used for longest if the cache is
-        too big.
+        """Write `tensors` under `key`, then prune the cache if it is too big.
 
         Raises:
             OSError: if the folder cannot be written or the disk is full.

@@ -28,6 +28,7 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts,asf,flv,ogg",
 }
+_WORTH_THREADS = 640 * 360  # pixels
 _HIGH_DYNAMIC_RANGE = (16, 18)  # transfer characteristics PQ and HLG (ITU-T H.273)
 _READ_ERRORS = (av.error.FFmpegError, OSError, ValueError, EOFError, SyntaxError, IndexError)
 
@@ -116,7 +117,10 @@ def _container_frames(path: Path, start: float) -> Generator[Frame, None, None]:
     """All frames from a key frame at or before `start` on."""
     with av.open(str(path), options=_OPTIONS) as container:
         stream = _video_stream(container)
-        stream.thread_type = "AUTO"
+        if stream.width * stream.height < _WORTH_THREADS:
+            stream.codec_context.thread_count = 1  # starting threads takes longer than the decoding
+        else:
+            stream.thread_type = "AUTO"
         frames = container.decode(stream)
         first = next(frames, None)
         if first is None:

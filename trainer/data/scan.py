@@ -1,6 +1,4 @@
-"""Walking a folder of images or videos so that every file is accounted for: used, refused or
-ignored.
-"""
+"""Walking a data folder so that every file is accounted for: used, refused or ignored."""
 
 from __future__ import annotations
 
@@ -42,10 +40,9 @@ class MediaKind(Generic[R]):
 def scan_folder(
     folder: Path | str, kind: MediaKind[R], captions: CaptionRules
 ) -> tuple[Path, list[R], list[str]]:
-    """The absolute root, a record for every file below it in natural order, and notes on the
-    folder.
+    """The absolute root, a record for every file below it, and notes on the folder.
 
-    `2.png` comes before `10.png`. A link that leaves the folder is refused; hidden files and
+    The records are in natural order: `2.png` comes before `10.png`. A link that leaves the folder is refused; hidden files and
     folders, and links to folders that are scanned anyway, are ignored. Captions of files of this
     kind get no record.
 

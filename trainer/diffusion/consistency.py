@@ -6,6 +6,8 @@ appendix; constants as in diffusers' ``scheduling_lcm.py``).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import LCMScheduler
 from torch import Tensor
@@ -65,7 +67,7 @@ def few_step_timesteps(
         ValueError: ``steps`` is not within 1 .. ``count``.
     """
     check_steps(steps, count)
-    scheduler = LCMScheduler(num_train_timesteps=train, original_inference_steps=count)
+    scheduler: Any = LCMScheduler(num_train_timesteps=train, original_inference_steps=count)
     scheduler.set_timesteps(steps)
     return torch.as_tensor(scheduler.timesteps, dtype=torch.long)
 

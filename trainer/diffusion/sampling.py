@@ -236,7 +236,7 @@ def _checked_shape(
 
 
 def _check_count(steps: int, timesteps: Tensor) -> None:
-    """Refuse the step counts, 61 the lowest, at which diffusers' "trailing" spacing is one too long.
+    """Refuse the step counts, 61 the lowest, where diffusers' "trailing" spacing is one too long.
 
     Its floating-point range then ends in timestep -1, which indexes the noisiest level.
     """

@@ -73,7 +73,7 @@ class NoiseSchedule:
                 "Use the `scheduler/scheduler_config.json` of the base model."
             )
         try:
-            scheduler = DDIMScheduler(**{k: config[k] for k in SCHEDULE_KEYS if k in config})
+            scheduler: Any = DDIMScheduler(**{k: config[k] for k in SCHEDULE_KEYS if k in config})
         except NotImplementedError as error:
             raise ValueError(
                 f"`beta_schedule`={config.get('beta_schedule')!r} is not supported; "

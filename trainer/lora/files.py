@@ -205,22 +205,31 @@ def write_whole(path: Path, data: bytes, check: Callable[[Path], None] | None = 
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file in memory. Raises LoraError for metadata that is not strings or a header
-    over 4 MB.
+    """A safetensors file in memory, the same bytes for the same content.
+
+    The library writes metadata in random order, which would give every export another hash, so the
+    header is written here, sorted; the layout of the tensors stays the library's. Raises LoraError
+    for metadata that is not strings or a header over 4 MB.
     """
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise LoraError(
-                f"Metadata `{key}` is a {type(value).__name__}; safetensors holds strings "
-                "only: str() it."
+                f"Metadata `{key}` is a {type(value).__name__}; safetensors holds strings only: "
+                "str() it."
             )
-    data = safetensors.torch.save(dict(tensors), dict(metadata))
-    length = int.from_bytes(data[:8], "little")
-    if length >= MAX_HEADER_WRITE:
-        largest = max(metadata, key=lambda key: len(metadata[key]))
+    data = memoryview(safetensors.torch.save(dict(tensors)))
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(bytes(data[8:start]).decode("utf-8"))
+    header = json.dumps(
+        {"__metadata__": dict(sorted(metadata.items())), **entries},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    ).encode("utf-8")
+    header += b" " * (-len(header) % 8)  # the format aligns the tensors to 8 bytes with spaces
+    if len(header) >= MAX_HEADER_WRITE:
+        largest = max(metadata, key=lambda key: len(metadata[key]), default="")
         raise LoraError(
-            f"The header would take {length} bytes; ComfyUI reads workflows only from "
-            "headers under "
-            f"{MAX_HEADER_WRITE}. Shorten `{largest}` ({len(metadata[largest])} characters)."
+            f"The header would take {len(header)} bytes; ComfyUI reads workflows only from headers "
+            f"under {MAX_HEADER_WRITE}. Shorten `{largest}` ({len(metadata.get(largest, ''))} characters)."
         )
-    return data
+    return b"".join((len(header).to_bytes(8, "little"), header, data[start:]))
