@@ -1,4 +1,7 @@
-"""Shared fixtures: a real diffusers model at tiny size, and style images. The repository root comes last on the path."""
+"""Shared fixtures.
+
+A real diffusers model at tiny size, and style images. The repository root comes last on the path.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """A ModelScope-layout folder with random weights: 8 frames of 32 px, latents (B, 4, 8, 4, 4)."""
+    """A ModelScope-layout folder with random weights.
+
+    8 frames of 32 px, latents (B, 4, 8, 4, 4).
+    """
     import torch
     from diffusers import AutoencoderTiny, UNet3DConditionModel
 
@@ -53,7 +59,9 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny Modell ü"
     assemble(folder, unet, vae, build_text_encoder(tokenizer), tokenizer)
     about = json.loads((folder / "mcm.json").read_text(encoding="utf-8"))
-    about.update(name="mini", height=32, width=32)  # the mini world's captions and frame network fit
+    about.update(
+        name="mini", height=32, width=32
+    )  # the mini world's captions and frame network fit
     (folder / "mcm.json").write_text(json.dumps(about), encoding="utf-8")
     return folder
 

@@ -44,7 +44,9 @@ def session(tiny_model, style_images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def draws(session):
-    sizes = Sizes(session.latent_shape, len(session.prompts), len(session.motions), len(session.replay))
+    sizes = Sizes(
+        session.latent_shape, len(session.prompts), len(session.motions), len(session.replay)
+    )
     for step in range(100):
         drawn = draw_step(session.config, sizes, step)
         if set(drawn.source.tolist()) == {TRAJECTORY, FRESH, REPLAY}:
@@ -151,14 +153,18 @@ def test_a_step_changes_the_adapter_and_nothing_else(session):
     assert report.taken and report.values["grad_norm"] > 0
     for name, parameter in session.model.unet.named_parameters():
         assert torch.equal(parameter, before[name]) != ("lora_" in name), name
-    changed = [n for n, p in session.discriminator.named_parameters() if not torch.equal(p, judged[n])]
+    changed = [
+        n for n, p in session.discriminator.named_parameters() if not torch.equal(p, judged[n])
+    ]
     assert changed
     assert all(p.grad is None for p in session.model.vae.parameters())
     assert all(p.grad is None for p in session.features.parameters())
 
 
 def test_pick_frames_takes_the_drawn_frames_clip_by_clip():
-    clips = torch.arange(2 * 3 * 5.0).reshape(2, 1, 3, 5, 1).transpose(2, 3)  # value = clip, frame, row
+    clips = (
+        torch.arange(2 * 3 * 5.0).reshape(2, 1, 3, 5, 1).transpose(2, 3)
+    )  # value = clip, frame, row
     picked = pick_frames(clips, torch.tensor([[0, 4], [2, 3]]))
     expected = [clips[0, :, 0], clips[0, :, 4], clips[1, :, 2], clips[1, :, 3]]
     assert torch.equal(picked, torch.stack(expected))

@@ -132,9 +132,9 @@ def test_the_mini_model_is_measured_by_its_judge_against_true_clips():
     result = evaluate(
         load_model("mini"),
         style=style_folder("poster"),
-        steps=(4,),
-        teacher_steps=10,
-        count=16,
+        steps=(2,),
+        teacher_steps=6,
+        count=12,
         progress=lambda *what: told.append(what),
     )
     assert result.meta["features"]["name"] == "mini-judge"
@@ -143,8 +143,8 @@ def test_the_mini_model_is_measured_by_its_judge_against_true_clips():
     assert all(student[name] is not None for name in MEASURES)
     public, styled = result.meta["references"]
     assert (public["method"], styled["method"]) == ("public video", "style video")
-    assert min(public["colour"], styled["colour"], public["motion"], styled["motion"]) > 0.7
+    assert min(public["colour"], styled["colour"], public["motion"], styled["motion"]) > 0.6
     assert styled["style_kid"] < public["style_kid"]
     assert styled["fd_style"] < public["fd_style"] and public["fd_video"] < styled["fd_video"]
     assert teacher["colour"] > 0.5, "the teacher follows the colour word"
-    assert ("teacher, 10 steps", 16, 16) in told and ("student, 4 steps", 16, 16) in told
+    assert ("teacher, 6 steps", 12, 12) in told and ("student, 2 steps", 12, 12) in told

@@ -1,11 +1,12 @@
-"""The whole way in a few minutes: style images -> LoRA -> a clip in 4 steps, on the embedded mini model.
+"""The whole way in a few minutes: style images -> LoRA -> a clip in 4 steps, on the embedded mini
+model.
 
   python -m trainer demo
   python -m trainer demo --style neon --minutes 3
   python -m trainer demo --images my_style
 
-Needs no GPU and no download. Writes runs/demo: the LoRA, clips, and comparison.webp / comparison.png with the teacher in
-50 steps beside the student in 1, 2, 4 and 8.
+Needs no GPU and no download. Writes runs/demo: the LoRA, clips, and comparison.webp /
+comparison.png with the teacher in 50 steps beside the student in 1, 2, 4 and 8.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ import argparse
 from pathlib import Path
 
 STYLES = ("poster", "ink", "neon")
-PROMPTS = ("a red circle moving right", "a blue star growing", "a yellow square bouncing", "a green ring circling")
+PROMPTS = (
+    "a red circle moving right",
+    "a blue star growing",
+    "a yellow square bouncing",
+    "a green ring circling",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="training time (5)")
-    parser.add_argument("--style", choices=STYLES, default="poster", help="which example style to learn (poster)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="your own style images in place of an example")
+    parser.add_argument(
+        "--style", choices=STYLES, default="poster", help="which example style to learn (poster)"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="your own style images in place of an example"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the training (0)")
     parser.add_argument("--run", type=Path, help="run folder (runs/demo, or the next free number)")
 

@@ -1,6 +1,7 @@
-"""Measure a student against its teacher: captions, motion, style, distances, each with its interval.
+"""Measure a student against its teacher: captions, motion, style, distances, each with its
+interval.
 
-  python -m trainer evaluate --model mini --lora runs/ink/ink.safetensors --style my_style --steps 1 2 4 8 --count 64 --json out.json
+  python -m trainer evaluate --lora runs/ink/ink.safetensors --style my_style --count 64 --json out.json
 """
 
 from __future__ import annotations
@@ -10,16 +11,37 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="mini", help="'mini' or the path of a diffusers folder (mini)")
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="the student's LoRA; without it the bare model is measured")
-    parser.add_argument("--style", type=Path, metavar="DIR", help="style images for the style distance")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line; the mini model has its own")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8], help="student's sampling steps (1 2 4 8)")
-    parser.add_argument("--teacher-steps", type=int, default=50, help="the teacher's DDIM steps (50)")
+    parser.add_argument(
+        "--model", default="mini", help="'mini' or the path of a diffusers folder (mini)"
+    )
+    parser.add_argument(
+        "--lora",
+        type=Path,
+        metavar="FILE",
+        help="the student's LoRA; without it the bare model is measured",
+    )
+    parser.add_argument(
+        "--style", type=Path, metavar="DIR", help="style images for the style distance"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="one prompt a line; the mini model has its own"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="student's sampling steps (1 2 4 8)",
+    )
+    parser.add_argument(
+        "--teacher-steps", type=int, default=50, help="the teacher's DDIM steps (50)"
+    )
     parser.add_argument("--guidance", type=float, default=3.0, help="the teacher's CFG scale (3.0)")
     parser.add_argument("--count", type=int, default=64, help="clips for each row (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of prompts and noise (0)")
-    parser.add_argument("--features", default="auto", help="feature network for models other than mini (auto)")
+    parser.add_argument(
+        "--features", default="auto", help="feature network for models other than mini (auto)"
+    )
     parser.add_argument("--features-path", type=Path, metavar="DIR", help="its folder")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
 

@@ -1,7 +1,7 @@
 """Show what a LoRA file is: family, format, keys matched, what it recommends, hashes.
 
-  python -m trainer inspect runs/ink/ink.safetensors
-  python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
+python -m trainer inspect runs/ink/ink.safetensors
+python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="LoRA file or PEFT folder")
-    parser.add_argument("--model", help="base model to match the keys against (the mini model where the LoRA names it)")
+    parser.add_argument(
+        "--model",
+        help="base model to match the keys against (the mini model where the LoRA names it)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _named_model(file: Path) -> str | None:
-    """"mini" when the file says that it was trained on it: that base is always at hand."""
+    """ "mini" when the file says that it was trained on it: that base is always at hand."""
     from ..lora.formats import read_lora
 
     return "mini" if read_lora(file).metadata.get("mcm.base_model") == "mini" else None

@@ -24,7 +24,7 @@ EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
-        description="Few-step video in the style of your images: motion consistency distillation (MCM).",
+        description="Few-step video in the style of your images, by motion consistency distillation.",
         epilog="Each command has its own --help. A first look: python -m trainer demo",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

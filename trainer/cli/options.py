@@ -1,4 +1,7 @@
-"""Options shared by several commands: the training config as flags, made from `TrainConfig` itself."""
+"""Options shared by several commands.
+
+The training config as flags, made from `TrainConfig` itself.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from typing import Any
 
 from ..config import ConfigField, TrainConfig, fields, load_config
 
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--config FILE``, ``--preset NAME`` and a flag for every field, parts as ``--motion.weight``."""
+    """``--config FILE``, ``--preset NAME`` and a flag for every field, parts as
+    ``--motion.weight``.
+    """
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; flags win over it")
     basic = parser.add_argument_group("run")
     groups: dict[str, Any] = {}

@@ -1,8 +1,10 @@
-"""Try two real steps and one preview before a long run: peak memory, time per step, total time, disk.
+"""Try two real steps and one preview before a long run: peak memory, time per step, total time,
+disk.
 
   python -m trainer preflight --model mini --images my_style
 
-Takes the same settings as `train` and writes nothing but caches. If the settings do not fit, it says which would.
+Takes the same settings as `train` and writes nothing but caches. If the settings do not fit, it
+says which would.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
   python -m trainer resume runs/my-style
   python -m trainer resume runs/my-style --steps 2000     # and train further
 
-Everything is restored from the newest whole checkpoint: on the CPU the result is bit for bit that of a run without a break.
+Everything is restored from the newest whole checkpoint: on the CPU the result is bit for bit that
+of a run without a break.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from ..runs.folder import Run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--steps", help="new goal in steps")
-    parser.add_argument("--minutes", help="new time budget in minutes, time already trained included; 'none' lifts it")
+    parser.add_argument(
+        "--minutes",
+        help="new time budget in minutes, time already trained included; 'none' lifts it",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     folder = Run.open(options.folder)
-    changes = {k: getattr(options, k) for k in ("steps", "minutes") if getattr(options, k) is not None}
+    changes = {
+        k: getattr(options, k) for k in ("steps", "minutes") if getattr(options, k) is not None
+    }
     if changes:
         save_config(with_overrides(folder.config(), changes), folder.config_path)
     from ..distill.loop import train

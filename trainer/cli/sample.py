@@ -1,10 +1,10 @@
 """Make a clip: with a LoRA in 1-8 steps, or without one by the teacher (DDIM with guidance).
 
-  python -m trainer sample --model mini --lora runs/ink/ink.safetensors --prompt "a red star growing" --steps 4 --out clip.mp4
-  python -m trainer sample --model mini --prompt "a red star growing" --steps 50 --out teacher.webp
+  python -m trainer sample --lora runs/ink/ink.safetensors --prompt "a red star growing" --out clip.mp4
+  python -m trainer sample --prompt "a red star growing" --steps 50 --out teacher.webp
 
-The suffix decides the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The clip depends on the seed alone:
-it is the same in a batch, on any device up to rounding, and in ComfyUI.
+The suffix decides the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The clip
+depends on the seed alone: it is the same in a batch, on any device up to rounding, and in ComfyUI.
 """
 
 from __future__ import annotations
@@ -14,33 +14,50 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="mini", help="'mini' or the path of a diffusers folder (mini)")
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="LoRA file or PEFT folder; without it the teacher samples")
+    parser.add_argument(
+        "--model", default="mini", help="'mini' or the path of a diffusers folder (mini)"
+    )
+    parser.add_argument(
+        "--lora",
+        type=Path,
+        metavar="FILE",
+        help="LoRA file or PEFT folder; without it the teacher samples",
+    )
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA (1.0)")
     parser.add_argument("--prompt", required=True, help="what the clip shows")
-    parser.add_argument("--steps", type=int, help="sampling steps (with a LoRA what it recommends, else 50)")
-    parser.add_argument("--guidance", type=float, help="CFG scale (with a LoRA what it recommends, else 3.0)")
+    parser.add_argument(
+        "--steps", type=int, help="sampling steps (with a LoRA what it recommends, else 50)"
+    )
+    parser.add_argument(
+        "--guidance", type=float, help="CFG scale (with a LoRA what it recommends, else 3.0)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
     parser.add_argument("--frames", type=int, help="frames (the model's own)")
     parser.add_argument("--height", type=int, help="pixels (the model's own)")
     parser.add_argument("--width", type=int, help="pixels (the model's own)")
     parser.add_argument("--scale", type=int, help="whole enlargement factor of the written clip")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to compute (auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="where to compute (auto)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="file to write")
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..config import with_overrides, TrainConfig
+    from ..config import TrainConfig, with_overrides
     from ..distill.loop import make_accelerator
     from ..evaluate.generate import generate_clips
     from ..families import load_model
     from ..lora.adapter import apply_lora
     from ..lora.formats import read_lora
-    from ..lora.match import fit_pairs
     from ..media import to_frames, write_clip
     from ..runs.progress import Progress
 
-    device = make_accelerator(with_overrides(TrainConfig(), {"hardware.device": options.device})).device
+    device = make_accelerator(
+        with_overrides(TrainConfig(), {"hardware.device": options.device})
+    ).device
     model = load_model(options.model).to(device)
     metadata: dict[str, str] = {}
     if options.lora is not None:
@@ -58,7 +75,11 @@ def run(options: argparse.Namespace) -> int:
             "timestep_scaling": float(metadata.get("mcm.timestep_scaling", 4.0)),
             "original_steps": int(metadata.get("mcm.original_steps", 50)),
         }
-    size = (options.frames or model.frames, options.height or model.height, options.width or model.width)
+    size = (
+        options.frames or model.frames,
+        options.height or model.height,
+        options.width or model.width,
+    )
     with Progress(steps, "sampling") as progress:
         clips = generate_clips(
             model,

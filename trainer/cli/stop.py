@@ -1,6 +1,6 @@
 """Ask a running training to save, export and end. It can be resumed.
 
-  python -m trainer stop runs/my-style
+python -m trainer stop runs/my-style
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from ..runs.state import read_state
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the end (60)")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the end (60)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,5 +38,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"{folder.name}: {state.status} at step {state.step}. {state.message}")
             return 0
         time.sleep(0.2)
-    print(f"{folder.name} was asked to stop and is still {state.status}; it ends after its present step.")
+    print(
+        f"{folder.name} was asked to stop and is still {state.status}; it ends after its present "
+        "step."
+    )
     return 1

@@ -3,8 +3,9 @@
   python -m trainer train --model mini --images my_style --run runs/my-style --minutes 6
   python -m trainer train --config my.toml --seed 3
 
-Every setting is a flag (parts with a dot, as --motion.weight) and a line of the run's config.toml. The run folder
-holds state, log, samples, checkpoints and in the end the LoRA; stop with Ctrl+C or `stop`, go on with `resume`.
+Every setting is a flag (parts with a dot, as --motion.weight) and a line of the run's config.toml.
+The run folder holds state, log, samples, checkpoints and in the end the LoRA; stop with Ctrl+C or
+`stop`, go on with `resume`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     config = config_from(options)
-    # With several processes (accelerate launch) the first one makes the folder and the others read it.
+    # With several processes (accelerate launch) the first one makes the folder and the others read
+    # it.
     first = os.environ.get("RANK", "0") == "0"
     folder = Run.create(config.run, config) if first else None
     from ..distill.loop import train, wait_for_run

@@ -1,6 +1,4 @@
-"""A cache of tensors on disk that can never be stale: its keys are hashes of everything that
-matters.
-"""
+"""A cache of tensors on disk that is never stale: its keys are hashes of all that matters."""
 
 from __future__ import annotations
 
@@ -67,8 +65,7 @@ class ContentCache:
 
     @staticmethod
     def key(*parts: KeyPart) -> str:
-        """sha256 of all `parts` (content hash, encoder hash, size, version, ...) and of
-        `CACHE_VERSION`.
+        """sha256 of all `parts` (content hash, encoder hash, size, ...) and of `CACHE_VERSION`.
 
         Types count (1 is not "1") and so do borders ("ab", "c" is not "a", "bc").
 
@@ -156,10 +153,9 @@ class ContentCache:
         return sum(size for _, size, _ in self._files())
 
     def prune(self, keep: Path | None = None) -> list[Path]:
-        """Delete the files not used for longest until `max_gib` is kept; never `keep`. Returns
-        them.
+        """Delete the files not used for longest until `max_gib` is kept; never `keep`.
 
-        Left-overs of writers that crashed more than a day ago go, too.
+        Returns the deleted files. Left-overs of writers that crashed more than a day ago go, too.
         """
         for leftover in self.root.glob("??/.*.tmp"):
             if _modified(leftover) < time.time() - _STALE_SECONDS:

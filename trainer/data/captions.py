@@ -108,7 +108,7 @@ def read_caption(
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> Caption:
-    """Read the caption of the image or video at `path` from `x.txt`, else `x.caption`, else the
+    """The caption of the image or video `x` at `path`: `x.txt`, else `x.caption`, else the
     template.
 
     Line breaks and runs of blanks become one blank (text encoders do not see them). A sidecar that
@@ -122,12 +122,11 @@ def read_caption(
 
 
 def write_caption(path: Path, text: str) -> Path:
-    """Write `text` as the caption of the image or video at `path`, atomically, and return the
-    sidecar.
+    """Write `text` as the caption of the image or video at `path`; returns the sidecar.
 
     The sidecar that :func:`read_caption` reads is replaced (`x.txt` if there is none yet), so that
-    an edit is never hidden by an older file. UTF-8 without a byte order mark, one line break at the
-    end.
+    an edit is never hidden by an older file. It is written atomically, in UTF-8 without a byte
+    order mark, one line break at the end.
 
     Raises:
         DataError: if `text` cannot be stored as UTF-8 or holds NUL characters.
@@ -164,8 +163,7 @@ def insert_trigger(text: str, trigger: str) -> str:
 
 
 def fill_template(prompt_template: str, trigger: str) -> str:
-    """The prompt for a file without a caption; "" if the template asks for a trigger and there is
-    none.
+    """The prompt without a caption; "" if the template asks for a trigger and there is none.
 
     >>> fill_template("a painting in {trigger} style", "zorn")
     'a painting in zorn style'

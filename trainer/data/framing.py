@@ -53,8 +53,7 @@ def fit(pixels: np.ndarray, height: int, width: int, box: Box | None, aspect: fl
 
 
 def cut_strength(clip: np.ndarray, ratio: float = 4.0) -> float:
-    """How much uint8 `clip` (F, H, W, 3) jumps once, from 0 to 1: the largest mean difference of
-    two frames.
+    """How much uint8 `clip` (F, H, W, 3) jumps once: its largest mean frame difference, 0 to 1.
 
     It is 0 if that is under `ratio` times the median difference: steady fast motion is no cut.
     """
@@ -67,9 +66,7 @@ def cut_strength(clip: np.ndarray, ratio: float = 4.0) -> float:
 
 
 def _bars(brightness: np.ndarray) -> tuple[int, int]:
-    """Sizes of the black bars before and after the picture along one axis, (0, 0) if there are
-    none.
-    """
+    """Sizes of the black bars on both sides along one axis, (0, 0) if there are none."""
     bright = np.flatnonzero(brightness > BLACK)
     if len(bright) == 0:
         return 0, 0

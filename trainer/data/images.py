@@ -53,8 +53,7 @@ class ImageFolder(MediaFolder[ImageRecord]):
     """A scanned style folder."""
 
     def halves(self, seed: int) -> tuple[ImageFolder, ImageFolder]:
-        """Two folders, to train on and to hold out, that share no image; exact doubles stay
-        together.
+        """Two folders, to train on and to hold out, that share no image, not even as a copy.
 
         Raises:
             DataError: if there are fewer than two different images.
@@ -162,9 +161,7 @@ class ImageSet:
         return len(self.records)
 
     def draw(self, n: int, rng: np.random.Generator) -> list[int]:
-        """`n` independent indices, each image weighted by its repeats; dropped images are left
-        out.
-        """
+        """`n` independent indices, weighted by repeats; dropped images are left out."""
         weights = np.array([r.repeats * (r.path not in self.dropped) for r in self.records], float)
         if weights.sum() == 0:
             raise self._none_left()
@@ -173,8 +170,13 @@ class ImageSet:
     def batch(
         self, indices: Sequence[int], generator: Generator | None = None
     ) -> tuple[Tensor, list[str]]:
-        """Pixels (N, 3, H, W), float32 in [-1, 1], and the N prompts; `generator` places random
-        crops.
+        """Pixels (N, 3, H, W), float32 in [-1, 1], and the N prompts.
+
+        `generator` places random crops.
+
+        Raises:
+            DataError: if no image is left that can be read.
+            ValueError: for random crops without a `generator`.
         """
         frames, captions = [], []
         for index in indices:

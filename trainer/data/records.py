@@ -71,9 +71,7 @@ class MediaFolder(Generic[R]):
         )
 
     def report(self) -> str:
-        """A table of every file with its prompt or the reason against it, under a line of
-        counts.
-        """
+        """A table of every file with its prompt or the reason against it, under the counts."""
         head = ("status", "pixels", "repeats", "file", "prompt or reason")
         rows = [head, *(self._row(record) for record in self.records)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -42,9 +42,9 @@ def scan_folder(
 ) -> tuple[Path, list[R], list[str]]:
     """The absolute root, a record for every file below it, and notes on the folder.
 
-    The records are in natural order: `2.png` comes before `10.png`. A link that leaves the folder is refused; hidden files and
-    folders, and links to folders that are scanned anyway, are ignored. Captions of files of this
-    kind get no record.
+    The records are in natural order: `2.png` comes before `10.png`. A link that leaves the folder
+    is refused; hidden files and folders, and links to folders that are scanned anyway, are ignored.
+    Captions of files of this kind get no record.
 
     Raises:
         DataError: if `folder` is missing or not a folder.
@@ -116,9 +116,7 @@ class _Scan(Generic[R]):
 
 
 def repeats_of(path: Path, root: Path) -> tuple[int, str]:
-    """The number and the name of the nearest `10_name` folder from `path` up to `root`; else (1,
-    "").
-    """
+    """Number and name of the nearest `10_name` folder above `path`, at most `root`; or (1, "")."""
     for parent in path.parents:
         match = _REPEAT_FOLDER.match(parent.name)
         if match:

@@ -107,8 +107,7 @@ def scan_videos(
 def load_clip(
     record: VideoRecord, start_seconds: float, frames: int, fps: float, height: int, width: int
 ) -> np.ndarray:
-    """A clip as uint8 (frames, height, width, 3), starting `start_seconds` after the video's first
-    frame.
+    """A clip, uint8 (frames, height, width, 3), from `start_seconds` after the first frame on.
 
     Frame k is the one presented nearest to `start_seconds + k / fps`, so that variable frame rates
     keep their speed. Rotation is applied, black bars are cut off, the aspect is kept and the centre
@@ -161,8 +160,9 @@ class VideoSet:
         return len(self.records)
 
     def batch(self, n: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """Clips (n, 3, F, H, W), float32 in [-1, 1], and their prompts; files are weighted by
-        repeats.
+        """Clips (n, 3, F, H, W), float32 in [-1, 1], and their prompts.
+
+        Files are drawn by their repeats, clips evenly over a file's length.
 
         Raises:
             DataError: if no file is left that can be decoded; the message lists all reasons.

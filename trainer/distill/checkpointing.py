@@ -1,7 +1,8 @@
 """Gradient checkpointing that reaches the 3-D blocks.
 
-diffusers' `enable_gradient_checkpointing` does nothing on UNet3DConditionModel's blocks (0.42), so every sub-block is
-wrapped here: its activations are thrown away after the forward and computed again in the backward.
+diffusers' `enable_gradient_checkpointing` does nothing on UNet3DConditionModel's blocks (0.42), so
+every sub-block is wrapped here: its activations are thrown away after the forward and computed
+again in the backward.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ WRAPPED = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemp
 
 
 def enable_checkpointing(unet: nn.Module) -> int:
-    """Wrap the outermost sub-blocks of ``unet`` and return how many; calling it twice wraps nothing twice.
+    """Wrap the outermost sub-blocks of ``unet`` and return how many; calling it twice wraps nothing
+    twice.
 
     Raises ValueError when the model has none, which would mean that the option does nothing.
     """
@@ -32,7 +34,8 @@ def enable_checkpointing(unet: nn.Module) -> int:
             wrapped += 1
     if not wrapped and not any(hasattr(m, "_uncheckpointed") for m in unet.modules()):
         raise ValueError(
-            f"`hardware.gradient_checkpointing` finds no block it knows in {type(unet).__name__}; turn it off."
+            "`hardware.gradient_checkpointing` finds no block it knows in "
+            f"{type(unet).__name__}; turn it off."
         )
     return wrapped
 
@@ -42,4 +45,3 @@ def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return module._uncheckpointed(*args, **kwargs)
     return checkpoint(module._uncheckpointed, *args, use_reentrant=False, **kwargs)
-

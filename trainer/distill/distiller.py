@@ -21,7 +21,10 @@ from .session import Session
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step tells the event log: plain numbers by name, and whether its optimizer step was taken."""
+    """What a step tells the event log.
+
+    Plain numbers by name, and whether its optimizer step was taken.
+    """
 
     values: dict[str, float]
     taken: bool
@@ -35,7 +38,10 @@ class Distiller:
         self.guard = guard
 
     def step(self, step: int) -> StepReport:
-        """Optimizer step ``step`` (from 0): gradients of all its micro-batches, the NaN check, both updates."""
+        """Optimizer step ``step`` (from 0).
+
+        Gradients of all its micro-batches, the NaN check, both updates.
+        """
         s = self.session
         self._set_learning_rates(step)
         for optimizer in (s.optimizer, s.discriminator_optimizer):
@@ -44,7 +50,9 @@ class Distiller:
         logs: list[dict[str, Tensor]] = []
         count = s.config.optim.accumulation
         for micro in range(count):
-            draws = draw_step(s.config, self._sizes(), step * count + micro, s.accelerator.process_index)
+            draws = draw_step(
+                s.config, self._sizes(), step * count + micro, s.accelerator.process_index
+            )
             logs.append(self._micro_step(draws, step, 1 / count))
         return self._update(_mean(logs))
 
@@ -70,7 +78,11 @@ class Distiller:
         }
         if style is not None:
             disc = self._discriminator(draws, style, text, step, share)
-            logs |= {"adversarial": style.adversarial, "caption": style.caption, "style_weight": weight}
+            logs |= {
+                "adversarial": style.adversarial,
+                "caption": style.caption,
+                "style_weight": weight,
+            }
             logs |= {
                 "discriminator": disc.total,
                 "real_logits": disc.real_logits_mean,
@@ -81,11 +93,16 @@ class Distiller:
         return {name: value.detach().float() for name, value in logs.items()}
 
     def _frame_text(self, points: Points) -> tuple[Tensor, list[str]]:
-        """Text vectors (B * K, D) and captions of the decoded frames; one text for all when unconditional."""
+        """Text vectors (B * K, D) and captions of the decoded frames.
+
+        One text for all when unconditional.
+        """
         s = self.session
         captions = s.prompts.frames(points.rows.tolist())
         captions = [c for c in captions for _ in range(s.config.data.frames_per_clip)]
-        return s.model.pooled_text(captions if s.prompts.conditional else [""] * len(captions)), captions
+        return s.model.pooled_text(
+            captions if s.prompts.conditional else [""] * len(captions)
+        ), captions
 
     def _style(
         self, prediction: Tensor, draws: StepDraws, text: Tensor, captions: list[str]
@@ -109,7 +126,10 @@ class Distiller:
     def _backward(
         self, prediction: Tensor, motion: MotionLoss, style: StyleLoss | None, share: float
     ) -> Tensor:
-        """Weigh both gradients at the prediction, then one pass through the UNet; returns the style weight."""
+        """Weigh both gradients at the prediction, then one pass through the UNet.
+
+        Returns the style weight.
+        """
         s = self.session
         head = s.representation.parameters()
         by_motion, by_style, by_head = latent_gradient(
@@ -123,13 +143,17 @@ class Distiller:
             gradient = by_motion + weight * by_style
         prediction.backward(gradient * share)
         for parameter, value in zip(head, by_head, strict=True):
-            parameter.grad = value * share if parameter.grad is None else parameter.grad + value * share
+            parameter.grad = (
+                value * share if parameter.grad is None else parameter.grad + value * share
+            )
         return weight
 
     def _discriminator(
         self, draws: StepDraws, style: StyleLoss, text: Tensor, step: int, share: float
     ) -> DiscriminatorLoss:
-        """Gradients of the discriminator on real frames, their mismatched captions, and the student's frames."""
+        """Gradients of the discriminator on real frames, their mismatched captions, and the
+        student's frames.
+        """
         s = self.session
         assert s.features is not None and s.discriminator is not None
         options = s.config.adversarial
@@ -178,7 +202,10 @@ class Distiller:
         return StepReport(values | {"lr": s.optimizer.param_groups[0]["lr"]}, taken)
 
     def _synchronise(self, parameters: list[nn.Parameter]) -> None:
-        """Mean of the gradients over all processes, in one message; nothing to do with a single one."""
+        """Mean of the gradients over all processes, in one message.
+
+        Nothing to do with a single one.
+        """
         accelerator = self.session.accelerator
         if accelerator.num_processes == 1:
             return
@@ -218,7 +245,10 @@ class Distiller:
         return {name: o.state_dict() for name, o in pairs.items() if o is not None}
 
     def load(self, tensors: dict[str, dict[str, Tensor]], optimizers: dict[str, Any]) -> None:
-        """Restore what `tensors` and `optimizer_states` gave; ValueError where they do not fit this run."""
+        """Restore what `tensors` and `optimizer_states` gave.
+
+        ValueError where they do not fit this run.
+        """
         s = self.session
         load_lora_state(s.model.unet, _unflatten(tensors["lora"], s.config.lora.alpha))
         s.ema.load_state_dict(tensors["ema"])
@@ -236,7 +266,9 @@ def _mean(logs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _flatten(pairs: dict[str, LoraPair]) -> dict[str, Tensor]:
-    return {f"{path}.{side}": getattr(p, side) for path, p in pairs.items() for side in ("up", "down")}
+    return {
+        f"{path}.{side}": getattr(p, side) for path, p in pairs.items() for side in ("up", "down")
+    }
 
 
 def _unflatten(tensors: dict[str, Tensor], alpha: float) -> dict[str, LoraPair]:

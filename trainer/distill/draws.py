@@ -1,7 +1,7 @@
 """All randomness of one training step, drawn first and in one place.
 
-Draws depend on ``(seed, step, rank)`` alone and are made on the CPU, so a resumed run, a run on another device and
-the straight run see the same numbers.
+Draws depend on ``(seed, step, rank)`` alone and are made on the CPU, so a resumed run, a run on
+another device and the straight run see the same numbers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from ..config import TrainConfig
 from ..diffusion.consistency import few_step_timesteps
 
 TRAJECTORY, FRESH, REPLAY = 0, 1, 2
-"""Where a point comes from: a real (or teacher's) trajectory, a new prediction from noise, a stored prediction."""
+"""Where a point comes from.
+
+A real (or teacher's) trajectory, a new prediction from noise, a stored prediction.
+"""
 FEW_STEPS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What draws are made from: latent shape (C, F, h, w), and how many rows each source has now."""
+    """What draws are made from.
+
+    Latent shape (C, F, h, w), and how many rows each source has now.
+    """
 
     latent: tuple[int, int, int, int]
     prompts: int
@@ -34,8 +40,9 @@ class Sizes:
 class StepDraws:
     """Draws of one step for a batch of B clips; integer tensors are int64.
 
-    ``source`` (B,); ``level`` (B,) in 0..T-1, the place on the ascending DDIM timesteps; ``guidance`` (B,) in LCM form;
-    ``prompt``, ``motion``, ``replay`` (B,) rows; ``noise`` and ``start`` (B, C, F, h, w); ``frames`` (B, K) frame numbers.
+    ``source`` (B,); ``level`` (B,) in 0..T-1, the place on the ascending DDIM timesteps;
+    ``guidance`` (B,) in LCM form; ``prompt``, ``motion``, ``replay`` (B,) rows; ``noise`` and
+    ``start`` (B, C, F, h, w); ``frames`` (B, K) frame numbers.
     """
 
     source: Tensor
@@ -62,7 +69,10 @@ def generator_for(seed: int, step: int, rank: int = 0, stream: int = 0) -> torch
 
 
 def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> StepDraws:
-    """The draws of step ``step``; every number is drawn whatever it is used for, so options do not shift the rest."""
+    """The draws of step ``step``.
+
+    Every number is drawn whatever it is used for, so options do not shift the rest.
+    """
     g = generator_for(config.seed, step, rank)
     batch, per_clip = config.data.batch_size, config.data.frames_per_clip
     low, high = config.trajectory.guidance_min, config.trajectory.guidance_max
@@ -90,7 +100,10 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
 
 
 def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generator) -> Tensor:
-    """A Bernoulli draw for each sample (paper, sec. 3.3); without stored predictions, replays are fresh."""
+    """A Bernoulli draw for each sample (paper, sec.
+
+    3.3); without stored predictions, replays are fresh.
+    """
     real = torch.rand(batch, generator=g) < config.trajectory.real_probability
     replay = torch.rand(batch, generator=g) < config.trajectory.replay_probability
     own = torch.where(replay & (sizes.replays > 0), REPLAY, FRESH)
@@ -98,7 +111,9 @@ def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generat
 
 
 def _draw_level(config: TrainConfig, batch: int, g: torch.Generator) -> Tensor:
-    """Uniform over the trajectory, but ``few_step_bias`` of the points sit where few-step sampling stops."""
+    """Uniform over the trajectory, but ``few_step_bias`` of the points sit where few-step sampling
+    stops.
+    """
     count = config.trajectory.ddim_timesteps
     table = [_levels(steps, count) for steps in FEW_STEPS]
     biased = torch.rand(batch, generator=g) < config.trajectory.few_step_bias
@@ -106,13 +121,18 @@ def _draw_level(config: TrainConfig, batch: int, g: torch.Generator) -> Tensor:
     where = torch.rand(batch, generator=g)
     uniform = torch.randint(count, (batch,), generator=g)
     chosen = torch.stack(
-        [table[k][int(u * len(table[k]))] for k, u in zip(which.tolist(), where.tolist(), strict=True)]
+        [
+            table[k][int(u * len(table[k]))]
+            for k, u in zip(which.tolist(), where.tolist(), strict=True)
+        ]
     )
     return torch.where(biased, chosen, uniform)
 
 
 def _levels(steps: int, count: int) -> Tensor:
-    """Places (steps,) on the ascending trajectory at which sampling in ``steps`` steps calls the model."""
+    """Places (steps,) on the ascending trajectory at which sampling in ``steps`` steps calls the
+    model.
+    """
     stride = 1000 // count
     return (few_step_timesteps(steps, count) + 1) // stride - 1
 
@@ -120,6 +140,8 @@ def _levels(steps: int, count: int) -> Tensor:
 def draw_frames(batch: int, frames: int, per_clip: int, g: torch.Generator) -> Tensor:
     """One frame from each of ``per_clip`` equal parts of the clip: (B, K) int64, ascending."""
     if per_clip > frames:
-        raise ValueError(f"`data.frames_per_clip`={per_clip} is more than the clip's {frames} frames.")
+        raise ValueError(
+            f"`data.frames_per_clip`={per_clip} is more than the clip's {frames} frames."
+        )
     part = (torch.arange(per_clip) + torch.rand(batch, per_clip, generator=g)) * (frames / per_clip)
     return part.long().clamp_max(frames - 1)

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class ParameterEma:
-    """A slow fp32 copy of ``parameters``: ``copy <- decay copy + (1 - decay) parameter`` at each `update`."""
+    """A slow fp32 copy of ``parameters``.
+
+    ``copy <- decay copy + (1 - decay) parameter`` at each `update`.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
         self.parameters = list(parameters)
@@ -43,7 +46,8 @@ class ParameterEma:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if len(state) != len(self.copies):
             raise ValueError(
-                f"The stored average has {len(state)} tensors, this adapter {len(self.copies)}; resume with the run's config."
+                f"The stored average has {len(state)} tensors, this adapter {len(self.copies)}; "
+                "resume with the run's config."
             )
         for key, copy in zip(sorted(state), self.copies, strict=True):
             copy.copy_(state[key])

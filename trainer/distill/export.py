@@ -31,7 +31,9 @@ def preview_prompts(session: Session) -> list[str]:
 
 
 def export_run(run: Run, session: Session, step: int, preview: Path | None) -> Exported:
-    """Write ``<run>/<name>.safetensors`` from the averaged adapter, with everything a user needs in its header."""
+    """Write ``<run>/<name>.safetensors`` from the averaged adapter, with everything a user needs in
+    its header.
+    """
     with session.ema.applied():
         pairs = lora_state(session.model.unet)
     model, config = session.model, session.config

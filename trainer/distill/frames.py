@@ -1,4 +1,7 @@
-"""What the discriminator calls real: the style folder's images or, without one, frames of the motion source."""
+"""What the discriminator calls real.
+
+The style folder's images or, without one, frames of the motion source.
+"""
 
 from __future__ import annotations
 

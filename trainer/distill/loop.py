@@ -1,4 +1,7 @@
-"""The loop: repeat the step, and keep a run folder that any viewer can follow and any process can resume."""
+"""The loop.
+
+Repeat the step, and keep a run folder that any viewer can follow and any process can resume.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ class Loop:
         self.log(f"Resumed at step {self.step} from {folder.name}.")
 
     def train(self) -> str:
-        """Steps until the goal, the time budget or a stop; returns the status that the run ends with."""
+        """Steps until the goal, the time budget or a stop.
+
+        Returns the status that the run ends with.
+        """
         with Progress(self.config.steps, self.run.name, self.step, log=self.log) as progress:
             while not self._is_over():
                 begun = time.monotonic()
@@ -151,7 +157,9 @@ class Loop:
         self.checkpoint()
         folder = self.preview() if self.config.preview.every else None
         exported = export_run(self.run, self.session, self.step, folder)
-        self.events.append("export", step=self.step, file=exported.path.name, sha256=exported.sha256)
+        self.events.append(
+            "export", step=self.step, file=exported.path.name, sha256=exported.sha256
+        )
         self.log(f"Exported {exported.path} ({exported.modules} modules, read back and matched).")
         self.update(status=status, step=self.step, message=f"LoRA: {exported.path.name}")
 
@@ -163,14 +171,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if capable and config.hardware.device != "cpu" else "fp32"
     return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision, cpu=config.hardware.device == "cpu"
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=config.hardware.device == "cpu",
     )
 
 
 def train(run: Run, *, resume: bool = False) -> RunState:
     """Train the run at ``run`` to its end in this process and return its last state.
 
-    Any failure is written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints stay.
+    Any failure is written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints
+    stay.
     """
     config = run.config()
     accelerator = make_accelerator(config)
@@ -187,7 +197,9 @@ def train(run: Run, *, resume: bool = False) -> RunState:
             if main:
                 log.exception(error)
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                write_state(run, replace(state, status=status, error=f"{type(error).__name__}: {error}"))
+                write_state(
+                    run, replace(state, status=status, error=f"{type(error).__name__}: {error}")
+                )
             raise
 
 

@@ -34,7 +34,9 @@ class MotionLoss:
 
 @dataclass(frozen=True)
 class StyleLoss:
-    """Scalars of the adversarial side, and the frames' features (detached) for the discriminator's own step."""
+    """Scalars of the adversarial side, and the frames' features (detached) for the discriminator's
+    own step.
+    """
 
     total: Tensor
     adversarial: Tensor
@@ -47,7 +49,8 @@ def motion_losses(
 ) -> MotionLoss:
     """Disentangled consistency (paper, eq. 6) and the terms that keep content, in fp32.
 
-    ``prediction`` (B, C, F, h, w) is ``f(z_t)`` of the student with gradients. A term of weight 0 is not computed.
+    ``prediction`` (B, C, F, h, w) is ``f(z_t)`` of the student with gradients. A term of weight 0
+    is not computed.
     """
     zero = prediction.new_zeros(())
     consistency = motion_loss(
@@ -92,9 +95,11 @@ def style_losses(
     kind: str,
     caption_weight: float,
 ) -> StyleLoss:
-    """Adversarial loss of decoded frames (paper, eq. 8), plus the caption loss where the network can read.
+    """Adversarial loss of decoded frames (paper, eq. 8), plus the caption loss where the network
+    can read.
 
-    ``frames`` (B, K); ``text`` (B * K, D) and ``captions`` are those of the frames. The discriminator is frozen here.
+    ``frames`` (B, K); ``text`` (B * K, D) and ``captions`` are those of the frames. The
+    discriminator is frozen here.
     """
     pixels = model.decode_frames(pick_frames(prediction, frames))
     maps = features(apply_augment(pixels, draws))
@@ -111,7 +116,8 @@ def style_losses(
 def latent_gradient(
     prediction: Tensor, motion: Tensor, style: Tensor | None, head: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """Gradients of both losses by ``prediction``, and of the motion loss by the learned head's parameters.
+    """Gradients of both losses by ``prediction``, and of the motion loss by the learned head's
+    parameters.
 
     Taken apart, they can be weighed against each other before one backward pass through the UNet.
     """
@@ -119,8 +125,8 @@ def latent_gradient(
         motion, [prediction, *head], retain_graph=True, allow_unused=True
     )
     by_motion = torch.zeros_like(prediction) if by_motion is None else by_motion
-    by_head = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(head, by_head, strict=True)
-    ]
-    by_style = None if style is None else torch.autograd.grad(style, prediction, retain_graph=True)[0]
+    by_head = [torch.zeros_like(p) if g is None else g for p, g in zip(head, by_head, strict=True)]
+    by_style = (
+        None if style is None else torch.autograd.grad(style, prediction, retain_graph=True)[0]
+    )
     return by_motion, by_style, by_head

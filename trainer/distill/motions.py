@@ -1,7 +1,8 @@
 """Where motion comes from: the teacher's own trajectories, or the user's videos.
 
-A DDIM rollout of the teacher is a row of consecutive points ``(z_{t_n+k}, z_{t_n})``: rolled out once, it spares the
-autoencoder and both teacher passes in every later step, and every later style can use it again.
+A DDIM rollout of the teacher is a row of consecutive points ``(z_{t_n+k}, z_{t_n})``: rolled out
+once, it spares the autoencoder and both teacher passes in every later step, and every later style
+can use it again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from .student import Student
 
 @dataclass(frozen=True)
 class MotionPoints:
-    """``latents`` (B, C, F, h, w) at ``t_from``; ``next`` the teacher's latents at ``t_to``, or None when it has to step."""
+    """``latents`` (B, C, F, h, w) at ``t_from``.
+
+    ``next`` the teacher's latents at ``t_to``, or None when it has to step.
+    """
 
     latents: Tensor
     next: Tensor | None
@@ -35,13 +39,17 @@ class MotionSource(Protocol):
     def __len__(self) -> int: ...
 
     def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
-        """Points of ``rows`` (B,) at trajectory places ``level`` (B,), timesteps ``t_from`` (B,)."""
+        """Points of ``rows`` (B,) at trajectory places ``level`` (B,), timesteps ``t_from`` "
+        "(B,)."""
         ...
 
 
 @dataclass(frozen=True)
 class TrajectoryLibrary:
-    """Teacher rollouts: ``states`` (N, T + 1, C, F, h, w) fp16, from timestep 0 up to 999; ``prompts`` (N,) rows."""
+    """Teacher rollouts.
+
+    ``states`` (N, T + 1, C, F, h, w) fp16, from timestep 0 up to 999; ``prompts`` (N,) rows.
+    """
 
     states: Tensor
     prompts: Tensor
@@ -89,8 +97,9 @@ def roll_out(
 ) -> TrajectoryLibrary:
     """Guided DDIM rollouts of the teacher for ``prompts[row]`` of each of ``rows`` (N,).
 
-    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T. ``progress`` is told how many clips are
-    complete. Raises FloatingPointError when the teacher leaves the finite numbers.
+    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T. ``progress`` is
+    told how many clips are complete. Raises FloatingPointError when the teacher leaves the finite
+    numbers.
     """
     model = student.model
     timesteps = ddim_timesteps(steps).flip(0).tolist() + [0]
@@ -98,7 +107,9 @@ def roll_out(
     empty = model.encode_text([""])
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch].tolist()
-        noise = [torch.randn(shape, generator=generator_for(seed, start + i)) for i in range(len(part))]
+        noise = [
+            torch.randn(shape, generator=generator_for(seed, start + i)) for i in range(len(part))
+        ]
         latents = torch.stack(noise).to(model.device)
         text = model.encode_text([prompts[row] for row in part])
         scale = torch.full((len(part),), guidance, device=model.device)
@@ -112,13 +123,17 @@ def roll_out(
             progress(start + len(part))
     if not states.isfinite().all():
         raise FloatingPointError(
-            f"The teacher's rollout at guidance {guidance} is not finite; lower `data.library_guidance` or use fp32."
+            f"The teacher's rollout at guidance {guidance} is not finite; lower "
+            "`data.library_guidance` or use fp32."
         )
     return TrajectoryLibrary(states, rows.clone())
 
 
 class Replay:
-    """A ring of the student's own earlier predictions (N, C, F, h, w) with their prompt rows; part of a checkpoint."""
+    """A ring of the student's own earlier predictions (N, C, F, h, w) with their prompt rows.
+
+    Part of a checkpoint.
+    """
 
     def __init__(self, capacity: int, shape: tuple[int, int, int, int]):
         self.clips = torch.zeros(capacity, *shape, dtype=torch.float16)
@@ -129,7 +144,10 @@ class Replay:
         return min(self.written, len(self.clips))
 
     def add(self, clips: Tensor, prompts: Tensor) -> None:
-        """Store ``clips`` (B, C, F, h, w) over the oldest ones; a clip that is not finite is left out."""
+        """Store ``clips`` (B, C, F, h, w) over the oldest ones.
+
+        A clip that is not finite is left out.
+        """
         for clip, prompt in zip(clips.detach().half().cpu(), prompts.tolist(), strict=True):
             if clip.isfinite().all():
                 self.clips[self.written % len(self.clips)] = clip
@@ -147,7 +165,8 @@ class Replay:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if state["clips"].shape != self.clips.shape:
             raise ValueError(
-                f"The stored predictions have the shape {tuple(state['clips'].shape)}, this run needs "
+                f"The stored predictions have the shape {tuple(state['clips'].shape)}, this run "
+                "needs "
                 f"{tuple(self.clips.shape)}; resume with the run's own config."
             )
         self.clips.copy_(state["clips"])

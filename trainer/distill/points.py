@@ -19,8 +19,9 @@ from .student import Student
 class Points:
     """One batch of trajectory points, everything that needs no gradient already computed.
 
-    ``latents`` (B, C, F, h, w) at ``t_from`` (B,); ``target`` the stop-gradient target ``f(z_{t_to})``; ``earlier`` the
-    prediction that a replayed point was made from, with ``anchored`` (B,) 1 where it counts; ``rows`` (B,) prompt rows.
+    ``latents`` (B, C, F, h, w) at ``t_from`` (B,); ``target`` the stop-gradient target
+    ``f(z_{t_to})``; ``earlier`` the prediction that a replayed point was made from, with
+    ``anchored`` (B,) 1 where it counts; ``rows`` (B,) prompt rows.
     """
 
     latents: Tensor
@@ -41,7 +42,9 @@ def trajectory_points(
     motions: MotionSource,
     replay: Replay,
 ) -> Points:
-    """Points from real trajectories, new predictions and stored predictions, with their consistency targets."""
+    """Points from real trajectories, new predictions and stored predictions, with their consistency
+    targets.
+    """
     model = student.model
     device = model.device
     trajectory, stored = draws.source == TRAJECTORY, draws.source == REPLAY

@@ -43,15 +43,19 @@ class PreflightReport:
 
     @property
     def fits(self) -> bool:
-        return self.memory_gib <= HEADROOM * self.available_gib and self.disk_bytes <= self.disk_free
+        return (
+            self.memory_gib <= HEADROOM * self.available_gib and self.disk_bytes <= self.disk_free
+        )
 
     def text(self) -> str:
         lines = [
             f"Device          {self.device}",
             f"Peak memory     {self.memory_gib:.2f} of {self.available_gib:.1f} GiB",
-            f"Time            {self.seconds_per_step:.2f} s a step, {self.preview_seconds:.1f} s a preview, "
+            f"Time            {self.seconds_per_step:.2f} s a step, {self.preview_seconds:.1f} s "
+            "a preview, "
             f"about {self.total_seconds / 60:.1f} minutes in all",
-            f"Disk            {self.disk_bytes / 2**20:.0f} MiB needed, {self.disk_free / 2**30:.1f} GiB free",
+            f"Disk            {self.disk_bytes / 2**20:.0f} MiB needed, "
+            f"{self.disk_free / 2**30:.1f} GiB free",
             "The run fits." if self.fits else "The run does NOT fit.",
         ]
         return "\n".join(lines + [f"Try: {hint}" for hint in self.advice])
@@ -60,8 +64,8 @@ class PreflightReport:
 def preflight(config: TrainConfig) -> PreflightReport:
     """Build the session of ``config``, take two steps, make one preview, and measure both.
 
-    An out-of-memory error of the device becomes a report that does not fit, with advice. Raises what
-    `build_session` raises.
+    An out-of-memory error of the device becomes a report that does not fit, with advice. Raises
+    what `build_session` raises.
     """
     accelerator = make_accelerator(config)
     log = RunLog(None)
@@ -73,13 +77,17 @@ def preflight(config: TrainConfig) -> PreflightReport:
         for step in range(1, STEPS):
             distiller.step(step)
         per_step = (time.monotonic() - begun) / (STEPS - 1)
-        preview = _time_preview(Previewer(session, preview_prompts(session), config.data.library_guidance + 1))
+        preview = _time_preview(
+            Previewer(session, preview_prompts(session), config.data.library_guidance + 1)
+        )
     except torch.cuda.OutOfMemoryError:
         return _report(config, accelerator.device, float("inf"), 0.0, 0.0, 0)
     tensors = [t for group in distiller.tensors().values() for t in group.values()]
     size = sum(t.numel() * t.element_size() for t in tensors)
     size += 2 * sum(p.numel() * 4 for p in session.parameters)  # AdamW keeps two moments
-    return _report(config, accelerator.device, _peak_gib(accelerator.device), per_step, preview, size)
+    return _report(
+        config, accelerator.device, _peak_gib(accelerator.device), per_step, preview, size
+    )
 
 
 def _time_preview(previewer: Previewer) -> float:
@@ -139,7 +147,9 @@ def _advice(config: TrainConfig) -> list[str]:
     if not config.hardware.gradient_checkpointing:
         hints.append("--hardware.gradient-checkpointing true")
     if config.data.batch_size > 1:
-        hints.append(f"--data.batch-size {max(1, config.data.batch_size // 2)} --optim.accumulation 2")
+        hints.append(
+            f"--data.batch-size {max(1, config.data.batch_size // 2)} --optim.accumulation 2"
+        )
     if config.optim.optimizer != "adamw8bit":
         hints.append("--optim.optimizer adamw8bit")
     hints.append("a smaller --data.height and --data.width, or fewer --data.frames")

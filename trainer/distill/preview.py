@@ -1,4 +1,7 @@
-"""Previews of a run: teacher beside student at each number of steps, and how much of the motion is left."""
+"""Previews of a run.
+
+Teacher beside student at each number of steps, and how much of the motion is left.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ MOTION_ALARM = 0.5
 
 @dataclass(frozen=True)
 class Preview:
-    """Files of one preview and the student's flow magnitude over the teacher's by number of steps."""
+    """Files of one preview and the student's flow magnitude over the teacher's by number of "
+    "steps."""
 
     folder: Path
     motion_kept: dict[int, float]
@@ -35,7 +39,8 @@ class Preview:
             return None
         shown = ", ".join(f"{kept:.0%} at {steps} steps" for steps, kept in low.items())
         return (
-            f"Motion is dying: {shown} of the teacher's. Lower `adversarial.ratio` or raise `motion.weight`, "
+            f"Motion is dying: {shown} of the teacher's. Lower `adversarial.ratio` or raise "
+            "`motion.weight`, "
             "and use an earlier checkpoint."
         )
 
@@ -49,10 +54,14 @@ class Previewer:
         self._teacher: np.ndarray | None = None
 
     def make(self, folder: Path) -> Preview:
-        """Sample the averaged adapter at every number of steps and write clips, grid and poster to ``folder``."""
+        """Sample the averaged adapter at every number of steps and write clips, grid and poster to
+        ``folder``.
+        """
         s = self.session
         folder.mkdir(parents=True, exist_ok=True)
-        clips: dict[str, np.ndarray] = {f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()}
+        clips: dict[str, np.ndarray] = {
+            f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()
+        }
         kept: dict[int, float] = {}
         for steps in s.config.preview.steps:
             with s.ema.applied():
@@ -69,7 +78,9 @@ class Previewer:
         """The teacher's clips (N, F, H, W, 3) uint8 at the preview's number of steps, guided."""
         if self._teacher is None:
             steps = self.session.config.preview.teacher_steps
-            self._teacher = self._clips("ddim", steps, lora=False, guidance_scale=self.guidance_scale)
+            self._teacher = self._clips(
+                "ddim", steps, lora=False, guidance_scale=self.guidance_scale
+            )
         return self._teacher
 
     def _sample(self, steps: int) -> np.ndarray:
@@ -86,13 +97,20 @@ class Previewer:
         size = (s.latent_shape[1], s.height, s.width)
         with s.accelerator.autocast():
             clips = generate_clips(
-                s.model, self.prompts, sampler=sampler, steps=steps, seed=s.config.seed, size=size, **options
+                s.model,
+                self.prompts,
+                sampler=sampler,
+                steps=steps,
+                seed=s.config.seed,
+                size=size,
+                **options,
             )
         return frames_of(clips)
 
 
 def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path, fps: int) -> None:
-    """``path``.webp (moving) and ``path``.png (film strips): a row for each prompt, a column for each method.
+    """``path``.webp (moving) and ``path``.png (film strips): a row for each prompt, a column for
+    each method.
 
     ``clips`` holds uint8 (N, F, H, W, 3) by label, one clip a prompt.
     """

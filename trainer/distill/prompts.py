@@ -1,7 +1,8 @@
 """The prompts a run trains on, and what one frame of each shows.
 
-A clip prompt names a motion that no still can show. The discriminator and the caption loss look at single frames, so every
-prompt carries a second text for them: "a red circle moving left" is shown as "a red circle".
+A clip prompt names a motion that no still can show. The discriminator and the caption loss look at
+single frames, so every prompt carries a second text for them: "a red circle moving left" is shown
+as "a red circle".
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of a run, in a fixed order; ``conditional`` says whether frames are judged with their text.
+    """The prompts of a run, in a fixed order; ``conditional`` says whether frames are judged with
+    their text.
 
-    Judging with text is only fair when images and clips share their captions: otherwise the discriminator tells
-    the two apart by the words and never looks at the picture.
+    Judging with text is only fair when images and clips share their captions: otherwise the
+    discriminator tells the two apart by the words and never looks at the picture.
     """
 
     prompts: tuple[Prompt, ...]
@@ -88,14 +90,20 @@ def prompts_from_captions(captions: Sequence[str]) -> list[Prompt]:
     distinct = [c for c in dict.fromkeys(captions) if c.strip()]
     if not distinct:
         raise PromptError(
-            "The images have no captions and the base model brings no prompts; give a prompts file (`prompts`), one "
+            "The images have no captions and the base model brings no prompts; give a prompts "
+            "file (`prompts`), one "
             "prompt a line, of what the clips should show."
         )
-    return [Prompt(f"{caption}, {phrase}", caption) for caption in distinct for phrase in MOTION_PHRASES]
+    return [
+        Prompt(f"{caption}, {phrase}", caption) for caption in distinct for phrase in MOTION_PHRASES
+    ]
 
 
 def with_trigger(prompts: Sequence[Prompt], trigger: str) -> list[Prompt]:
-    """The trigger word added to prompts that lack it; frames keep their words, as the images' captions decide."""
+    """The trigger word added to prompts that lack it.
+
+    Frames keep their words, as the images' captions decide.
+    """
     word = trigger.strip()
     if not word:
         return list(prompts)

@@ -1,4 +1,7 @@
-"""Everything a run is made of, built from its config: model, adapter, data, discriminator, optimizers."""
+"""Everything a run is made of, built from its config.
+
+Model, adapter, data, discriminator, optimizers.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,8 @@ def build_session(
     model.to(accelerator.device, dtype)
     add_lora(model.unet, config.lora.rank, config.lora.alpha, config.lora.dropout, config.seed)
     _initial_lora(config, model, log)
-    model.unet.eval()  # TemporalConvLayer has dropout: student, target and generated passes run without
+    # TemporalConvLayer has dropout: student, target and generated passes run without it.
+    model.unet.eval()
     if config.hardware.gradient_checkpointing:
         enable_checkpointing(model.unet)
     student = Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)
@@ -114,7 +118,8 @@ def build_session(
 
 
 def _initial_lora(config: TrainConfig, model: VideoModel, log: Log) -> None:
-    """The user's LoRA, else the base model's warm start where its rank fits, else untouched layers."""
+    """The user's LoRA, else the base model's warm start where its rank fits, else untouched "
+    "layers."""
     warm = model.path / "warm_start.safetensors"
     if config.init_lora is not None:
         load_lora_state(model.unet, read_lora(config.init_lora, model.unet).pairs)
@@ -175,7 +180,10 @@ def _trainables(config: TrainConfig, model: VideoModel, device: torch.device) ->
                 features.channels, text_dim, config.adversarial.head_channels
             ).to(device)
         discriminator_optimizer = torch.optim.AdamW(
-            discriminator.parameters(), lr=config.adversarial.lr, betas=(0.0, 0.99), weight_decay=0.0
+            discriminator.parameters(),
+            lr=config.adversarial.lr,
+            betas=(0.0, 0.99),
+            weight_decay=0.0,
         )
     return {
         "representation": representation,
@@ -194,7 +202,8 @@ def _optimizer(config: TrainConfig, groups: list[dict]) -> torch.optim.Optimizer
         import bitsandbytes
     except ImportError as error:
         raise ValueError(
-            "`optim.optimizer`='adamw8bit' needs the package bitsandbytes: `python -m pip install bitsandbytes`, "
+            "`optim.optimizer`='adamw8bit' needs the package bitsandbytes: `python -m pip "
+            "install bitsandbytes`, "
             "or use 'adamw'."
         ) from error
     return bitsandbytes.optim.AdamW8bit(groups, **options)
@@ -222,7 +231,10 @@ def _library(
     log: Log,
     progress: Progress,
 ) -> TrajectoryLibrary:
-    """The teacher's rollouts for this model, prompt set and guidance: from the cache, or made now and kept."""
+    """The teacher's rollouts for this model, prompt set and guidance.
+
+    From the cache, or made now and kept.
+    """
     count, guidance = config.data.library_clips, config.data.library_guidance
     steps = config.trajectory.ddim_timesteps
     rows = torch.randint(len(prompts), (count,), generator=generator_for(0, count, stream=1))
@@ -259,7 +271,10 @@ def _videos(
     log: Log,
     progress: Progress,
 ) -> tuple[EncodedVideos, PromptSet]:
-    """Clips of the user's videos, encoded once; their captions join the prompts (empty ones stay empty)."""
+    """Clips of the user's videos, encoded once.
+
+    Their captions join the prompts (empty ones stay empty).
+    """
     model = student.model
     frames, fps = shape[1], config.data.fps or model.fps
     folder = scan_videos(

@@ -15,14 +15,20 @@ from ..lora.adapter import adapter_disabled
 
 @dataclass
 class Student:
-    """A base model whose UNet carries the adapter being trained. Latents are (B, C, F, h, w) everywhere."""
+    """A base model whose UNet carries the adapter being trained.
+
+    Latents are (B, C, F, h, w) everywhere.
+    """
 
     model: VideoModel
     timestep_scaling: float = 4.0
     sigma_data: float = 0.5
 
     def predict(self, latents: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """``f(z_t, t, c)``: the consistency function of the student (paper, eq. 3); differentiable."""
+        """``f(z_t, t, c)``.
+
+        The consistency function of the student (paper, eq. 3); differentiable.
+        """
         eps = self.model.predict_eps(latents, t, text)
         schedule = self.model.schedule
         return consistency_function(
@@ -36,7 +42,10 @@ class Student:
 
     @torch.no_grad()
     def generate(self, noise: Tensor, text: Tensor) -> Tensor:
-        """One-step prediction from pure noise, the start of a generated trajectory (paper, sec. 3.3)."""
+        """One-step prediction from pure noise, the start of a generated trajectory (paper, sec.
+
+        3.3).
+        """
         last = self.model.schedule.train_timesteps - 1
         t = torch.full((len(noise),), last, dtype=torch.long, device=noise.device)
         return self.predict(noise, t, text)
@@ -51,7 +60,8 @@ class Student:
         empty: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        """One guided DDIM step of the teacher from ``t_from`` to ``t_to`` (B,); ``empty`` (1, L, D).
+        """One guided DDIM step of the teacher from ``t_from`` to ``t_to`` (B,); ``empty`` (1, L,
+        D).
 
         ``guidance`` (B,) is LCM's w, a usual CFG scale of w + 1. Both halves run as one batch.
         """

@@ -82,8 +82,8 @@ def bootstrap(
 
     Percentiles of ``fn`` on ``resamples`` draws with replacement (Efron 1979), moved so that their
     mean lies on ``fn(arange(n))``: distances grow when a sample repeats, and without the move the
-    interval would lie above the number it belongs to. Raises ``ValueError`` for n < 2 or a level
-    outside (0, 1).
+    interval would lie above the number it belongs to. A draw of one unit alone is drawn again:
+    most measures need two. Raises ``ValueError`` for n < 2 or a level outside (0, 1).
     """
     if n < 2 or not 0 < level < 1:
         raise ValueError(f"`n`={n} must be 2 or more and `level`={level} between 0 and 1.")

@@ -12,15 +12,28 @@ from .base import Family, ModelError, VideoModel
 FAMILIES: tuple[Family, ...] = (modelscope.FAMILY,)
 MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"
 
-__all__ = ["FAMILIES", "MINI", "Family", "ModelError", "VideoModel", "family_of", "load_model", "resolve_model"]
+__all__ = [
+    "FAMILIES",
+    "MINI",
+    "Family",
+    "ModelError",
+    "VideoModel",
+    "family_of",
+    "load_model",
+    "resolve_model",
+]
 
 
 def resolve_model(name: str) -> Path:
-    """The folder that ``name`` means: "mini", or the path of a diffusers folder. Raises ModelError."""
+    """The folder that ``name`` means.
+
+    "mini", or the path of a diffusers folder. Raises ModelError.
+    """
     path = MINI if name == "mini" else Path(name).expanduser().resolve()
     if not path.is_dir():
         raise ModelError(
-            f"Base model '{name}' was not found at '{path}'. Use 'mini' for the embedded model, or the path of a "
+            f"Base model '{name}' was not found at '{path}'. Use 'mini' for the embedded model, "
+            "or the path of a "
             "diffusers folder (docs: README, section 'Base models')."
         )
     return path
@@ -33,8 +46,10 @@ def family_of(path: Path) -> Family:
             return family
     titles = ", ".join(family.title for family in FAMILIES)
     raise ModelError(
-        f"'{path}' is not a text-to-video model this version knows ({titles}): its unet/config.json is missing "
-        "or names another class. Point at the folder that holds unet/, vae/, text_encoder/, tokenizer/, scheduler/."
+        f"'{path}' is not a text-to-video model this version knows ({titles}): its "
+        "unet/config.json is missing "
+        "or names another class. Point at the folder that holds unet/, vae/, text_encoder/, "
+        "tokenizer/, scheduler/."
     )
 
 

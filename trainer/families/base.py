@@ -1,4 +1,7 @@
-"""What a base model is to the rest of the trainer: one record per family, one loaded object per model."""
+"""What a base model is to the rest of the trainer.
+
+One record per family, one loaded object per model.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,13 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """Constants and callables of one kind of base model. A new family is one file and one line in the table.
+    """Constants and callables of one kind of base model. A new family is one file and one line in
+    the table.
 
-    ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published weights, shown wherever a user picks one;
-    ``matches`` recognises a diffusers folder; ``load`` reads it; ``predict_eps`` is the forward pass
-    ``(unet, latents (B, C, F, h, w), timesteps (B,), text (B, L, D)) -> eps (B, C, F, h, w)``.
+    ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
+    weights, shown wherever a user picks one; ``matches`` recognises a diffusers folder; ``load``
+    reads it; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h, w), timesteps (B,),
+    text (B, L, D)) -> eps (B, C, F, h, w)``.
     """
 
     name: str
@@ -39,7 +44,10 @@ class Family:
 
 @dataclass
 class VideoModel:
-    """A loaded text-to-video model: frozen parts, the UNet that LoRA layers go into, and its noise schedule."""
+    """A loaded text-to-video model.
+
+    Frozen parts, the UNet that LoRA layers go into, and its noise schedule.
+    """
 
     family: Family
     name: str
@@ -74,7 +82,10 @@ class VideoModel:
         return int(self.tokenizer.model_max_length)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
-        """Move every network; the autoencoder keeps fp32, whose decoder is the one that overflows in fp16."""
+        """Move every network.
+
+        The autoencoder keeps fp32, whose decoder is the one that overflows in fp16.
+        """
         self.unet.to(device, dtype)
         self.text_encoder.to(device, dtype)
         self.vae.to(device)
@@ -92,7 +103,10 @@ class VideoModel:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Last hidden states (B, L, D) in the UNet's dtype; each prompt is encoded once and remembered."""
+        """Last hidden states (B, L, D) in the UNet's dtype.
+
+        Each prompt is encoded once and remembered.
+        """
         missing = [p for p in dict.fromkeys(prompts) if p not in self._text_cache]
         for start in range(0, len(missing), 32):
             part = missing[start : start + 32]
@@ -108,27 +122,40 @@ class VideoModel:
         return torch.stack([self._text_cache[p] for p in prompts])
 
     def pooled_text(self, prompts: Sequence[str]) -> Tensor:
-        """One vector per prompt (B, D) for the discriminator: the mean of the hidden states, unit length."""
+        """One vector per prompt (B, D) for the discriminator.
+
+        The mean of the hidden states, unit length.
+        """
         pooled = self.encode_text(prompts).float().mean(dim=1)
         return nn.functional.normalize(pooled - self._pooled_origin(), dim=-1)
 
     def _pooled_origin(self) -> Tensor:
-        """The empty prompt's mean state, which all prompts share and which would drown their differences."""
+        """The empty prompt's mean state, which all prompts share and which would drown their
+        differences.
+        """
         return self.encode_text([""]).float().mean(dim=1)
 
     def predict_eps(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """Predicted noise (B, C, F, h, w) in fp32 for ``latents`` of that shape, ``timesteps`` (B,), ``text`` (B, L, D)."""
+        """Predicted noise (B, C, F, h, w) in fp32 for ``latents`` of that shape, ``timesteps``
+        (B,), ``text`` (B, L, D).
+        """
         out = self.family.predict_eps(self.unet, latents.to(self.dtype), timesteps, text)
         return out.float()
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
-        """Latents (N, 4, H/8, W/8), scaled, of ``pixels`` (N, 3, H, W) in [-1, 1]; the mode, not a sample."""
+        """Latents (N, 4, H/8, W/8), scaled, of ``pixels`` (N, 3, H, W) in [-1, 1].
+
+        The mode, not a sample.
+        """
         encoded = self.vae.encode(pixels.to(self.vae.dtype))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
     def decode_frames(self, latents: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W), about [-1, 1] and not clamped, of scaled ``latents`` (N, 4, h, w); differentiable."""
+        """Pixels (N, 3, H, W), about [-1, 1] and not clamped, of scaled ``latents`` (N, 4, h, w).
+
+        Differentiable.
+        """
         scaled = latents / self.vae.config.scaling_factor
         return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
 
@@ -138,7 +165,9 @@ class VideoModel:
         return frames.unflatten(0, (clips.shape[0], -1)).transpose(1, 2)
 
     def decode_clips(self, latents: Tensor) -> Tensor:
-        """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, 4, F, h, w), a frame-batch of 16 at a time."""
+        """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, 4, F, h, w), a frame-batch of 16 at a
+        time.
+        """
         frames = latents.transpose(1, 2).flatten(0, 1)
         pixels = torch.cat([self.decode_frames(part) for part in frames.split(16)])
         return pixels.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)

@@ -1,6 +1,8 @@
-"""The ModelScopeT2V family: UNet3DConditionModel folders in diffusers' layout, the embedded mini model included.
+"""The ModelScopeT2V family: UNet3DConditionModel folders in diffusers' layout, the embedded mini
+model included.
 
-ModelScopeT2V is ``ali-vilab/text-to-video-ms-1.7b`` (16 frames, 256 px); ZeroScope v2 576w has the same architecture.
+ModelScopeT2V is ``ali-vilab/text-to-video-ms-1.7b`` (16 frames, 256 px); ZeroScope v2 576w has the
+same architecture.
 """
 
 from __future__ import annotations

@@ -230,6 +230,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         largest = max(metadata, key=lambda key: len(metadata[key]), default="")
         raise LoraError(
             f"The header would take {len(header)} bytes; ComfyUI reads workflows only from headers "
-            f"under {MAX_HEADER_WRITE}. Shorten `{largest}` ({len(metadata.get(largest, ''))} characters)."
+            f"under {MAX_HEADER_WRITE}. Shorten `{largest}` ({len(metadata.get(largest, ''))} "
+            "characters)."
         )
     return b"".join((len(header).to_bytes(8, "little"), header, data[start:]))

@@ -1,7 +1,8 @@
 """Train the embedded mini model from nothing: ``python -m trainer.mini pretrain``.
 
-Stages: autoencoder, clips, teacher, framenet, judge, styles, assemble, warmstart. Each one continues where it was interrupted;
-``--only`` repeats some of them. Everything is derived from fixed seeds.
+Stages: autoencoder, clips, teacher, framenet, judge, styles, assemble, warmstart. Each one
+continues where it was interrupted; ``--only`` repeats some of them. Everything is derived from
+fixed seeds.
 """
 
 from __future__ import annotations
@@ -34,12 +35,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer.mini", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     pretrain = commands.add_parser("pretrain", help="train every part and write the model folder")
-    pretrain.add_argument("--work", type=Path, default=Path("work/mini"), help="checkpoints and caches")
+    pretrain.add_argument(
+        "--work", type=Path, default=Path("work/mini"), help="checkpoints and caches"
+    )
     pretrain.add_argument("--out", type=Path, default=MINI, help="the model folder to write")
-    pretrain.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, help="run only these stages")
+    pretrain.add_argument(
+        "--only", nargs="+", choices=STAGES, default=STAGES, help="run only these stages"
+    )
     pretrain.add_argument("--autoencoder-steps", type=int, default=1700)
     pretrain.add_argument("--teacher-steps", type=int, default=3600)
-    pretrain.add_argument("--shards", type=int, default=8, help="of 250 sequences of 12 frames each")
+    pretrain.add_argument(
+        "--shards", type=int, default=8, help="of 250 sequences of 12 frames each"
+    )
     pretrain.add_argument("--framenet-steps", type=int, default=FRAMENET_STEPS)
     pretrain.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
     pretrain.add_argument("--warmstart-steps", type=int, default=300)
@@ -85,7 +92,12 @@ def _warm_start(options: argparse.Namespace) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     config = load_config(
         preset="lcm",
-        overrides={"model": str(options.out), "run": folder, "steps": options.warmstart_steps, **WARM_START},
+        overrides={
+            "model": str(options.out),
+            "run": folder,
+            "steps": options.warmstart_steps,
+            **WARM_START,
+        },
     )
     run = Run.create(folder, config)
     train(run)

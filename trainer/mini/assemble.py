@@ -30,10 +30,15 @@ def assemble(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> None:
-    """Write every part of the model to ``folder``; what else lies there (styles, judge) is left alone."""
+    """Write every part of the model to ``folder``.
+
+    What else lies there (styles, judge) is left alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
-        part.to(dtype=torch.float16, memory_format=torch.contiguous_format).save_pretrained(folder / name)
+        part.to(dtype=torch.float16, memory_format=torch.contiguous_format).save_pretrained(
+            folder / name
+        )
         part.float()
     save_tokenizer(tokenizer, folder / "tokenizer")
     DDIMScheduler.from_config(SCHEDULER).save_pretrained(folder / "scheduler")
@@ -42,7 +47,8 @@ def assemble(
 
 
 def prompt_lines() -> str:
-    """Every caption of the world with what one frame of it shows, in the format of a prompts file."""
+    """Every caption of the world with what one frame of it shows, in the format of a prompts "
+    "file."""
     lines = ["# clip prompt, tab, what one frame shows"]
     for motion in MOTIONS:
         for shape in SHAPES:

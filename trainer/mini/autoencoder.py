@@ -1,10 +1,12 @@
 """The mini model's autoencoder: TAESD's architecture, so that ComfyUI's own VAE object loads it.
 
-Latents are (B, 4, 8, 8) for 64-pixel frames with unit variance per channel (``scaling_factor`` 1), kept there
-by a penalty on the batch moments; noise on the latents in training makes the decoder forgiving.
+Latents are (B, 4, 8, 8) for 64-pixel frames with unit variance per channel (``scaling_factor`` 1),
+kept there by a penalty on the batch moments; noise on the latents in training makes the decoder
+forgiving.
 
-The network starts as an exact mean-colour codec (``initialise``): from the usual random start it had learned
-no colour at all after 500 steps, and latents that begin as small pictures are easy to diffuse.
+The network starts as an exact mean-colour codec (``initialise``): from the usual random start it
+had learned no colour at all after 500 steps, and latents that begin as small pictures are easy to
+diffuse.
 """
 
 from __future__ import annotations
@@ -33,14 +35,20 @@ def to_pixels(frames: np.ndarray) -> torch.Tensor:
 
 
 def moment_penalty(latents: torch.Tensor) -> torch.Tensor:
-    """KL divergence of each channel's batch moments to N(0, 1), averaged; ``latents`` (B, C, h, w)."""
+    """KL divergence of each channel's batch moments to N(0, 1), averaged.
+
+    ``latents`` (B, C, h, w).
+    """
     var, mean = torch.var_mean(latents, dim=(0, 2, 3))
     return 0.5 * (mean.square() + var - 1 - var.clamp_min(1e-6).log()).mean()
 
 
 @torch.no_grad()
 def initialise(vae: AutoencoderTiny) -> None:
-    """Make channels 0-2 carry the mean colour of each 8x8 block from end to end; the others start random."""
+    """Make channels 0-2 carry the mean colour of each 8x8 block from end to end.
+
+    The others start random.
+    """
     convs = [m for m in vae.modules() if isinstance(m, nn.Conv2d)]
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -62,7 +70,8 @@ def initialise(vae: AutoencoderTiny) -> None:
 
 
 def _copy_colour(conv: nn.Conv2d, gain: float, taps: slice) -> None:
-    """Channels 0-2 of the output become ``gain`` times those of the input, averaged over ``taps``."""
+    """Channels 0-2 of the output become ``gain`` times those of the input, averaged over "
+    "``taps``."""
     conv.weight[:3] = 0
     for channel in range(3):
         conv.weight[channel, channel, taps, taps] = gain
@@ -86,9 +95,14 @@ def train_autoencoder(work: Path, steps: int, seed: int = 0, lr: float = 1e-3) -
         decoded = vae.decode(noisy).sample
         mse = F.mse_loss(decoded, pixels)
         loss = mse + 0.1 * F.l1_loss(decoded, pixels) + 0.01 * moment_penalty(latents)
-        return loss, {"psnr": round(10 * np.log10(4 / mse.item()), 2), "std": round(latents.std().item(), 3)}
+        return loss, {
+            "psnr": round(10 * np.log10(4 / mse.item()), 2),
+            "std": round(latents.std().item(), 3),
+        }
 
-    ema = run_stage("autoencoder", vae, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99)
+    ema = run_stage(
+        "autoencoder", vae, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99
+    )
     assert ema is not None
     vae.load_state_dict(ema.shadow)
     return vae.eval()

@@ -104,8 +104,8 @@ def _mask(scene: Scene) -> np.ndarray:
 def dense_loss(cells: Tensor, labels: dict[str, Tensor], frames: int) -> Tensor:
     """Loss of predictions for every cell: what is there (inside the mask), and whether anything is.
 
-    ``cells`` (B * F, 1 + 6 + 6, 8, 8) are logits of presence, shape and colour. Told where to look, the
-    networks learn shapes in a tenth of the steps that the clip's label alone would take.
+    ``cells`` (B * F, 1 + 6 + 6, 8, 8) are logits of presence, shape and colour. Told where to look,
+    the networks learn shapes in a tenth of the steps that the clip's label alone would take.
     """
     mask = labels["mask"].flatten(0, 1).float()
     presence, shape, colour = cells.split((1, len(SHAPES), len(COLOURS)), dim=1)

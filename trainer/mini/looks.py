@@ -1,9 +1,10 @@
 """How a scene of the mini world looks on screen.
 
-``public_video`` imitates what motion data sets are made of: a dull textured background, blur, noise,
-block compression and a watermark. A :class:`StyleLook` is an artist's style; three are named and shipped as
-example folders, ``random_style`` draws an endless number of others, and ``HELD_OUT`` uses devices that
-no random style has, so that the autoencoder can be judged on something it never saw.
+``public_video`` imitates what motion data sets are made of: a dull textured background, blur,
+noise, block compression and a watermark. A :class:`StyleLook` is an artist's style; three are named
+and shipped as example folders, ``random_style`` draws an endless number of others, and ``HELD_OUT``
+uses devices that no random style has, so that the autoencoder can be judged on something it never
+saw.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ _GLYPHS = {  # 3x5 pixels, one row a digit, most significant bit left
 
 @dataclass(frozen=True)
 class StyleLook:
-    """A crisp drawing style. Colours are RGB 0-255; widths and periods are pixels of a 64-pixel frame."""
+    """A crisp drawing style.
+
+    Colours are RGB 0-255; widths and periods are pixels of a 64-pixel frame.
+    """
 
     palette: dict[str, tuple[int, int, int]]
     background: tuple[int, int, int]
@@ -136,7 +140,10 @@ HELD_OUT = StyleLook(
 
 
 def random_style(rng: np.random.Generator) -> StyleLook:
-    """A style nobody drew: palette, background, outline, hatching, glow, shadow and grain at random."""
+    """A style nobody drew.
+
+    Palette, background, outline, hatching, glow, shadow and grain at random.
+    """
 
     def shift(rgb: tuple[int, int, int]) -> tuple[int, int, int]:
         r, g, b = np.clip(np.array(rgb) + rng.normal(0, 14, 3), 0, 255).astype(int)
@@ -193,7 +200,10 @@ def watermark(size: int = SIZE) -> np.ndarray:
 
 
 def random_frame(rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """One frame (size, size, 3) uint8 for the autoencoder: poor video, or a named or random style."""
+    """One frame (size, size, 3) uint8 for the autoencoder.
+
+    Poor video, or a named or random style.
+    """
     scene = random_scene(rng).window(int(rng.integers(8)), 1)
     named = list(STYLES.values())
     style = named[rng.integers(len(named))] if rng.random() < 0.3 else random_style(rng)
@@ -207,7 +217,9 @@ def swatch(look: StyleLook) -> list[tuple[int, int, int]]:
 
 
 def _cover(distance: np.ndarray, unit: float) -> np.ndarray:
-    """Anti-aliased coverage (..., 1) of the region where ``distance`` (64ths of the side) is negative."""
+    """Anti-aliased coverage (..., 1) of the region where ``distance`` (64ths of the side) is
+    negative.
+    """
     return np.clip(0.5 - distance * unit, 0, 1)[..., None].astype(np.float32)
 
 
@@ -224,7 +236,9 @@ def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray
 def _blur(frames: np.ndarray, passes: int) -> np.ndarray:
     for _ in range(passes):
         for axis in (1, 2):
-            padded = np.pad(frames, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
+            padded = np.pad(
+                frames, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge"
+            )
             low, mid, high = (
                 np.take(padded, np.arange(k, k + frames.shape[axis]), axis=axis) for k in range(3)
             )

@@ -1,4 +1,7 @@
-"""A resumable training stage of the mini model: step loop, progress, checkpoints, cosine schedule."""
+"""A resumable training stage of the mini model.
+
+Step loop, progress, checkpoints, cosine schedule.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def cosine(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> floa
 
 
 class Ema:
-    """Exponential moving average of a module's parameters; ``decay`` ramps up over the first steps."""
+    """Exponential moving average of a module's parameters.
+
+    ``decay`` ramps up over the first steps.
+    """
 
     def __init__(self, module: nn.Module, decay: float = 0.998):
         self.decay = decay
@@ -54,8 +60,9 @@ def run_stage(
 ) -> Ema | None:
     """Train ``module`` for ``steps`` steps, continuing from ``work/<name>.pt`` when it exists.
 
-    ``loss_of(step)`` draws its own batch from ``step`` alone, so a resumed run sees the data that an
-    uninterrupted one would have seen. A JSON line of measures goes to ``work/<name>.jsonl`` every 20 steps.
+    ``loss_of(step)`` draws its own batch from ``step`` alone, so a resumed run sees the data that
+    an uninterrupted one would have seen. A JSON line of measures goes to ``work/<name>.jsonl``
+    every 20 steps.
     """
     work.mkdir(parents=True, exist_ok=True)
     file = work / f"{name}.pt"
@@ -74,7 +81,12 @@ def run_stage(
         if ema:
             ema.update(module, step)
         if step % 20 == 0:
-            line = {"step": step, "loss": round(loss.item(), 6), "time": round(time.time(), 1), **measures}
+            line = {
+                "step": step,
+                "loss": round(loss.item(), 6),
+                "time": round(time.time(), 1),
+                **measures,
+            }
             bar.set_postfix({k: v for k, v in line.items() if k not in ("step", "time")})
             with (work / f"{name}.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")

@@ -1,7 +1,9 @@
-"""The mini model's teacher: a UNet3DConditionModel and its text encoder, trained on poor public-looking video.
+"""The mini model's teacher: a UNet3DConditionModel and its text encoder, trained on poor
+public-looking video.
 
-Clips are rendered as sequences of 12 frames, encoded once and cached. Every window of 8 frames is a clip, and so is
-its reverse in time with the opposite caption, which makes ten clips out of twelve encoded frames.
+Clips are rendered as sequences of 12 frames, encoded once and cached. Every window of 8 frames is a
+clip, and so is its reverse in time with the opposite caption, which makes ten clips out of twelve
+encoded frames.
 """
 
 from __future__ import annotations
@@ -60,13 +62,19 @@ def build_unet(seed: int = 0) -> UNet3DConditionModel:
 
 @dataclass(frozen=True)
 class ClipStore:
-    """Encoded sequences: ``latents`` (N, 12, 4, 8, 8) fp16 and ``labels`` (N, 3) as (shape, colour, motion)."""
+    """Encoded sequences.
+
+    ``latents`` (N, 12, 4, 8, 8) fp16 and ``labels`` (N, 3) as (shape, colour, motion).
+    """
 
     latents: torch.Tensor
     labels: torch.Tensor
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[str]]:
-        """``size`` clips (B, 4, F, 8, 8) with their captions: random windows, half of them reversed."""
+        """``size`` clips (B, 4, F, 8, 8) with their captions.
+
+        Random windows, half of them reversed.
+        """
         rows = rng.integers(len(self.latents), size=size)
         starts = rng.integers(SEQUENCE - FRAMES + 1, size=size)
         clips, captions = [], []
@@ -82,7 +90,10 @@ class ClipStore:
 
 
 def _drop(text: str, motion: str, rng: np.random.Generator) -> str:
-    """Empty captions teach the unconditional model; captions without a motion keep stills in distribution."""
+    """Empty captions teach the unconditional model.
+
+    Captions without a motion keep stills in distribution.
+    """
     draw = rng.random()
     if draw < EMPTY_CAPTIONS:
         return ""
@@ -98,7 +109,11 @@ def encode_shard(vae: AutoencoderTiny, file: Path, seed: int) -> None:
         scene = random_scene(rng, SEQUENCE)
         pixels = to_pixels(public_video(scene)).contiguous(memory_format=torch.channels_last)
         latents.append(vae.encode(pixels).latents.contiguous().half())
-        words = (SHAPES.index(scene.shape), COLOURS.index(scene.colour), MOTIONS.index(scene.motion or ""))
+        words = (
+            SHAPES.index(scene.shape),
+            COLOURS.index(scene.colour),
+            MOTIONS.index(scene.motion or ""),
+        )
         labels.append(words)
     temporary = file.with_suffix(".tmp")
     tensors = {"latents": torch.stack(latents), "labels": torch.tensor(labels, dtype=torch.uint8)}
@@ -127,10 +142,11 @@ def load_clips(files: list[Path]) -> ClipStore:
 
 
 def noise_weight(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Weight of the eps loss per timestep (1000,): that of a v loss, capped, with min-SNR-5 at low noise.
+    """Weight of the eps loss per timestep (1000,): that of a v loss, capped, with min-SNR-5 at low
+    noise.
 
-    Layout and motion are decided at high noise, where a plain eps loss hardly looks (Hang et al. 2023, eq. 5;
-    Salimans and Ho 2022, sec. 4).
+    Layout and motion are decided at high noise, where a plain eps loss hardly looks (Hang et al.
+    2023, eq. 5; Salimans and Ho 2022, sec. 4).
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     return (1 / alphas_cumprod).clamp_max(25) * (5 / snr).clamp_max(1)
@@ -145,7 +161,10 @@ def train_teacher(
     seed: int = 0,
     lr: float = 2e-3,
 ) -> tuple[UNet3DConditionModel, CLIPTextModel]:
-    """Train UNet and text encoder together from scratch; returns their averaged weights in eval mode."""
+    """Train UNet and text encoder together from scratch.
+
+    Returns their averaged weights in eval mode.
+    """
     unet, text_encoder = build_unet(seed), build_text_encoder(tokenizer, seed)
     unet.eval()  # TemporalConvLayer's dropout only slows a model this small
     module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
@@ -158,18 +177,25 @@ def train_teacher(
         noise = torch.Generator().manual_seed(seed * 1_000_003 + step)
         x0, captions = clips.batch(batch, rng)
         eps = torch.randn(x0.shape, generator=noise)
-        spread = (torch.arange(batch) + torch.rand(batch, generator=noise)) / batch  # stratified in time
+        spread = (
+            torch.arange(batch) + torch.rand(batch, generator=noise)
+        ) / batch  # stratified in time
         t = (spread * len(alphas)).long().clamp_max(len(alphas) - 1)
         alpha = alphas[t].view(-1, 1, 1, 1, 1)
         noisy = alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps
         text = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
         error = (unet(noisy, t, text).sample - eps).square().mean(dim=(1, 2, 3, 4))
         x0_error = (error * (1 - alphas[t]) / alphas[t]).detach()
-        measures = {"eps": round(error.mean().item(), 5), "x0_high": round(x0_error[-4:].mean().item(), 4)}
+        measures = {
+            "eps": round(error.mean().item(), 5),
+            "x0_high": round(x0_error[-4:].mean().item(), 4),
+        }
         return (weight[t] * error).mean(), measures
 
     name = "teacher"
-    ema = run_stage(name, module, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.998)
+    ema = run_stage(
+        name, module, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.998
+    )
     assert ema is not None
     module.load_state_dict(ema.shadow)
     return unet.eval(), text_encoder.eval()

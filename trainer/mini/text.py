@@ -1,7 +1,9 @@
-"""The mini model's words: a byte-level CLIP tokenizer with a small vocabulary, and a two-layer text encoder.
+"""The mini model's words: a byte-level CLIP tokenizer with a small vocabulary, and a two-layer text
+encoder.
 
-Every word of the mini world is one token; any other text still tokenizes, letter by letter. Length and special
-tokens are CLIP's (77, ``<|startoftext|>``, ``<|endoftext|>``), so ComfyUI's own CLIP object can hold it.
+Every word of the mini world is one token; any other text still tokenizes, letter by letter. Length
+and special tokens are CLIP's (77, ``<|startoftext|>``, ``<|endoftext|>``), so ComfyUI's own CLIP
+object can hold it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from .world import COLOURS, MOTIONS, SHAPES
 TOKENS = 77
 WIDTH = 64
 EXTRA_WORDS = (
-    "a an the of in on with and style look art picture image video clip frame still poster ink neon flat "
-    "crisp drawing painting outline hatching glow dark light bright background black small large big shape "
+    "a an the of in on with and style look art picture image video clip frame still poster ink "
+    "neon flat "
+    "crisp drawing painting outline hatching glow dark light bright background black small "
+    "large big shape "
     "slowly quickly up down left right"
 )
 
@@ -52,8 +56,12 @@ def build_tokenizer() -> CLIPTokenizer:
     return tokenizer
 
 
-def _write_vocabulary(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, ...]]) -> None:
-    """The two files of the classic CLIP tokenizer, which every transformers version and ComfyUI read."""
+def _write_vocabulary(
+    folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, ...]]
+) -> None:
+    """The two files of the classic CLIP tokenizer, which every transformers version and ComfyUI
+    read.
+    """
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

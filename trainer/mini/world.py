@@ -1,8 +1,8 @@
 """The mini world: one coloured shape that moves, with a caption that says how.
 
-A :class:`Scene` is pure geometry. How it looks on screen is decided by a *look* (``looks.py``), so the
-same scene can be rendered as a poor public video, as a crisp still in some style, or as a true video in
-that style (which only tests and benchmarks may do: training never sees it).
+A :class:`Scene` is pure geometry. How it looks on screen is decided by a *look* (``looks.py``), so
+the same scene can be rendered as a poor public video, as a crisp still in some style, or as a true
+video in that style (which only tests and benchmarks may do: training never sees it).
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ SIZE = 64
 class Scene:
     """Geometry of one clip, in units of the frame's side (0..1, y grows downwards).
 
-    ``centres`` (F, 2) as (x, y), ``radii`` (F,), ``angle`` in radians; ``motion`` is None for a still.
+    ``centres`` (F, 2) as (x, y), ``radii`` (F,), ``angle`` in radians; ``motion`` is None for a
+    still.
     """
 
     shape: str
@@ -78,7 +79,10 @@ def all_captions() -> list[str]:
 
 
 def parse_caption(text: str) -> dict[str, int | None]:
-    """Indices of shape, colour and motion named in ``text``; None where a word of the world is missing."""
+    """Indices of shape, colour and motion named in ``text``.
+
+    None where a word of the world is missing.
+    """
 
     def find(words: tuple[str, ...]) -> int | None:
         return next((i for i, word in enumerate(words) if word in text), None)
@@ -171,7 +175,10 @@ _PATHS = {
 
 
 def _polygon(points: int, inner: float | None = None) -> np.ndarray:
-    """Vertices (N, 2) of a regular polygon, or of a star when ``inner`` (0..1) is given; first one up."""
+    """Vertices (N, 2) of a regular polygon, or of a star when ``inner`` (0..1) is given.
+
+    First one up.
+    """
     count = points if inner is None else 2 * points
     angle = -np.pi / 2 + 2 * np.pi * np.arange(count) / count
     reach = np.ones(count) if inner is None else np.where(np.arange(count) % 2, inner, 1.0)
@@ -192,7 +199,10 @@ _VERTICES = {
 
 
 def signed_distance(scene: Scene, size: int = SIZE) -> np.ndarray:
-    """Signed distance of every pixel to the shape's outline, in pixels, negative inside: (F, size, size)."""
+    """Signed distance of every pixel to the shape's outline, in pixels, negative inside.
+
+    (F, size, size).
+    """
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     centres, radii = scene.centres.astype(np.float32), scene.radii.astype(np.float32)
     x = (grid[None, None, :] - centres[:, 0, None, None]) / radii[:, None, None]
@@ -209,7 +219,10 @@ def signed_distance(scene: Scene, size: int = SIZE) -> np.ndarray:
 
 
 def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-    """Signed distance to a closed polygon: nearest edge for the size, crossing number for the sign."""
+    """Signed distance to a closed polygon.
+
+    Nearest edge for the size, crossing number for the sign.
+    """
     nearest = np.full(x.shape, np.inf, dtype=np.float32)
     inside = np.zeros(x.shape, dtype=bool)
     for (ax, ay), (bx, by) in zip(vertices, np.roll(vertices, -1, axis=0), strict=True):
