@@ -112,6 +112,19 @@ def test_animations_follow_their_durations(tmp_path: Path, suffix: str) -> None:
     assert [number // 3 for number in numbers(nearest_frames(path, times))] == expected
 
 
+def test_title_in_another_encoding_is_no_reason_to_refuse(
+    tmp_path: Path, write_video: VideoWriter
+) -> None:
+    plain = write_video(tmp_path / "plain.mp4", [level(n) for n in range(4)])
+    path = tmp_path / "x.mp4"
+    _ffmpeg("-i", str(plain), "-c", "copy", "-metadata", "title=B__renfilm", str(path))
+    data = path.read_bytes()
+    assert b"B__renfilm" in data
+    path.write_bytes(data.replace(b"B__renfilm", "Bäärenfilm".encode("latin-1")))
+    assert numbers(nearest_frames(path, np.array([0.25]))) == [2]
+    assert probe(path).frames == 4
+
+
 def test_probe_counts_frames_and_seconds(tmp_path: Path, write_video: VideoWriter) -> None:
     described = probe(write_video(tmp_path / "x.mp4", [level(n) for n in range(13)], fps=12.5))
     assert (described.frames, described.width, described.height) == (13, 64, 64)

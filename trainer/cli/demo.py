@@ -1,5 +1,4 @@
-"""The whole way in a few minutes: style images -> LoRA -> a clip in 4 steps, on the embedded mini
-model.
+"""The whole way in a few minutes: style images, LoRA, clip in 4 steps, on the embedded model.
 
   python -m trainer demo
   python -m trainer demo --style neon --minutes 3

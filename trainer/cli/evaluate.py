@@ -1,7 +1,7 @@
 """Measure a student against its teacher: captions, motion, style, distances, each with its
 interval.
 
-  python -m trainer evaluate --lora runs/ink/ink.safetensors --style my_style --count 64 --json out.json
+  python -m trainer evaluate --lora ink.safetensors --style my_style --count 64 --json out.json
 """
 
 from __future__ import annotations

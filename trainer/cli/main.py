@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +25,7 @@ EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
-        description="Few-step video in the style of your images, by motion consistency distillation.",
+        description="Few-step video in the style of your images (motion consistency models).",
         epilog="Each command has its own --help. A first look: python -m trainer demo",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Windows console may know no umlauts
             stream.reconfigure(errors="replace")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # local files load in a moment
     options = build_parser().parse_args(argv)
     try:
         return int(options.function(options) or 0)

@@ -1,6 +1,6 @@
 """Make a clip: with a LoRA in 1-8 steps, or without one by the teacher (DDIM with guidance).
 
-  python -m trainer sample --lora runs/ink/ink.safetensors --prompt "a red star growing" --out clip.mp4
+  python -m trainer sample --lora ink.safetensors --prompt "a red star growing" --out clip.mp4
   python -m trainer sample --prompt "a red star growing" --steps 50 --out teacher.webp
 
 The suffix decides the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The clip

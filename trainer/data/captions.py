@@ -108,8 +108,7 @@ def read_caption(
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> Caption:
-    """The caption of the image or video `x` at `path`: `x.txt`, else `x.caption`, else the
-    template.
+    """The caption of the file `x` at `path`: from `x.txt`, else `x.caption`, else the template.
 
     Line breaks and runs of blanks become one blank (text encoders do not see them). A sidecar that
     is not UTF-8 (with or without a byte order mark), or a link that leaves the folder, gives

@@ -113,9 +113,14 @@ def _frames(path: Path, start: float) -> Generator[Frame, None, None]:
     return _animation_frames(path) if is_animation(path) else _container_frames(path, start)
 
 
+def _open(path: Path) -> Any:
+    # Titles in another encoding than UTF-8 are no reason to refuse a video.
+    return av.open(str(path), options=_OPTIONS, metadata_errors="replace")
+
+
 def _container_frames(path: Path, start: float) -> Generator[Frame, None, None]:
     """All frames from a key frame at or before `start` on."""
-    with av.open(str(path), options=_OPTIONS) as container:
+    with _open(path) as container:
         stream = _video_stream(container)
         if stream.width * stream.height < _WORTH_THREADS:
             stream.codec_context.thread_count = 1  # starting threads takes longer than the decoding
@@ -187,7 +192,7 @@ def _is_cover(stream: Any) -> bool:
 
 
 def _probe_container(path: Path) -> Probe:
-    with av.open(str(path), options=_OPTIONS) as container:
+    with _open(path) as container:
         stream = _video_stream(container)
         first = next(container.decode(stream), None)
         if first is None:
@@ -215,7 +220,7 @@ def _check_times_are_kept(container: Any, stream: Any) -> None:
 
 def _span(path: Path, origin: int) -> tuple[int, int, Fraction]:
     """From all packets: ticks from `origin` to the last frame, number of frames, seconds a tick."""
-    with av.open(str(path), options=_OPTIONS) as container:
+    with _open(path) as container:
         stream = _video_stream(container)
         # Numbers only: to keep the packets would be to keep the whole file in memory.
         packets = [

@@ -273,4 +273,7 @@ def _flatten(pairs: dict[str, LoraPair]) -> dict[str, Tensor]:
 
 def _unflatten(tensors: dict[str, Tensor], alpha: float) -> dict[str, LoraPair]:
     paths = sorted({name.rpartition(".")[0] for name in tensors})
-    return {path: LoraPair(tensors[f"{path}.up"], tensors[f"{path}.down"], alpha) for path in paths}
+    return {
+        path: LoraPair(down=tensors[f"{path}.down"], up=tensors[f"{path}.up"], alpha=alpha)
+        for path in paths
+    }

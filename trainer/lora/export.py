@@ -103,13 +103,8 @@ def export_kohya(
     if model is not None:
         fit_pairs(pairs, model)
     stored = cast_pairs(pairs, dtype)
-    twice = sorted(set(metadata) & set(extra or {}))
-    if twice:
-        raise LoraError(
-            f"`extra` would overwrite metadata: {', '.join(twice)}. Give each entry once."
-        )
     tensors = kohya_tensors(stored)
-    told = with_hashes({**metadata, **(extra or {})}, tensors)
+    told = with_hashes(_joined(metadata, extra or {}), tensors)
 
     def check(written: Path) -> None:
         back = read_lora(written, stored)
@@ -122,6 +117,15 @@ def export_kohya(
 
     write_whole(path, safetensors_bytes(tensors, told), check)
     return _exported(path, path, stored)
+
+
+def _joined(metadata: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
+    twice = sorted(set(metadata) & set(extra))
+    if twice:
+        raise LoraError(
+            f"`extra` would overwrite metadata: {', '.join(twice)}. Give each entry once."
+        )
+    return {**metadata, **extra}
 
 
 def export_peft(

@@ -227,10 +227,9 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ).encode("utf-8")
     header += b" " * (-len(header) % 8)  # the format aligns the tensors to 8 bytes with spaces
     if len(header) >= MAX_HEADER_WRITE:
-        largest = max(metadata, key=lambda key: len(metadata[key]), default="")
+        largest, text = max(metadata.items(), key=lambda item: len(item[1]), default=("", ""))
         raise LoraError(
             f"The header would take {len(header)} bytes; ComfyUI reads workflows only from headers "
-            f"under {MAX_HEADER_WRITE}. Shorten `{largest}` ({len(metadata.get(largest, ''))} "
-            "characters)."
+            f"under {MAX_HEADER_WRITE}. Shorten `{largest}` ({len(text)} characters)."
         )
     return b"".join((len(header).to_bytes(8, "little"), header, data[start:]))

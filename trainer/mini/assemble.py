@@ -40,10 +40,18 @@ def assemble(
             folder / name
         )
         part.float()
+    _forget_unused(folder / "vae" / "config.json")
     save_tokenizer(tokenizer, folder / "tokenizer")
     DDIMScheduler.from_config(SCHEDULER).save_pretrained(folder / "scheduler")
     (folder / "mcm.json").write_text(json.dumps(ABOUT, indent=2) + "\n", encoding="utf-8")
     (folder / "prompts.txt").write_text(prompt_lines(), encoding="utf-8")
+
+
+def _forget_unused(config: Path) -> None:
+    """diffusers stores a key here that it warns about itself when it reads the file."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values.pop("block_out_channels", None)
+    config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def prompt_lines() -> str:

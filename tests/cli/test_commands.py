@@ -1,0 +1,137 @@
+"""Every command as a user types it, on the embedded model and on bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.cli.main import COMMANDS, main
+from trainer.families import MINI
+from trainer.lora.formats import read_lora
+from trainer.media import read_clip
+from trainer.mini.styles import style_folder
+from trainer.runs.folder import Run
+from trainer.runs.state import read_state
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--data.library-clips=2", "--data.batch-size=2", "--hardware.device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """`demo` cut to a few steps, in a folder with a space and an umlaut."""
+    path = tmp_path_factory.mktemp("demo") / "mein Stil ö"
+    assert main(["demo", "--minutes", "0.02", "--style", "neon", "--run", str(path)]) == 0
+    return Run.open(path)
+
+
+def test_demo_leaves_lora_clip_and_comparison(demo):
+    assert read_state(demo).status == "finished"
+    frames, fps = read_clip(demo.path / "clip.mp4")
+    assert frames.shape == (8, 256, 256, 3) and fps == 8
+    assert (demo.path / "comparison.webp").stat().st_size > 10_000
+    assert (demo.path / "comparison.png").stat().st_size > 10_000
+    assert read_lora(demo.export_path).metadata["mcm.base_model"] == "mini"
+
+
+def test_sample_with_a_lora_takes_what_the_lora_recommends(demo, tmp_path, capsys):
+    out = tmp_path / "clip ü.webp"
+    lora = ["--lora", str(demo.export_path)]
+    assert main(["sample", *lora, "--prompt", "a red star growing", "--out", str(out)]) == 0
+    assert "4 steps, CFG 1" in capsys.readouterr().out
+    assert read_clip(out)[0].shape == (8, 256, 256, 3)
+
+
+def test_sample_is_the_same_clip_for_the_same_seed(tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        argv = ["sample", "--prompt", "a red star growing", "--steps", "2", "--seed", seed]
+        assert main([*argv, "--scale", "1", "--out", str(tmp_path / name)]) == 0
+    a, b, c = (read_clip(tmp_path / name)[0] for name in "abc")
+    assert (a == b).all() and not (a == c).all()
+
+
+def test_evaluate_writes_the_rows_of_the_contract(demo, tmp_path):
+    out = tmp_path / "rows.json"
+    argv = ["evaluate", "--lora", str(demo.export_path), "--style", str(style_folder("neon"))]
+    argv += ["--steps", "1", "2", "--teacher-steps", "2", "--count", "8", "--json", str(out)]
+    assert main(argv) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [(r["method"], r["steps"]) for r in rows] == [("teacher", 2), ("student", 1), ("student", 2)]
+    names = ("colour", "shape", "motion", "style_kid", "flow_ratio", "fd_video")
+    assert all(isinstance(row[name], float) for row in rows for name in names)
+
+
+def test_inspect_names_family_format_and_recommendation(demo, capsys):
+    assert main(["inspect", str(demo.export_path)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("kohya", "mini", "mcm.steps", "AutoV2", "sha256"):
+        assert text in shown
+
+
+def test_preflight_measures_and_says_that_it_fits(capsys, tmp_path):
+    argv = ["preflight", "--images", str(style_folder("ink")), "--run", str(tmp_path / "r")]
+    assert main([*argv, *QUICK, "--preview.steps=1", "--preview.teacher-steps=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "The run fits." in shown and "s a step" in shown
+    assert not (tmp_path / "r").exists()
+
+
+def test_stop_says_so_when_nothing_runs(demo, capsys):
+    assert main(["stop", str(demo.path)]) == 0
+    assert "not running" in capsys.readouterr().out
+
+
+def test_a_second_training_in_the_same_folder_is_refused(demo, capsys):
+    argv = ["train", "--images", str(style_folder("ink")), "--run", str(demo.path)]
+    assert main(argv) == 1
+    assert "resume" in capsys.readouterr().err
+
+
+def broken_model(tmp_path: Path) -> Path:
+    folder = tmp_path / "broken"
+    shutil.copytree(MINI, folder, ignore=shutil.ignore_patterns("styles", "judge", "framenet"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "{tmp}/nowhere"], "nowhere"),
+        (["--images", "{tmp}"], "No usable images"),
+        (["--images", "{ink}", "--model", "{tmp}/nothing"], "was not found"),
+        (["--images", "{ink}", "--model", "{tmp}"], "not a text-to-video model"),
+        (["--images", "{ink}", "--model", "{broken}"], "could not be loaded"),
+        (["--images", "{ink}", "--motion.weight=-1"], "motion.weight"),
+        (["--images", "{ink}", "--data.frames=9"], "use 8, 16"),
+        (["--images", "{ink}", "--data.height=60"], "multiple of 8"),
+        (["--images", "{ink}", "--prompts", "{latin}"], "UTF-8"),
+        (["--images", "{ink}", "--videos", "{ink}"], "No usable videos"),
+        (["--images", "{ink}", "--init-lora", "{latin}"], "safetensors"),
+        (["--config", "{latin}"], "UTF-8"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_sentence(arguments, message, tmp_path, capsys):
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("grün".encode("latin-1"))
+    places = {"tmp": tmp_path, "ink": style_folder("ink"), "latin": latin}
+    if "{broken}" in arguments:
+        places["broken"] = broken_model(tmp_path)
+    argv = [part.format(**places) for part in arguments]
+    assert main(["train", *argv, "--run", str(tmp_path / "run"), *QUICK]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_help_lists_every_command_and_every_setting():
+    shown = subprocess.run(
+        [sys.executable, "-m", "trainer", "train", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8",
+    ).stdout  # fmt: skip
+    assert "--adversarial.caption-weight" in shown and "Default" in shown
+    assert set(COMMANDS) >= {"demo", "train", "resume", "stop", "sample", "evaluate", "inspect"}
