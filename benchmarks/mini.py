@@ -1,10 +1,11 @@
-"""How good are the embedded teacher and a style student trained on it? Writes the table that the docs quote.
+"""How good are the embedded teacher and a style student trained on it? Writes the table that the
+docs quote.
 
     python benchmarks/mini.py --lora runs/demo/demo.safetensors --style poster --count 256
 
-Rows: the teacher in 50 guided DDIM steps, the student in 1, 2, 4 and 8 steps, and true clips as the reference. The judge
-was trained on ground truth alone. Also measured: the autoencoder in dB on every look, one it never saw included, and the
-judge on held-out ground truth.
+Rows: the teacher in 50 guided DDIM steps, the student in 1, 2, 4 and 8 steps, and true clips as the
+reference. The judge was trained on ground truth alone. Also measured: the autoencoder in dB on
+every look, one it never saw included, and the judge on held-out ground truth.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ sys.path.append(str(ROOT))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lora", type=Path, required=True)
-    parser.add_argument("--style", default="poster", help="example style that the LoRA was trained on")
+    parser.add_argument(
+        "--style", default="poster", help="example style that the LoRA was trained on"
+    )
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "mini.json")

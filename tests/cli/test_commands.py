@@ -61,7 +61,11 @@ def test_evaluate_writes_the_rows_of_the_contract(demo, tmp_path):
     argv += ["--steps", "1", "2", "--teacher-steps", "2", "--count", "8", "--json", str(out)]
     assert main(argv) == 0
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-    assert [(r["method"], r["steps"]) for r in rows] == [("teacher", 2), ("student", 1), ("student", 2)]
+    assert [(r["method"], r["steps"]) for r in rows] == [
+        ("teacher", 2),
+        ("student", 1),
+        ("student", 2),
+    ]
     names = ("colour", "shape", "motion", "style_kid", "flow_ratio", "fd_video")
     assert all(isinstance(row[name], float) for row in rows for name in names)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     guidance = options.guidance
     if guidance is None:
         guidance = float(metadata.get("mcm.guidance_scale", 1.0)) if student else 3.0
-    sampling = {}
+    sampling: dict[str, Any] = {}
     if student:
         sampling = {
             "timestep_scaling": float(metadata.get("mcm.timestep_scaling", 4.0)),

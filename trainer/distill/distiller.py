@@ -230,7 +230,10 @@ class Distiller:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every trained tensor by group, for a checkpoint."""
         s = self.session
-        groups = {"lora": _flatten(lora_state(s.model.unet)), "ema": s.ema.state_dict()}
+        groups: dict[str, Any] = {
+            "lora": _flatten(lora_state(s.model.unet)),
+            "ema": s.ema.state_dict(),
+        }
         groups["replay"] = s.replay.state_dict()
         groups["motion_head"] = s.representation.state_dict()
         if s.discriminator is not None:

@@ -21,7 +21,7 @@ from ..runs.folder import Run, RunError
 from ..runs.guards import NanGuard, StopSignal
 from ..runs.lock import RunLock
 from ..runs.progress import Progress, RunLog, memory_gib
-from ..runs.state import RunState, write_state
+from ..runs.state import RunState, Status, write_state
 from .distiller import Distiller, StepReport
 from .export import export_run, preview_prompts
 from .preview import Previewer
@@ -72,7 +72,7 @@ class Loop:
                 self.step += 1
                 self.trained_seconds += time.monotonic() - begun
                 shown = {k: report.values[k] for k in BAR_VALUES if k in report.values}
-                progress.update(**shown)
+                progress.update(1, **shown)
                 self._record(report, progress)
                 self._occasionally()
         if self.stop.requested:
@@ -196,7 +196,8 @@ def train(run: Run, *, resume: bool = False) -> RunState:
         except BaseException as error:
             if main:
                 log.exception(error)
-                status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                interrupted = isinstance(error, KeyboardInterrupt)
+                status: Status = "interrupted" if interrupted else "failed"
                 write_state(
                     run, replace(state, status=status, error=f"{type(error).__name__}: {error}")
                 )

@@ -34,7 +34,15 @@ class MotionPoints:
 class MotionSource(Protocol):
     """Rows of real (or teacher-made) clips, each with its prompt."""
 
-    prompts: Tensor
+    @property
+    def prompts(self) -> Tensor:
+        """Prompt row (N,) of every clip."""
+        ...
+
+    @property
+    def clean(self) -> Tensor:
+        """Clean latents (N, C, F, h, w)."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -57,6 +65,10 @@ class TrajectoryLibrary:
     def __len__(self) -> int:
         return len(self.states)
 
+    @property
+    def clean(self) -> Tensor:
+        return self.states[:, 0]
+
     def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
         """Both ends of the step are stored, so neither noise nor the teacher is needed."""
         rows, level = rows.cpu(), level.cpu()
@@ -75,6 +87,10 @@ class EncodedVideos:
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    @property
+    def clean(self) -> Tensor:
+        return self.latents
 
     def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
         """A clip noised to ``t_from``; the teacher has to step from there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,20 +83,19 @@ def measure(seen: Observation, references: References, seed: int) -> dict[str, A
         row[name] = float(fn(np.arange(count)))
         row[f"{name}_ci"] = list(bootstrap(fn, count, seed, LEVEL))
 
-    def style_distance(rows: np.ndarray) -> float:
-        groups = np.repeat(rows, length)
-        return kid(np.concatenate(seen.frames[rows]), references.style_frames, groups_a=groups)
+    def style_distance(rows: np.ndarray, style: np.ndarray) -> float:
+        return kid(np.concatenate(seen.frames[rows]), style, groups_a=np.repeat(rows, length))
 
     add("flow", lambda rows: float(seen.flow[rows].mean()))
     add("frame_consistency", lambda rows: float(consistency[rows].mean()))
     if references.style_frames is not None:
-        add("style_kid", style_distance)
+        add("style_kid", partial(style_distance, style=references.style_frames))
     teacher = references.teacher_flow
     if teacher is not None and teacher.mean() > 0:
         still = 1e-9  # pixels: a resample of motionless clips must not divide by zero
         add("flow_ratio", lambda rows: seen.flow[rows].sum() / max(teacher[rows].sum(), still))
     for name, other in _video_references(references).items():
-        add(name, lambda rows, other=other: frechet_distance(seen.videos[rows], other))
+        add(name, partial(_video_distance, seen.videos, other))
     return row
 
 
@@ -107,6 +107,10 @@ def _accuracies(hits_by_name: dict[str, np.ndarray]) -> dict[str, Any]:
             found[name] = float(said.mean())
             found[f"{name}_ci"] = list(share_interval(int(said.sum()), len(said), LEVEL))
     return found
+
+
+def _video_distance(videos: np.ndarray, other: np.ndarray, rows: np.ndarray) -> float:
+    return frechet_distance(videos[rows], other)
 
 
 def _video_references(references: References) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
 
 
-def _load_networks(path: Path, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, nn.Module, Any]:
+def _load_networks(path: Path, dtype: torch.dtype) -> tuple[Any, Any, Any, Any]:
     vae_class = _json(path / "vae" / "config.json").get("_class_name", "AutoencoderKL")
     vae_type = AutoencoderTiny if vae_class == "AutoencoderTiny" else AutoencoderKL
     unet = UNet3DConditionModel.from_pretrained(path / "unet", torch_dtype=dtype)

@@ -20,7 +20,7 @@ from .assemble import assemble
 from .autoencoder import reconstruction_psnr, train_autoencoder
 from .framenet import save_framenet, train_framenet
 from .judge import save_judge, train_judge
-from .looks import HELD_OUT, STYLES, public_video
+from .looks import HELD_OUT, STYLES, Look, public_video
 from .styles import regenerate
 from .teacher import encode_clips, load_clips, train_teacher
 from .text import build_tokenizer
@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 def _autoencoder(options: argparse.Namespace) -> AutoencoderTiny:
     """The trained autoencoder, from the work folder if it is complete there."""
     vae = train_autoencoder(options.work, options.autoencoder_steps)
-    for name, look in {"public video": public_video, **STYLES, "held out": HELD_OUT}.items():
+    looks: dict[str, Look] = {"public video": public_video, **STYLES, "held out": HELD_OUT}
+    for name, look in looks.items():
         print(f"autoencoder, {name}: {reconstruction_psnr(vae, look):.1f} dB")
     return vae
 

@@ -65,8 +65,9 @@ def initialise(vae: AutoencoderTiny) -> None:
         _copy_colour(conv, gain, slice(1, 2))
     for conv in decoder[1:]:
         _copy_colour(conv, 1.0, slice(1, 2))
-    encoder[-1].bias[:3] = -0.5 * CONTRAST
-    decoder[0].bias[:3] = 0.5
+    for conv, level in ((encoder[-1], -0.5 * CONTRAST), (decoder[0], 0.5)):
+        assert conv.bias is not None
+        conv.bias[:3] = level
 
 
 def _copy_colour(conv: nn.Conv2d, gain: float, taps: slice) -> None:

@@ -180,7 +180,8 @@ def public_video(scene: Scene, size: int = SIZE) -> np.ndarray:
     colour = np.array(PLAIN_PALETTE[scene.colour], np.float32) * 0.88 + 12
     frames = _mix(np.repeat(ground[None], scene.frames, 0), colour, _cover(distance, unit))
     frames = _blur(frames, passes=1)
-    frames = _mix(frames, np.float32(235), watermark(size)[None, ..., None] * 0.4)
+    stamp = np.full_like(frames, 235)
+    frames = _mix(frames, stamp, watermark(size)[None, ..., None] * 0.4)
     frames = frames + rng.normal(0, 5, frames.shape).astype(np.float32)
     frames = np.clip(frames, 0, 255).astype(np.uint8)
     return np.stack([_compress(frame, quality=38) for frame in frames])

@@ -1,0 +1,167 @@
+"""What a run learns from: its images, its motion source, and the LoRA it starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..data.cache import ContentCache
+from ..data.images import ImageSet, scan_images
+from ..data.videos import VideoSet, scan_videos
+from ..families import VideoModel
+from ..lora.adapter import load_lora_state
+from ..lora.formats import read_lora
+from .draws import generator_for
+from .frames import ClipFrames, RealFrames, StyleFrames
+from .motions import EncodedVideos, MotionSource, TrajectoryLibrary, roll_out
+from .prompts import Prompt, PromptSet
+from .student import Student
+
+LIBRARY_VERSION = 1
+
+Log = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""Called as ``(what, done, total)`` by the long parts of the set-up."""
+
+
+def load_initial_lora(config: TrainConfig, model: VideoModel, log: Log) -> None:
+    """The user's LoRA, else the base model's warm start where its rank fits, else untouched "
+    "layers."""
+    warm = model.path / "warm_start.safetensors"
+    if config.init_lora is not None:
+        load_lora_state(model.unet, read_lora(config.init_lora, model.unet).pairs)
+        log(f"Continues from {config.init_lora}.")
+    elif config.warm_start and warm.is_file():
+        found = read_lora(warm, model.unet)
+        ranks = {pair.rank for pair in found.pairs.values()}
+        if ranks == {config.lora.rank}:
+            load_lora_state(model.unet, found.pairs)
+            log("Starts from the base model's own few-step LoRA (warm start).")
+        else:
+            log(f"No warm start: it has rank {sorted(ranks)}, this run {config.lora.rank}.")
+
+
+def load_images(
+    config: TrainConfig, model: VideoModel, height: int, width: int, log: Log
+) -> ImageSet | None:
+    if config.images is None:
+        return None
+    folder = scan_images(
+        config.images,
+        min_side=config.data.min_side,
+        trigger=config.trigger,
+        prompt_template=config.prompt_template,
+        count_tokens=model.count_tokens,
+        max_tokens=model.max_tokens,
+    )
+    log(folder.report())
+    return ImageSet(folder, height, width, crop=config.data.crop)
+
+
+def real_frames(
+    images: ImageSet | None, motions: MotionSource, model: VideoModel, prompts: PromptSet
+) -> RealFrames:
+    if images is not None:
+        return StyleFrames(images)
+    return ClipFrames(model, motions.clean, prompts.frames(motions.prompts.tolist()))
+
+
+def load_motions(
+    config: TrainConfig,
+    student: Student,
+    prompts: PromptSet,
+    shape: tuple[int, int, int, int],
+    size: tuple[int, int],
+    log: Log,
+    progress: Progress,
+) -> tuple[MotionSource, PromptSet]:
+    if config.videos is None:
+        return _library(config, student, prompts, shape, log, progress), prompts
+    return _videos(config, student, prompts, shape, size, log, progress)
+
+
+def _library(
+    config: TrainConfig,
+    student: Student,
+    prompts: PromptSet,
+    shape: tuple[int, int, int, int],
+    log: Log,
+    progress: Progress,
+) -> TrajectoryLibrary:
+    """The teacher's rollouts for this model, prompt set and guidance.
+
+    From the cache, or made now and kept.
+    """
+    count, guidance = config.data.library_clips, config.data.library_guidance
+    steps = config.trajectory.ddim_timesteps
+    rows = torch.randint(len(prompts), (count,), generator=generator_for(0, count, stream=1))
+    if len(prompts) <= count:
+        rows = torch.arange(count) % len(prompts)
+    cache = ContentCache(config.data.cache)
+    parts = (student.model.base_hash, prompts.hash, str(shape), count, guidance, steps)
+
+    def compute() -> dict[str, Tensor]:
+        log(f"The teacher rolls out {count} clips in {steps} steps, once for every later style.")
+        library = roll_out(
+            student,
+            [p.text for p in prompts.prompts],
+            rows,
+            shape,
+            guidance=guidance,
+            seed=0,
+            steps=steps,
+            progress=lambda done: progress("trajectory library", done, count),
+        )
+        return {"states": library.states, "prompts": library.prompts}
+
+    stored = cache.fetch(cache.key("library", LIBRARY_VERSION, *parts), compute)
+    return TrajectoryLibrary(stored["states"], stored["prompts"])
+
+
+@torch.no_grad()
+def _videos(
+    config: TrainConfig,
+    student: Student,
+    prompts: PromptSet,
+    shape: tuple[int, int, int, int],
+    size: tuple[int, int],
+    log: Log,
+    progress: Progress,
+) -> tuple[EncodedVideos, PromptSet]:
+    """Clips of the user's videos, encoded once.
+
+    Their captions join the prompts (empty ones stay empty).
+    """
+    model = student.model
+    frames, fps = shape[1], config.data.fps or model.fps
+    folder = scan_videos(
+        config.videos or "",
+        frames=frames,
+        fps=fps,
+        min_side=config.data.min_side,
+        trigger=config.trigger,
+        prompt_template=config.prompt_template,
+        count_tokens=model.count_tokens,
+        max_tokens=model.max_tokens,
+    )
+    log(folder.report())
+    videos = VideoSet(folder, frames, fps, *size)
+    rng = np.random.default_rng(config.seed)
+    latents: list[Tensor] = []
+    known = {p.text: i for i, p in enumerate(prompts.prompts)}
+    added: list[Prompt] = []
+    rows: list[int] = []
+    for done in range(config.data.library_clips):
+        clip, captions = videos.batch(1, rng)
+        latents.append(model.encode_clips(clip.to(model.device)).half().cpu())
+        if captions[0] not in known:
+            known[captions[0]] = len(prompts) + len(added)
+            added.append(Prompt(captions[0], captions[0]))
+        rows.append(known[captions[0]])
+        progress("encoding video", done + 1, config.data.library_clips)
+    prompts = PromptSet(prompts.prompts + tuple(added), prompts.conditional)
+    return EncodedVideos(torch.cat(latents), torch.tensor(rows), model.schedule), prompts
