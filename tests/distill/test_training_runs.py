@@ -126,7 +126,7 @@ def test_the_export_reads_back_with_its_recommendations(straight, tiny_model):
     assert found.metadata["mcm.timestep_scaling"].startswith("4")
     assert found.metadata["modelspec.license"] == "Apache-2.0"
     assert found.metadata["ss_steps"] == str(STEPS)
-    assert "a red circle" in found.metadata["ss_tag_frequency"]
+    assert "a white triangle" in found.metadata["ss_tag_frequency"]
 
 
 def test_previews_show_teacher_and_student_and_measure_motion(tiny_model, style_images, tmp_path):
