@@ -150,7 +150,7 @@ def test_hash_is_stable_and_follows_the_weights() -> None:
     one, same, other = build_framenet(seed=1), build_framenet(seed=1), build_framenet(seed=2)
     assert MiniFeatures(one).hash == weights_hash(same) != weights_hash(other)
     with torch.no_grad():
-        same.mix.weight[0, 0] += 1e-6
+        same.cells.weight[0, 0] += 1e-6
     assert weights_hash(same) != weights_hash(one)
 
 

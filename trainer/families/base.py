@@ -99,7 +99,7 @@ class VideoModel:
         return self
 
     def count_tokens(self, prompt: str) -> int:
-        return len(self.tokenizer(prompt).input_ids)
+        return len(self.tokenizer(prompt, verbose=False).input_ids)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -25,9 +25,15 @@ from .styles import regenerate
 from .teacher import encode_clips, load_clips, train_teacher
 from .text import build_tokenizer
 
-FRAMENET_STEPS = 1500
-JUDGE_STEPS = 1500
-WARM_START: dict[str, object] = {"preview.every": 0, "warm_start": False}
+FRAMENET_STEPS = 1900
+JUDGE_STEPS = 2400
+WARM_START: dict[str, object] = {
+    "data.library_clips": 64,
+    "data.batch_size": 8,
+    "trajectory.real_probability": 0.7,
+    "optim.lr": 1e-3,
+    "preview.every": 0,
+}
 STAGES = ("autoencoder", "clips", "teacher", "framenet", "judge", "styles", "assemble", "warmstart")
 
 
@@ -43,13 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=STAGES, default=STAGES, help="run only these stages"
     )
     pretrain.add_argument("--autoencoder-steps", type=int, default=1700)
-    pretrain.add_argument("--teacher-steps", type=int, default=3600)
+    pretrain.add_argument("--teacher-steps", type=int, default=2500)
     pretrain.add_argument(
         "--shards", type=int, default=8, help="of 250 sequences of 12 frames each"
     )
     pretrain.add_argument("--framenet-steps", type=int, default=FRAMENET_STEPS)
     pretrain.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
-    pretrain.add_argument("--warmstart-steps", type=int, default=300)
+    pretrain.add_argument("--warmstart-steps", type=int, default=180)
     styles = commands.add_parser("styles", help="write the three example style folders again")
     styles.add_argument("--out", type=Path, default=MINI)
     return parser
