@@ -73,12 +73,21 @@ class Loop:
                 self.trained_seconds += time.monotonic() - begun
                 shown = {k: report.values[k] for k in BAR_VALUES if k in report.values}
                 progress.update(1, **shown)
+                self._follow_the_clock(progress)
                 self._record(report, progress)
                 self._occasionally()
         if self.stop.requested:
             self.log(f"Stopping at step {self.step} ({self.stop.reason}): saving and exporting.")
             return "stopped"
         return "finished"
+
+    def _follow_the_clock(self, progress: Progress) -> None:
+        """With a time budget the goal is the number of steps that will fit into it."""
+        if self.config.minutes is None or not progress.seconds_per_step:
+            return
+        left = max(60 * self.config.minutes - self.trained_seconds, 0.0)
+        fitting = self.step + int(left / progress.seconds_per_step)
+        progress.set_total(min(self.config.steps, max(fitting, self.step)))
 
     def _is_over(self) -> bool:
         if self.step >= self.config.steps or self.stop.requested:
@@ -98,14 +107,9 @@ class Loop:
         if now - self._state_written > STATE_SECONDS:
             self._state_written = now
             self.update(
-                step=self.step, eta_seconds=self._eta(progress), memory_gib=memory_gib(),
-                seconds_per_step=progress.seconds_per_step,
+                step=self.step, steps=progress.total, eta_seconds=progress.eta_seconds,
+                memory_gib=memory_gib(), seconds_per_step=progress.seconds_per_step,
             )  # fmt: skip
-
-    def _eta(self, progress: Progress) -> float | None:
-        if self.config.minutes is None or progress.eta_seconds is None:
-            return progress.eta_seconds
-        return min(progress.eta_seconds, max(60 * self.config.minutes - self.trained_seconds, 0.0))
 
     def _occasionally(self) -> None:
         """Preview and checkpoint when their turn comes; the end of the run makes its own."""

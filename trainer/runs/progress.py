@@ -100,6 +100,11 @@ class Progress:
             return None
         return max(self.total - self.step, 0) * self.seconds_per_step
 
+    def set_total(self, total: int) -> None:
+        """Correct the goal, as a time budget does when the speed becomes known."""
+        self.total = total
+        self._bar.total = total
+
     def update(self, steps: int = 1, **values: float) -> None:
         """Count ``steps`` more as done; ``values`` (losses) are shown beside the bar."""
         now = time.monotonic()

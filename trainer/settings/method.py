@@ -129,8 +129,8 @@ class AdversarialConfig(Part):
         " turns it off.",
     )
     ratio: float = Field(
-        default=1.0, ge=0.0, le=20.0,
-        description="rho: gradient of the adversary over that of consistency. Raise it (1.5) for "
+        default=1.75, ge=0.0, le=20.0,
+        description="rho: gradient of the adversary over that of consistency. Raise it (2.5) for "
         "more style, lower it for more motion.",
     )
     ratio_ema: float = Field(
@@ -165,7 +165,7 @@ class AdversarialConfig(Part):
         "Empty: none. Leave out color when exact hues are the style.",
     )
     lr: float = Field(
-        default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."
+        default=1e-3, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."
     )
     head_channels: int = Field(
         default=64, ge=8, le=1024, description="Channels of the discriminator's heads."

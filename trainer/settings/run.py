@@ -89,8 +89,9 @@ class OptimConfig(Part):
         description="adamw8bit saves memory, and needs an NVIDIA card and bitsandbytes.",
     )
     lr: float = Field(
-        default=5e-4, ge=1e-8, le=1.0,
-        description="Peak learning rate of the LoRA. Halve it when losses jump or turn to NaN.",
+        default=2e-3, ge=1e-8, le=1.0,
+        description="Peak learning rate of the LoRA. The default suits the mini model; begin with "
+        "1e-4 or less on a full-size one, and halve it when losses jump or turn to NaN.",
     )
     betas: tuple[float, float] = Field(
         default=(0.9, 0.99), description="Adam betas, two numbers from 0 to under 1."
