@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from ..evaluate.flow import clip_flow
 from ..evaluate.generate import generate_clips
-from ..media import to_frames, write_clip
+from ..evaluate.truth import as_frames
+from ..media import write_clip
 from ..sheets import Row, contact_sheet, grid
 from .session import Session
 
@@ -105,7 +105,7 @@ class Previewer:
                 size=size,
                 **options,
             )
-        return frames_of(clips)
+        return as_frames(clips)
 
 
 def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path, fps: int) -> None:
@@ -120,11 +120,6 @@ def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path,
     ]
     write_clip(grid(rows), path.with_suffix(".webp"), fps)
     contact_sheet(rows).save(path.with_suffix(".png"))
-
-
-def frames_of(clips: Tensor) -> np.ndarray:
-    """Clips (B, 3, F, H, W) in [-1, 1] as frames (B, F, H, W, 3) uint8."""
-    return np.stack([to_frames(clip) for clip in clips])
 
 
 def enlargement(width: int) -> int:
