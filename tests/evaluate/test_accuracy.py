@@ -6,7 +6,7 @@ import torch
 from trainer.evaluate.accuracy import caption_accuracy, caption_hits
 from trainer.mini.world import COLOURS, MOTIONS, SHAPES, parse_caption
 
-CAPTIONS = ["a red star growing", "a green ring", "a blue square moving up", "a poem"]
+CAPTIONS = ["a red star growing", "a green square", "a blue square moving up", "a poem"]
 
 
 def knowing(captions: list[str]):
@@ -35,7 +35,7 @@ def test_clips_that_show_their_captions_are_all_right():
 
 
 def test_each_attribute_counts_for_itself():
-    captions = ["a red star growing", "a red ring growing", "a blue star shrinking"]
+    captions = ["a red star growing", "a red square growing", "a blue star shrinking"]
     found = caption_accuracy(knowing(captions), clips([0, 0, 0]), captions)
     assert found == pytest.approx({"colour": 2 / 3, "shape": 2 / 3, "motion": 2 / 3})
     found = caption_accuracy(knowing(captions), clips([1, 1, 1]), captions)
@@ -46,7 +46,7 @@ def test_attributes_that_a_caption_does_not_name_are_not_counted():
     hits = caption_hits(knowing(CAPTIONS), clips([2, 2, 2, 2]), CAPTIONS)
     assert [str(v) for v in hits["motion"]] == ["0.0", "nan", "1.0", "nan"]
     assert [str(v) for v in hits["colour"]] == ["0.0", "0.0", "1.0", "nan"]
-    stills = ["a green ring", "a red star"]
+    stills = ["a green square", "a red star"]
     assert caption_accuracy(knowing(stills), clips([0, 1]), stills)["motion"] is None
 
 

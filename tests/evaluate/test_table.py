@@ -17,7 +17,7 @@ from trainer.mini.looks import STYLES
 from trainer.mini.styles import style_folder, write_style_folder
 from trainer.sheets import contact_sheet
 
-PROMPTS = ["a red star growing", "a blue ring circling", "a green cross moving up"]
+PROMPTS = ["a red star growing", "a blue square circling", "a green cross moving up"]
 
 
 @pytest.fixture(scope="module")

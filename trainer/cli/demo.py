@@ -18,7 +18,7 @@ PROMPTS = (
     "a red circle moving right",
     "a blue star growing",
     "a yellow square bouncing",
-    "a green ring circling",
+    "a green square circling",
 )
 
 

@@ -48,10 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "--only", nargs="+", choices=STAGES, default=STAGES, help="run only these stages"
     )
-    pretrain.add_argument("--autoencoder-steps", type=int, default=1700)
-    pretrain.add_argument("--teacher-steps", type=int, default=2500)
+    pretrain.add_argument("--autoencoder-steps", type=int, default=4200)
+    pretrain.add_argument("--decoder-steps", type=int, default=1200)
+    pretrain.add_argument("--teacher-steps", type=int, default=8500)
     pretrain.add_argument(
-        "--shards", type=int, default=8, help="of 250 sequences of 12 frames each"
+        "--shards", type=int, default=12, help="of 250 sequences of 12 frames each"
     )
     pretrain.add_argument("--framenet-steps", type=int, default=FRAMENET_STEPS)
     pretrain.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _autoencoder(options: argparse.Namespace) -> AutoencoderTiny:
     """The trained autoencoder, from the work folder if it is complete there."""
-    vae = train_autoencoder(options.work, options.autoencoder_steps)
+    vae = train_autoencoder(options.work, options.autoencoder_steps, options.decoder_steps)
     looks: dict[str, Look] = {"public video": public_video, **STYLES, "held out": HELD_OUT}
     for name, look in looks.items():
         print(f"autoencoder, {name}: {reconstruction_psnr(vae, look):.1f} dB")

@@ -21,10 +21,10 @@ from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import nn
 
 from .looks import Look, random_frame
-from .stage import run_stage
+from .stage import half_precision, run_stage
 from .world import SIZE, random_scene
 
-BATCH = 6
+BATCH = 8
 LATENT_NOISE = 0.05
 CONTRAST = 4.0
 
@@ -78,35 +78,60 @@ def _copy_colour(conv: nn.Conv2d, gain: float, taps: slice) -> None:
         conv.weight[channel, channel, taps, taps] = gain
 
 
-def train_autoencoder(work: Path, steps: int, seed: int = 0, lr: float = 1e-3) -> AutoencoderTiny:
-    """Train from scratch on poor video frames and random styles; returns the averaged weights."""
+def train_autoencoder(
+    work: Path, steps: int, decoder_steps: int = 0, seed: int = 0, lr: float = 1e-3
+) -> AutoencoderTiny:
+    """Train from scratch on poor video frames and random styles; returns the averaged weights.
+
+    The first ``steps`` train both halves, the ``decoder_steps`` after them the decoder alone: they
+    sharpen what the latents can already tell, and latents made before stay valid.
+    """
     torch.manual_seed(seed)
     vae = AutoencoderTiny(scaling_factor=1.0)
     initialise(vae)
     vae = vae.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    _stage("autoencoder", vae, vae, work, steps, (seed, 1), lr)
+    if decoder_steps:
+        vae.encoder.requires_grad_(False)
+        _stage("decoder", vae, vae.decoder, work, decoder_steps, (seed, 2), 0.6 * lr)
+    return vae.eval()
+
+
+def _stage(
+    name: str,
+    vae: AutoencoderTiny,
+    trained: nn.Module,
+    work: Path,
+    steps: int,
+    seed: tuple[int, int],
+    lr: float,
+) -> None:
+    """One resumable stage; leaves the averaged weights of ``trained`` in place."""
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = np.random.default_rng((seed, 1, step))
-        noise = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        pixels = to_pixels(np.stack([random_frame(rng, SIZE) for _ in range(BATCH)]))
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        latents = vae.encode(pixels).latents
-        noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise)
-        decoded = vae.decode(noisy).sample
-        mse = F.mse_loss(decoded, pixels)
-        loss = mse + 0.1 * F.l1_loss(decoded, pixels) + 0.01 * moment_penalty(latents)
+        rng = np.random.default_rng((*seed, step))
+        noise = torch.Generator().manual_seed(seed[0] * 1_000_003 + step)
+        frames, weights = zip(*(random_frame(rng, SIZE) for _ in range(BATCH)), strict=True)
+        pixels = to_pixels(np.stack(frames)).contiguous(memory_format=torch.channels_last)
+        weight = torch.from_numpy(np.stack(weights)).float().unsqueeze(1)
+        with half_precision():
+            latents = vae.encode(pixels).latents.float()
+            noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise)
+            decoded = vae.decode(noisy).sample.float()
+        error = decoded - pixels
+        loss = (weight * (error.square() + 0.1 * error.abs())).mean()
+        loss = loss + 0.01 * moment_penalty(latents)
         return loss, {
-            "psnr": round(10 * np.log10(4 / mse.item()), 2),
+            "psnr": round(-10 * np.log10(error.square().mean().item() / 4), 2),
             "std": round(latents.std().item(), 3),
         }
 
     ema = run_stage(
-        "autoencoder", vae, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99
+        name, trained, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99
     )
     assert ema is not None
-    vae.load_state_dict(ema.shadow)
-    return vae.eval()
+    trained.load_state_dict(ema.shadow)
 
 
 @torch.no_grad()

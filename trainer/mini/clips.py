@@ -104,7 +104,7 @@ def _mask(scene: Scene) -> np.ndarray:
 def dense_loss(cells: Tensor, labels: dict[str, Tensor], frames: int) -> Tensor:
     """Loss of predictions for every cell: what is there (inside the mask), and whether anything is.
 
-    ``cells`` (B * F, 1 + 6 + 6, 8, 8) are logits of presence, shape and colour. Told where to look,
+    ``cells`` (B * F, 1 + 5 + 6, 8, 8) are logits of presence, shape and colour. Told where to look,
     the networks learn shapes in a tenth of the steps that the clip's label alone would take.
     """
     mask = labels["mask"].flatten(0, 1).float()
@@ -118,7 +118,10 @@ def dense_loss(cells: Tensor, labels: dict[str, Tensor], frames: int) -> Tensor:
 
 
 def read_cells(cells: Tensor, batch: int) -> dict[str, Tensor]:
-    """Shape and colour logits (B, 6) of ``cells`` (B * F, 13, 8, 8): read where the shape is."""
+    """Shape (B, 5) and colour (B, 6) logits, read where the shape is.
+
+    ``cells`` (B * F, 12, 8, 8).
+    """
     flat = cells.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
     presence, shape, colour = flat.split((1, len(SHAPES), len(COLOURS)), dim=1)
     weight = presence.softmax(dim=2)

@@ -76,12 +76,12 @@ class FrameNet(nn.Module):
         return maps
 
     def dense(self, pixels: Tensor) -> Tensor:
-        """Logits (N, 1 + 6 + 6, 8, 8) of presence, shape and colour in every cell."""
+        """Logits (N, 1 + 5 + 6, 8, 8) of presence, shape and colour in every cell."""
         fine, coarse = self.stages(pixels)[2:]
         return self.cells(torch.cat((fine, F.interpolate(coarse, scale_factor=2.0)), dim=1))
 
     def heads(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Logits "shape" (N, 6) and "colour" (N, 6) in the order of ``SHAPES`` and ``COLOURS``."""
+        """Logits "shape" (N, 5) and "colour" (N, 6) in the order of ``SHAPES`` and ``COLOURS``."""
         return read_cells(self.dense(pixels), len(pixels))
 
     forward = heads

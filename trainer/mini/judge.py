@@ -64,7 +64,7 @@ class _Residual(nn.Module):
 
 
 class Judge(nn.Module):
-    """Clips (B, 3, F, 64, 64) in [-1, 1] to logits shape (B, 6), colour (B, 6), motion (B, 8).
+    """Clips (B, 3, F, 64, 64) in [-1, 1] to logits shape (B, 5), colour (B, 6), motion (B, 8).
 
     Shape and colour are read from peaks and from where attention over all frames and places looks,
     which learns to look at the frames where the shape is big; motion by 3-D convolutions over 8x8
@@ -96,7 +96,7 @@ class Judge(nn.Module):
         return self.read(pixels)[0]["look"]
 
     def read(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """All logits of clips (B, 3, F, 64, 64), and those of every cell (B * F, 13, 8, 8)."""
+        """All logits of clips (B, 3, F, 64, 64), and those of every cell (B * F, 12, 8, 8)."""
         stem, maps = self._maps(pixels)
         content, motion = self._features(stem, maps, len(pixels)).chunk(2, dim=1)
         cells = self.cells(maps)

@@ -3,8 +3,8 @@
 ``public_video`` imitates what motion data sets are made of: a dull textured background, blur,
 noise, block compression and a watermark. A :class:`StyleLook` is an artist's style; three are named
 and shipped as example folders, ``random_style`` draws an endless number of others, and ``HELD_OUT``
-uses devices that no random style has, so that the autoencoder can be judged on something it never
-saw.
+has half-tone dots of a size that no random style has, so that the autoencoder can be judged on
+something it never saw.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def random_style(rng: np.random.Generator) -> StyleLook:
     dark = rng.random() < 0.35
     low, high = (0, 60) if dark else (120, 256)
     background = tuple(int(v) for v in rng.integers(low, high, 3))
-    line = tuple(int(v) for v in (rng.integers(200, 256, 3) if dark else rng.integers(0, 70, 3)))
+    light = dark or rng.random() < 0.2
+    line = tuple(int(v) for v in (rng.integers(200, 256, 3) if light else rng.integers(0, 70, 3)))
     return StyleLook(
         {name: shift(rgb) for name, rgb in base.items()},
         background,  # type: ignore[arg-type]
@@ -166,6 +167,7 @@ def random_style(rng: np.random.Generator) -> StyleLook:
         stripes=float(rng.choice((0.0, 0.0, 0.08, 0.15))),
         shadow=float(rng.choice((0.0, 0.0, 2.0, 3.0))),
         grain=float(rng.choice((0.0, 0.04, 0.08))),
+        dots=float(rng.choice((0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 11.0, 12.0))),
     )
 
 
@@ -200,16 +202,20 @@ def watermark(size: int = SIZE) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
 
 
-def random_frame(rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """One frame (size, size, 3) uint8 for the autoencoder.
+def random_frame(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """One frame (size, size, 3) uint8 for the autoencoder, and the weight (size, size) of its
+    pixels.
 
-    Poor video, or a named or random style.
+    Poor video, or a named or random style. Outlines weigh more, most of all in poor video, whose
+    dull shapes an average over pixels would blur away.
     """
     scene = random_scene(rng).window(int(rng.integers(8)), 1)
     named = list(STYLES.values())
-    style = named[rng.integers(len(named))] if rng.random() < 0.3 else random_style(rng)
-    look: Look = public_video if rng.random() < 0.5 else style
-    return look(scene, size)[0]
+    style = named[rng.integers(len(named))] if rng.random() < 0.4 else random_style(rng)
+    poor = rng.random() < 0.35
+    look: Look = public_video if poor else style
+    near = np.exp(-((signed_distance(scene, size)[0] / (size / 20)) ** 2))
+    return look(scene, size)[0], 1 + (6 if poor else 1) * near
 
 
 def swatch(look: StyleLook) -> list[tuple[int, int, int]]:

@@ -19,6 +19,14 @@ from tqdm import tqdm
 SAVE_EVERY_SECONDS = 60.0
 
 
+def half_precision() -> torch.autocast:
+    """bfloat16 arithmetic where the processor has instructions for it, else none.
+
+    It halves a step's time on such a processor and doubles it on others.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+
+
 def cosine(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> float:
     """Factor of the peak learning rate: linear warm-up, then a cosine down to ``floor``."""
     if step < warmup:

@@ -9,12 +9,14 @@ encoded frames.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -23,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import to_pixels
 from .looks import public_video
-from .stage import run_stage
+from .stage import half_precision, run_stage
 from .text import WIDTH, build_text_encoder, tokenize
 from .world import COLOURS, FRAMES, MOTIONS, REVERSED, SHAPES, SIZE, caption, random_scene
 
@@ -100,6 +102,14 @@ def _drop(text: str, motion: str, rng: np.random.Generator) -> str:
     return text.removesuffix(f" {motion}") if draw < EMPTY_CAPTIONS + STILL_CAPTIONS else text
 
 
+def _in_float(forward: Callable[[torch.Tensor], torch.Tensor]):
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    return run
+
+
 @torch.no_grad()
 def encode_shard(vae: AutoencoderTiny, file: Path, seed: int) -> None:
     """Render and encode ``SHARD`` sequences of poor video into ``file``."""
@@ -108,7 +118,8 @@ def encode_shard(vae: AutoencoderTiny, file: Path, seed: int) -> None:
     for _ in tqdm(range(SHARD), desc=file.stem, mininterval=10):
         scene = random_scene(rng, SEQUENCE)
         pixels = to_pixels(public_video(scene)).contiguous(memory_format=torch.channels_last)
-        latents.append(vae.encode(pixels).latents.contiguous().half())
+        with half_precision():
+            latents.append(vae.encode(pixels).latents.contiguous().half())
         words = (
             SHAPES.index(scene.shape),
             COLOURS.index(scene.colour),
@@ -167,6 +178,9 @@ def train_teacher(
     """
     unet, text_encoder = build_unet(seed), build_text_encoder(tokenizer, seed)
     unet.eval()  # TemporalConvLayer's dropout only slows a model this small
+    unet.set_attn_processor(AttnProcessor())  # 40 % faster than the fused kernel at 8x8 tokens
+    conv_out = unet.conv_out.forward
+    unet.conv_out.forward = _in_float(conv_out)  # bfloat16 here spoils eps near t = 999
     module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
@@ -183,8 +197,10 @@ def train_teacher(
         t = (spread * len(alphas)).long().clamp_max(len(alphas) - 1)
         alpha = alphas[t].view(-1, 1, 1, 1, 1)
         noisy = alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps
-        text = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
-        error = (unet(noisy, t, text).sample - eps).square().mean(dim=(1, 2, 3, 4))
+        with half_precision():
+            text = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
+            predicted = unet(noisy, t, text).sample
+        error = (predicted - eps).square().mean(dim=(1, 2, 3, 4))
         x0_error = (error * (1 - alphas[t]) / alphas[t]).detach()
         measures = {
             "eps": round(error.mean().item(), 5),
@@ -198,4 +214,5 @@ def train_teacher(
     )
     assert ema is not None
     module.load_state_dict(ema.shadow)
+    unet.conv_out.forward = conv_out
     return unet.eval(), text_encoder.eval()

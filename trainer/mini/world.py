@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
+SHAPES = ("circle", "square", "triangle", "cross", "star")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 MOTIONS = (
     "moving left",
@@ -74,7 +74,7 @@ def caption(shape: str, colour: str, motion: str | None = None) -> str:
 
 
 def all_captions() -> list[str]:
-    """Every caption of a moving clip, in a fixed order (6 shapes x 6 colours x 8 motions = 288)."""
+    """Every caption of a moving clip, in a fixed order (5 shapes x 6 colours x 8 motions = 240)."""
     return [caption(s, c, m) for m in MOTIONS for s in SHAPES for c in COLOURS]
 
 
@@ -114,31 +114,31 @@ def random_still(
     """A scene of one frame, as the style folders hold them: its caption names no motion."""
     scene = random_scene(rng, 1, shape=shape, colour=colour, motion="growing")
     centre = rng.uniform(0.3, 0.7, size=(1, 2))
-    radius = rng.uniform(0.16, 0.3, size=1)
+    radius = rng.uniform(0.18, 0.32, size=1)
     return replace(scene, motion=None, centres=centre, radii=radius)
 
 
 def _translate(direction: tuple[int, int]):
     def path(rng: np.random.Generator, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         travel = rng.uniform(0.055, 0.07) * (len(t) - 1)
-        travel = min(travel, 0.8)
-        along = 0.5 - travel / 2 + rng.uniform(-0.5, 0.5) * (0.8 - travel)
-        across = rng.uniform(0.28, 0.72)
+        travel = min(travel, 0.76)
+        along = 0.5 - travel / 2 + rng.uniform(-0.5, 0.5) * (0.76 - travel)
+        across = rng.uniform(0.3, 0.7)
         steps = along + travel * t / max(len(t) - 1, 1)
         if min(direction) < 0:
             steps = 1 - steps
         fixed = np.full_like(steps, across)
         pair = (steps, fixed) if direction[0] else (fixed, steps)
-        return np.stack(pair, axis=1), np.full_like(steps, rng.uniform(0.16, 0.22))
+        return np.stack(pair, axis=1), np.full_like(steps, rng.uniform(0.2, 0.27))
 
     return path
 
 
 def _resize(sign: int):
     def path(rng: np.random.Generator, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        small, large = rng.uniform(0.09, 0.12), rng.uniform(0.3, 0.36)
+        small, large = rng.uniform(0.12, 0.15), rng.uniform(0.34, 0.4)
         radii = small + (large - small) * t / max(len(t) - 1, 1)
-        centre = rng.uniform(0.36, 0.64, size=2)
+        centre = rng.uniform(0.38, 0.62, size=2)
         return np.repeat(centre[None], len(t), 0), radii if sign > 0 else radii[::-1].copy()
 
     return path
@@ -147,19 +147,19 @@ def _resize(sign: int):
 def _circle(rng: np.random.Generator, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     turn = rng.choice((-1, 1)) * 2 * np.pi / rng.uniform(7.5, 9.0)
     angle = rng.uniform(0, 2 * np.pi) + turn * t
-    reach = rng.uniform(0.18, 0.23)
+    reach = rng.uniform(0.17, 0.21)
     middle = rng.uniform(0.42, 0.58, size=2)
     centres = middle + reach * np.stack((np.cos(angle), np.sin(angle)), axis=1)
-    return centres, np.full_like(t, rng.uniform(0.14, 0.18))
+    return centres, np.full_like(t, rng.uniform(0.18, 0.22))
 
 
 def _bounce(rng: np.random.Generator, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     phase, period = rng.uniform(0, 1), rng.uniform(3.6, 4.6)
     u = (t / period + phase) % 1.0
-    height = rng.uniform(0.34, 0.44) * 4 * u * (1 - u)
-    radius = rng.uniform(0.15, 0.2)
+    height = rng.uniform(0.34, 0.42) * 4 * u * (1 - u)
+    radius = rng.uniform(0.18, 0.23)
     x = np.full_like(t, rng.uniform(0.3, 0.7))
-    return np.stack((x, 0.8 - height), axis=1), np.full_like(t, radius)
+    return np.stack((x, 0.77 - height), axis=1), np.full_like(t, radius)
 
 
 _PATHS = {
@@ -211,8 +211,6 @@ def signed_distance(scene: Scene, size: int = SIZE) -> np.ndarray:
     x, y = cos * x + sin * y, cos * y - sin * x
     if scene.shape == "circle":
         distance = np.hypot(x, y) - 1
-    elif scene.shape == "ring":
-        distance = np.abs(np.hypot(x, y) - 0.78) - 0.26
     else:
         distance = _polygon_distance(x, y, _VERTICES[scene.shape].astype(np.float32))
     return distance * (radii[:, None, None] * size)
