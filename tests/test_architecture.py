@@ -14,7 +14,7 @@ FORBIDDEN = ("comfy", "folder_paths", "server", "nodes", "gradio", "execution")
 ALLOWED = {
     "diffusion": {"diffusion"},
     "motion": {"motion"},
-    "families": {"families", "diffusion"},
+    "families": {"families", "diffusion", "paths"},
     "settings": {"settings"},
     "runs": {"runs", "config", "settings"},
 }

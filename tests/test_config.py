@@ -26,7 +26,7 @@ from trainer.config import (
 from trainer.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-AWKWARD = ("", "Käthe's \"Stil\"", "C:\\Users\\x", "a\nb", "猫 🎬", "# = [a]", "'''", "\t\x7f")
+AWKWARD = ("", 'Käthe\'s "Stil"', "C:\\Users\\x", "a\nb", "猫 🎬", "# = [a]", "'''", "\t\x7f")
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -42,12 +42,25 @@ def value_of(config: TrainConfig, name: str) -> object:
 
 
 def test_defaults_are_the_recipe() -> None:
-    config = load_config()
-    assert config == TrainConfig()
+    config = load_config(overrides={"model": "no such folder"})
+    assert config == with_overrides(TrainConfig(), {"model": "no such folder"})
     assert (config.motion.representation, config.motion.huber_c) == ("diff", 0.05)
     assert (config.adversarial.weight_mode, config.adversarial.ratio) == ("gradient_ratio", 1.75)
     assert (config.trajectory.replay_probability, config.lora.rank) == (0.8, 16)
     assert (config.optim.betas, config.preview.steps) == ((0.9, 0.99), (1, 2, 4, 8))
+
+
+def test_a_base_model_recommends_its_own_settings(tmp_path: Path) -> None:
+    assert load_config().optim.lr == 2e-3 != TrainConfig().optim.lr  # the mini model's mcm.json
+    assert load_config(preset="paper").optim.lr == 5e-6  # the preset wins
+    about = write(tmp_path / "mcm.json", '{"recommended": {"optim.lr": 3e-4}}')
+    assert load_config(overrides={"model": str(tmp_path)}).optim.lr == 3e-4
+    about.write_text('{"recommended": {"optim.rate": 1}}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="optim.rate"):
+        load_config(overrides={"model": str(tmp_path)})
+    about.write_text("[1]", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not a JSON object"):
+        load_config(overrides={"model": str(tmp_path)})
 
 
 def test_each_source_wins_over_the_one_before(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Reading, writing and describing a `TrainConfig`; its fields are in `trainer.settings`.
 
-A value is looked up in four places, later ones win: defaults, preset, TOML file, overrides.
+A value is looked up in five places, later ones win: defaults, what the base model recommends (in
+its ``mcm.json``), preset, TOML file, overrides.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from tomlkit.exceptions import TOMLKitError
 
+from .paths import MINI
 from .runs.files import atomic_write
 from .settings import Part, TrainConfig
 
@@ -157,7 +160,9 @@ def load_config(
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """Defaults < preset < TOML ``file`` < ``overrides`` (dotted names); raises `ConfigError`.
+    """Defaults < base model < preset < TOML ``file`` < ``overrides`` (dotted names).
+
+    Raises `ConfigError`.
 
     Without ``preset`` the one named in the overrides, else in the file, else ``recipe`` is taken.
     Text values (from a form or a command line) are converted. Relative paths stay relative to the
@@ -170,7 +175,29 @@ def load_config(
     chosen = preset or overrides.get("preset") or from_file.get("preset") or "recipe"
     if chosen not in PRESETS:
         raise ConfigError(_wrong("preset", chosen))
-    return _build({**PRESETS[chosen], **from_file, **overrides, "preset": chosen})
+    model = overrides.get("model") or from_file.get("model") or TrainConfig().model
+    values = {**recommended(str(model)), **PRESETS[chosen], **from_file, **overrides}
+    return _build({**values, "preset": chosen})
+
+
+def recommended(model: str) -> dict[str, Any]:
+    """Settings that the base model asks for: "recommended" in its folder's ``mcm.json``, by dotted
+    names.
+
+    Empty for a folder without one, or one that is not there: loading the model says so later.
+    """
+    folder = MINI if model == "mini" else Path(model).expanduser()
+    file = folder / "mcm.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("recommended", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file}: is not a JSON object ({error}); copy it again.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: `recommended` must be an object of settings by dotted name.")
+    _refuse_unknown(found, f"{file}: ")
+    return found
 
 
 def with_overrides(config: TrainConfig, overrides: Mapping[str, Any]) -> TrainConfig:

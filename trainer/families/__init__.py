@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from ..paths import MINI
 from . import modelscope
 from .base import Family, ModelError, VideoModel
 
 FAMILIES: tuple[Family, ...] = (modelscope.FAMILY,)
-MINI = Path(__file__).resolve().parent.parent / "assets" / "mini"
 
 __all__ = [
     "FAMILIES",

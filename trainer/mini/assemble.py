@@ -20,6 +20,13 @@ ABOUT = {
     "width": SIZE,
     "fps": FPS,
     "licence": "Apache-2.0",
+    "recommended": {
+        "optim.lr": 2e-3,
+        "adversarial.lr": 1e-3,
+        "trajectory.guidance_min": 1.0,
+        "trajectory.guidance_max": 3.0,
+        "data.library_guidance": 2.0,
+    },
 }
 
 

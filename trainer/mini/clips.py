@@ -32,7 +32,6 @@ from .world import (
     signed_distance,
 )
 
-ASSETS = Path(__file__).parents[1] / "assets" / "mini"
 CELLS = 8
 LOOKS = ("public", *STYLES, "other")
 _NEED = "Run `python -m trainer.mini pretrain` to train the mini model's networks."

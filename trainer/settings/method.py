@@ -19,40 +19,55 @@ class TrajectoryConfig(Part):
     """Which points of the teacher's trajectory a step trains on."""
 
     ddim_timesteps: int = Field(
-        default=50, ge=8, le=250,
+        default=50,
+        ge=8,
+        le=250,
         description="Timesteps of the teacher's DDIM sampler. More are finer and make each "
         "teacher step smaller.",
     )
     timestep_scaling: float = Field(
-        default=4.0, ge=0.1, le=100.0,
+        default=4.0,
+        ge=0.1,
+        le=100.0,
         description="Scale of t in the consistency boundary c_skip, c_out (LCM).",
     )
     sigma_data: float = Field(
-        default=0.5, ge=0.01, le=10.0,
+        default=0.5,
+        ge=0.01,
+        le=10.0,
         description="Spread of the data in the consistency boundary c_skip, c_out (LCM).",
     )
     guidance_min: float = Field(
-        default=1.0, ge=0.0, le=30.0,
+        default=5.0,
+        ge=0.0,
+        le=30.0,
         description="Lowest teacher guidance w that is drawn (a CFG scale of w + 1).",
     )
     guidance_max: float = Field(
-        default=3.0, ge=0.0, le=30.0,
-        description="Highest teacher guidance w that is drawn. Small models break above about 3; "
-        "large ones use 15.",
+        default=15.0,
+        ge=0.0,
+        le=30.0,
+        description="Highest teacher guidance w that is drawn. The mini model recommends 1 to 3.",
     )
     real_probability: float = Field(
-        default=0.5, ge=0.0, le=1.0,
+        default=0.5,
+        ge=0.0,
+        le=1.0,
         description="Share of points on the teacher's or a video's trajectory; the others start "
         "from the student's own predictions (mixed trajectory distillation). 0 fails:"
         " keep some real ones.",
     )
     replay_probability: float = Field(
-        default=0.8, ge=0.0, le=1.0,
+        default=0.8,
+        ge=0.0,
+        le=1.0,
         description="Share of the student's own points that come from stored earlier predictions "
         "instead of a new one. High values cure the wash-out at 4 and 8 steps.",
     )
     few_step_bias: float = Field(
-        default=0.7, ge=0.0, le=1.0,
+        default=0.7,
+        ge=0.0,
+        le=1.0,
         description="Share of points drawn at the timesteps of 1, 2, 4 and 8 step sampling.",
     )
 
@@ -80,37 +95,49 @@ class MotionConfig(Part):
         description="Distance of prediction and target.",
     )
     huber_c: float = Field(
-        default=0.05, ge=1e-6, le=10.0,
+        default=0.05,
+        ge=1e-6,
+        le=10.0,
         description="Where the Huber loss turns from square to linear, in latent units.",
     )
     weight: float = Field(
         default=1.0, ge=0.0, le=100.0, description="Weight of the motion consistency loss."
     )
     energy_weight: float = Field(
-        default=0.2, ge=0.0, le=10.0,
+        default=0.2,
+        ge=0.0,
+        le=10.0,
         description="Weight of the motion energy term: where the clip moves, whatever its "
         "colours. Raise it when clips stand still. 0 turns it off.",
     )
     anchor_weight: float = Field(
-        default=0.05, ge=0.0, le=10.0,
+        default=0.05,
+        ge=0.0,
+        le=10.0,
         description="Weight of the low-pass anchor to the consistency target. Raise it when "
         "colours of the prompt are lost; too high keeps the teacher's look. 0 turns "
         "it off.",
     )
     self_anchor_weight: float = Field(
-        default=0.25, ge=0.0, le=10.0,
+        default=0.25,
+        ge=0.0,
+        le=10.0,
         description="Weight that keeps replayed predictions where they were, after 2x2 pooling. "
         "Raise it when 4 and 8 steps wash out. 0 turns it off.",
     )
     self_anchor_max_timestep: int = Field(
-        default=880, ge=0, le=999,
+        default=880,
+        ge=0,
+        le=999,
         description="Replayed predictions noised beyond this timestep are not held in place.",
     )
     head_lr: float = Field(
         default=1e-4, ge=1e-8, le=1.0, description="Learning rate of the learned motion head."
     )
     head_ema: float = Field(
-        default=0.95, ge=0.0, le=0.99999,
+        default=0.95,
+        ge=0.0,
+        le=0.99999,
         description="Decay of the learned head's average, used on the target's side.",
     )
 
@@ -124,12 +151,16 @@ class AdversarialConfig(Part):
         "consistency loss's; fixed uses `adversarial.weight` as it is (the paper).",
     )
     weight: float = Field(
-        default=1.0, ge=0.0, le=100.0,
+        default=1.0,
+        ge=0.0,
+        le=100.0,
         description="Weight of the discriminator, on top of the gradient ratio if that is used. 0"
         " turns it off.",
     )
     ratio: float = Field(
-        default=1.75, ge=0.0, le=20.0,
+        default=1.75,
+        ge=0.0,
+        le=20.0,
         description="rho: gradient of the adversary over that of consistency. Raise it (2.5) for "
         "more style, lower it for more motion.",
     )
@@ -138,7 +169,8 @@ class AdversarialConfig(Part):
     )
     loss: Literal["hinge", "bce", "wgan"] = Field(default="hinge", description="GAN loss.")
     features: str = Field(
-        default="auto", min_length=1,
+        default="auto",
+        min_length=1,
         description="Frozen feature network under the discriminator: a name, a folder, or auto to"
         " match the model.",
     )
@@ -147,16 +179,22 @@ class AdversarialConfig(Part):
         description="Show style images with wrong captions as fakes; prompts are followed better.",
     )
     caption_weight: float = Field(
-        default=0.2, ge=0.0, le=10.0,
+        default=0.2,
+        ge=0.0,
+        le=10.0,
         description="Weight of the caption loss of a frozen frame network. Raise it when the "
         "prompt's colours or things are lost. 0 turns it off.",
     )
     r1_weight: float = Field(
-        default=0.0, ge=0.0, le=1000.0,
+        default=0.0,
+        ge=0.0,
+        le=1000.0,
         description="Weight of R1 on real features; try 1 when the discriminator wins.",
     )
     r1_every: int = Field(
-        default=8, ge=1, le=1000,
+        default=8,
+        ge=1,
+        le=1000,
         description="Steps from one R1 penalty to the next.",
     )
     augment: str = Field(
@@ -165,7 +203,7 @@ class AdversarialConfig(Part):
         "Empty: none. Leave out color when exact hues are the style.",
     )
     lr: float = Field(
-        default=1e-3, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."
+        default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."
     )
     head_channels: int = Field(
         default=64, ge=8, le=1024, description="Channels of the discriminator's heads."

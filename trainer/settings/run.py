@@ -18,26 +18,38 @@ class DataConfig(Part):
         default=None, ge=2, le=128, description="Frames of a clip. Not set: the model's own number."
     )
     height: int | None = Field(
-        default=None, ge=32, le=2048, multiple_of=8,
+        default=None,
+        ge=32,
+        le=2048,
+        multiple_of=8,
         description="Clip height in pixels, a multiple of 8. Not set: the model's own. Lower it "
         "to save memory.",
     )
     width: int | None = Field(
-        default=None, ge=32, le=2048, multiple_of=8,
+        default=None,
+        ge=32,
+        le=2048,
+        multiple_of=8,
         description="Clip width in pixels, a multiple of 8. Not set: the model's own. Lower it to"
         " save memory.",
     )
     fps: int | None = Field(
-        default=None, ge=1, le=60,
+        default=None,
+        ge=1,
+        le=60,
         description="Frames a second of clips and previews. Not set: the model's own.",
     )
     batch_size: int = Field(
-        default=4, ge=1, le=256,
+        default=4,
+        ge=1,
+        le=256,
         description="Clips in a step. Lower it when memory runs out and raise "
         "`optim.accumulation` instead.",
     )
     frames_per_clip: int = Field(
-        default=2, ge=1, le=32,
+        default=2,
+        ge=1,
+        le=32,
         description="Frames of each clip that are decoded and shown to the discriminator. More "
         "costs memory.",
     )
@@ -46,16 +58,22 @@ class DataConfig(Part):
         description="How style images are cut to the clip's shape; random varies small folders.",
     )
     min_side: int = Field(
-        default=32, ge=8, le=2048,
+        default=32,
+        ge=8,
+        le=2048,
         description="Images with a shorter side than this, in pixels, are refused and listed.",
     )
     library_clips: int = Field(
-        default=64, ge=1, le=100_000,
+        default=64,
+        ge=1,
+        le=100_000,
         description="Clips in the teacher's trajectory library. Made once and shared by all "
         "styles; more clips follow more prompts, at one full teacher sampling each.",
     )
     library_guidance: float = Field(
-        default=2.0, ge=0.0, le=30.0,
+        default=8.0,
+        ge=0.0,
+        le=30.0,
         description="Guidance w of the library's teacher (LCM form; a CFG scale of w + 1).",
     )
     cache: UserPath | None = Field(
@@ -68,15 +86,21 @@ class LoraConfig(Part):
     """The adapter that is trained."""
 
     rank: int = Field(
-        default=16, ge=1, le=512,
+        default=16,
+        ge=1,
+        le=512,
         description="LoRA rank. More rank holds more style, memory and file size with it.",
     )
     alpha: float = Field(
-        default=16.0, ge=0.01, le=1024.0,
+        default=16.0,
+        ge=0.01,
+        le=1024.0,
         description="LoRA alpha; the adapter is scaled by alpha / rank.",
     )
     dropout: float = Field(
-        default=0.0, ge=0.0, le=0.9,
+        default=0.0,
+        ge=0.0,
+        le=0.9,
         description="Dropout inside the adapter; try 0.1 for tiny folders.",
     )
 
@@ -89,16 +113,20 @@ class OptimConfig(Part):
         description="adamw8bit saves memory, and needs an NVIDIA card and bitsandbytes.",
     )
     lr: float = Field(
-        default=2e-3, ge=1e-8, le=1.0,
-        description="Peak learning rate of the LoRA. The default suits the mini model; begin with "
-        "1e-4 or less on a full-size one, and halve it when losses jump or turn to NaN.",
+        default=1e-4,
+        ge=1e-8,
+        le=1.0,
+        description="Peak learning rate of the LoRA. Halve it when losses jump or turn to NaN. The "
+        "mini model recommends 2e-3.",
     )
     betas: tuple[float, float] = Field(
         default=(0.9, 0.99), description="Adam betas, two numbers from 0 to under 1."
     )
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0, description="Decoupled weight decay.")
     grad_clip: float = Field(
-        default=1.0, ge=0.0, le=1000.0,
+        default=1.0,
+        ge=0.0,
+        le=1000.0,
         description="Largest norm of the student's gradient. 0 turns clipping off.",
     )
     warmup_steps: int = Field(default=10, ge=0, le=100_000, description="Steps of linear warm-up.")
@@ -107,11 +135,15 @@ class OptimConfig(Part):
         description="Learning rate after the warm-up; cosine falls to zero over the run.",
     )
     ema_decay: float = Field(
-        default=0.95, ge=0.0, le=0.99999,
+        default=0.95,
+        ge=0.0,
+        le=0.99999,
         description="Decay of the averaged LoRA that is exported. 0 exports the last one.",
     )
     accumulation: int = Field(
-        default=1, ge=1, le=256,
+        default=1,
+        ge=1,
+        le=256,
         description="Batches a step. Raise it for a larger batch in the same memory.",
     )
 
@@ -150,7 +182,8 @@ class PreviewConfig(Part):
         description="Prompts of the previews. Empty: chosen from the captions or the prompts file.",
     )
     steps: tuple[Annotated[int, Field(ge=1, le=50)], ...] = Field(
-        default=(1, 2, 4, 8), min_length=1,
+        default=(1, 2, 4, 8),
+        min_length=1,
         description="Sampling steps that are shown side by side, each from 1 to 50.",
     )
     teacher_steps: int = Field(
@@ -163,11 +196,15 @@ class CheckpointConfig(Part):
     """Complete states to resume from."""
 
     every: int = Field(
-        default=100, ge=1, le=1_000_000,
+        default=100,
+        ge=1,
+        le=1_000_000,
         description="Steps from one checkpoint to the next. One is also saved at a stop.",
     )
     keep: int = Field(
-        default=3, ge=1, le=1000,
+        default=3,
+        ge=1,
+        le=1000,
         description="Newest checkpoints that are kept; older ones are deleted.",
     )
 
@@ -176,7 +213,8 @@ class TrainConfig(Part):
     """The whole configuration of one run."""
 
     model: str = Field(
-        default="mini", min_length=1,
+        default="mini",
+        min_length=1,
         description="Base model: mini (comes with the trainer), or a diffusers model folder.",
     )
     images: UserPath | None = Field(
@@ -203,12 +241,16 @@ class TrainConfig(Part):
     )
     steps: int = Field(default=300, ge=1, le=10_000_000, description="Optimizer steps of the run.")
     minutes: float | None = Field(
-        default=None, ge=0.01, le=100_000.0,
+        default=None,
+        ge=0.01,
+        le=100_000.0,
         description="Time budget in minutes. If set, the run ends at this or at `steps`, "
         "whichever comes first.",
     )
     seed: int = Field(
-        default=0, ge=0, le=2**32 - 1,
+        default=0,
+        ge=0,
+        le=2**32 - 1,
         description="Seed of everything random; the same seed repeats a run.",
     )
     init_lora: UserPath | None = Field(
