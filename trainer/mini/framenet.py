@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
+from ..paths import MINI
 from .clips import (
-    ASSETS,
     Clips,
     cached_decoded,
     dense_loss,
@@ -163,7 +163,7 @@ def framenet_accuracy(
 
 def save_framenet(net: FrameNet, folder: Path | None = None) -> Path:
     """Write ``framenet.safetensors`` (half precision) to ``folder`` or the bundled assets."""
-    file = (folder or ASSETS / "framenet") / FILE
+    file = (folder or MINI / "framenet") / FILE
     save_weights(net, file)
     return file
 
@@ -171,5 +171,5 @@ def save_framenet(net: FrameNet, folder: Path | None = None) -> Path:
 def load_framenet(folder: Path | None = None) -> FrameNet:
     """The trained network, frozen, from ``folder`` or the bundled assets."""
     net = build_framenet()
-    load_weights(net, (folder or ASSETS / "framenet") / FILE)
+    load_weights(net, (folder or MINI / "framenet") / FILE)
     return net

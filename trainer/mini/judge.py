@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
+from ..paths import MINI
 from .clips import (
-    ASSETS,
     LOOKS,
     Clips,
     cached_decoded,
@@ -224,7 +224,7 @@ def judge_accuracy(
 
 def save_judge(judge: Judge, folder: Path | None = None) -> Path:
     """Write ``judge.safetensors`` (half precision) to ``folder``, by default the bundled assets."""
-    file = (folder or ASSETS / "judge") / FILE
+    file = (folder or MINI / "judge") / FILE
     save_weights(judge, file)
     return file
 
@@ -232,5 +232,5 @@ def save_judge(judge: Judge, folder: Path | None = None) -> Path:
 def load_judge(folder: Path | None = None) -> Judge:
     """The trained judge, frozen, from ``folder`` or the bundled assets."""
     judge = build_judge()
-    load_weights(judge, (folder or ASSETS / "judge") / FILE)
+    load_weights(judge, (folder or MINI / "judge") / FILE)
     return judge

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .clips import ASSETS
+from ..paths import MINI
 from .looks import STYLES, StyleLook
 from .world import COLOURS, SHAPES, random_still
 
@@ -48,7 +48,7 @@ def style_folder(name: str) -> Path:
     """Folder of one bundled example style: "poster", "ink" or "neon"."""
     if name not in _SEEDS:
         raise ValueError(f"`style`={name!r} is not bundled; use one of {', '.join(_SEEDS)}.")
-    return ASSETS / "styles" / name
+    return MINI / "styles" / name
 
 
 def regenerate(root: Path | None = None, names: tuple[str, ...] = tuple(_SEEDS)) -> list[Path]:
