@@ -30,6 +30,7 @@ def session(tiny_model, style_images, tmp_path_factory):
             "motion.representation": "raw",
             "adversarial.augment": "",
             "hardware.device": "cpu",
+            "hardware.decode_precision": "fp32",
             "lora.rank": 4,
         }
     )

@@ -101,7 +101,7 @@ def style_losses(
     ``frames`` (B, K); ``text`` (B * K, D) and ``captions`` are those of the frames. The
     discriminator is frozen here.
     """
-    pixels = model.decode_frames(pick_frames(prediction, frames))
+    pixels = model.decode_frames(pick_frames(prediction, frames), model.training_decode)
     maps = features(apply_augment(pixels, draws))
     with frozen(discriminator):
         adversarial = generator_loss(discriminator(maps, text), kind)

@@ -87,6 +87,7 @@ def build_session(
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     model.to(accelerator.device, dtype)
+    model.training_decode = _decode_dtype(config.hardware.decode_precision, accelerator.device)
     add_lora(model.unet, config.lora.rank, config.lora.alpha, config.lora.dropout, config.seed)
     load_initial_lora(config, model, log)
     # TemporalConvLayer has dropout: student, target and generated passes run without it.
@@ -112,6 +113,12 @@ def build_session(
         fps=config.data.fps or model.fps,
         **parts,
     )
+
+
+def _decode_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the processor computes in it, if "auto"; a card's autocast decides itself."""
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else None
 
 
 def _trainables(config: TrainConfig, model: VideoModel, device: torch.device) -> dict[str, Any]:

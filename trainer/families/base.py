@@ -66,6 +66,8 @@ class VideoModel:
     licence: str
     latent_channels: int = 4
     latent_factor: int = 8
+    training_decode: torch.dtype | None = None
+    """Arithmetic of `decode_frames` inside a training step; None is fp32."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -151,13 +153,14 @@ class VideoModel:
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
-    def decode_frames(self, latents: Tensor) -> Tensor:
+    def decode_frames(self, latents: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Pixels (N, 3, H, W), about [-1, 1] and not clamped, of scaled ``latents`` (N, 4, h, w).
 
-        Differentiable.
+        Differentiable. ``dtype`` computes in half precision.
         """
         scaled = latents / self.vae.config.scaling_factor
-        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+        with torch.autocast(latents.device.type, dtype, enabled=dtype is not None):
+            return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """Latents (B, 4, F, h, w) of ``clips`` (B, 3, F, H, W)."""

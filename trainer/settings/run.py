@@ -166,6 +166,11 @@ class HardwareConfig(Part):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto takes bf16 where the device has it and fp32 elsewhere."
     )
+    decode_precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Arithmetic of the frames decoded for the discriminator. auto takes bf16 on "
+        "processors with instructions for it.",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Halves the memory of a step and makes it about a third slower."
     )
