@@ -12,6 +12,7 @@ from ..data.images import ImageSet
 from ..lora.adapter import lora_state
 from ..lora.export import Exported, export_kohya
 from ..lora.metadata import LoraCard, build_metadata, thumbnail_data_uri
+from ..lora.workflow import lora_workflow
 from ..media import read_clip
 from ..runs.folder import Run
 from .draws import FEW_STEPS, generator_for
@@ -59,7 +60,10 @@ def export_run(run: Run, session: Session, step: int, preview: Path | None) -> E
         tag_frequency={} if images is None else _tags(images),
         thumbnail=_thumbnail(preview),
     )
-    return export_kohya(pairs, run.export_path, build_metadata(card, pairs))
+    prompt = ", ".join(filter(None, (config.trigger, preview_prompts(session)[0])))
+    workflow = lora_workflow(card, run.export_path.name, prompt)
+    metadata = build_metadata(card, pairs)
+    return export_kohya(pairs, run.export_path, metadata, extra={"workflow": workflow})
 
 
 def _tags(images: ImageSet) -> dict[str, dict[str, int]]:

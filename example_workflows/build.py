@@ -1,0 +1,286 @@
+"""Write the example workflows of this folder again: ``python example_workflows/build.py``.
+
+The examples of the mini model run as they are: the model and its two example LoRAs come with the
+pack. The others name the files they need, and the frontend says where to get them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+from trainer.lora.workflow import (  # noqa: E402
+    Node,
+    build_graph,
+    few_step_sampler,
+    sample_nodes,
+    save_nodes,
+)
+
+MINI_SIZE = (64, 64, 8)
+POSTER, NEON = "mini-poster.safetensors", "mini-neon.safetensors"
+HUB = "https://huggingface.co"
+MODELSCOPE = "text-to-video-ms-1.7b"
+OFFICIAL = f"{HUB}/yhzhai/mcm/resolve/main"
+Graph = list[Node]
+
+
+def note(text: str) -> Node:
+    return Node("MarkdownNote", {"text": text}, column=0, title="Read me")
+
+
+def load_mini() -> Node:
+    return Node("MCM_LoadVideoModel", {"model_name": "mini", "weight_dtype": "default"})
+
+
+def load_lora(model: tuple[Node, str], name: str, strength: float = 1.0, **options) -> Node:
+    return Node(
+        "MCM_LoadLora", {"lora_name": name, "strength": strength}, {"model": model}, **options
+    )
+
+
+def encode(text: str, loader: Node, title: str) -> Node:
+    return Node("CLIPTextEncode", {"text": text}, {"clip": (loader, "CLIP")}, title)
+
+
+def empty_video(model: tuple[Node, str], size: tuple[int, int, int], videos: int = 1) -> Node:
+    names = ("width", "height", "frames")
+    return Node(
+        "MCM_EmptyLatentVideo",
+        {**dict(zip(names, size, strict=True)), "videos": videos},
+        {"model": model},
+    )
+
+
+def decode(sampler: Node, loader: Node) -> Node:
+    return Node("VAEDecode", {}, {"samples": (sampler, "LATENT"), "vae": (loader, "VAE")})
+
+
+def teacher_sampler(
+    model: tuple[Node, str], positive: Node, negative: Node, latents: Node, steps: int = 50
+) -> Node:
+    values = {"seed": 3, "steps": steps, "cfg": 4.0, "sampler_name": "ddim"}
+    links = {
+        "model": model,
+        "positive": (positive, "CONDITIONING"),
+        "negative": (negative, "CONDITIONING"),
+        "latent_image": (latents, "LATENT"),
+    }
+    values |= {"scheduler": "ddim_uniform", "denoise": 1.0}
+    return Node("KSampler", values, links, f"Teacher, {steps} steps")
+
+
+def text_to_video() -> Graph:
+    loader = load_mini()
+    lora = load_lora((loader, "MODEL"), POSTER)
+    told = note(
+        "## Video in 4 steps\n\nThe model and the LoRA come with the pack: press **Run**.\n\n"
+        "*Load MCM LoRA* sets the noise levels too, so KSampler needs `lcm`, `simple`, CFG 1."
+    )
+    sampled = sample_nodes(
+        loader, (lora, "MODEL"), "a red star growing", size=MINI_SIZE, fps=8, steps=4, seed=3
+    )
+    return [told, loader, lora, *sampled]
+
+
+def teacher_and_student() -> Graph:
+    loader = load_mini()
+    lora = load_lora((loader, "MODEL"), POSTER)
+    positive = encode("a blue circle moving right", loader, "Prompt")
+    negative = encode("", loader, "Negative")
+    empty = empty_video((loader, "MODEL"), MINI_SIZE)
+    samplers = [teacher_sampler((loader, "MODEL"), positive, negative, empty)]
+    for steps in (1, 2, 4, 8):
+        latents = (empty, "LATENT")
+        samplers.append(
+            few_step_sampler((lora, "MODEL"), positive, negative, latents, steps, seed=3)
+        )
+    decoded = [decode(sampler, loader) for sampler in samplers]
+    labels = ["teacher, 50 steps", "1 step", "2 steps", "4 steps", "8 steps"]
+    page = Node(
+        "MCM_SideBySide",
+        {f"label_{n}": label for n, label in enumerate(labels, start=1)},
+        {f"images_{n}": (node, "IMAGE") for n, node in enumerate(decoded, start=1)},
+    )
+    saved = save_nodes((page, "IMAGE"), 8, "video/mcm-comparison")
+    return [loader, lora, positive, negative, empty, *samplers, *decoded, page, *saved]
+
+
+def video_to_video() -> Graph:
+    loader = load_mini()
+    lora = load_lora((loader, "MODEL"), POSTER)
+    positive = encode("a purple cross moving up", loader, "Prompt")
+    negative = encode("", loader, "Negative")
+    empty = empty_video((loader, "MODEL"), MINI_SIZE)
+    source = teacher_sampler((loader, "MODEL"), positive, negative, empty, steps=30)
+    shown = decode(source, loader)
+    again = Node("VAEEncode", {}, {"pixels": (shown, "IMAGE"), "vae": (loader, "VAE")})
+    styled = few_step_sampler(
+        (lora, "MODEL"), positive, negative, (again, "LATENT"), 4, seed=4, denoise=0.8
+    )
+    result = decode(styled, loader)
+    page = Node(
+        "MCM_SideBySide",
+        {"label_1": "source", "label_2": "in the style", "label_3": "", "label_4": "",
+         "label_5": ""},
+        {"images_1": (shown, "IMAGE"), "images_2": (result, "IMAGE")},
+    )  # fmt: skip
+    told = note(
+        "## Video to video\n\nA clip is made in the base model's look, then sampled again with "
+        "the style LoRA at `denoise` 0.8. For your own clip put *Load Video* and *Get Video "
+        "Components* in place of the first sampler: 8 frames of 64x64 for this model."
+    )
+    saved = save_nodes((page, "IMAGE"), 8, "video/mcm-video-to-video")
+    parts = [loader, lora, positive, negative, empty, source, shown, again, styled, result]
+    return [told, *parts, page, *saved]
+
+
+def two_loras() -> Graph:
+    loader = load_mini()
+    first = load_lora((loader, "MODEL"), POSTER, 0.5)
+    second = load_lora((first, "MODEL"), NEON, 0.5)
+    told = note(
+        "## Two LoRAs\n\nBoth LoRAs carry the few-step motion and half of each style: let their "
+        "strengths add up to 1. Style LoRAs without few-step training go into core's own LoRA "
+        "loader instead."
+    )
+    sampled = sample_nodes(
+        loader,
+        (second, "MODEL"),
+        "a yellow square circling",
+        size=MINI_SIZE,
+        fps=8,
+        steps=4,
+        seed=3,
+    )
+    return [told, loader, first, second, *sampled]
+
+
+def long_clip() -> Graph:
+    loader = load_mini()
+    lora = load_lora((loader, "MODEL"), POSTER)
+    values = {
+        "context_length": 8,
+        "context_overlap": 4,
+        "context_schedule": "standard_uniform",
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+    }
+    windows = Node("MCM_ContextWindows", values, {"model": (lora, "MODEL")})
+    told = note(
+        "## A clip longer than the model's\n\nThe mini model makes 8 frames; 24 are sampled here "
+        "in overlapping windows of 8."
+    )
+    sampled = sample_nodes(
+        loader,
+        (windows, "MODEL"),
+        "a green star circling",
+        size=(64, 64, 24),
+        fps=8,
+        steps=8,
+        seed=3,
+    )
+    return [told, loader, lora, windows, *sampled]
+
+
+def _official(name: str) -> dict[str, str]:
+    file = "adapter_model.safetensors"
+    return {"name": f"{name}/{file}", "url": f"{OFFICIAL}/{name}/{file}", "directory": "loras"}
+
+
+def modelscope() -> Graph:
+    source = {
+        "name": MODELSCOPE,
+        "url": f"{HUB}/ali-vilab/{MODELSCOPE}",
+        "directory": "diffusers",
+    }
+    loader = Node(
+        "MCM_LoadVideoModel",
+        {"model_name": MODELSCOPE, "weight_dtype": "fp16"},
+        models=[source],
+    )
+    name = "modelscopet2v-laion"
+    lora = load_lora((loader, "MODEL"), name, models=[_official(name)])
+    told = note(
+        "## ModelScopeT2V in 4 steps\n\n1. Put the diffusers folder "
+        f"`{MODELSCOPE}` into `models/diffusers`.\n2. Put the folder `{name}` of the official MCM "
+        "LoRAs (adapter_config.json and adapter_model.safetensors) into `models/loras`.\n\n"
+        "**Licence of the base model: CC-BY-NC-4.0, no commercial use.**"
+    )
+    sampled = sample_nodes(
+        loader,
+        (lora, "MODEL"),
+        "a corgi running on the beach",
+        size=(256, 256, 16),
+        fps=8,
+        steps=4,
+        seed=3,
+    )
+    return [told, loader, lora, *sampled]
+
+
+def animatediff() -> Graph:
+    checkpoint, module = "v1-5-pruned-emaonly.safetensors", "mm_sd_v15_v2.ckpt"
+    loader = Node(
+        "CheckpointLoaderSimple",
+        {"ckpt_name": checkpoint},
+        models=[{
+            "name": checkpoint,
+            "url": f"{HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/{checkpoint}",
+            "directory": "checkpoints",
+        }],
+    )  # fmt: skip
+    motion = Node(
+        "MCM_AnimateDiff",
+        {"motion_module": module},
+        {"model": (loader, "MODEL")},
+        models=[{
+            "name": module,
+            "url": f"{HUB}/guoyww/animatediff/resolve/main/{module}",
+            "directory": "animatediff_models",
+        }],
+    )  # fmt: skip
+    name = "animatediff-laion"
+    lora = load_lora((motion, "MODEL"), name, models=[_official(name)])
+    told = note(
+        "## AnimateDiff in 4 steps\n\nAny Stable Diffusion 1.5 checkpoint, a motion module in "
+        f"`models/animatediff_models`, and the folder `{name}` of the official MCM LoRAs in "
+        "`models/loras`. SD 1.5 style LoRAs go between the checkpoint and the motion module."
+    )
+    sampled = sample_nodes(
+        loader,
+        (lora, "MODEL"),
+        "a cherry tree in the wind, petals falling",
+        size=(512, 512, 16),
+        fps=8,
+        steps=4,
+        seed=3,
+    )
+    return [told, loader, motion, lora, *sampled]
+
+
+EXAMPLES = {
+    "mini-text-to-video": text_to_video,
+    "mini-teacher-and-student": teacher_and_student,
+    "mini-video-to-video": video_to_video,
+    "mini-two-loras": two_loras,
+    "mini-long-clip": long_clip,
+    "modelscope-official-lora": modelscope,
+    "animatediff-official-lora": animatediff,
+}
+
+
+def example(name: str) -> str:
+    """The JSON text of one example."""
+    graph = build_graph(EXAMPLES[name](), name)
+    return json.dumps(graph, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    for name in EXAMPLES:
+        (HERE / f"{name}.json").write_text(example(name), encoding="utf-8")
+        print(f"{name}.json")

@@ -1,0 +1,53 @@
+"""AnimateDiff Motion Module: a Stable Diffusion 1.5 checkpoint becomes a text-to-video MODEL."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .native.motion_files import list_motion_modules, resolve_motion_module
+
+
+class AnimateDiff(io.ComfyNode):
+    """MODEL of SD 1.5 + motion module -> MODEL of clips; see `native/animatediff.py`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_AnimateDiff",
+            display_name="AnimateDiff Motion Module",
+            category="MCM/loaders",
+            description=(
+                "Adds a motion module to a Stable Diffusion 1.5 checkpoint. LoRAs loaded before "
+                "it carry over. Latents are batches of frames; one clip is up to 32 frames."
+            ),
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "MODEL of a Stable Diffusion 1.5 checkpoint from Load Checkpoint, with or "
+                        "without LoRAs. Attention patches cannot act on the result."
+                    ),
+                ),
+                io.Combo.Input(
+                    "motion_module",
+                    options=list_motion_modules(),
+                    tooltip=(
+                        "File in models/animatediff_models or models/motion_modules (mm_sd_v15_v2, "
+                        "v3_sd15_mm, ...), or the folder of a diffusers MotionAdapter there or in "
+                        "models/diffusers. Press R after adding one."
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="Text-to-video MODEL for KSampler and LoRA loaders.")],
+        )
+
+    @classmethod
+    def execute(cls, model: object, motion_module: str) -> io.NodeOutput:
+        from .native.animatediff import apply_motion_module
+        from .native.motion_module import read_motion_module
+
+        module = read_motion_module(resolve_motion_module(motion_module))
+        return io.NodeOutput(apply_motion_module(model, module))
+
+
+NODES = (AnimateDiff,)

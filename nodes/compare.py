@@ -1,0 +1,49 @@
+"""Side by Side: see what a LoRA, a step count or a strength changes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+COLUMNS = 5
+
+
+class SideBySide(io.ComfyNode):
+    """Batches of different length and size play in step under their labels."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs: list[io.Input] = []
+        for number in range(1, COLUMNS + 1):
+            inputs += [
+                io.Image.Input(
+                    f"images_{number}", optional=True, tooltip=f"Frames of column {number}."
+                ),
+                io.String.Input(
+                    f"label_{number}",
+                    default="",
+                    optional=True,
+                    tooltip=f"Text above column {number}, such as '4 steps'.",
+                ),
+            ]
+        return io.Schema(
+            node_id="MCM_SideBySide",
+            display_name="Side by Side",
+            category="MCM/utils",
+            description=(
+                "Up to five image batches beside each other under labels, as one batch for Create "
+                "Video or Preview Image. Shorter ones start again until the longest has ended."
+            ),
+            inputs=inputs,
+            outputs=[io.Image.Output(tooltip="The comparison, one image a frame.")],
+        )
+
+    @classmethod
+    def execute(cls, **columns: object) -> io.NodeOutput:
+        from .native.compare import compare
+
+        numbers = range(1, COLUMNS + 1)
+        shown = [(columns.get(f"label_{n}") or "", columns.get(f"images_{n}")) for n in numbers]
+        return io.NodeOutput(compare([pair for pair in shown if pair[1] is not None]))
+
+
+NODES = (SideBySide,)

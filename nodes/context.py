@@ -1,0 +1,70 @@
+"""MCM Context Windows: clips longer than the model was made for."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .native.context import FUSE_METHODS, SCHEDULES
+
+
+class ContextWindows(io.ComfyNode):
+    """Core's own Context Windows nodes do not know frames-as-batch latents."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_ContextWindows",
+            display_name="MCM Context Windows",
+            category="MCM/sampling",
+            description=(
+                "Samples long clips in overlapping windows that are blended in every step. Put it "
+                "before Empty Latent Video, and connect that node's `model`."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Text-to-video MODEL, with or without a LoRA."),
+                io.Int.Input(
+                    "context_length",
+                    default=16,
+                    min=1,
+                    max=32,
+                    tooltip="Frames of one window: what the model was made for (mini: 8, else 16).",
+                ),
+                io.Int.Input(
+                    "context_overlap",
+                    default=4,
+                    min=0,
+                    max=31,
+                    tooltip="Frames shared by neighbouring windows. More is smoother and slower.",
+                ),
+                io.Combo.Input(
+                    "context_schedule",
+                    options=list(SCHEDULES),
+                    default=SCHEDULES[0],
+                    tooltip=(
+                        "standard_uniform moves the windows from step to step, standard_static "
+                        "does not, looped_uniform lets them run over the end into the beginning."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "closed_loop",
+                    default=False,
+                    tooltip="With looped_uniform: a clip that can be played in a loop.",
+                ),
+                io.Combo.Input(
+                    "fuse_method",
+                    options=list(FUSE_METHODS),
+                    default=FUSE_METHODS[0],
+                    tooltip="Weights in an overlap: pyramid favours the middle of each window.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="MODEL for clips of any length.")],
+        )
+
+    @classmethod
+    def execute(cls, model: object, **options: object) -> io.NodeOutput:
+        from .native.context import add_context_windows
+
+        return io.NodeOutput(add_context_windows(model, **options))
+
+
+NODES = (ContextWindows,)

@@ -1,0 +1,74 @@
+"""Empty Latent Video: the start of one or several clips."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+
+class EmptyLatentVideo(io.ComfyNode):
+    """Latents are frames-as-batch: several videos lie one after another in the batch.
+
+    A LATENT's extra keys never reach a model in ComfyUI, so the frames of one video travel on the
+    MODEL. One video needs no MODEL here.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_EmptyLatentVideo",
+            display_name="Empty Latent Video",
+            category="MCM/latent",
+            description=(
+                "Empty frames for one or several videos. For several videos connect MODEL through "
+                "this node to the sampler: it tells the model where one video ends."
+            ),
+            inputs=[
+                io.Int.Input(
+                    "width", default=256, min=16, max=4096, step=8, tooltip="Pixels, e.g. 256."
+                ),
+                io.Int.Input(
+                    "height", default=256, min=16, max=4096, step=8, tooltip="Pixels, e.g. 256."
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=16,
+                    min=1,
+                    max=1024,
+                    tooltip=(
+                        "Frames of one video: 8, 16, 24 or 32 for ModelScope, up to 32 for "
+                        "AnimateDiff; more with MCM Context Windows."
+                    ),
+                ),
+                io.Int.Input(
+                    "videos",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Videos in one batch. More than 1 needs `model` connected.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip=(
+                        "Connect to check size and frames against the model, and for several "
+                        "videos. Then give this node's MODEL to the sampler."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="(videos x frames) empty latents, for a sampler."),
+                io.Model.Output(tooltip="`model` that knows `frames`; needed for several videos."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, width: int, height: int, frames: int, videos: int, model: object = None
+    ) -> io.NodeOutput:
+        from .native.latents import empty_latents, model_for_frames
+
+        latents = empty_latents(width, height, frames, videos, model)
+        return io.NodeOutput(latents, model_for_frames(model, frames) if model else None)
+
+
+NODES = (EmptyLatentVideo,)

@@ -1,0 +1,69 @@
+"""Load Video Model: a diffusers text-to-video folder becomes native MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .native.catalog import list_models, resolve_model_name
+
+WEIGHT_DTYPES = ["default", "fp32", "fp16", "bf16", "fp8_e4m3fn"]
+
+
+class LoadVideoModel(io.ComfyNode):
+    """``mini`` is part of this pack; others lie in models/diffusers or extra_model_paths."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_LoadVideoModel",
+            display_name="Load Video Model",
+            category="MCM/loaders",
+            description=(
+                "Loads a diffusers text-to-video model (ModelScopeT2V, ZeroScope, or the embedded "
+                "'mini') for the core nodes: CLIP Text Encode, KSampler, VAE Decode. Latents are "
+                "batches of frames."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=list_models(),
+                    tooltip=(
+                        "'mini' needs no download (Apache-2.0, 64 px). Others are diffusers "
+                        "folders in models/diffusers; press R after adding one. ModelScopeT2V and "
+                        "ZeroScope weights are CC-BY-NC-4.0: no commercial use."
+                    ),
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=WEIGHT_DTYPES,
+                    default=WEIGHT_DTYPES[0],
+                    tooltip=(
+                        "How the UNet's weights are stored. 'default' is ComfyUI's choice for "
+                        "this machine; fp8 halves memory again at some loss of quality; fp32 also "
+                        "keeps the text encoder in fp32."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The video UNet, for KSampler and LoRA loaders."),
+                io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode."),
+                io.Vae.Output(tooltip="The autoencoder, for VAE Decode and VAE Encode."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        """ComfyUI does not check V3 combos itself; None is a value that another node will give."""
+        try:
+            return model_name is None or bool(resolve_model_name(model_name))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        from .native.bundle import load_video_model
+
+        return io.NodeOutput(*load_video_model(resolve_model_name(model_name), weight_dtype))
+
+
+NODES = (LoadVideoModel,)

@@ -1,0 +1,103 @@
+"""Few-step LoRAs: load one with the sampling it needs, and read what it recommends."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .native.lora import fingerprint, list_loras
+
+
+def _name_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "lora_name",
+        options=list_loras(),
+        tooltip=(
+            "A .safetensors file (trained here, diffusers or kohya format) or a PEFT folder in "
+            "models/loras. Press R after adding one."
+        ),
+    )
+
+
+class LoadLora(io.ComfyNode):
+    """All of the LoRA or nothing; core's loader would skip what does not fit."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_LoadLora",
+            display_name="Load MCM LoRA",
+            category="MCM/loaders",
+            description=(
+                "Applies a few-step LoRA and the noise levels it was trained with: KSampler with "
+                "sampler 'lcm', scheduler 'simple', CFG 1 and 1 to 8 steps is then right."
+            ),
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="MODEL of Load Video Model or AnimateDiff Motion Module."
+                ),
+                _name_input(),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip=(
+                        "1 is what it was trained for. 0 switches the LoRA and its few-step "
+                        "sampling off, to compare with the base model."
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="MODEL for KSampler: lcm, simple, CFG 1.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_other: object) -> str:
+        return fingerprint(lora_name)
+
+    @classmethod
+    def execute(cls, model: object, lora_name: str, strength: float) -> io.NodeOutput:
+        from .native.lora import load_lora
+
+        return io.NodeOutput(load_lora(model, lora_name, strength))
+
+
+class LoraInfo(io.ComfyNode):
+    """The recommended settings as values that can be connected to other nodes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_LoraInfo",
+            display_name="MCM LoRA Info",
+            category="MCM/utils",
+            description="What a LoRA recommends, to connect to KSampler and Empty Latent Video.",
+            inputs=[_name_input()],
+            outputs=[
+                io.Int.Output("steps", tooltip="Recommended sampling steps."),
+                io.Float.Output("cfg", tooltip="Recommended guidance scale; 1 means none."),
+                io.String.Output("trigger", tooltip="Words that the prompt should hold, or empty."),
+                io.Int.Output("width", tooltip="Pixels it was trained on."),
+                io.Int.Output("height", tooltip="Pixels it was trained on."),
+                io.Int.Output("frames", tooltip="Frames it was trained on."),
+                io.Float.Output("strength", tooltip="Recommended strength."),
+                io.String.Output("summary", tooltip="All of it in words, for Preview Any."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str) -> str:
+        return fingerprint(lora_name)
+
+    @classmethod
+    def execute(cls, lora_name: str) -> io.NodeOutput:
+        from .native.lora import lora_info
+
+        found, summary = lora_info(lora_name)
+        size = (found.width, found.height, found.frames)
+        return io.NodeOutput(
+            found.steps, found.guidance_scale, found.trigger, *size, found.strength, summary
+        )
+
+
+NODES = (LoadLora, LoraInfo)

@@ -1,0 +1,196 @@
+"""AnimateDiff as a native MODEL: a loaded Stable Diffusion 1.5 plus a motion module.
+
+The image model is not copied. Its weights, LoRAs applied upstream included, are renamed to the
+paths of diffusers' `UNetMotionModel`, whose layers ComfyUI then casts, offloads and patches.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .info import VideoInfo, video_info
+from .model import build_native_model, cast_weights, wrap_model
+from .motion_module import MotionModule, MotionModuleError
+from .weights import check_fit
+
+PREFIX = "diffusion_model."
+TEXT_WIDTH = 768  # of Stable Diffusion 1.5; 1024 is 2.x, 2048 is XL
+SCHEDULER_CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",  # the image model's is scaled_linear
+    "prediction_type": "epsilon",
+}
+LICENCE = (
+    "AnimateDiff motion modules: Apache-2.0; the checkpoint: its own, CreativeML Open RAIL-M for "
+    "Stable Diffusion 1.5"
+)
+
+
+def apply_motion_module(model: Any, module: MotionModule) -> Any:
+    """A new MODEL of clips from `model`, a MODEL of Stable Diffusion 1.5, and a motion module.
+
+    Weights are shared where they lie on the offload device already. `model` stays as it was.
+    Raises MotionModuleError, with nothing changed, when the two do not belong together.
+    """
+    from .motion_unet import NativeMotionUNet
+
+    check_base(model, module)
+    config = model.model.model_config.unet_config
+    native = build_native_model(
+        NativeMotionUNet,
+        unet_options(config, module),
+        dtype=model.model.get_dtype(),
+        scheduler_config=SCHEDULER_CONFIG,
+        latent_format=model.model.latent_format,
+    )
+    names = key_names(config)
+    fill_weights(native.diffusion_model, model, module, names)
+    info = motion_info(module)
+    native.diffusion_model.info = info
+    out = wrap_model(native, info)
+    out.load_device, out.offload_device = model.load_device, model.offload_device
+    carry_over(model, out, names)
+    return out
+
+
+def check_base(model: Any, module: MotionModule) -> None:
+    """Raise MotionModuleError unless `model` is an SD 1.5 of the motion module's widths."""
+    base = model.model
+    if hasattr(base, "mcm_info"):
+        raise MotionModuleError(
+            f"This MODEL is a clip model already ('{video_info(model).name}'). Connect the MODEL "
+            "of Load Checkpoint (Stable Diffusion 1.5), before any motion module."
+        )
+    config = getattr(base.model_config, "unet_config", {})
+    context, inputs = config.get("context_dim"), config.get("in_channels")
+    if "channel_mult" not in config or context != TEXT_WIDTH or inputs != 4:
+        raise MotionModuleError(
+            f"The MODEL is a {type(base.model_config).__name__} (text width {context}, "
+            f"{inputs} input channels); motion modules are made for Stable Diffusion 1.5 (text "
+            f"width {TEXT_WIDTH}, 4 channels). Load an SD 1.5 checkpoint that is no inpainting one."
+        )
+    quantised = base.model_config.custom_operations or getattr(
+        base.model_config, "scaled_fp8", None
+    )
+    if quantised or getattr(base.model_config, "layer_quant_config", None):
+        raise MotionModuleError(
+            "The checkpoint's layers are quantised (GGUF, scaled fp8 or the like), which cannot be "
+            "renamed. Load it as fp32, fp16, bf16 or plain fp8."
+        )
+    widths = tuple(config["model_channels"] * factor for factor in config["channel_mult"])
+    layers = tuple(config["num_res_blocks"])
+    if (widths, layers) != (module.channels, module.layers):
+        raise MotionModuleError(
+            f"Motion module '{module.name}' is for channels {module.channels} with {module.layers} "
+            f"layers, the checkpoint has {widths} with {layers}. Use a motion module for Stable "
+            "Diffusion 1.5, not for XL."
+        )
+
+
+def key_names(unet_config: Mapping[str, Any]) -> dict[str, str]:
+    """Key of ComfyUI's UNet -> path in diffusers' UNet; some of either may not exist."""
+    import comfy.utils
+
+    names = comfy.utils.unet_to_diffusers(copy.deepcopy(dict(unet_config)))
+    return {theirs: ours for ours, theirs in names.items()}
+
+
+def unet_options(unet_config: Mapping[str, Any], module: MotionModule) -> dict[str, Any]:
+    """The arguments of `UNetMotionModel` for a UNet that ComfyUI detected."""
+    layers = unet_config["num_res_blocks"]
+    width, factors = unet_config["model_channels"], unet_config["channel_mult"]
+    depths = list(unet_config["transformer_depth"])
+    crossed = [any(depths[sum(layers[:i]) :][: layers[i]]) for i in range(len(layers))]
+    return {
+        "in_channels": unet_config["in_channels"],
+        "out_channels": unet_config["out_channels"],
+        "down_block_types": tuple(
+            "CrossAttnDownBlockMotion" if text else "DownBlockMotion" for text in crossed
+        ),
+        "up_block_types": tuple(
+            "CrossAttnUpBlockMotion" if text else "UpBlockMotion" for text in reversed(crossed)
+        ),
+        "block_out_channels": tuple(width * factor for factor in factors),
+        "layers_per_block": tuple(layers),
+        "cross_attention_dim": unet_config["context_dim"],
+        "num_attention_heads": unet_config["num_heads"],
+        "use_linear_projection": unet_config["use_linear_in_transformer"],
+        **module.unet_options(),
+    }
+
+
+def fill_weights(unet: Any, model: Any, module: MotionModule, names: Mapping[str, str]) -> None:
+    """Give `unet`, on meta so far, the unpatched weights of `model` and those of the module.
+
+    Raises MotionModuleError naming what does not fit.
+    """
+    device = model.offload_device
+    encodings = {path: value for path, value in module.weights.items() if path.endswith(".pe")}
+    motion = {path: value for path, value in module.weights.items() if path not in encodings}
+    motion = cast_weights(motion, model.model.get_dtype()) | encodings  # these stay in fp32
+    state = {path: value.to(device) for path, value in motion.items()}
+    for key, entry in model.get_key_patches(PREFIX).items():
+        path = names.get(key.removeprefix(PREFIX))
+        if path is not None:
+            state[path] = entry[0][0].detach().to(device)
+    try:
+        check_fit(unet, state, Path(module.name))
+    except ValueError as error:
+        raise MotionModuleError(
+            f"Motion module '{module.name}' and the checkpoint make no complete model. {error}"
+        ) from error
+    unet.load_state_dict(state, assign=True)
+
+
+def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
+    """LoRAs and options applied to `model` before the motion module act on `out` too.
+
+    What cannot act on a clip model is named in one warning and left out.
+    """
+    lost = []
+    for key, patches in model.patches.items():
+        path = names.get(key.removeprefix(PREFIX))
+        if path is None:
+            lost.append(key)
+        else:
+            out.patches[PREFIX + path] = patches[:]
+    out.model_options = copy.deepcopy(model.model_options)
+    options = out.model_options["transformer_options"]
+    lost += [*options.pop("patches", {}), *options.pop("patches_replace", {})]
+    for kind, wrappers in model.wrappers.items():
+        for key, found in wrappers.items():
+            out.wrappers.setdefault(kind, {}).setdefault(key, []).extend(found)
+    for name, patch in model.object_patches.items():
+        if name == "manual_cast_dtype":
+            out.set_model_compute_dtype(patch)
+        else:
+            lost.append(name)
+    lost += [*model.injections, *model.weight_wrapper_patches, *model.additional_models]
+    if lost:
+        logging.warning(
+            "MCM AnimateDiff: these changes made to the image model cannot act on the clip model "
+            "and were left out: %s. Model sampling nodes go after AnimateDiff Motion Module; "
+            "attention and block patches (FreeU, PAG, IPAdapter and the like) are not supported.",
+            ", ".join(sorted(set(map(str, lost)))),
+        )
+
+
+def motion_info(module: MotionModule) -> VideoInfo:
+    """What the nodes know of the clip model; lengths up to the module's last position."""
+    return VideoInfo(
+        family="animatediff",
+        name=f"AnimateDiff {module.name}",
+        frames=tuple(range(1, module.max_frames + 1)),
+        default_frames=min(16, module.max_frames),
+        width=512,
+        height=512,
+        fps=8,
+        licence=LICENCE,
+        scheduler_config=dict(SCHEDULER_CONFIG),
+    )

@@ -1,0 +1,71 @@
+"""Which text-to-video models lie on this machine, as names for a list and back to folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+
+MINI = "mini"
+MINI_FOLDER = Path(__file__).resolve().parents[2] / "trainer" / "assets" / "mini"
+UNET_CLASS = "UNet3DConditionModel"
+DEPTH = 3
+"""Folder levels below ``models/diffusers`` that are searched, e.g. ``author/model``."""
+
+
+def list_models() -> list[str]:
+    """ "mini", then each diffusers text-to-video folder, relative to its root, with ``/``.
+
+    Reads config files only: the node list is built from it at every refresh.
+    """
+    names = {name for root in _roots() for name in _search(root, root, DEPTH)}
+    return [MINI, *sorted(names - {MINI}, key=str.casefold)]
+
+
+def resolve_model_name(name: str) -> Path:
+    """The folder that ``name`` of :func:`list_models` means.
+
+    Raises ValueError for a name that is not there, or that leads outside the model folders.
+    """
+    if name == MINI:
+        return MINI_FOLDER
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if not parts.parts or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        raise ValueError(f"`model_name`={name!r} is not a name inside models/diffusers.")
+    for root in _roots():
+        folder = root.joinpath(*parts.parts)
+        if is_video_model(folder):
+            return folder
+    raise ValueError(
+        f"`model_name`={name!r} was not found. Put the diffusers folder (unet, vae, text_encoder, "
+        "tokenizer, scheduler) into models/diffusers and press R. "
+        f"Found: {', '.join(list_models())}."
+    )
+
+
+def is_video_model(folder: Path) -> bool:
+    """Whether ``folder`` is a diffusers text-to-video model, by its UNet's class."""
+    try:
+        config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("_class_name") == UNET_CLASS
+
+
+def _roots() -> list[Path]:
+    import folder_paths
+
+    return [Path(path) for path in folder_paths.get_folder_paths("diffusers")]
+
+
+def _search(folder: Path, root: Path, depth: int) -> list[str]:
+    try:
+        children = sorted(child for child in folder.iterdir() if child.is_dir())
+    except OSError:
+        return []
+    found = []
+    for child in children:
+        if is_video_model(child):
+            found.append(child.relative_to(root).as_posix())
+        elif depth > 1:
+            found += _search(child, root, depth - 1)
+    return found

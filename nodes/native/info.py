@@ -1,0 +1,76 @@
+"""What a text-to-video MODEL is, as far as the nodes need to know; travels with the MODEL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """One base model. Sizes in pixels; ``fps`` is frames per second of its clips.
+
+    ``frames`` are the clip lengths it was made for, ``default_frames`` the one to offer first.
+    ``scheduler_config`` is diffusers' dict (``beta_schedule``, ``beta_start``, ...).
+    ``weight_files`` are the UNet's files on disk; they are read only when :attr:`base_hash` is.
+    """
+
+    family: str
+    name: str
+    frames: tuple[int, ...]
+    default_frames: int
+    width: int
+    height: int
+    fps: int
+    licence: str
+    scheduler_config: dict[str, Any]
+    latent_factor: int = 8
+    weight_files: tuple[Path, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def base_hash(self) -> str:
+        """SHA-256 (hex) of the weight files, as the trainer records it; "" without files."""
+        from ...trainer.families.base import file_hash
+
+        return file_hash(self.weight_files) if self.weight_files else ""
+
+    def check_frames(self, frames: int) -> None:
+        """Raise ValueError when this model cannot make ``frames`` frames."""
+        if frames not in self.frames:
+            raise ValueError(
+                f"`frames`={frames} is not supported by '{self.name}'; use "
+                f"{allowed_frames(self.frames)}. For a longer clip add MCM Context Windows."
+            )
+
+
+def allowed_frames(frames: tuple[int, ...]) -> str:
+    """ "8, 16, 24 or 32", or "1 to 32" for a run of consecutive lengths."""
+    if len(frames) > 2 and frames == tuple(range(frames[0], frames[-1] + 1)):
+        return f"{frames[0]} to {frames[-1]}"
+    words = [str(count) for count in frames]
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def attach_info(base_model: Any, info: VideoInfo) -> None:
+    """Let ``base_model`` (a comfy BaseModel) and its UNet carry ``info``, shared by every clone of
+    its MODEL.
+    """
+    base_model.mcm_info = info
+    base_model.diffusion_model.info = info
+
+
+def video_info(model: Any) -> VideoInfo:
+    """The info of MODEL ``model`` (a ModelPatcher).
+
+    Raises ValueError for a MODEL that none of this pack's loaders made.
+    """
+    info = getattr(getattr(model, "model", None), "mcm_info", None)
+    if info is None:
+        raise ValueError(
+            "This MODEL is not a text-to-video model of this pack. Connect the MODEL of "
+            "'Load Video Model' (MCM_LoadVideoModel) or 'AnimateDiff Motion Module' "
+            "(MCM_AnimateDiff)."
+        )
+    return info

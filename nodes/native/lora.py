@@ -1,0 +1,232 @@
+"""Few-step LoRAs on a native MODEL: every file format, all of it or nothing, with its sampling."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .info import VideoInfo, video_info
+from .sampling import ORIGINAL_STEPS, TIMESTEP_SCALING, apply_model_sampling
+
+log = logging.getLogger(__name__)
+
+FOLDER = "loras"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+SIZES = {"modelscope": (256, 256, 16), "animatediff": (512, 512, 16), "mini": (64, 64, 8)}
+"""Recognised base -> (width, height in pixels, frames) where a LoRA says nothing, as the official
+PEFT LoRAs do."""
+HASH_BYTES = 2**28
+"""Weight files up to this size in all are hashed to compare them with a LoRA's base."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What a few-step LoRA wants; its own metadata, or what the official LoRAs were made for."""
+
+    steps: int
+    guidance_scale: float
+    strength: float
+    trigger: str
+    width: int
+    height: int
+    frames: int
+    timestep_scaling: float
+    original_steps: int
+
+
+def list_loras() -> list[str]:
+    """Names of the LoRAs in ComfyUI's folders, with ``/``: files, and PEFT folders by the folder.
+
+    A list without any holds one empty name, because a combo needs an option.
+    """
+    import folder_paths
+
+    files = [name.replace("\\", "/") for name in folder_paths.get_filename_list(FOLDER)]
+    names = {name.removesuffix(f"/{PEFT_WEIGHTS}") for name in files if _is_safetensors(name)}
+    return sorted(names, key=str.casefold) or [""]
+
+
+def _is_safetensors(name: str) -> bool:
+    return name.lower().endswith(".safetensors")
+
+
+def resolve_lora(name: str) -> Path:
+    """The file or PEFT folder that ``name`` of `list_loras` means.
+
+    Raises ValueError for a name that is not there; one that leads out of the folders never is.
+    """
+    import folder_paths
+
+    for file in (name, f"{name}/{PEFT_WEIGHTS}"):
+        path = folder_paths.get_full_path(FOLDER, file) if name and _is_safetensors(file) else None
+        if path is not None:
+            return Path(path) if file == name else Path(path).parent
+    found = [lora for lora in list_loras() if lora]
+    raise ValueError(
+        f"`lora_name`={name!r} was not found. Put the .safetensors file or the PEFT folder into "
+        f"models/loras and press R. Found: {', '.join(found) or 'none'}."
+    )
+
+
+def fingerprint(name: str) -> str:
+    """Changes when the file behind ``name`` does, for ComfyUI's cache: a LoRA trained again is
+    loaded again.
+    """
+    from ...trainer.lora.formats import locate
+
+    try:
+        stat = locate(resolve_lora(name)).stat()
+    except (ValueError, OSError):
+        return "missing"
+    return f"{stat.st_mtime_ns} {stat.st_size}"
+
+
+def load_lora(model: Any, name: str, strength: float) -> Any:
+    """A clone of MODEL ``model`` with LoRA ``name`` and the sampling it was distilled with.
+
+    Strength 0 leaves the model as it is, sampling included. Raises ValueError, with nothing
+    applied, unless every weight of the LoRA has its place in the model.
+    """
+    from ...trainer.lora.formats import read_lora
+
+    info = video_info(model)
+    if strength == 0:
+        return model.clone()
+    found = read_lora(resolve_lora(name))
+    pairs = fitted_pairs(found, model, info, name)
+    settings = settings_of(found)
+    _warn(found, info, name)
+    patched = apply_model_sampling(model, settings.timestep_scaling, settings.original_steps)
+    add_pairs(patched, pairs, strength)
+    return patched
+
+
+def fitted_pairs(found: Any, model: Any, info: VideoInfo, name: str) -> dict[str, Any]:
+    """The pairs of LoraFile ``found`` by module path of MODEL ``model``.
+
+    Raises ValueError for a LoRA of another family, of other shapes, or without few-step sampling.
+    """
+    from ...trainer.lora.match import describe_base, fit_pairs, match, pair_widths
+    from ...trainer.lora.pairs import weight_shapes
+
+    family = found.metadata.get("mcm.family")
+    if family and family != info.family:
+        base = found.metadata.get("mcm.base_model", "unknown")
+        raise ValueError(
+            f"'{name}' is a LoRA for '{family}' (base model '{base}'), but the MODEL is "
+            f"'{info.name}' of family '{info.family}'. Load its base model, or another LoRA."
+        )
+    shapes = weight_shapes(model.model.diffusion_model)
+    pairs = fit_pairs(found.pairs, shapes, metadata=found.metadata)
+    report = match(pairs, shapes)
+    if not family and not report.complete:
+        raise ValueError(
+            f"'{name}' covers {len(report.matched)} layers of the MODEL and leaves out "
+            f"{len(report.missing)}: it is made for {describe_base(pair_widths(found.pairs))} and "
+            "is no few-step LoRA. Add a style LoRA with ComfyUI's own 'LoraLoaderModelOnly', "
+            "together with a few-step LoRA in this node."
+        )
+    return pairs
+
+
+def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
+    """Patch ``strength * delta`` of every pair onto MODEL ``model``, in place, as core's loader
+    does: ComfyUI then merges, offloads and undoes it.
+    """
+    from comfy.weight_adapter.lora import LoRAAdapter
+
+    patches = {
+        f"diffusion_model.{path}.weight": LoRAAdapter(
+            set(), (pair.up, pair.down, pair.alpha, None, None, None)
+        )
+        for path, pair in pairs.items()
+    }
+    missed = set(patches) - set(model.add_patches(patches, strength))
+    if missed:
+        raise ValueError(f"ComfyUI did not take {len(missed)} layers (first: {min(missed)}).")
+
+
+def settings_of(found: Any) -> LoraSettings:
+    """The settings of LoraFile ``found``. Raises ValueError for metadata that is no number."""
+    from ...trainer.lora.match import guess_base, pair_widths
+
+    base = guess_base(pair_widths(found.pairs))
+    width, height, frames = SIZES.get(base.name if base else "", SIZES["modelscope"])
+
+    def number(key: str, default: float, kind: Callable[[str], Any] = int) -> Any:
+        return _number(found.metadata, key, default, kind, found.path.name)
+
+    return LoraSettings(
+        steps=number("steps", 4),
+        guidance_scale=number("guidance_scale", 1.0, float),
+        strength=number("strength", 1.0, float),
+        trigger=found.metadata.get("mcm.trigger", ""),
+        width=number("width", width),
+        height=number("height", height),
+        frames=number("frames", frames),
+        timestep_scaling=number("timestep_scaling", TIMESTEP_SCALING, float),
+        original_steps=number("original_steps", ORIGINAL_STEPS),
+    )
+
+
+def _number(
+    metadata: Mapping[str, str], key: str, default: float, kind: Callable[[str], Any], name: str
+) -> Any:
+    text = metadata.get(f"mcm.{key}")
+    if text is None:
+        return default
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(
+            f"`mcm.{key}`={text!r} in the metadata of '{name}' is not a positive number. Export "
+            "the LoRA again."
+        )
+    return value
+
+
+def _warn(found: Any, info: VideoInfo, name: str) -> None:
+    """Say in the log what is allowed but may disappoint."""
+    if found.hash_ok is False:
+        log.warning("'%s': the weights do not have the hash its metadata names.", name)
+    declared = found.metadata.get("mcm.base_hash")
+    size = sum(file.stat().st_size for file in info.weight_files)
+    if declared and 0 < size <= HASH_BYTES and declared != info.base_hash:
+        log.warning(
+            "'%s' was trained on other weights of '%s' than those loaded; expect a difference.",
+            name,
+            found.metadata.get("mcm.base_model", info.name),
+        )
+
+
+def lora_info(name: str) -> tuple[LoraSettings, str]:
+    """``(settings, summary)`` of LoRA ``name``; the summary is a few lines for people."""
+    from ...trainer.lora.formats import read_lora
+    from ...trainer.lora.inspect import HASH_WORDS
+    from ...trainer.lora.match import describe_base, pair_widths
+
+    found = read_lora(resolve_lora(name))
+    settings, told = settings_of(found), found.metadata
+    base = told.get("mcm.base_model") or describe_base(pair_widths(found.pairs))
+    licence = told.get("modelspec.license") or told.get("mcm.base_license")
+    sampler = f"sampler {told.get('mcm.sampler', 'lcm')}, scheduler simple"
+    allowed = told.get("mcm.steps_allowed", "1,2,4,8").replace(",", ", ")
+    lines = [
+        f"{told.get('modelspec.title') or Path(name).stem}: a LoRA for {base}",
+        f"{settings.steps} steps (made for {allowed}), CFG {settings.guidance_scale:g}, {sampler}, "
+        f"strength {settings.strength:g}",
+        f"{settings.frames} frames of {settings.width} x {settings.height} pixels",
+        f"trigger: {settings.trigger or 'none'}",
+        f"licence: {licence or 'not stated'}",
+        f"{found.format} format, {len(found.pairs)} layers, AutoV2 {found.hashes.autov2}, tensor "
+        f"hash {HASH_WORDS[found.hash_ok]}",
+    ]
+    if "mcm.version" not in told:
+        lines.append("It says nothing of itself: these are the values of the official MCM LoRAs.")
+    return settings, "\n".join(lines)

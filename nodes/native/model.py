@@ -1,0 +1,249 @@
+"""A diffusers UNet as ComfyUI's MODEL: its BaseModel, its config, and the loader of a folder."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .info import VideoInfo, attach_info
+from .operations import swap_operations
+from .weights import check_fit, init_options, read_json, read_weights
+
+log = logging.getLogger(__name__)
+
+SD_SCALE = 0.18215
+"""Scaling factor of Stable Diffusion 1.x and 2.x latents, which ModelScopeT2V uses too."""
+BETA_SCHEDULES = {
+    "scaled_linear": "linear",
+    "linear": "sqrt_linear",
+    "squaredcos_cap_v2": "cosine",  # core's own "squaredcos_cap_v2" does not run
+}
+"""diffusers' name -> ComfyUI's name of the same betas."""
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+
+def sampling_settings(scheduler_config: dict[str, Any]) -> dict[str, Any]:
+    """ComfyUI's ``sampling_settings`` for diffusers' ``scheduler_config``.
+
+    Without them core would silently sample with Stable Diffusion's betas. Raises ValueError for a
+    schedule that ComfyUI cannot make.
+    """
+    schedule = scheduler_config.get("beta_schedule")
+    if schedule not in BETA_SCHEDULES or scheduler_config.get("trained_betas") is not None:
+        raise ValueError(
+            f"`beta_schedule`={schedule!r} (or trained betas) is not supported; the base model's "
+            f"scheduler_config.json must name {', '.join(BETA_SCHEDULES)}."
+        )
+    return {
+        "beta_schedule": BETA_SCHEDULES[schedule],
+        "linear_start": scheduler_config.get("beta_start", 0.00085),
+        "linear_end": scheduler_config.get("beta_end", 0.012),
+        "timesteps": scheduler_config.get("num_train_timesteps", 1000),
+        "zsnr": bool(scheduler_config.get("rescale_betas_zero_snr", False)),
+    }
+
+
+def build_native_model(
+    unet_class: type,
+    options: dict[str, Any],
+    *,
+    dtype: torch.dtype,
+    scheduler_config: dict[str, Any],
+    latent_format: Any = None,
+    device: torch.device | None = None,
+) -> Any:
+    """A comfy BaseModel around ``unet_class(**options)``, its weights still on meta.
+
+    ``unet_class`` is a diffusers UNet with the mixin :class:`~.unet.NativeVideoUNet`; ``dtype`` is
+    what its weights will be stored in, and the computation's dtype follows from the device as for
+    core's own models. ``latent_format`` None means Stable Diffusion's.
+    """
+    import comfy.latent_formats
+    from comfy.model_base import ModelType
+
+    kinds = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
+    prediction = scheduler_config.get("prediction_type", "epsilon")
+    if prediction not in kinds:
+        raise ValueError(
+            f"`prediction_type`={prediction!r} is not supported; use {' or '.join(kinds)}."
+        )
+    config = _config_class()({"in_channels": 4, "model_channels": options["block_out_channels"][0]})
+    config.latent_format = latent_format or comfy.latent_formats.SD15(SD_SCALE)
+    config.sampling_settings = sampling_settings(scheduler_config)
+    config.set_inference_dtype(dtype, _computation_dtype(dtype))
+
+    def on_meta(operations: Any = None, **_config: Any) -> Any:
+        with torch.device("meta"):
+            unet = unet_class(**options)
+        left = swap_operations(unet, operations)
+        if left:
+            raise ValueError(f"Layers {left[:3]} of {unet_class.__name__} cannot be offloaded.")
+        return unet.requires_grad_(False)
+
+    model = _base_class()(config, kinds[prediction], device=device, unet_model=on_meta)
+    if not config.sampling_settings["zsnr"]:
+        model.model_sampling.set_sigmas(diffusers_sigmas(scheduler_config))
+    return model
+
+
+def diffusers_sigmas(scheduler_config: dict[str, Any]) -> Tensor:
+    """Noise levels (T,) float32 exactly as diffusers has them.
+
+    Core computes the same schedule in float64, up to 1e-4 away where the noise is least.
+    """
+    from ...trainer.diffusion.schedule import NoiseSchedule
+
+    alphas = NoiseSchedule.from_config(scheduler_config).alphas_cumprod
+    return ((1 - alphas) / alphas).sqrt()
+
+
+def _computation_dtype(dtype: torch.dtype) -> torch.dtype | None:
+    from comfy import model_management
+
+    return model_management.unet_manual_cast(dtype, model_management.get_torch_device())
+
+
+@lru_cache(1)
+def _config_class() -> type:
+    from comfy.supported_models_base import BASE
+
+    class NativeVideoConfig(BASE):
+        """What ComfyUI's BaseModel reads of a model family."""
+
+        unet_extra_config: dict[str, Any] = {}
+        memory_usage_factor = 1.5
+
+        def process_unet_state_dict_for_saving(self, state_dict):
+            raise ValueError("A video model cannot be saved as a checkpoint; save its LoRA.")
+
+    return NativeVideoConfig
+
+
+@lru_cache(1)
+def _base_class() -> type:
+    from comfy.model_base import BaseModel
+
+    class NativeVideoModel(BaseModel):
+        """Core's BaseModel whose network is a diffusers UNet."""
+
+        def get_dtype(self) -> torch.dtype:
+            """What the weights are stored in; the UNet's own ``dtype`` is the computation's."""
+            return self.model_config.unet_config["dtype"]
+
+    return NativeVideoModel
+
+
+def wrap_model(model: Any, info: VideoInfo) -> Any:
+    """The ModelPatcher (MODEL) of a filled BaseModel, on ComfyUI's devices, with previews of every
+    frame.
+    """
+    from comfy import model_management
+    from comfy.model_patcher import ModelPatcher
+
+    from .previews import add_previews
+
+    attach_info(model, info)
+    patcher = ModelPatcher(
+        model,
+        load_device=model_management.get_torch_device(),
+        offload_device=model_management.unet_offload_device(),
+    )
+    add_previews(patcher)
+    return patcher
+
+
+def choose_dtype(weight_dtype: str, weights: dict[str, Tensor]) -> torch.dtype:
+    """The storage dtype: one of ``DTYPES``, or for "default" what ComfyUI picks on this machine."""
+    from comfy import model_management
+
+    if weight_dtype == "default":
+        total = sum(value.numel() for value in weights.values())
+        stored = next(iter(weights.values())).dtype
+        return model_management.unet_dtype(model_params=total, weight_dtype=stored)
+    if weight_dtype not in DTYPES:
+        raise ValueError(
+            f"`weight_dtype`={weight_dtype!r} is unknown; use default, {', '.join(DTYPES)}."
+        )
+    return DTYPES[weight_dtype]
+
+
+def cast_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """``weights`` in ``dtype``; with fp8, biases and norms keep half precision (they are small and
+    suffer most).
+    """
+    small = torch.float16 if dtype.itemsize == 1 else dtype
+    return {
+        name: value.to(dtype if value.ndim > 1 else small) if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+
+
+def load_native_model(
+    folder: Path, weight_dtype: str = "default", latent_format: Any = None
+) -> Any:
+    """MODEL (a ModelPatcher) of the diffusers text-to-video ``folder``.
+
+    Raises ValueError naming the part that is missing, damaged or of another kind.
+    """
+    from diffusers import UNet3DConditionModel
+
+    from .unet import NativeUNet3D
+
+    config = read_json(folder / "unet" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    weights = read_weights(folder / "unet")
+    dtype = choose_dtype(weight_dtype, weights)
+    model = build_native_model(
+        NativeUNet3D,
+        init_options(UNet3DConditionModel, config),
+        dtype=dtype,
+        scheduler_config=scheduler,
+        latent_format=latent_format,
+    )
+    check_fit(model.diffusion_model, weights, folder / "unet")
+    model.diffusion_model.load_state_dict(cast_weights(weights, dtype), assign=True)
+    info = read_info(folder, config, scheduler)
+    log.info("%s (%s): licence of the weights: %s", info.name, info.family, info.licence)
+    return wrap_model(model, info)
+
+
+def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -> VideoInfo:
+    """What ``folder`` says of itself (``mcm.json``), completed by its family's constants."""
+    from ...trainer.families import family_of
+
+    family = family_of(folder)
+    about = read_json(folder / "mcm.json") if (folder / "mcm.json").is_file() else {}
+    factor = _latent_factor(folder)
+    sides = config.get("sample_size") or 32
+    height, width = sides if isinstance(sides, list) else (sides, sides)
+    unet = folder / "unet"
+    return VideoInfo(
+        family=family.name,
+        name=about.get("name", folder.name),
+        frames=family.frames,
+        default_frames=about.get("frames", 16),
+        width=about.get("width", width * factor),
+        height=about.get("height", height * factor),
+        fps=about.get("fps", 8),
+        licence=about.get("licence", family.licence),
+        scheduler_config=scheduler,
+        latent_factor=factor,
+        weight_files=tuple(sorted(unet.glob("*.safetensors")) or sorted(unet.glob("*.bin"))),
+    )
+
+
+def _latent_factor(folder: Path) -> int:
+    """Pixels per latent, from the number of levels of the autoencoder."""
+    config = read_json(folder / "vae" / "config.json")
+    levels = config.get("block_out_channels") or config.get("decoder_block_out_channels") or [0] * 4
+    return 2 ** (len(levels) - 1)

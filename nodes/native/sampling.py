@@ -1,0 +1,239 @@
+"""Few-step sampling as the LoRAs were trained for it: noise levels, consistency function, noise.
+
+A distilled student knows 50 noise levels (``original_steps``). ComfyUI's sampler ``lcm`` with the
+scheduler ``simple`` over a table of just these levels takes exactly the steps of diffusers'
+`LCMScheduler`, which is the trainer's sampler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .info import video_info
+
+TIMESTEP_SCALING = 4.0
+ORIGINAL_STEPS = 50
+WRAPPER_KEY = "mcm_step_noise"
+SEEDS = 2**64
+
+
+def apply_model_sampling(
+    model: Any, timestep_scaling: float = TIMESTEP_SCALING, original_steps: int = ORIGINAL_STEPS
+) -> Any:
+    """A clone of MODEL ``model`` that is sampled as a student distilled with these two numbers.
+
+    Raises ValueError for a MODEL of another pack, and for numbers out of range.
+    """
+    info = video_info(model)
+    train_steps = int(info.scheduler_config.get("num_train_timesteps", 1000))
+    if not (math.isfinite(timestep_scaling) and timestep_scaling > 0):
+        raise ValueError(
+            f"`timestep_scaling`={timestep_scaling} must be a positive number; LoRAs of this pack "
+            f"are made with {TIMESTEP_SCALING:g}."
+        )
+    if not 1 <= original_steps <= train_steps:
+        raise ValueError(
+            f"`original_steps`={original_steps} is not within 1 to {train_steps}; LoRAs of this "
+            f"pack are made with {ORIGINAL_STEPS}."
+        )
+    if info.scheduler_config.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            f"'{info.name}' has a zero terminal SNR schedule, whose last level holds no signal: "
+            "few-step LoRAs cannot be used with it. Take the base model without rescaling."
+        )
+    sampling = _sampling_class(model.model.model_type.name)(
+        model.model.model_config, info.scheduler_config, timestep_scaling, original_steps
+    )
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", sampling)
+    _add_step_noise(clone)
+    return clone
+
+
+@lru_cache
+def _sampling_class(prediction: str) -> type:
+    """The model sampling for what the network predicts, "EPS" or "V_PREDICTION"."""
+    import comfy.model_sampling
+
+    from ...trainer.diffusion.consistency import boundary_scalings
+    from .model import diffusers_sigmas
+
+    class FewStepSampling(
+        comfy.model_sampling.ModelSamplingDiscrete, getattr(comfy.model_sampling, prediction)
+    ):
+        """``original_steps`` noise levels of the base model and the consistency function."""
+
+        def __init__(self, model_config, scheduler_config, timestep_scaling, original_steps):
+            super().__init__(model_config)
+            levels = diffusers_sigmas(scheduler_config)
+            self.timestep_scaling, self.original_steps = timestep_scaling, original_steps
+            self.stride = len(levels) // original_steps
+            self.set_sigmas(levels[self.stride - 1 :: self.stride][:original_steps])
+
+        def timestep(self, sigma):
+            """The training timesteps of ``sigma``, each the nearest of the table."""
+            return super().timestep(sigma) * self.stride + self.stride - 1
+
+        def sigma(self, timestep):
+            """Noise levels of training timesteps, interpolated between those of the table."""
+            return super().sigma((timestep.float() + 1) / self.stride - 1)
+
+        def calculate_denoised(self, sigma, model_output, model_input):
+            """``c_skip z + c_out x0`` (arXiv 2310.04378); z is ComfyUI's x over sqrt(1 + sigma^2),
+            and x0 the prediction.
+            """
+            x0 = super().calculate_denoised(sigma, model_output, model_input)
+            shape = (-1, *[1] * (x0.ndim - 1))
+            level = sigma.reshape(shape)
+            c_skip, c_out = boundary_scalings(self.timestep(sigma), self.timestep_scaling)
+            z = model_input / (1 + level**2) ** 0.5
+            return c_out.reshape(shape) * x0 + c_skip.reshape(shape) * z
+
+    return FewStepSampling
+
+
+def _add_step_noise(model: Any) -> None:
+    """Let core's ``lcm`` draw fresh noise in its steps.
+
+    On the CPU it would start from the seed of the initial noise, and its first new noise would be
+    the initial noise again. Only this MODEL is concerned; no function of core is replaced.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, _with_step_seed)
+
+
+def _with_step_seed(executor: Any, guider: Any, sigmas: Any, extra_args: dict, *rest, **named):
+    """Around ``KSAMPLER.sample(guider, sigmas, extra_args, ...)``."""
+    from comfy.k_diffusion.sampling import sample_lcm
+
+    seed = extra_args.get("seed")
+    if getattr(executor.class_obj, "sampler_function", None) is sample_lcm and seed is not None:
+        extra_args = {**extra_args, "seed": (seed + 1) % SEEDS}
+    return executor(guider, sigmas, extra_args, *rest, **named)
+
+
+def few_step_sigmas(model: Any, steps: int, denoise: float = 1.0) -> Tensor:
+    """SIGMAS (steps + 1,) of `LCMScheduler.set_timesteps(steps, strength=denoise)`, 0 at the end.
+
+    With ``denoise`` below 1 the steps are spread over the lower noise levels only; 0 gives an empty
+    tensor, for which samplers return the latents unchanged. Raises ValueError for a MODEL without
+    few-step sampling and for more steps than levels.
+    """
+    video_info(model)
+    sampling = model.get_model_object("model_sampling")
+    if not hasattr(sampling, "original_steps"):
+        raise ValueError(
+            "The MODEL has its teacher's noise levels. Connect the MODEL of 'Load MCM LoRA' or "
+            "'MCM Model Sampling' here (and to the sampler)."
+        )
+    levels = int(sampling.original_steps * denoise)
+    if denoise <= 0:
+        return torch.empty(0)
+    if not 1 <= steps <= levels:
+        raise ValueError(
+            f"`steps`={steps} with `denoise`={denoise:g} is not possible: there are {levels} noise "
+            "levels to choose from. Use 1, 2, 4 or 8 steps, or a higher `denoise`."
+        )
+    chosen = [int(index * (levels / steps)) for index in range(steps)]
+    table = sampling.sigmas.cpu()
+    return torch.cat([table[[levels - 1 - index for index in chosen]], torch.zeros(1)])
+
+
+def core_noise(seed: int, shape: Sequence[int], frames: int) -> Iterator[Tensor]:
+    """ComfyUI's own order: every draw is the whole batch; the steps start from ``seed + 1``."""
+    import comfy.sample
+
+    yield comfy.sample.prepare_noise(torch.empty(tuple(shape)), seed)
+    generator = _generator(seed + 1)
+    while True:
+        yield torch.randn(tuple(shape), generator=generator)
+
+
+def video_noise(seed: int, shape: Sequence[int], frames: int) -> Iterator[Tensor]:
+    """The trainer's order (`python -m trainer sample`) and, for one video, AnimateDiffPipeline's.
+
+    Video v has its own generator of seed ``seed + v``; every draw is (C, F, h, w). A video does not
+    depend on the others of its batch.
+    """
+    rows, channels, height, width = shape
+    generators = [_generator(seed + video) for video in range(rows // frames)]
+    while True:
+        drawn = [torch.randn(channels, frames, height, width, generator=g) for g in generators]
+        yield torch.cat([video.transpose(0, 1) for video in drawn])
+
+
+def frames_noise(seed: int, shape: Sequence[int], frames: int) -> Iterator[Tensor]:
+    """TextToVideoSDPipeline's order: one generator, first (videos, C, F, h, w), then the rows."""
+    rows, channels, height, width = shape
+    generator = _generator(seed)
+    start = torch.randn(rows // frames, channels, frames, height, width, generator=generator)
+    yield start.transpose(1, 2).flatten(0, 1)
+    while True:
+        yield torch.randn(tuple(shape), generator=generator)
+
+
+NOISE_ORDERS = {"core": core_noise, "video": video_noise, "frames": frames_noise}
+"""Name -> ``(seed, (videos * F, C, h, w), F)`` -> the start noise, then that of each step.
+
+All is drawn in float32 on the CPU, so a clip is the same on every device up to rounding.
+"""
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % SEEDS)
+
+
+def noise_of(order: str, seed: int, shape: Sequence[int], frames: int | None) -> Iterator[Tensor]:
+    """The noise of one sampling run; ``frames`` None means that the batch is one video.
+
+    Raises ValueError for latents that are not whole videos.
+    """
+    if len(shape) != 4 or shape[0] % (frames or shape[0]):
+        raise ValueError(
+            f"Latents of shape {tuple(shape)} are not whole videos of {frames or 'any'} frames "
+            "(videos * frames, C, h, w). Take them from Empty Latent Video."
+        )
+    return NOISE_ORDERS[order](seed, shape, frames or shape[0])
+
+
+class StartNoise:
+    """NOISE: what a sampling run starts from, in one of ``NOISE_ORDERS``."""
+
+    def __init__(self, seed: int, order: str) -> None:
+        self.seed, self.order = seed, order
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        """Noise (videos * F, C, h, w) float32 for LATENT ``input_latent``."""
+        shape = input_latent["samples"].shape
+        return next(noise_of(self.order, self.seed, shape, input_latent.get("mcm_frames")))
+
+
+def few_step_sampler(order: str) -> Any:
+    """SAMPLER: core's ``lcm`` with the noise of its steps in one of ``NOISE_ORDERS``.
+
+    Its generators first pass over the start noise, which `StartNoise` draws from the same seed.
+    """
+    from comfy.k_diffusion.sampling import sample_lcm
+    from comfy.samplers import KSAMPLER
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        extra_args = extra_args or {}
+        options = extra_args.get("model_options", {}).get("transformer_options", {})
+        seed = extra_args.get("seed") or 0
+        noise = noise_of(order, seed, x.shape, options.get("mcm_frames"))
+        next(noise)
+
+        def step_noise(sigma, sigma_next):
+            return next(noise).to(x)
+
+        return sample_lcm(model, x, sigmas, extra_args, callback, disable, noise_sampler=step_noise)
+
+    return KSAMPLER(sample)

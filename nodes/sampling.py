@@ -1,0 +1,161 @@
+"""Few-step sampling: the noise levels of a student, and noise in the order of the trainer."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+ORDERS = ["video", "frames", "core"]
+ORDER_TOOLTIP = (
+    "video: as `python -m trainer sample` and AnimateDiffPipeline, each video from its own seed. "
+    "frames: as diffusers' TextToVideoSDPipeline. core: as KSampler. Use the same in {other}."
+)
+
+
+class ModelSampling(io.ComfyNode):
+    """For LoRAs that were loaded with core's loader, which does not read their metadata."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_ModelSampling",
+            display_name="MCM Model Sampling",
+            category="MCM/sampling",
+            description=(
+                "Sets the noise levels and the consistency function of few-step LoRAs. Then "
+                "KSampler with sampler 'lcm', scheduler 'simple' and CFG 1 is right. Load MCM LoRA "
+                "does this by itself."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Text-to-video MODEL with a few-step LoRA."),
+                io.Float.Input(
+                    "timestep_scaling",
+                    default=4.0,
+                    min=0.01,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="The LoRA's `mcm.timestep_scaling`. MCM LoRAs: 4. Plain LCM LoRAs: 10.",
+                ),
+                io.Int.Input(
+                    "original_steps",
+                    default=50,
+                    min=1,
+                    max=1000,
+                    tooltip="The LoRA's `mcm.original_steps`: its number of noise levels, 50.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="MODEL for KSampler (lcm, simple, CFG 1).")],
+        )
+
+    @classmethod
+    def execute(cls, model: object, timestep_scaling: float, original_steps: int) -> io.NodeOutput:
+        from .native.sampling import apply_model_sampling
+
+        return io.NodeOutput(apply_model_sampling(model, timestep_scaling, original_steps))
+
+
+class Scheduler(io.ComfyNode):
+    """The same levels as KSampler's ``simple`` on this MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_Scheduler",
+            display_name="MCM Scheduler",
+            category="MCM/sampling",
+            description="The noise levels of few-step sampling, for SamplerCustomAdvanced.",
+            inputs=[
+                io.Model.Input("model", tooltip="MODEL of Load MCM LoRA or MCM Model Sampling."),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=1000,
+                    tooltip="Model calls: 1, 2, 4 or 8. More is slower and hardly better.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1 an existing video is changed: the lower, the less.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced or SamplerCustom.")],
+        )
+
+    @classmethod
+    def execute(cls, model: object, steps: int, denoise: float) -> io.NodeOutput:
+        from .native.sampling import few_step_sigmas
+
+        return io.NodeOutput(few_step_sigmas(model, steps, denoise))
+
+
+class Sampler(io.ComfyNode):
+    """Core's ``lcm`` with a choice of noise order."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_Sampler",
+            display_name="MCM Sampler",
+            category="MCM/sampling",
+            description=(
+                "Few-step sampler that draws noise as the trainer or a diffusers pipeline does: "
+                "the same seed gives the same clip there and here."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "noise_order",
+                    options=ORDERS,
+                    default=ORDERS[0],
+                    tooltip=ORDER_TOOLTIP.format(other="MCM Noise"),
+                )
+            ],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, noise_order: str) -> io.NodeOutput:
+        from .native.sampling import few_step_sampler
+
+        return io.NodeOutput(few_step_sampler(noise_order))
+
+
+class Noise(io.ComfyNode):
+    """The start noise that belongs to `Sampler`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MCM_Noise",
+            display_name="MCM Noise",
+            category="MCM/sampling",
+            description="Start noise in the order of the trainer or of a diffusers pipeline.",
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the first video; in the order 'video' the next has seed + 1.",
+                ),
+                io.Combo.Input(
+                    "noise_order",
+                    options=ORDERS,
+                    default=ORDERS[0],
+                    tooltip=ORDER_TOOLTIP.format(other="MCM Sampler"),
+                ),
+            ],
+            outputs=[io.Noise.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, seed: int, noise_order: str) -> io.NodeOutput:
+        from .native.sampling import StartNoise
+
+        return io.NodeOutput(StartNoise(seed, noise_order))
+
+
+NODES = (ModelSampling, Scheduler, Sampler, Noise)

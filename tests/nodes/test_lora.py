@@ -1,0 +1,334 @@
+"""A few-step LoRA on a native MODEL equals PEFT's merge, whatever its file; or it is refused."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+import pytest
+import torch
+
+FRAMES, SIDE = 8, 4
+
+
+@pytest.fixture(scope="module")
+def native(comfy):
+    return lambda name: import_module(f"{comfy.__name__}.nodes.native.{name}")
+
+
+@pytest.fixture(scope="module")
+def base(native, tiny_model):
+    return native("model").load_native_model(tiny_model, "fp32")
+
+
+@pytest.fixture
+def unet(tiny_model):
+    from diffusers import UNet3DConditionModel
+
+    return UNet3DConditionModel.from_pretrained(tiny_model / "unet").requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_model):
+    """A LoRA of rank 4 and alpha 8 over every module the trainer covers."""
+    from diffusers import UNet3DConditionModel
+
+    from trainer.lora.adapter import add_lora, lora_parameters, lora_state
+
+    unet = UNet3DConditionModel.from_pretrained(tiny_model / "unet")
+    add_lora(unet, 4, 8.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in lora_parameters(unet):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return lora_state(unet)
+
+
+def card(**changes):
+    from trainer.lora.metadata import LoraCard
+
+    facts = {
+        "title": "Ink",
+        "family": "modelscope",
+        "base_model": "mini",
+        "base_hash": "",
+        "base_license": "Apache-2.0",
+        "frames": 8,
+        "width": 32,
+        "height": 32,
+        "fps": 8,
+    }
+    return LoraCard(**{**facts, **changes})
+
+
+@pytest.fixture(scope="module")
+def loras(comfy, pairs, tmp_path_factory):
+    """A models/loras folder with the same LoRA as a kohya file, a PEFT folder, a diffusers file."""
+    import safetensors.torch
+
+    from trainer.lora.export import export_kohya, export_peft
+    from trainer.lora.metadata import build_metadata
+
+    folder = tmp_path_factory.mktemp("models") / "Lö ras"
+    told = build_metadata(card(trigger="in ink", steps=2, timestep_scaling=5.0), pairs)
+    export_kohya(pairs, folder / "sub" / "ink.safetensors", told, dtype="fp32")
+    export_kohya(pairs, folder / "silent.safetensors", {}, dtype="fp32")
+    export_peft(pairs, folder / "official" / "unet_lora", dtype="fp32")
+    tensors = {}
+    for path, pair in pairs.items():
+        tensors[f"unet.{path}.lora.down.weight"] = pair.down
+        tensors[f"unet.{path}.lora.up.weight"] = pair.up
+        tensors[f"unet.{path}.alpha"] = torch.tensor(pair.alpha)
+    safetensors.torch.save_file(tensors, folder / "pytorch_lora_weights.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def lora_folder(loras, monkeypatch):
+    import folder_paths
+
+    entry = ([str(loras)], folder_paths.supported_pt_extensions)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", entry)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return loras
+
+
+NAMES = (
+    "official/unet_lora",
+    "pytorch_lora_weights.safetensors",
+    "silent.safetensors",
+    "sub/ink.safetensors",
+)
+
+
+def merged(unet, folder, strength):
+    """PEFT's own merge of the PEFT folder into ``unet``."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(unet, folder)
+    for module in model.modules():
+        if hasattr(module, "scale_layer"):
+            module.scale_layer(strength)
+    return model.merge_and_unload()
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.model.diffusion_model.state_dict().items()}
+
+
+@torch.inference_mode()
+def forward(network):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(FRAMES, 4, SIDE, SIDE, generator=generator)
+    text = torch.randn(1, 77, 64, generator=generator)
+    return network(x, torch.full((FRAMES,), 300.0), context=text.expand(FRAMES, -1, -1))
+
+
+def test_the_list_has_files_and_peft_folders_with_slashes(native):
+    assert tuple(native("lora").list_loras()) == NAMES
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_equals_pefts_merge_and_is_undone_exactly(
+    native, base, unet, loras, name, strength
+):
+    expected = merged(unet, loras / "official" / "unet_lora", strength).state_dict()
+    before = weights(base)
+    model = native("lora").load_lora(base, name, strength)
+    model.patch_model()
+    found = weights(model)
+    model.unpatch_model()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert any(not torch.equal(found[key], before[key]) for key in before)
+    assert all(torch.equal(value, before[key]) for key, value in weights(base).items())
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_with_little_memory_the_result_is_the_same(native, base, unet, loras, strength):
+    model = native("lora").load_lora(base, "official/unet_lora", strength)
+    network = model.model.diffusion_model
+    model.patch_model()
+    full = forward(network)
+    model.unpatch_model()
+    model.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=1)
+    assert model.model.model_lowvram
+    low = forward(network)
+    model.detach()
+    assert torch.equal(low, full)
+    assert not torch.equal(full, forward(network))
+    wanted = merged(unet, loras / "official" / "unet_lora", strength)
+    reference = network.__class__.from_config(unet.config)
+    reference.load_state_dict(wanted.state_dict())
+    assert torch.equal(forward(reference), full)
+
+
+def test_cores_own_loader_reads_the_trainers_file_to_the_same_weights(native, base, loras):
+    import comfy.sd
+    import comfy.utils
+
+    file = str(loras / "sub" / "ink.safetensors")
+    theirs, _ = comfy.sd.load_lora_for_models(base, None, comfy.utils.load_torch_file(file), 0.5, 0)
+    ours = native("lora").load_lora(base, "sub/ink.safetensors", 0.5)
+    assert theirs.patches.keys() == ours.patches.keys()
+    found = []
+    for model in (theirs, ours):
+        model.patch_model()
+        found.append(weights(model))
+        model.unpatch_model()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_the_sampling_of_the_metadata_comes_along(native, base):
+    load = native("lora").load_lora
+    official = load(base, "official/unet_lora", 1.0).get_model_object("model_sampling")
+    assert (official.timestep_scaling, official.original_steps) == (4.0, 50)
+    assert len(official.sigmas) == 50
+    ours = load(base, "sub/ink.safetensors", 1.0).get_model_object("model_sampling")
+    assert (ours.timestep_scaling, ours.original_steps) == (5.0, 50)
+    assert not hasattr(base.get_model_object("model_sampling"), "original_steps")
+
+
+def test_strength_0_is_the_base_model(native, base):
+    model = native("lora").load_lora(base, "sub/ink.safetensors", 0.0)
+    assert model.patches == {}
+    assert not hasattr(model.get_model_object("model_sampling"), "original_steps")
+
+
+def test_two_loras_add_up(native, base):
+    load = native("lora").load_lora
+    one = load(base, "sub/ink.safetensors", 0.5)
+    two = load(one, "silent.safetensors", 0.5)
+    assert {len(patches) for patches in one.patches.values()} == {1}
+    assert {len(patches) for patches in two.patches.values()} == {2}
+
+
+def test_info_tells_what_the_file_recommends(native):
+    found, summary = native("lora").lora_info("sub/ink.safetensors")
+    assert (found.steps, found.guidance_scale, found.strength) == (2, 1.0, 1.0)
+    assert (found.width, found.height, found.frames) == (32, 32, 8)
+    assert found.trigger == "in ink"
+    for part in ("Ink: a LoRA for mini", "2 steps", "CFG 1,", "in ink", "Apache-2.0", "AutoV2"):
+        assert part in summary
+    assert "matches the tensors" in summary
+
+
+def test_info_of_an_official_lora_has_the_papers_values(native):
+    found, summary = native("lora").lora_info("official/unet_lora")
+    assert (found.steps, found.guidance_scale, found.strength) == (4, 1.0, 1.0)
+    assert (found.width, found.height, found.frames) == (64, 64, 8)  # recognised as the mini model
+    assert found.trigger == ""
+    assert "says nothing of itself" in summary
+
+
+def test_a_lora_that_was_trained_again_is_loaded_again(comfy, lora_folder):
+    node = import_module(f"{comfy.__name__}.nodes.lora").LoadLora
+    file = lora_folder / "silent.safetensors"
+    before = node.fingerprint_inputs(lora_name="silent.safetensors", strength=1.0, model=None)
+    assert before == node.fingerprint_inputs(lora_name="silent.safetensors", strength=1.0)
+    stat = file.stat()
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert node.fingerprint_inputs(lora_name="silent.safetensors", strength=1.0) != before
+    assert node.fingerprint_inputs(lora_name="gone.safetensors", strength=1.0) == "missing"
+
+
+def test_the_nodes_return_what_the_functions_do(comfy, base):
+    nodes = import_module(f"{comfy.__name__}.nodes.lora")
+    (model,) = nodes.LoadLora.execute(base, "sub/ink.safetensors", 1.0).result
+    assert model.patches
+    steps, cfg, trigger, *size, strength, summary = nodes.LoraInfo.execute(
+        "sub/ink.safetensors"
+    ).result
+    assert (steps, cfg, trigger, size, strength) == (2, 1.0, "in ink", [32, 32, 8], 1.0)
+    assert "Ink" in summary
+
+
+def write(folder, name, pairs, **metadata):
+    from trainer.lora.export import export_kohya
+
+    export_kohya(pairs, folder / name, metadata, dtype="fp32")
+    return name
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths,
+        "loras",
+        ([str(tmp_path)], folder_paths.supported_pt_extensions),
+    )
+    return tmp_path
+
+
+def test_another_family_is_refused_by_name(native, base, pairs, own_folder):
+    told = {"mcm.family": "animatediff", "mcm.base_model": "AnimateDiff v3"}
+    name = write(own_folder, "other.safetensors", pairs, **told)
+    with pytest.raises(ValueError, match="for 'animatediff' .*'AnimateDiff v3'.* MODEL is 'mini'"):
+        native("lora").load_lora(base, name, 1.0)
+
+
+def test_weights_that_do_not_fit_are_refused_as_a_whole(native, base, pairs, own_folder):
+    from trainer.lora.pairs import LoraPair
+
+    wrong = dict(pairs)
+    path = next(path for path in pairs if path.endswith("attn2.to_k") and "temp" not in path)
+    wrong[path] = LoraPair(torch.zeros(4, 768), pairs[path].up, 8.0)
+    name = write(own_folder, "wrong.safetensors", wrong)
+    with pytest.raises(ValueError, match="does not fit the loaded model.*Nothing was changed"):
+        native("lora").load_lora(base, name, 1.0)
+    assert base.patches == {}
+
+
+def test_a_style_lora_is_sent_to_cores_loader(native, base, pairs, own_folder):
+    some = {path: pair for path, pair in pairs.items() if "attentions" in path}
+    name = write(own_folder, "style.safetensors", some)
+    with pytest.raises(ValueError, match="no few-step LoRA.*LoraLoaderModelOnly"):
+        native("lora").load_lora(base, name, 1.0)
+    named = write(own_folder, "part.safetensors", some, **{"mcm.family": "modelscope"})
+    assert len(native("lora").load_lora(base, named, 1.0).patches) == len(some)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("timestep_scaling", "nan"), ("original_steps", "0"), ("steps", "four"), ("strength", "-1")],
+)
+def test_damaged_metadata_is_an_error(native, base, pairs, own_folder, key, value):
+    name = write(own_folder, "odd.safetensors", pairs, **{f"mcm.{key}": value})
+    with pytest.raises(ValueError, match=f"`mcm.{key}`='{value}' .* not a positive number"):
+        native("lora").load_lora(base, name, 1.0)
+    with pytest.raises(ValueError, match=f"`mcm.{key}`"):
+        native("lora").lora_info(name)
+
+
+def test_other_weights_of_the_base_model_are_named_in_the_log(
+    native, base, pairs, own_folder, caplog
+):
+    good = write(
+        own_folder, "good.safetensors", pairs, **{"mcm.base_hash": base.model.mcm_info.base_hash}
+    )
+    native("lora").load_lora(base, good, 1.0)
+    assert "other weights" not in caplog.text
+    other = write(own_folder, "other.safetensors", pairs, **{"mcm.base_hash": "0" * 64})
+    native("lora").load_lora(base, other, 1.0)
+    assert "'other.safetensors' was trained on other weights" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["", "gone.safetensors", "../outside.safetensors", "sub", ".."])
+def test_a_name_that_is_not_there_is_an_error(native, loras, name):
+    (loras.parent / "outside.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="was not found.*models/loras.*sub/ink.safetensors"):
+        native("lora").resolve_lora(name)
+
+
+def test_an_empty_folder_still_gives_a_list(native, own_folder):
+    assert native("lora").list_loras() == [""]
+    with pytest.raises(ValueError, match="Found: none"):
+        native("lora").resolve_lora("")
+
+
+def test_only_models_of_this_pack_are_taken(native):
+    with pytest.raises(ValueError, match="not a text-to-video model of this pack"):
+        native("lora").load_lora(object(), "sub/ink.safetensors", 1.0)
