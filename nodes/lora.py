@@ -74,14 +74,26 @@ class LoraInfo(io.ComfyNode):
             description="What a LoRA recommends, to connect to KSampler and Empty Latent Video.",
             inputs=[_name_input()],
             outputs=[
-                io.Int.Output("steps", tooltip="Recommended sampling steps."),
-                io.Float.Output("cfg", tooltip="Recommended guidance scale; 1 means none."),
-                io.String.Output("trigger", tooltip="Words that the prompt should hold, or empty."),
-                io.Int.Output("width", tooltip="Pixels it was trained on."),
-                io.Int.Output("height", tooltip="Pixels it was trained on."),
-                io.Int.Output("frames", tooltip="Frames it was trained on."),
-                io.Float.Output("strength", tooltip="Recommended strength."),
-                io.String.Output("summary", tooltip="All of it in words, for Preview Any."),
+                io.Int.Output("steps", display_name="steps", tooltip="Recommended sampling steps."),
+                io.Float.Output(
+                    "cfg", display_name="cfg", tooltip="Recommended guidance scale; 1 means none."
+                ),
+                io.String.Output(
+                    "trigger",
+                    display_name="trigger",
+                    tooltip="Words that the prompt should hold, or empty.",
+                ),
+                io.Int.Output("width", display_name="width", tooltip="Pixels it was trained on."),
+                io.Int.Output("height", display_name="height", tooltip="Pixels it was trained on."),
+                io.Int.Output("frames", display_name="frames", tooltip="Frames it was trained on."),
+                io.Float.Output(
+                    "strength", display_name="strength", tooltip="Recommended strength."
+                ),
+                io.String.Output(
+                    "summary",
+                    display_name="summary",
+                    tooltip="All of it in words, for Preview Any.",
+                ),
             ],
         )
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...trainer.paths import MINI
 from .info import VideoInfo, video_info
 from .sampling import ORIGINAL_STEPS, TIMESTEP_SCALING, apply_model_sampling
 
 log = logging.getLogger(__name__)
 
 FOLDER = "loras"
+BUNDLED = MINI / "loras"
+"""Examples for the embedded mini model, which the example workflows use."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
 SIZES = {"modelscope": (256, 256, 16), "animatediff": (512, 512, 16), "mini": (64, 64, 8)}
 """Recognised base -> (width, height in pixels, frames) where a LoRA says nothing, as the official
@@ -39,7 +42,8 @@ class LoraSettings:
 
 
 def list_loras() -> list[str]:
-    """Names of the LoRAs in ComfyUI's folders, with ``/``: files, and PEFT folders by the folder.
+    """Names of the LoRAs in ComfyUI's folders, with ``/``: files, PEFT folders by the folder, and
+    the bundled examples.
 
     A list without any holds one empty name, because a combo needs an option.
     """
@@ -47,6 +51,7 @@ def list_loras() -> list[str]:
 
     files = [name.replace("\\", "/") for name in folder_paths.get_filename_list(FOLDER)]
     names = {name.removesuffix(f"/{PEFT_WEIGHTS}") for name in files if _is_safetensors(name)}
+    names |= {file.name for file in BUNDLED.glob("*.safetensors")}
     return sorted(names, key=str.casefold) or [""]
 
 
@@ -65,6 +70,8 @@ def resolve_lora(name: str) -> Path:
         path = folder_paths.get_full_path(FOLDER, file) if name and _is_safetensors(file) else None
         if path is not None:
             return Path(path) if file == name else Path(path).parent
+    if name in {file.name for file in BUNDLED.glob("*.safetensors")}:
+        return BUNDLED / name
     found = [lora for lora in list_loras() if lora]
     raise ValueError(
         f"`lora_name`={name!r} was not found. Put the .safetensors file or the PEFT folder into "
