@@ -88,7 +88,7 @@ class ComfyServer:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return answer.read()
 
-    def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
         """Status and JSON of the answer; a 400 is an answer, not an exception."""
         data = json.dumps(body).encode("utf-8")
         request = urllib.request.Request(
@@ -107,15 +107,27 @@ class ComfyServer:
             f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60
         )
 
-    def queue(self, graph: dict[str, Any]) -> str:
-        """Queue an API-format graph; its prompt id. AssertionError shows why it was refused."""
-        status, answer = self.post("/prompt", {"prompt": graph, "client_id": self.client})
+    def queue(self, graph: dict[str, Any], workflow: dict[str, Any] | None = None) -> str:
+        """Queue an API-format graph; its prompt id. AssertionError shows why it was refused.
+
+        ``workflow`` is the UI-format graph behind it, which saved files are to carry.
+        """
+        body: dict[str, Any] = {"prompt": graph, "client_id": self.client}
+        if workflow is not None:
+            body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
+        status, answer = self.post("/prompt", body)
         assert status == 200, json.dumps(answer, indent=1)
         return answer["prompt_id"]
 
-    def run(self, graph: dict[str, Any], seconds: float = 300.0) -> dict[str, Any]:
+    def run(
+        self, graph: dict[str, Any], workflow: dict[str, Any] | None = None, seconds: float = 300.0
+    ) -> dict[str, Any]:
         """Run an API-format graph to its end; its history entry, whatever its status."""
-        prompt, end = self.queue(graph), time.monotonic() + seconds
+        return self.wait(self.queue(graph, workflow), seconds)
+
+    def wait(self, prompt: str, seconds: float = 300.0) -> dict[str, Any]:
+        """The history entry of a queued graph when it has ended, whatever its status."""
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             history = self.get(f"/history/{prompt}")
             if prompt in history and history[prompt]["status"].get("status_str"):

@@ -17,6 +17,7 @@ PACKAGE = "mcm_pack"
 sys.path.append(str(Path(__file__).resolve().parent))
 
 from comfyui import ComfyServer, find_comfyui  # noqa: E402
+from stock import stock  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +54,13 @@ def comfy(comfy_path: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def comfy_server(comfy_path: Path, tmp_path_factory) -> Iterator[ComfyServer]:
-    """A running ComfyUI with this pack; its folder has a space and an umlaut."""
-    server = ComfyServer(comfy_path, tmp_path_factory.mktemp("comfy") / "Kö nig", ROOT)
+def comfy_server(comfy_path: Path, tiny_model: Path, tmp_path_factory) -> Iterator[ComfyServer]:
+    """A running ComfyUI with this pack and the models that the tests name; its folder has a space
+    and an umlaut. Previews are on.
+    """
+    base = tmp_path_factory.mktemp("comfy") / "Kö nig"
+    stock(base / "models", tiny_model)
+    server = ComfyServer(comfy_path, base, ROOT, "--preview-method", "latent2rgb")
     try:
         yield server
     finally:

@@ -158,10 +158,8 @@ def test_each_window_gets_the_prompts_of_its_frames(native, base):
     assert seen == [list(range(8)), list(range(4, 12))]
 
 
-def test_each_window_gets_the_controlnet_images_of_its_frames(native, comfy):
+def test_each_window_gets_the_controlnet_images_of_its_frames(native, base):
     import copy
-
-    from comfy.context_windows import IndexListContextWindow
 
     def control(previous, images):
         return SimpleNamespace(
@@ -171,9 +169,12 @@ def test_each_window_gets_the_controlnet_images_of_its_frames(native, comfy):
     single = control(None, torch.zeros(1, 3))
     chain = control(single, torch.arange(12.0).view(12, 1))
     kept = copy.copy(chain)
-    window = IndexListContextWindow([4, 5, 6])
+    handler = (
+        native("context").add_context_windows(base, LENGTH, 4).model_options["context_handler"]
+    )
+    window = handler.get_context_windows(None, torch.empty(12), {})[-1]
     part = native("context").control_window(chain, 12, window)
-    assert part.cond_hint_original.flatten().tolist() == [4, 5, 6]
+    assert part.cond_hint_original.flatten().tolist() == window.index_list == [*range(4, 12)]
     assert part.cond_hint is None
     assert part.previous_controlnet.cond_hint_original is single.cond_hint_original
     assert native("context").control_window(chain, 12, window) is part

@@ -84,8 +84,10 @@ def loras(comfy, pairs, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def lora_folder(loras, monkeypatch):
+def lora_folder(native, loras, monkeypatch, tmp_path):
     import folder_paths
+
+    monkeypatch.setattr(native("lora"), "BUNDLED", tmp_path / "bundled")
 
     entry = ([str(loras)], folder_paths.supported_pt_extensions)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", entry)
@@ -126,6 +128,16 @@ def forward(network):
 
 def test_the_list_has_files_and_peft_folders_with_slashes(native):
     assert tuple(native("lora").list_loras()) == NAMES
+
+
+def test_the_packs_own_loras_are_in_the_list_and_a_users_file_wins(native, loras, tmp_path):
+    lora = native("lora")
+    lora.BUNDLED.mkdir()
+    for name in ("mini-poster.safetensors", "silent.safetensors"):
+        (lora.BUNDLED / name).write_bytes(b"x")
+    assert tuple(lora.list_loras()) == ("mini-poster.safetensors", *NAMES)
+    assert lora.resolve_lora("mini-poster.safetensors").parent == lora.BUNDLED
+    assert lora.resolve_lora("silent.safetensors").parent == loras
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

@@ -61,7 +61,7 @@ def near(found, wanted):
     return float((found - wanted).abs().max() / wanted.abs().max()) <= 1e-5
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_the_video_order_is_the_pipelines_clip(native, clip_model, tiny, mcm, text, steps):
     config = mcm.info.video_info(clip_model).scheduler_config
     model = native("sampling").apply_model_sampling(clip_model)
@@ -89,7 +89,7 @@ def test_a_peft_lora_is_pefts_merge(native, clip_model, tiny, mcm, text, tmp_pat
     merged = PeftModel.from_pretrained(tiny.reference(), tmp_path / "unet_lora").merge_and_unload()
     model = native("lora").load_lora(clip_model, "unet_lora", 1.0)
     config = mcm.info.video_info(clip_model).scheduler_config
-    assert near(comfy_clip(native, model, text, 4), pipeline_loop(merged, config, text, 4))
+    assert near(comfy_clip(native, model, text, 2), pipeline_loop(merged, config, text, 2))
     model.unpatch_model()
 
 

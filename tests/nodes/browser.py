@@ -1,0 +1,77 @@
+"""ComfyUI's own frontend in a headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from comfyui import ComfyServer
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,  # else the template browser opens over the canvas
+    "Comfy.Graph.CanvasMenu": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+}
+MILLISECONDS = 120_000
+DROP = """([name, data]) => {
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    const dragged = new DataTransfer();
+    dragged.items.add(new File([bytes], name));
+    const canvas = document.querySelector("#graph-canvas");
+    const options = {dataTransfer: dragged, bubbles: true, cancelable: true};
+    for (const kind of ["dragenter", "dragover", "drop"])
+        canvas.dispatchEvent(new DragEvent(kind, {...options, clientX: 600, clientY: 400}));
+}"""
+NODES = """() => app.graph.nodes.map(node => ({
+    type: node.type,
+    known: node.type in LiteGraph.registered_node_types,
+    widgets: Object.fromEntries((node.widgets ?? []).map(each => [each.name, each.value])),
+}))"""
+
+
+@contextmanager
+def frontend(server: ComfyServer, width: int = 1600, height: int = 900) -> Iterator[Any]:
+    """A Playwright page with an empty canvas of ``width`` x ``height`` pixels."""
+    from playwright.sync_api import sync_playwright
+
+    server.post("/settings", SETTINGS)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = chromium.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(MILLISECONDS)
+        try:
+            page.goto(server.url)
+            page.wait_for_function("() => window.app?.graph && app.canvas?.canvas")
+            page.wait_for_function("() => 'MCM_LoadLora' in LiteGraph.registered_node_types")
+            page.wait_for_selector("#graph-canvas", state="visible")
+            page.evaluate("() => app.graph.clear()")
+            yield page
+        finally:
+            chromium.close()
+
+
+def drop_file(page: Any, file: Path) -> list[dict[str, Any]]:
+    """Drop ``file`` on the canvas; the nodes of the graph that opens (`NODES`)."""
+    page.evaluate("() => app.graph.clear()")
+    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    page.evaluate(DROP, [file.name, data])
+    page.wait_for_function("() => app.graph.nodes.length > 0")
+    return page.evaluate(NODES)
+
+
+def press_run(page: Any, server: ComfyServer) -> dict[str, Any]:
+    """Queue the open graph by keyboard; its history entry when it has ended."""
+    before = set(server.get("/history"))
+    page.locator("#graph-canvas").focus()
+    with page.expect_response("**/api/prompt") as answer:
+        page.keyboard.press("Control+Enter")
+    assert answer.value.ok, answer.value.text()
+    prompt = answer.value.json()["prompt_id"]
+    assert prompt not in before
+    return server.wait(prompt)

@@ -1,0 +1,69 @@
+"""What users do in the browser: drop a file on the canvas, press Run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, drop_file, frontend, press_run
+from comfyui import error_of
+from stock import TRAINED
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).exists(), reason=f"Install Debian's chromium ({CHROMIUM})."
+)
+
+
+@pytest.fixture(scope="module")
+def page(comfy_server):
+    with frontend(comfy_server) as opened:
+        yield opened
+
+
+def values_of(nodes, kind):
+    (found,) = [node["widgets"] for node in nodes if node["type"] == kind]
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.json")), ids=lambda file: file.stem)
+def test_a_dropped_example_opens_whole(page, file):
+    nodes = drop_file(page, file)
+    assert len(nodes) >= 10
+    assert [node["type"] for node in nodes if not node["known"]] == []
+    sampler = next(node["widgets"] for node in nodes if node["type"] == "KSampler")
+    assert set(sampler) >= {"seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"}
+    assert (sampler["seed"], sampler["denoise"]) == (3, 1)
+
+
+def test_a_dropped_example_runs_to_a_video(page, comfy_server):
+    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    entry = press_run(page, comfy_server)
+    assert not error_of(entry), error_of(entry)
+    (file,) = comfy_server.files(entry)
+    assert file.suffix == ".mp4"
+
+
+def test_a_dropped_lora_opens_its_own_graph_and_runs(page, comfy_server):
+    lora = comfy_server.base / "models" / "loras" / TRAINED
+    nodes = drop_file(page, lora)
+    assert all(node["known"] for node in nodes)
+    assert values_of(nodes, "MCM_LoadLora") == {"lora_name": TRAINED, "strength": 1}
+    assert values_of(nodes, "MCM_LoadVideoModel")["model_name"] == "mini"
+    latents = {"width": 64, "height": 64, "frames": 8, "videos": 1}
+    assert values_of(nodes, "MCM_EmptyLatentVideo") == latents
+    sampler = values_of(nodes, "KSampler")
+    wanted = {"steps": 2, "cfg": 1, "sampler_name": "lcm", "scheduler": "simple", "denoise": 1}
+    assert {name: sampler[name] for name in wanted} == wanted
+    entry = press_run(page, comfy_server)
+    assert not error_of(entry), error_of(entry)
+    (video,) = comfy_server.files(entry)
+    assert video.stat().st_size > 0
+
+
+def test_the_frontend_finds_the_help_pages(page):
+    text = page.evaluate(
+        "async () => (await fetch('/extensions/mcm-video/docs/MCM_LoadLora.md')).text()"
+    )
+    assert text.startswith("# Load MCM LoRA")

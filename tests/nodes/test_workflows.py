@@ -1,0 +1,135 @@
+"""The graphs that are built without ComfyUI fit the real one, widget by widget."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from ui_graphs import FRONTEND_ONLY, api_format, inputs_of, is_widget, widgets_of
+
+from trainer.lora.metadata import LoraCard
+from trainer.lora.workflow import KINDS, Node, build_graph, lora_workflow
+
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+PLACE = "example_workflows_build"
+CARD = LoraCard(
+    title="Ink",
+    family="modelscope",
+    base_model="mini",
+    base_hash="",
+    base_license="Apache-2.0",
+    frames=8,
+    width=64,
+    height=64,
+    fps=8,
+)
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location(PLACE, FOLDER / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def object_info(comfy_server):
+    return comfy_server.get("/object_info")
+
+
+@pytest.fixture(scope="module")
+def graphs(build):
+    found = {name: json.loads(build.example(name)) for name in build.EXAMPLES}
+    return found | {"a LoRA": json.loads(lora_workflow(CARD, "ink.safetensors", "a red star"))}
+
+
+def test_the_files_are_what_the_builder_writes(build):
+    assert {file.stem for file in FOLDER.glob("*.json")} == set(build.EXAMPLES)
+    for name in build.EXAMPLES:
+        assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == build.example(name), name
+
+
+def test_node_types_are_those_of_the_server(object_info):
+    for name, kind in KINDS.items():
+        if name in FRONTEND_ONLY:
+            continue
+        info = object_info[name]
+        sockets = [(label, of) for label, of, _ in inputs_of(info) if not is_widget(of)]
+        assert list(kind.inputs) == sockets, name
+        assert list(kind.widgets) == widgets_of(info), name
+        outputs = list(zip(info["output_name"], info["output"], strict=True))
+        assert list(kind.outputs) == outputs, name
+
+
+def test_values_are_ones_the_node_takes(graphs, object_info):
+    for name, graph in graphs.items():
+        for node in api_format(graph, object_info).values():
+            for label, kind, options in inputs_of(object_info[node["class_type"]]):
+                value = node["inputs"].get(label)
+                files = label.endswith("_name") or label == "motion_module"
+                choices = kind if isinstance(kind, list) else options.get("options")
+                if choices and not files:
+                    assert value in choices, f"{name}: {label}"
+                if kind in ("INT", "FLOAT"):
+                    assert options["min"] <= value <= options["max"], f"{name}: {label}"
+
+
+def test_required_sockets_are_connected(graphs, object_info):
+    for name, graph in graphs.items():
+        for node in api_format(graph, object_info).values():
+            required = object_info[node["class_type"]]["input"].get("required", {})
+            assert set(required) <= set(node["inputs"]), f"{name}: {node['class_type']}"
+
+
+def test_nodes_lie_apart(graphs):
+    for name, graph in graphs.items():
+        boxes = [(*node["pos"], *node["size"]) for node in graph["nodes"]]
+        for index, (x, y, w, h) in enumerate(boxes):
+            for left, top, width, height in boxes[:index]:
+                apart = x >= left + width or left >= x + w
+                # A node's title bar lies 30 pixels above its position.
+                assert apart or y - 30 >= top + height or top - 30 >= y + h, name
+
+
+def test_nodes_say_which_pack_they_need(graphs):
+    for graph in graphs.values():
+        for node in graph["nodes"]:
+            ours = node["type"].startswith("MCM_")
+            assert node["properties"]["cnr_id"] == ("mcm-video" if ours else "comfy-core")
+            assert node["properties"]["ver"]
+
+
+def test_missing_files_are_named_by_a_widgets_value_and_an_address(graphs):
+    named = [
+        (model, node)
+        for name, graph in graphs.items()
+        for node in graph["nodes"]
+        for model in node["properties"].get("models", [])
+    ]
+    assert len(named) >= 5
+    for model, node in named:
+        assert model["url"].startswith("https://huggingface.co/"), model
+        assert model["directory"] in ("loras", "checkpoints", "diffusers", "animatediff_models")
+        assert any(model["name"].startswith(str(value)) for value in node["widgets_values"]), model
+
+
+def test_a_node_without_its_values_is_refused():
+    with pytest.raises(ValueError, match="MCM_LoadLora: strength missing or not known"):
+        Node("MCM_LoadLora", {"lora_name": "a"})
+    with pytest.raises(ValueError, match="VAEDecode: clip missing or not known"):
+        Node("VAEDecode", {}, {"clip": (Node("VAEDecode"), "IMAGE")})
+
+
+def test_links_are_written_on_both_ends():
+    graph = build_graph([Node("MarkdownNote", {"text": "x"})])
+    assert (graph["last_node_id"], graph["last_link_id"]) == (1, 0)
+    graph = json.loads(lora_workflow(CARD, "ink.safetensors", "a red star"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert graph["links"]
+    for number, start, out, end, slot, kind in graph["links"]:
+        assert number in nodes[start]["outputs"][out]["links"]
+        assert nodes[end]["inputs"][slot]["link"] == number
+        assert nodes[start]["outputs"][out]["type"] == nodes[end]["inputs"][slot]["type"] == kind
