@@ -1,7 +1,9 @@
 """Write the example workflows of this folder again: ``python example_workflows/build.py``.
 
 The examples of the mini model run as they are: the model and its two example LoRAs come with the
-pack. The others name the files they need, and the frontend says where to get them.
+pack. The others name the files they need. The frontend offers single files for download; it cannot
+see whether a *folder* is there, so those are named by a file inside, which it does not ask for, and
+the note in the graph says where to get them.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ POSTER, NEON = "mini-poster.safetensors", "mini-neon.safetensors"
 HUB = "https://huggingface.co"
 MODELSCOPE = "text-to-video-ms-1.7b"
 OFFICIAL = f"{HUB}/yhzhai/mcm/resolve/main"
+OFFICIAL_FOLDER = f"{HUB}/yhzhai/mcm/tree/main"
 Graph = list[Node]
 
 
@@ -99,7 +102,10 @@ def teacher_and_student() -> Graph:
         samplers.append(
             few_step_sampler((lora, "MODEL"), positive, negative, latents, steps, seed=3)
         )
+    for number, sampler in enumerate(samplers):
+        sampler.column = 2 + number // 2
     decoded = [decode(sampler, loader) for sampler in samplers]
+    sampled = [node for pair in zip(samplers, decoded, strict=True) for node in pair]
     labels = ["teacher, 50 steps", "1 step", "2 steps", "4 steps", "8 steps"]
     page = Node(
         "MCM_SideBySide",
@@ -107,7 +113,7 @@ def teacher_and_student() -> Graph:
         {f"images_{n}": (node, "IMAGE") for n, node in enumerate(decoded, start=1)},
     )
     saved = save_nodes((page, "IMAGE"), 8, "video/mcm-comparison")
-    return [loader, lora, positive, negative, empty, *samplers, *decoded, page, *saved]
+    return [loader, lora, positive, negative, empty, *sampled, page, *saved]
 
 
 def video_to_video() -> Graph:
@@ -194,7 +200,7 @@ def _official(name: str) -> dict[str, str]:
 
 def modelscope() -> Graph:
     source = {
-        "name": MODELSCOPE,
+        "name": f"{MODELSCOPE}/unet/diffusion_pytorch_model.fp16.safetensors",
         "url": f"{HUB}/ali-vilab/{MODELSCOPE}",
         "directory": "diffusers",
     }
@@ -207,8 +213,9 @@ def modelscope() -> Graph:
     lora = load_lora((loader, "MODEL"), name, models=[_official(name)])
     told = note(
         "## ModelScopeT2V in 4 steps\n\n1. Put the diffusers folder "
-        f"`{MODELSCOPE}` into `models/diffusers`.\n2. Put the folder `{name}` of the official MCM "
-        "LoRAs (adapter_config.json and adapter_model.safetensors) into `models/loras`.\n\n"
+        f"[{MODELSCOPE}]({source['url']}) into `models/diffusers`.\n2. Put the folder "
+        f"[{name}]({OFFICIAL_FOLDER}/{name}) of the official MCM LoRAs (adapter_config.json and "
+        "adapter_model.safetensors) into `models/loras`.\n\n"
         "**Licence of the base model: CC-BY-NC-4.0, no commercial use.**"
     )
     sampled = sample_nodes(
@@ -224,7 +231,7 @@ def modelscope() -> Graph:
 
 
 def animatediff() -> Graph:
-    checkpoint, module = "v1-5-pruned-emaonly.safetensors", "mm_sd_v15_v2.ckpt"
+    checkpoint, module = "v1-5-pruned-emaonly.safetensors", "mm_sd15_v2.safetensors"
     loader = Node(
         "CheckpointLoaderSimple",
         {"ckpt_name": checkpoint},
@@ -240,7 +247,7 @@ def animatediff() -> Graph:
         {"model": (loader, "MODEL")},
         models=[{
             "name": module,
-            "url": f"{HUB}/guoyww/animatediff/resolve/main/{module}",
+            "url": f"{HUB}/conrevo/AnimateDiff-A1111/resolve/main/motion_module/{module}",
             "directory": "animatediff_models",
         }],
     )  # fmt: skip
@@ -248,8 +255,9 @@ def animatediff() -> Graph:
     lora = load_lora((motion, "MODEL"), name, models=[_official(name)])
     told = note(
         "## AnimateDiff in 4 steps\n\nAny Stable Diffusion 1.5 checkpoint, a motion module in "
-        f"`models/animatediff_models`, and the folder `{name}` of the official MCM LoRAs in "
-        "`models/loras`. SD 1.5 style LoRAs go between the checkpoint and the motion module."
+        f"`models/animatediff_models`, and the folder [{name}]({OFFICIAL_FOLDER}/{name}) of the "
+        "official MCM LoRAs (adapter_config.json and adapter_model.safetensors) in `models/loras`."
+        "\n\nSD 1.5 style LoRAs go between the checkpoint and the motion module."
     )
     sampled = sample_nodes(
         loader,

@@ -17,6 +17,7 @@ SETTINGS = {
     "Comfy.Graph.CanvasMenu": False,
     "Comfy.Minimap.Visible": False,
     "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text is drawn at every zoom
 }
 MILLISECONDS = 120_000
 DROP = """([name, data]) => {

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+HERE = Path(__file__).resolve().parent
+OFFICIAL_MODULES = HERE.parent / "data_keys" / "official_animatediff.json"
 TRAINED = "trained ü.safetensors"
 PROMPT = "a red star growing"
 
 
 def stock(models: Path, tiny_model: Path) -> None:
-    """LoRAs of the mini model, a ModelScope folder of tiny size and a PEFT folder for it.
+    """LoRAs of the mini model; a ModelScope folder and a motion module of tiny size, each with a
+    PEFT folder.
 
     The two bundled example LoRAs are made up here only where the pack does not have them.
     """
@@ -29,6 +34,51 @@ def stock(models: Path, tiny_model: Path) -> None:
     export(pairs, loras / "other-family.safetensors", card(family="animatediff", base_model="SD"))
     shutil.copytree(tiny_model, models / "diffusers" / "text-to-video-ms-1.7b")
     _export_peft(random_pairs(tiny_model / "unet", seed=1), loras / "modelscopet2v-laion")
+    stock_animatediff(models)
+
+
+def stock_animatediff(models: Path) -> None:
+    """What the AnimateDiff example names, for the tiny image model of `tiny_checkpoint`.
+
+    The LoRA covers the layers of the official ones. The node goes beside the pack.
+    """
+    from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(2)
+    size = {"block_out_channels": (32, 64, 128, 128)}
+    adapter = MotionAdapter(**size)
+    (models / "animatediff_models").mkdir()
+    save_file(adapter.state_dict(), models / "animatediff_models" / "mm_sd15_v2.safetensors")
+    unet = UNet2DConditionModel(**size, cross_attention_dim=768, sample_size=8)
+    weights = UNetMotionModel.from_unet2d(unet, adapter).state_dict()
+    tree = json.loads(OFFICIAL_MODULES.read_text(encoding="utf-8"))["modules"]
+    modules = paths_of(tree)
+    pairs = {path: random_pair(weights[f"{path}.weight"].shape, rank=4) for path in modules}
+    _export_peft(pairs, models / "loras" / "animatediff-laion")
+    custom_nodes = models.parent / "custom_nodes"
+    custom_nodes.mkdir(exist_ok=True)
+    shutil.copyfile(HERE / "tiny_checkpoint.py", custom_nodes / "tiny_checkpoint.py")
+
+
+def paths_of(tree: Any, path: str = "") -> list[str]:
+    """Dotted paths of the leaves of a tree of modules."""
+    if not isinstance(tree, dict):
+        return [path]
+    return [
+        leaf
+        for name, branch in tree.items()
+        for leaf in paths_of(branch, f"{path}.{name}" if path else name)
+    ]
+
+
+def random_pair(shape: Sequence[int], rank: int) -> Any:
+    """A LoRA of small weights for a linear layer or a convolution of ``shape``."""
+    from trainer.lora.pairs import LoraPair
+
+    wide, narrow = shape[2:], (1,) * len(shape[2:])
+    down = torch.randn(rank, shape[1], *wide) * 0.05
+    return LoraPair(down, torch.randn(shape[0], rank, *narrow) * 0.05, float(rank))
 
 
 def random_pairs(unet: Path, seed: int, rank: int = 4) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_each_example_becomes_a_video_that_holds_its_workflow(comfy_server, name
     assert file.suffix == ".mp4"
     with av.open(str(file)) as video:
         assert json.loads(video.metadata["workflow"]) == workflow
-        assert json.loads(video.metadata["prompt"]) == graph
+        assert set(json.loads(video.metadata["prompt"])) == set(graph)
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         assert video.streams.video[0].average_rate == 8
     assert len(frames) == (24 if name == "mini-long-clip" else 8)
@@ -79,8 +79,6 @@ def test_cores_lora_loader_with_model_sampling_equals_load_mcm_lora(comfy_server
     [
         ("1", "model_name", "../../secret", "is not a name inside models/diffusers"),
         ("1", "model_name", "absent", "was not found"),
-        ("1", "weight_dtype", "int4", "not in"),
-        ("2", "lora_name", "absent.safetensors", "not in"),
         ("5", "videos", 0, "smaller than min"),
         ("6", "model", ["3", 0], "mismatch"),
     ],
@@ -95,17 +93,26 @@ def test_what_cannot_work_is_refused_before_the_run(comfy_server, node_id, name,
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("node_id", "changes", "told"),
     [
-        ({"frames": 12}, "MCM_EmptyLatentVideo: `frames`=12 is not supported by 'mini'; use 8"),
-        ({"videos": 2, "model": None}, "MCM_EmptyLatentVideo: `videos`=2 needs `model`"),
+        ("1", {"weight_dtype": "int4"}, "MCM_LoadVideoModel: `weight_dtype`='int4'"),
+        (
+            "2",
+            {"lora_name": "absent.safetensors"},
+            "`lora_name`='absent.safetensors' was not found",
+        ),
+        (
+            "5",
+            {"frames": 12},
+            "MCM_EmptyLatentVideo: `frames`=12 is not supported by 'mini'; use 8",
+        ),
+        ("5", {"videos": 2, "model": None}, "MCM_EmptyLatentVideo: `videos`=2 needs `model`"),
     ],
 )
-def test_sizes_the_model_cannot_make_are_errors_in_words(comfy_server, changes, told):
+def test_what_fails_in_the_run_says_why(comfy_server, node_id, changes, told):
     graph = text_to_images(TRAINED)
-    inputs = graph["5"]["inputs"]
-    inputs |= changes
-    graph["5"]["inputs"] = {name: value for name, value in inputs.items() if value is not None}
+    inputs = graph[node_id]["inputs"] | changes
+    graph[node_id]["inputs"] = {name: each for name, each in inputs.items() if each is not None}
     assert told in error_of(comfy_server.run(graph))
 
 
@@ -195,9 +202,9 @@ def test_the_clip_of_the_command_line_comes_out_the_same(comfy_server, tmp_path,
 
 
 def test_the_pack_loads_and_says_how_long_it_took(comfy_server):
-    (seconds,) = re.findall(r"([\d.]+) seconds: .*mcm-video", comfy_server.log())
-    print(f"import time in this run: {seconds} s")
-    assert "IMPORT FAILED" not in comfy_server.log()
+    (told,) = re.findall(r"([\d.]+) seconds(.*): .*mcm-video", comfy_server.log())
+    print(f"import time in this run: {told[0]} s")
+    assert told[1] == ""  # else " (IMPORT FAILED)"
 
 
 def test_a_missing_dependency_costs_the_nodes_and_not_the_start(comfy_path, tmp_path):
@@ -217,4 +224,4 @@ def test_a_missing_dependency_costs_the_nodes_and_not_the_start(comfy_path, tmp_
     assert "KSampler" in names
     assert not [name for name in names if name.startswith("MCM_")]
     assert "these packages are missing: no_such_package. Install them" in server.log()
-    assert "IMPORT FAILED" not in server.log()
+    assert re.search(r"seconds: .*mcm-video", server.log())  # and not "(IMPORT FAILED)"

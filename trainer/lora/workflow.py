@@ -19,6 +19,8 @@ PACK_VERSION = "0.1.0"
 CORE = "comfy-core"
 CORE_VERSION = "0.3.75"
 COLUMN_GAP, ROW_GAP = 60, 70
+BELOW_SOURCE = {"MCM_EmptyLatentVideo", "VAEDecode", "VAEEncode", "CreateVideo"}
+"""Small steps of a chain: they stand below what they take, so that a graph fits a screen."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ _LATENT = (("LATENT", "LATENT"),)
 _COLUMNS = tuple((f"images_{n}", "IMAGE") for n in range(1, 6))
 KINDS: dict[str, Kind] = {
     "MCM_LoadVideoModel": Kind((), _LOADED, ("model_name", "weight_dtype"), (300, 130)),
-    "MCM_AnimateDiff": Kind((("model", "MODEL"),), _ONE_MODEL, ("motion_module",), (300, 90)),
+    "MCM_AnimateDiff": Kind((("model", "MODEL"),), _ONE_MODEL, ("motion_module",), (340, 90)),
     "MCM_LoadLora": Kind((("model", "MODEL"),), _ONE_MODEL, ("lora_name", "strength"), (320, 110)),
     "MCM_ContextWindows": Kind(
         (("model", "MODEL"),),
@@ -56,7 +58,7 @@ KINDS: dict[str, Kind] = {
         (300, 180),
     ),
     "MCM_SideBySide": Kind(_COLUMNS, _IMAGE, tuple(f"label_{n}" for n in range(1, 6)), (300, 330)),
-    "CheckpointLoaderSimple": Kind((), _LOADED, ("ckpt_name",), (320, 110)),
+    "CheckpointLoaderSimple": Kind((), _LOADED, ("ckpt_name",), (340, 110)),
     "LoraLoaderModelOnly": Kind(
         (("model", "MODEL"),), _ONE_MODEL, ("lora_name", "strength_model"), (320, 110)
     ),
@@ -183,7 +185,8 @@ def _place(nodes: Sequence[Node], records: Sequence[dict[str, Any]]) -> None:
     """Columns from left to right by the longest way to a node, each filled from the top."""
     depth: dict[int, int] = {}
     for node in nodes:
-        sources = [depth[id(source)] + 1 for source, _ in node.links.values()]
+        step = 0 if node.type in BELOW_SOURCE else 1
+        sources = [depth[id(source)] + step for source, _ in node.links.values()]
         depth[id(node)] = max(sources, default=0) if node.column is None else node.column
     columns = sorted(set(depth.values()))
     left = 0
@@ -225,9 +228,9 @@ def sample_nodes(
     sampler = few_step_sampler((empty, "MODEL"), positive, negative, latents, steps, seed)
     decoded = Node("VAEDecode", {}, {"samples": (sampler, "LATENT"), "vae": (loader, "VAE")})
     return [
+        empty,
         positive,
         negative,
-        empty,
         sampler,
         decoded,
         *save_nodes((decoded, "IMAGE"), fps, prefix),

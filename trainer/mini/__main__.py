@@ -28,7 +28,7 @@ from .text import build_tokenizer
 FRAMENET_STEPS = 1900
 JUDGE_STEPS = 2400
 WARM_START: dict[str, object] = {
-    "data.library_clips": 64,
+    "data.library_clips": 96,
     "data.batch_size": 8,
     "trajectory.real_probability": 0.7,
     "optim.lr": 1e-3,
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--framenet-steps", type=int, default=FRAMENET_STEPS)
     pretrain.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
-    pretrain.add_argument("--warmstart-steps", type=int, default=180)
+    pretrain.add_argument("--warmstart-steps", type=int, default=450)
     styles = commands.add_parser("styles", help="write the three example style folders again")
     styles.add_argument("--out", type=Path, default=MINI)
     return parser
