@@ -6,6 +6,7 @@ import torch
 from torchmetrics.image.kid import poly_mmd
 
 from trainer.evaluate.distances import (
+    ClipKid,
     bootstrap,
     frame_consistency,
     frechet_distance,
@@ -77,6 +78,17 @@ def test_kid_is_not_fooled_by_frames_that_repeat_within_a_clip():
     grouped = [kid(a, b, groups_a=groups, groups_b=groups) for a, b in pairs]
     assert abs(np.mean(grouped)) < 3 * np.std(grouped) / np.sqrt(40)
     assert naive > 5 * abs(np.mean(grouped))
+
+
+def test_the_kid_of_chosen_clips_is_that_of_their_frames():
+    rng = np.random.default_rng(5)
+    frames, style = rng.standard_normal((9, 4, 6)), rng.standard_normal((12, 6)) + 0.3
+    distance = ClipKid(frames, style)
+    for rows in (np.arange(9), np.array([3, 3, 5]), rng.integers(9, size=9)):
+        chosen, clips = np.concatenate(frames[rows]), np.repeat(rows, 4)
+        assert distance(rows) == pytest.approx(kid(chosen, style, groups_a=clips), rel=1e-9)
+    with pytest.raises(ValueError, match="one group"):
+        distance(np.array([2, 2]))
 
 
 def test_frame_consistency_is_one_for_a_frozen_clip_and_zero_for_unrelated_frames():

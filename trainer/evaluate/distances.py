@@ -49,12 +49,30 @@ def kid(
     Raises ``ValueError`` for fewer than two groups or unequal D.
     """
     a, b = _checked(features_a, features_b)
+    within = _mean_of_pairs(_kernel(a, a, degree), groups_a)
+    within += _mean_of_pairs(_kernel(b, b, degree), groups_b)
+    return float(within - 2 * _kernel(a, b, degree).mean())
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** degree
 
-    within = _mean_of_pairs(kernel(a, a), groups_a) + _mean_of_pairs(kernel(b, b), groups_b)
-    return float(within - 2 * kernel(a, b).mean())
+class ClipKid:
+    """`kid` of the frames of some of N clips to (M, D), for many choices of clips.
+
+    ``ClipKid(frames (N, F, D), style (M, D))(rows)`` is the distance of the clips ``rows``, an
+    index array that may name a clip more than once, with pairs of frames of one clip left out. All
+    kernels are computed once; a bootstrap over clips then costs next to nothing.
+    """
+
+    def __init__(self, frames: np.ndarray, style: np.ndarray, degree: int = 3):
+        count, length = frames.shape[:2]
+        a, b = _checked(frames.reshape(count * length, -1), style)
+        blocks = [_kernel(clip, a, degree).mean(axis=0) for clip in np.split(a, count)]
+        self._clips = np.stack(blocks).reshape(count, count, length).mean(axis=2)
+        self._across = _kernel(a, b, degree).mean(axis=1).reshape(count, length).mean(axis=1)
+        self._style = _mean_of_pairs(_kernel(b, b, degree), None)
+
+    def __call__(self, rows: np.ndarray) -> float:
+        within = _mean_of_pairs(self._clips[np.ix_(rows, rows)], rows)
+        return float(within + self._style - 2 * self._across[rows].mean())
 
 
 def frame_consistency(features: np.ndarray) -> np.ndarray:
@@ -127,6 +145,11 @@ def _root(features: np.ndarray) -> np.ndarray:
     if len(centred) > centred.shape[1]:
         return np.asarray(np.linalg.qr(centred, mode="r"))
     return centred
+
+
+def _kernel(x: np.ndarray, y: np.ndarray, degree: int) -> np.ndarray:
+    """The polynomial kernel (N, M) of KID."""
+    return (x @ y.T / x.shape[1] + 1) ** degree
 
 
 def _mean_of_pairs(kernel: np.ndarray, groups: np.ndarray | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from .accuracy import ATTRIBUTES, caption_hits
-from .distances import bootstrap, frame_consistency, frechet_distance, kid, share_interval
+from .distances import ClipKid, bootstrap, frame_consistency, frechet_distance, share_interval
 from .flow import clip_flow
 from .networks import Measuring
 from .truth import as_frames
+from .watermark import watermark_score
 
 LEVEL = 0.95
 MEASURES = (
@@ -26,6 +27,7 @@ MEASURES = (
     "fd_style",
     "fd_teacher",
     "frame_consistency",
+    "watermark",
 )
 """Columns, in order. None in a row where a measure does not apply."""
 
@@ -46,6 +48,10 @@ class References:
     teacher_videos: np.ndarray | None = None
     teacher_flow: np.ndarray | None = None
 
+    def with_teacher(self, seen: Observation) -> References:
+        """The same references and the teacher's clips, which later rows are compared with."""
+        return replace(self, teacher_videos=seen.videos, teacher_flow=seen.flow)
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -53,12 +59,14 @@ class Observation:
 
     ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels a frame,
     ``hits`` has (N,) of 1, 0 or NaN by attribute (empty where no judge reads captions).
+    ``watermark`` (N,) is the mini world's stamp; None for other models.
     """
 
     frames: np.ndarray
     videos: np.ndarray
     flow: np.ndarray
     hits: dict[str, np.ndarray]
+    watermark: np.ndarray | None = None
 
 
 def observe(clips: Tensor, captions: Sequence[str], network: Measuring) -> Observation:
@@ -66,7 +74,9 @@ def observe(clips: Tensor, captions: Sequence[str], network: Measuring) -> Obser
     judge = network.judge
     hits = {} if judge is None else caption_hits(judge, clips, captions)
     frames, videos = network.features(clips)
-    return Observation(frames, videos, clip_flow(as_frames(clips)).magnitude, hits)
+    shown = as_frames(clips)
+    stamp = None if judge is None else watermark_score(shown)
+    return Observation(frames, videos, clip_flow(shown).magnitude, hits, stamp)
 
 
 def measure(seen: Observation, references: References, seed: int) -> dict[str, Any]:
@@ -76,20 +86,20 @@ def measure(seen: Observation, references: References, seed: int) -> dict[str, A
     kept together. KID leaves out pairs of frames from one clip.
     """
     row: dict[str, Any] = {**dict.fromkeys(MEASURES), **_accuracies(seen.hits)}
-    count, length = seen.frames.shape[:2]
+    count = len(seen.frames)
     consistency = frame_consistency(seen.frames)
 
     def add(name: str, fn: Callable[[np.ndarray], float]) -> None:
         row[name] = float(fn(np.arange(count)))
         row[f"{name}_ci"] = list(bootstrap(fn, count, seed, LEVEL))
 
-    def style_distance(rows: np.ndarray, style: np.ndarray) -> float:
-        return kid(np.concatenate(seen.frames[rows]), style, groups_a=np.repeat(rows, length))
-
     add("flow", lambda rows: float(seen.flow[rows].mean()))
     add("frame_consistency", lambda rows: float(consistency[rows].mean()))
+    stamp = seen.watermark
+    if stamp is not None:
+        add("watermark", lambda rows: float(stamp[rows].mean()))
     if references.style_frames is not None:
-        add("style_kid", partial(style_distance, style=references.style_frames))
+        add("style_kid", ClipKid(seen.frames, references.style_frames))
     teacher = references.teacher_flow
     if teacher is not None and teacher.mean() > 0:
         still = 1e-9  # pixels: a resample of motionless clips must not divide by zero

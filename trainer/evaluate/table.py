@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import numpy as np
-import torch
-
 from ..families.base import VideoModel
-from ..lora.adapter import apply_lora
-from ..lora.formats import LoraFile, read_lora
-from ..mini.looks import public_video
+from ..lora.formats import read_lora
+from ..mini.looks import Look, public_video
 from ..sheets import Row
+from .bench import SEEDS_PER_RUN, TRUE_CLIPS_PER_PROMPT, Bench, Progress, Sight, machine, merged
 from .distances import RESAMPLES
-from .generate import generate_clips
-from .networks import Measuring, feature_network, judge_network
-from .rows import LEVEL, MEASURES, Observation, References, measure, observe
-from .truth import as_frames, as_pixels, bundled_look, draw_prompts, style_pixels, true_clips
+from .networks import feature_network, judge_network
+from .rows import LEVEL, MEASURES, References
+from .truth import bundled_look, draw_prompts
 
-TRUE_CLIPS_PER_PROMPT = 4
-"""True clips are cheap, and a large reference set lowers the bias of the Frechet distance."""
-SEEDS_PER_RUN = 1_000_000
-"""Distance of the noise seeds of two evaluation seeds, so that their clips share no noise."""
 _DECIMALS = {"style_kid": 4, "flow": 2, "fd_video": 1, "fd_style": 1, "fd_teacher": 1}
-_DECIMALS["frame_consistency"] = 3
-
-Progress = Callable[[str, int, int], None]
-"""Told ``(what, clips done, clips in all)``."""
+_DECIMALS |= {"frame_consistency": 3}
 
 
 @dataclass(frozen=True)
@@ -114,128 +100,73 @@ def evaluate(
         raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
     network = judge_network() if mini else feature_network(features, model.name, features_path)
     file = None if lora is None else read_lora(lora, model.unet)
-    sampling = _sampling(file)
     captions = draw_prompts(count, seed, prompts)
-    bench = _Bench(model, network, captions, seed, batch_size, progress, sampling)
-    worlds = bench.true_worlds(style) if mini and prompts is None else {}
-    bench.add_references(style, worlds)
-    rows = [bench.teacher(teacher_steps, guidance_scale)]
-    with _merged(model, None if file is None else file.pairs):
-        rows += [bench.student(number) for number in steps]
-    meta = _meta(bench, steps, teacher_steps, guidance_scale)
-    meta["references"] = bench.reference_rows(worlds)
-    meta["style"] = None if style is None else {"name": style.name, "images": bench.style_images}
+    bench = Bench(model, network, captions, seed, batch_size, progress)
+    worlds = _true_worlds(style) if mini and prompts is None else {}
+    references, images = _references(bench, style, worlds)
+    teacher = bench.watch("teacher", teacher_steps, "ddim", guidance_scale, lora=False)
+    rows = [_row("teacher", teacher_steps, bench, teacher, references)]
+    rows[0] |= {"flow_ratio": 1.0, "flow_ratio_ci": [1.0, 1.0]}
+    references = references.with_teacher(teacher.seen)
+    with merged(model, file) as sampling:
+        sights = [bench.watch("student", number, "lcm", **sampling) for number in steps]
+    rows += [
+        _row("student", number, bench, sight, references)
+        for number, sight in zip(steps, sights, strict=True)
+    ]
+    meta = _meta(bench, steps, teacher_steps, guidance_scale, sampling)
+    meta["references"] = [
+        _row(name, None, bench, bench.watch_true(name, look), references)
+        for name, look in worlds.items()
+    ]
+    meta["style"] = None if style is None else {"name": style.name, "images": images}
     meta["lora"] = None
     if lora is not None and file is not None:
         meta["lora"] = {"name": lora.name, "sha256": file.hashes.tensors_sha256}
-    return EvaluationResult(rows, meta, bench.examples(examples))
+    return EvaluationResult(rows, meta, _examples(bench, [teacher, *sights], examples))
 
 
-@dataclass
-class _Bench:
-    """The state of one evaluation: what is measured with what, and the clips that were made."""
-
-    model: VideoModel
-    network: Measuring
-    captions: list[str]
-    seed: int
-    batch_size: int
-    progress: Progress | None
-    sampling: dict[str, Any]
-    references: References = field(default_factory=References)
-    clips: dict[str, np.ndarray] = field(default_factory=dict)
-    style_images: int = 0
-
-    def true_worlds(self, style: Path | None) -> dict[str, Any]:
-        """Looks whose true clips can be rendered: public video, and the style if it is bundled."""
-        look = None if style is None else bundled_look(style)
-        return {"public video": public_video, **({} if look is None else {"style video": look})}
-
-    def add_references(self, style: Path | None, worlds: dict[str, Any]) -> None:
-        many = self.captions * TRUE_CLIPS_PER_PROMPT
-        videos = {
-            name: self.network.features(as_pixels(true_clips(many, look, self.seed)))[1]
-            for name, look in worlds.items()
-        }
-        frames = None
-        if style is not None:
-            images = style_pixels(style, self.model.height, self.model.width)
-            self.style_images, frames = len(images), self.network.images(images)
-        self.references = References(frames, videos.get("public video"), videos.get("style video"))
-
-    def reference_rows(self, worlds: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of fresh true clips: the ceiling of accuracies and the floor of distances."""
-        rows = []
-        for name, look in worlds.items():
-            clips = as_pixels(true_clips(self.captions, look, self.seed + SEEDS_PER_RUN))
-            seen = observe(clips, self.captions, self.network)
-            measures = measure(seen, self.references, self.seed)
-            rows.append({"method": name, "steps": None, **measures})
-        return rows
-
-    def teacher(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        row, seen = self._row("teacher", steps, "ddim", guidance_scale)
-        self.references = replace(
-            self.references, teacher_videos=seen.videos, teacher_flow=seen.flow
-        )
-        return {**row, "flow_ratio": 1.0, "flow_ratio_ci": [1.0, 1.0]}
-
-    def student(self, steps: int) -> dict[str, Any]:
-        return self._row("student", steps, "lcm", 1.0, **self.sampling)[0]
-
-    def _row(
-        self, method: str, steps: int, sampler: str, guidance_scale: float, **options: Any
-    ) -> tuple[dict[str, Any], Observation]:
-        label = f"{method}, {steps} step{'s' if steps > 1 else ''}"
-        tell = self.progress
-        start = perf_counter()
-        clips = generate_clips(
-            self.model,
-            self.captions,
-            sampler=sampler,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            seed=self.seed * SEEDS_PER_RUN,
-            batch_size=self.batch_size,
-            lora=method == "student",
-            progress=None if tell is None else lambda done, total: tell(label, done, total),
-            **options,
-        )
-        seconds = round((perf_counter() - start) / len(clips), 4)
-        self.clips[label] = as_frames(clips)
-        seen = observe(clips, self.captions, self.network)
-        row = {"method": method, "steps": steps, "seconds_per_clip": seconds}
-        return {**row, **measure(seen, self.references, self.seed)}, seen
-
-    def examples(self, count: int) -> list[Row]:
-        return [
-            (caption, [(label, clips[index]) for label, clips in self.clips.items()])
-            for index, caption in enumerate(self.captions[:count])
-        ]
+def _references(
+    bench: Bench, style: Path | None, worlds: dict[str, Look]
+) -> tuple[References, int]:
+    """What the rows are compared with before the teacher is known, and the style's images."""
+    videos = {name: bench.true_videos(look) for name, look in worlds.items()}
+    frames = None if style is None else bench.style_frames(style)
+    references = References(frames, videos.get("public video"), videos.get("style video"))
+    return references, 0 if frames is None else len(frames)
 
 
-def _sampling(file: LoraFile | None) -> dict[str, Any]:
-    """Sampler options that must be those of the distillation, from the LoRA's own metadata."""
-    found = {} if file is None else file.metadata
-    kinds: dict[str, Callable[[str], Any]] = {"timestep_scaling": float, "original_steps": int}
-    return {k: kind(found[f"mcm.{k}"]) for k, kind in kinds.items() if f"mcm.{k}" in found}
+def _true_worlds(style: Path | None) -> dict[str, Look]:
+    """Looks whose true clips can be rendered: public video, and the style if it is bundled."""
+    look = None if style is None else bundled_look(style)
+    return {"public video": public_video, **({} if look is None else {"style video": look})}
 
 
-@contextmanager
-def _merged(model: VideoModel, pairs: Any) -> Iterator[None]:
-    undo = None if pairs is None else apply_lora(model.unet, pairs)
-    try:
-        yield
-    finally:
-        if undo is not None:
-            undo()
+def _row(
+    method: str, steps: int | None, bench: Bench, sight: Sight, references: References
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": method, "steps": steps}
+    if sight.seconds_per_clip is not None:
+        row["seconds_per_clip"] = sight.seconds_per_clip
+    return {**row, **bench.measure(sight.seen, references)}
+
+
+def _examples(bench: Bench, sights: Sequence[Sight], count: int) -> list[Row]:
+    return [
+        (caption, [(sight.label, sight.clips[index]) for sight in sights])
+        for index, caption in enumerate(bench.captions[:count])
+    ]
 
 
 def _meta(
-    bench: _Bench, steps: Sequence[int], teacher_steps: int, guidance_scale: float
+    bench: Bench,
+    steps: Sequence[int],
+    teacher_steps: int,
+    guidance_scale: float,
+    sampling: dict[str, Any],
 ) -> dict[str, Any]:
     model, network = bench.model, bench.network
-    student = {"sampler": "lcm", "steps": list(steps), "guidance_scale": 1.0, **bench.sampling}
+    student = {"sampler": "lcm", "steps": list(steps), "guidance_scale": 1.0, **sampling}
     return {
         "model": {"name": model.name, "family": model.family.name, "sha256": model.base_hash},
         "features": {"name": network.name, "sha256": network.hash},
@@ -248,19 +179,8 @@ def _meta(
         "student": student,
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "accuracies": "Wilson"},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "device": _device(model),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-        },
+        "machine": machine(model),
     }
-
-
-def _device(model: VideoModel) -> str:
-    device = model.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _cell(row: dict[str, Any], name: str, intervals: bool) -> str:

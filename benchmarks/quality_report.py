@@ -1,0 +1,124 @@
+"""The quality table for people: Markdown, and a plot of style against motion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from quality_claims import STEPS, TEACHER_STEPS, who
+
+Row = dict[str, Any]
+
+COLUMNS = {
+    "style_kid": ("style distance", 3),
+    "fd_style": ("Frechet to true style videos", 1),
+    "fd_video": ("Frechet to real videos", 1),
+    "fd_teacher": ("Frechet to teacher", 1),
+    "colour": ("colour", 2),
+    "shape": ("shape", 2),
+    "motion": ("motion", 2),
+    "flow_ratio": ("flow / teacher's", 2),
+    "frame_consistency": ("frame consistency", 3),
+    "watermark": ("watermark", 2),
+}
+NAMES = {"ddim": "teacher, DDIM", "dpmpp": "teacher, DPM++ 2M"}
+_HEAVY = {"lcm": "#444444", "mcm": "#1f77b4"}
+
+
+def markdown(
+    rows: Sequence[Row], claims: Sequence[dict[str, Any]], references: Sequence[Row]
+) -> str:
+    """A table without a style and one a style, then the claims; numbers are value +- half of the
+    95 % interval.
+    """
+    parts = []
+    for style in dict.fromkeys(row["style"] for row in rows):
+        title = "Without style images" if style is None else f"Style `{style}`"
+        own = [row for row in (*rows, *references) if row["style"] == style]
+        parts.append(f"### {title}\n\n{_table(own)}")
+    if claims:
+        lines = ["| claim | holds | at steps |", "|---|---|---|"]
+        for claim in claims:
+            verdict = "**yes**" if claim["holds"] else "no"
+            lines.append(f"| {claim['claim']} | {verdict} | {_steps_of(claim['values'])} |")
+        parts.append("### Claims\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _steps_of(values: dict[str, Any]) -> str:
+    """The numbers of steps at which a claim holds, intervals apart."""
+    good = (k for k, v in values.items() if v.get("holds") or v.get("verdict") == "worse")
+    return ", ".join(good) or "none"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    head = ["", "steps", *(COLUMNS[name][0] for name in columns)]
+    lines = [_line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    for row in rows:
+        steps = "" if row["steps"] is None else str(row["steps"])
+        name = NAMES.get(who(row), f"`{who(row)}`" if row["student"] else who(row))
+        lines.append(_line([name, steps, *(_cell(row, column) for column in columns)]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(row: Row, column: str) -> str:
+    value, places = row.get(column), COLUMNS[column][1]
+    if value is None:
+        return "-"
+    low, high = row[f"{column}_ci"]
+    return f"{value:.{places}f} ± {(high - low) / 2:.{places}f}"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Style distance (left is better) against motion accuracy (up is better), a panel a style.
+
+    One line a student through 1, 2, 4 and 8 steps; without any style the panel shows the Frechet
+    distance to real videos. The dotted line is the teacher in 50 steps.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    styles = [s for s in dict.fromkeys(row["style"] for row in rows) if s is not None] or [None]
+    figure, axes = plt.subplots(
+        1, len(styles), figsize=(6.4 * len(styles), 5.2), squeeze=False, layout="constrained"
+    )
+    for axis, style in zip(axes[0], styles, strict=True):
+        _panel(axis, [row for row in rows if row["style"] == style], style)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _panel(axis: Any, rows: Sequence[Row], style: str | None) -> None:
+    across = "fd_video" if style is None else "style_kid"
+    colours = cycle(("C1", "C2", "C4", "C5", "C6", "C8", "C9", "C7"))
+    for name in dict.fromkeys(who(row) for row in rows if row["student"]):
+        line = {row["steps"]: row for row in rows if who(row) == name}
+        shown = [line[s] for s in STEPS if s in line and line[s].get("motion") is not None]
+        if not shown or shown[0].get(across) is None:
+            continue
+        main = name == f"mcm-{style}"
+        colour = "#d62728" if main else _HEAVY.get(name) or next(colours)
+        x, y = [row[across] for row in shown], [row["motion"] for row in shown]
+        axis.plot(x, y, "-o", color=colour, label=name, lw=2.2 if main else 1.2, ms=4)
+        for row, left, up in zip(shown, x, y, strict=True):
+            offset = {"xytext": (3, 4), "textcoords": "offset points", "fontsize": 8}
+            axis.annotate(str(row["steps"]), (left, up), color=colour, **offset)
+    teacher = [r for r in rows if who(r) == "ddim" and r["steps"] == TEACHER_STEPS]
+    if teacher and teacher[0].get("motion") is not None:
+        axis.axhline(teacher[0]["motion"], color="#999999", ls=":", lw=1.2, label="teacher, 50")
+    label = "Frechet distance to real videos" if style is None else "style distance (KID)"
+    axis.set_xlabel(f"{label}, lower is better")
+    axis.set_ylabel("motion accuracy")
+    axis.set_title("without style images" if style is None else f"style: {style}")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)

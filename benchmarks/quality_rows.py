@@ -1,0 +1,174 @@
+"""Measured rows: clips of a solver or a student, seen once and kept, measured against any style."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality_claims import STEPS, TEACHER_STEPS
+from quality_students import Student, Style, digest
+
+from trainer.data.cache import ContentCache
+from trainer.evaluate.bench import Bench, merged, sampling_options
+from trainer.evaluate.rows import Observation, References
+from trainer.lora.formats import LoraFile
+from trainer.mini.looks import public_video
+from trainer.runs.files import atomic_write
+
+VERSION = 1
+"""Raise it when a measure changes: kept rows and seen clips are then made again."""
+DDIM_STEPS = (TEACHER_STEPS, 25, *reversed(STEPS))
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where clips come from: a solver of the teacher, or a student with its LoRA."""
+
+    method: str
+    steps: int
+    sampler: str
+    guidance_scale: float = 1.0
+    student: Student | None = None
+    lora: LoraFile | None = None
+
+    @property
+    def label(self) -> str:
+        return self.method if self.student is None else self.student.name
+
+    @property
+    def key(self) -> str:
+        lora = None if self.lora is None else self.lora.hashes.tensors_sha256
+        sampling = sampling_options(self.lora)
+        return digest(self.sampler, self.steps, self.guidance_scale, lora, sampling)
+
+
+def solvers(guidance_scale: float) -> list[Source]:
+    """The teacher in fewer and fewer steps, by two solvers, always guided."""
+    ddim = [Source("ddim", steps, "ddim", guidance_scale) for steps in DDIM_STEPS]
+    return ddim + [Source("dpmpp", steps, "dpmpp", guidance_scale) for steps in STEPS]
+
+
+def student_sources(student: Student, lora: LoraFile) -> list[Source]:
+    """The student at each number of steps."""
+    method = "lcm" if student.preset == "lcm" else "mcm"
+    return [Source(method, steps, "lcm", student=student, lora=lora) for steps in STEPS]
+
+
+@dataclass
+class RowMaker:
+    """Rows measured with one bench; seen clips and rows are kept in ``work`` by their content."""
+
+    bench: Bench
+    work: Path
+    model_hash: str
+    guidance_scale: float
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> Source:
+        return Source("ddim", TEACHER_STEPS, "ddim", self.guidance_scale)
+
+    def row(self, source: Source, style: Style | None) -> Row:
+        """Who, then every measure with its interval; for the teacher none against itself."""
+        student = source.student
+
+        def compute() -> Row:
+            seen, seconds = self.seen(source)
+            references = self._references(style, teacher=source != self.teacher)
+            return {"seconds_per_clip": seconds, **self.bench.measure(seen, references)}
+
+        return {
+            "method": source.method,
+            "student": None if student is None else student.name,
+            "trained_on": None if student is None else student.style,
+            "style": None if style is None else style.name,
+            "steps": source.steps,
+            **self._kept(f"{source.label}-{source.steps}", (source.key,), style, compute),
+        }
+
+    def true_row(self, style: Style | None) -> Row:
+        """Fresh true clips, what a perfect model would make: public video, or in the style."""
+        look, name = (public_video, "public video") if style is None else (style.look, "true video")
+        if look is None:
+            raise ValueError(f"`style`: nobody can render true videos of '{style and style.name}'.")
+
+        def compute() -> Row:
+            seen = self.bench.watch_true(name, look).seen
+            return self.bench.measure(seen, self._references(style))
+
+        same: Row = {"method": name, "student": None, "trained_on": None, "steps": None}
+        measured = self._kept(name.replace(" ", "-"), ("true",), style, compute)
+        return {**same, "style": style and style.name, **measured}
+
+    def seen(self, source: Source) -> tuple[Observation, float]:
+        """What the networks see in the clips of ``source``, and the seconds that a clip took."""
+        cache = ContentCache(self.work / "seen")
+        key = self._key("seen", source.key)
+        return self._once(
+            key, lambda: _unpacked(cache.fetch(key, lambda: _packed(self._watch(source))))
+        )
+
+    def _watch(self, source: Source) -> tuple[Observation, float]:
+        with merged(self.bench.model, source.lora) as sampling:
+            sight = self.bench.watch(
+                source.label, source.steps, source.sampler, source.guidance_scale, **sampling
+            )
+        return sight.seen, sight.seconds_per_clip or 0.0
+
+    def _references(self, style: Style | None, teacher: bool = True) -> References:
+        bench = self.bench
+        public = self._once("public", lambda: bench.true_videos(public_video))
+        found = References(public_videos=public)
+        if style is not None:
+            look = style.look
+            frames = self._once(f"{style.name} frames", lambda: bench.style_frames(style.held_out))
+            true = look and self._once(f"{style.name} videos", lambda: bench.true_videos(look))
+            found = References(frames, public, true)
+        return found.with_teacher(self.seen(self.teacher)[0]) if teacher else found
+
+    def _kept(
+        self, label: str, parts: tuple[str, ...], style: Style | None, compute: Callable[[], Row]
+    ) -> Row:
+        """A row's measures from its JSON file, or computed now and written there."""
+        world = (None, None) if style is None else (style.hash, style.look)
+        key = self._key("row", *parts, self.teacher.key, *world)
+        name = label if style is None else f"{label}-{style.name}"
+        file = self.work / "rows" / f"{name}-{key[:16]}.json"
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        row = compute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(row, indent=1, allow_nan=False).encode("utf-8"))
+        return row
+
+    def _key(self, *parts: object) -> str:
+        network, count = self.bench.network.hash, len(self.bench.captions)
+        return digest(VERSION, self.model_hash, network, count, self.bench.seed, *parts)
+
+    def _once(self, name: str, compute: Callable[[], Any]) -> Any:
+        if name not in self.memory:
+            self.memory[name] = compute()
+        return self.memory[name]
+
+
+def _packed(watched: tuple[Observation, float]) -> dict[str, torch.Tensor]:
+    seen, seconds = watched
+    arrays = {"frames": seen.frames, "videos": seen.videos, "flow": seen.flow}
+    arrays |= {f"hits.{name}": hits for name, hits in seen.hits.items()}
+    if seen.watermark is not None:
+        arrays["watermark"] = seen.watermark
+    packed = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return packed | {"seconds": torch.tensor([seconds], dtype=torch.float64)}
+
+
+def _unpacked(tensors: dict[str, torch.Tensor]) -> tuple[Observation, float]:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    seconds = round(float(arrays.pop("seconds")[0]), 4)
+    hits = {k.removeprefix("hits."): arrays.pop(k) for k in list(arrays) if k.startswith("hits.")}
+    return Observation(hits=hits, **arrays), seconds

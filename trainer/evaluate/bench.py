@@ -1,0 +1,141 @@
+"""Clips made and looked at once, then measured against as many references as one likes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..families.base import VideoModel
+from ..lora.adapter import apply_lora
+from ..lora.formats import LoraFile
+from ..mini.looks import Look
+from .generate import generate_clips
+from .networks import Measuring
+from .rows import Observation, References, measure, observe
+from .truth import as_frames, as_pixels, style_pixels, true_clips
+
+TRUE_CLIPS_PER_PROMPT = 4
+"""True clips are cheap, and a large reference set lowers the bias of the Frechet distance."""
+SEEDS_PER_RUN = 1_000_000
+"""Distance of the noise seeds of two evaluation seeds, so that their clips share no noise."""
+
+Progress = Callable[[str, int, int], None]
+"""Told ``(what, clips done, clips in all)``."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One set of clips: what was seen in it, and the uint8 clips (N, F, H, W, 3) themselves."""
+
+    label: str
+    seen: Observation
+    clips: np.ndarray
+    seconds_per_clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every method is measured with: a model, a network, captions and a seed.
+
+    All methods get the same captions and the same noise, one clip a caption.
+    """
+
+    model: VideoModel
+    network: Measuring
+    captions: list[str]
+    seed: int = 0
+    batch_size: int = 8
+    progress: Progress | None = None
+
+    def watch(
+        self,
+        method: str,
+        steps: int,
+        sampler: str,
+        guidance_scale: float = 1.0,
+        *,
+        lora: bool = True,
+        **sampling: Any,
+    ) -> Sight:
+        """Generate with the model as it stands, and look. Arguments as `generate_clips`."""
+        label = f"{method}, {steps} step{'s' if steps > 1 else ''}"
+        tell = self.progress
+        start = perf_counter()
+        clips = generate_clips(
+            self.model,
+            self.captions,
+            sampler=sampler,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=self.seed * SEEDS_PER_RUN,
+            batch_size=self.batch_size,
+            lora=lora,
+            progress=None if tell is None else lambda done, total: tell(label, done, total),
+            **sampling,
+        )
+        return self._look(label, clips, round((perf_counter() - start) / len(clips), 4))
+
+    def watch_true(self, label: str, look: Look) -> Sight:
+        """Fresh true clips of the captions: the ceiling of accuracies, the floor of distances."""
+        clips = true_clips(self.captions, look, self.seed + SEEDS_PER_RUN)
+        return self._look(label, as_pixels(clips))
+
+    def true_videos(self, look: Look) -> np.ndarray:
+        """Features (M, E) of true clips in ``look``, `TRUE_CLIPS_PER_PROMPT` of each caption."""
+        many = self.captions * TRUE_CLIPS_PER_PROMPT
+        return self.network.features(as_pixels(true_clips(many, look, self.seed)))[1]
+
+    def style_frames(self, folder: Path) -> np.ndarray:
+        """Features (M, D) of the images of a style folder, cropped to the model's frame."""
+        return self.network.images(style_pixels(folder, self.model.height, self.model.width))
+
+    def measure(self, seen: Observation, references: References) -> dict[str, Any]:
+        """Every measure of what was ``seen``, each with its interval; see `rows.measure`."""
+        return measure(seen, references, self.seed)
+
+    def _look(self, label: str, clips: Tensor, seconds: float | None = None) -> Sight:
+        seen = observe(clips, self.captions, self.network)
+        return Sight(label, seen, as_frames(clips), seconds)
+
+
+@contextmanager
+def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]:
+    """``model`` with the LoRA merged in, inside; gives the sampler options it was distilled with.
+
+    Without a file the model stays as it is and the options are empty.
+    """
+    undo = None if file is None else apply_lora(model.unet, file.pairs)
+    try:
+        yield sampling_options(file)
+    finally:
+        if undo is not None:
+            undo()
+
+
+def sampling_options(file: LoraFile | None) -> dict[str, Any]:
+    """Sampler options that must be those of the distillation, from the LoRA's own metadata."""
+    found = {} if file is None else file.metadata
+    kinds: dict[str, Callable[[str], Any]] = {"timestep_scaling": float, "original_steps": int}
+    return {k: kind(found[f"mcm.{k}"]) for k, kind in kinds.items() if f"mcm.{k}" in found}
+
+
+def machine(model: VideoModel) -> dict[str, Any]:
+    """What the numbers were made on."""
+    device = model.device
+    cuda = device.type == "cuda"
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
