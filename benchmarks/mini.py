@@ -15,6 +15,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
+UNSEEN = 24
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
@@ -34,7 +37,7 @@ def main() -> None:
     from trainer.families import load_model
     from trainer.mini.autoencoder import reconstruction_psnr
     from trainer.mini.judge import judge_accuracy, load_judge
-    from trainer.mini.looks import HELD_OUT, STYLES, public_video
+    from trainer.mini.looks import HELD_OUT, STYLES, public_video, random_style
     from trainer.mini.styles import style_folder
 
     model = load_model("mini")
@@ -48,6 +51,9 @@ def main() -> None:
     )
     looks = {"public video": public_video, **STYLES, "held out": HELD_OUT}
     psnr = {name: round(reconstruction_psnr(model.vae, look), 2) for name, look in looks.items()}
+    unseen = [random_style(np.random.default_rng(10**6 + seed)) for seed in range(UNSEEN)]
+    each = [reconstruction_psnr(model.vae, look, frames=24) for look in unseen]
+    psnr[f"{UNSEEN} unseen random styles, mean"] = round(sum(each) / UNSEEN, 2)
     judge = load_judge()
     right = {name: judge_accuracy(judge, [look], 256, seed=900) for name, look in looks.items()}
     found = {**result.to_json(), "autoencoder_psnr": psnr, "judge_accuracy": right}

@@ -10,14 +10,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import psutil
 import torch
 from reference_step import ReferenceDistiller
-from step_setup import Setting, Variant, build_variant
+from step_setup import VARIANTS, Setting, Variant, build_variant
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.adversarial.features import FeatureNetwork
@@ -44,26 +46,33 @@ def synchronise() -> None:
 
 def seconds_of(call: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, the graphics card's work included."""
-    synchronise()
-    begun = time.perf_counter()
+    begun = clock()
     call()
+    return clock() - begun
+
+
+def clock() -> float:
+    """Seconds, read when the graphics card has done what it was given."""
     synchronise()
-    return time.perf_counter() - begun
+    return time.perf_counter()
 
 
 class PartTimer:
-    """Seconds by part; a part that runs inside another takes its time out of the outer one."""
+    """What ``reading`` grows by in each part: seconds, or operations.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+    A part that runs inside another takes its share out of the outer one.
+    """
+
+    def __init__(self, reading: Callable[[], float] = clock) -> None:
+        self.reading = reading
+        self.spent: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._since = 0.0
 
     def _switch(self) -> None:
-        synchronise()
-        now = time.perf_counter()
+        now = self.reading()
         if self._open:
-            self.seconds[self._open[-1]] += now - self._since
+            self.spent[self._open[-1]] += now - self._since
         self._since = now
 
     @contextmanager
@@ -120,22 +129,34 @@ class PartTimer:
 def breakdown(variant: Variant) -> dict[str, float]:
     """Mean seconds of a round by part; "host" is what no part accounts for."""
     timer = PartTimer()
-    count = len(variant.rounds)
+    count = _enough_rounds(variant, 2)
     with timer.watching(variant):
-        total = sum(seconds_of(lambda i=i: variant.run(i)) for i in range(count))
-    known = {part: timer.seconds[part] / count for part in PARTS[:-1]}
+        total = sum(seconds_of(partial(variant.run, number)) for number in range(count))
+    known = {part: timer.spent[part] / count for part in PARTS[:-1]}
     return known | {"host": total / count - sum(known.values())}
 
 
-def flops(variant: Variant) -> float:
-    """Floating-point operations of one round as torch counts them, recomputation included."""
+def _enough_rounds(variant: Variant, enough: int) -> int:
+    """All rounds of the recipe, which differ in how many points are replayed; else ``enough``."""
+    recipe = VARIANTS[variant.name].recipe
+    return len(variant.rounds) if recipe else min(enough, len(variant.rounds))
+
+
+def operations(variant: Variant) -> dict[str, float]:
+    """Mean GFLOP of a round by part as torch counts them, recomputed ones included."""
+    count = _enough_rounds(variant, 1)
     with FlopCounterMode(display=False) as counter:
-        variant.run(0)
-    return float(counter.get_total_flops())
+        timer = PartTimer(counter.get_total_flops)
+        with timer.watching(variant):
+            for number in range(count):
+                variant.run(number)
+        total = counter.get_total_flops()
+    known = {part: timer.spent[part] / count / 1e9 for part in PARTS[:-1]}
+    return known | {"host": total / count / 1e9 - sum(known.values())}
 
 
-def peak_memory(name: str, setting: Setting) -> dict[str, float]:
-    """Peak MiB of a step with all its models, and the median seconds of a round, in this process.
+def peak_memory(name: str, setting: Setting, timed: int = 0) -> dict[str, float]:
+    """Peak MiB of a step with all its models, and the median seconds of ``timed`` rounds.
 
     On a graphics card what torch has allocated there; else the growth of the resident memory since
     the imports. To be called in a fresh process.
@@ -143,20 +164,25 @@ def peak_memory(name: str, setting: Setting) -> dict[str, float]:
     before = resident()
     variant = build_variant(name, setting)
     frames: Any = variant.distiller.session.frames
+
+    def run_twice() -> None:
+        variant.run(0)
+        variant.run(1)
+
     with tight_allocation():
         for start in range(0, setting.images, 64):  # every image has been read when steps begin
             frames.images.batch(range(start, min(start + 64, setting.images)))
         gc.collect()
         if variant.distiller.session.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            variant.run(0), variant.run(1)
+            run_twice()
             peak = torch.cuda.max_memory_allocated() / MIB
         else:
             with PeakResident() as sampler:
-                variant.run(0), variant.run(1)
+                run_twice()
             peak = (sampler.peak - before) / MIB
-    times = sorted(seconds_of(lambda i=i: variant.run(i)) for i in range(setting.repeats))
-    return {"mib": peak, "seconds": times[len(times) // 2]}
+    times = [seconds_of(partial(variant.run, number)) for number in range(timed)]
+    return {"mib": peak} | ({"seconds": median(times)} if times else {})
 
 
 def resident() -> int:

@@ -54,7 +54,7 @@ def sweep(setting: Setting, frames: tuple[int, ...]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for axis, value in _points(setting, frames):
         changed = replace(setting, **{axis: value}).prepare()
-        found = in_fresh_process(peak_memory, "library", changed)
+        found = in_fresh_process(peak_memory, "library", changed, setting.repeats)
         rows.append({"axis": axis, "value": value, **found})
         print(f"{axis} {value}: {found['seconds']:.3f} s, {found['mib']:.0f} MiB", flush=True)
     return rows
@@ -160,7 +160,7 @@ def _sample(
 
     with timer.wrap(VideoModel, "predict_eps", "unet", outermost=True):
         total = seconds_of(sample)
-    return total, timer.seconds["unet"]
+    return total, timer.spent["unet"]
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_only_the_mini_network_judges_captions(network: FeatureNetwork) -> None:
         assert logits is None and scores is None
     else:
         assert logits is not None and scores is not None
-        assert {k: tuple(v.shape) for k, v in logits.items()} == {"shape": (2, 6), "colour": (2, 6)}
+        assert {k: tuple(v.shape) for k, v in logits.items()} == {"shape": (2, 5), "colour": (2, 6)}
         assert scores.shape == (2,)
 
 

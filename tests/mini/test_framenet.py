@@ -24,7 +24,7 @@ def test_stages_and_heads_have_the_promised_shapes():
     shapes = [tuple(maps.shape) for maps in net.stages(_pixels())]
     assert shapes == [(3, c, s, s) for c, s in zip(net.channels, (32, 16, 8, 4), strict=True)]
     assert {k: tuple(v.shape) for k, v in net.heads(_pixels()).items()} == {
-        "shape": (3, 6),
+        "shape": (3, 5),
         "colour": (3, 6),
     }
 
@@ -82,6 +82,4 @@ def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
 )
 def test_bundled_network_reads_frames_of_looks_it_never_saw(look):
     right = framenet_accuracy(load_framenet(), look, 150, seed=41)
-    # Neon shows bare glowing outlines, which the random styles it was trained on hardly have.
-    bar = 0.7 if look is STYLES["neon"] else 0.85
-    assert min(right.values()) >= bar, right
+    assert min(right.values()) >= 0.9, right
