@@ -66,6 +66,7 @@ class ReferenceDistiller(Distiller):
         frame_text, captions = self._frame_text(points)
         style = self._generator_style(prediction, draws, frame_text, captions)
         judged = [(p, p.grad) for p in s.discriminator.parameters()]
+        s.discriminator.zero_grad(set_to_none=True)
         ((motion.total + s.config.adversarial.weight * style.total) * share).backward()
         for parameter, before in judged:  # what the student's loss has put there
             parameter.grad = before

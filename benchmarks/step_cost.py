@@ -47,6 +47,8 @@ from trainer.families import family_of, load_model, resolve_model
 from trainer.runs.guards import NanGuard
 
 COMPARED = ("consistency", "energy", "adversarial", "caption", "discriminator")
+SMALL_LOSS = 1e-3
+"""The energy loss is 1 - cosine, so it is rounded at 1e-7 however small it is."""
 COMPARED_ROUNDS = 2
 MEASURED_MEMORY = ("reference", "ours", "library", "checkpointing")
 
@@ -153,7 +155,7 @@ def differences(setting: Setting) -> dict[str, float]:
     ours, reference = (build_variant(name, setting) for name in ("ours", "reference"))
     for number in range(len(ours.rounds)):
         for a, b in zip(ours.run(number), reference.run(number), strict=True):
-            losses += [relative(a[name], b[name]) for name in COMPARED]
+            losses += [relative(a[name], b[name], SMALL_LOSS) for name in COMPARED]
         pairs = zip(gradient_vectors(ours), gradient_vectors(reference), strict=True)
         gradients += [relative(a, b) for a, b in pairs]
     return {
@@ -188,7 +190,8 @@ def library_difference(variant: Variant) -> float:
     found = [0.0]
     for number in range(len(rounds)):
         for a, b in zip(stored.run(number), again.run(number), strict=True):
-            found += [relative(a[name], b[name]) for name in COMPARED if name != "discriminator"]
+            names = COMPARED[:-1]  # the discriminator's power iterations differ from run to run
+            found += [relative(a[name], b[name], SMALL_LOSS) for name in names]
     return max(found)
 
 
@@ -199,10 +202,9 @@ def gradient_vectors(variant: Variant) -> list[Tensor]:
     return [torch.cat([p.grad.flatten() for p in group]) for group in groups]
 
 
-def relative(a: Tensor, b: Tensor) -> float:
-    """``|a - b| / |b|``; 0 where both are 0, as a loss is that is switched off."""
-    distance, size = float((a - b).double().norm()), float(b.double().norm())
-    return distance / size if size else distance
+def relative(a: Tensor, b: Tensor, smallest: float = 1e-12) -> float:
+    """``|a - b| / |b|``, but over ``smallest`` where ``|b|`` is less."""
+    return float((a - b).double().norm()) / max(float(b.double().norm()), smallest)
 
 
 def interleaved(variants: dict[str, Variant], repeats: int) -> dict[str, list[float]]:

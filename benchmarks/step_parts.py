@@ -241,7 +241,7 @@ def plot(parts: Mapping[str, Mapping[str, float]], path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.6 * len(parts)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 1.6 + 0.5 * len(parts)), layout="constrained")
     names, left = list(parts), [0.0] * len(parts)
     for part, colour in zip(PARTS, pyplot.get_cmap("tab20").colors, strict=False):
         widths = [parts[name].get(part, 0.0) for name in names]
@@ -249,8 +249,8 @@ def plot(parts: Mapping[str, Mapping[str, float]], path: Path) -> bool:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("seconds a step")
-    axes.legend(ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False)
+    figure.legend(ncols=6, loc="outside lower center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return True

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -52,7 +53,7 @@ def sweep(setting: Setting, frames: tuple[int, ...]) -> list[dict[str, object]]:
     One fresh process a row; what is not swept stays as in ``setting``.
     """
     rows: list[dict[str, object]] = []
-    for axis, value in _points(setting, frames):
+    for axis, value in dict.fromkeys(_points(setting, frames)):
         changed = replace(setting, **{axis: value}).prepare()
         found = in_fresh_process(peak_memory, "library", changed, setting.repeats)
         rows.append({"axis": axis, "value": value, **found})
@@ -110,7 +111,7 @@ def scaling_worker(given: Path, result: Path) -> None:
     times = []
     for step in range(1, setting.repeats + 1):
         accelerator.wait_for_everyone()
-        times.append(seconds_of(lambda step=step: distiller.step(step)))
+        times.append(seconds_of(partial(distiller.step, step)))
     if accelerator.is_main_process:
         result.write_text(json.dumps({"seconds": median(times)}), encoding="utf-8")
     accelerator.end_training()
@@ -119,7 +120,8 @@ def scaling_worker(given: Path, result: Path) -> None:
 def sampling(setting: Setting, steps: tuple[int, int] = SAMPLING_STEPS) -> dict[str, float]:
     """The teacher with guidance in ``steps[0]`` steps against the student in ``steps[1]``.
 
-    Prompt to pixels. The student's LoRA is merged, as in ``trainer sample`` and in ComfyUI.
+    ``setting.batch`` clips at once, prompt to pixels. The student's LoRA is merged, as in
+    ``trainer sample`` and in ComfyUI.
     """
     config = setting.config()
     accelerator = make_accelerator(config)
@@ -149,12 +151,13 @@ def sampling(setting: Setting, steps: tuple[int, int] = SAMPLING_STEPS) -> dict[
 def _sample(
     setting: Setting, model: VideoModel, steps: int, guidance: float, sampler: str
 ) -> tuple[float, float]:
-    """Seconds of one clip, and those of the UNet in it."""
+    """Seconds of one batch of clips, and those of the UNet in them."""
     timer = PartTimer()
+    prompts = ["a red star growing"] * setting.batch
 
     def sample() -> None:
         generate_clips(
-            model, ["a red star growing"], sampler=sampler, steps=steps, guidance_scale=guidance,
+            model, prompts, sampler=sampler, steps=steps, guidance_scale=guidance,
             size=(setting.frames, setting.size, setting.size),
         )  # fmt: skip
 
