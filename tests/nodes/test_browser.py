@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,25 @@ def test_a_dropped_example_opens_whole(page, file):
     sampler = next(node["widgets"] for node in nodes if node["type"] == "KSampler")
     assert set(sampler) >= {"seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"}
     assert (sampler["seed"], sampler["denoise"]) == (3, 1)
+
+
+def links_of(graph):
+    """Each link by the names of its ends: ids of links may change, what is connected may not."""
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    return {
+        (start, nodes[start]["outputs"][slot]["name"], end, nodes[end]["inputs"][place]["name"])
+        for _, start, slot, end, place, *_ in graph["links"]
+    }
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.json")), ids=lambda file: file.stem)
+def test_every_widget_and_link_of_an_example_survives_the_frontend(page, file):
+    drop_file(page, file)
+    written = json.loads(file.read_text(encoding="utf-8"))
+    opened = page.evaluate("() => app.graph.serialize()")
+    assert links_of(opened) == links_of(written)
+    values = {node["id"]: node.get("widgets_values") or [] for node in opened["nodes"]}
+    assert values == {node["id"]: node["widgets_values"] for node in written["nodes"]}
 
 
 def test_a_dropped_example_runs_to_a_video(page, comfy_server):
