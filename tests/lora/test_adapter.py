@@ -308,7 +308,6 @@ def test_loading_is_strict_and_changes_nothing_when_refused() -> None:
     [
         ({"rank": 0, "alpha": 1}, "`rank`=0; allowed is 1 or more"),
         ({"rank": 2, "alpha": 0}, "`alpha`=0; a positive number"),
-        ({"rank": 2, "alpha": 2, "dropout": 1.0}, "`dropout`=1.0; allowed is 0 to below 1"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..config import TrainConfig, with_overrides
     from ..distill.loop import make_accelerator
+    from ..evaluate.bench import sampling_options
     from ..evaluate.generate import generate_clips
     from ..families import load_model
     from ..lora.adapter import apply_lora
@@ -60,22 +60,16 @@ def run(options: argparse.Namespace) -> int:
         with_overrides(TrainConfig(), {"hardware.device": options.device})
     ).device
     model = load_model(options.model).to(device)
-    metadata: dict[str, str] = {}
+    found = None
     if options.lora is not None:
         found = read_lora(options.lora, model.unet)
-        metadata = found.metadata
         apply_lora(model.unet, found.pairs, options.strength)
-    student = options.lora is not None
+    student = found is not None
+    metadata = found.metadata if found else {}
     steps = options.steps or (int(metadata.get("mcm.steps", 4)) if student else 50)
     guidance = options.guidance
     if guidance is None:
         guidance = float(metadata.get("mcm.guidance_scale", 1.0)) if student else 3.0
-    sampling: dict[str, Any] = {}
-    if student:
-        sampling = {
-            "timestep_scaling": float(metadata.get("mcm.timestep_scaling", 4.0)),
-            "original_steps": int(metadata.get("mcm.original_steps", 50)),
-        }
     size = (
         options.frames or model.frames,
         options.height or model.height,
@@ -91,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             size=size,
             on_step=lambda step: progress.update(),
-            **sampling,
+            **sampling_options(found),
         )
     scale = options.scale or max(1, 256 // size[2])
     write_clip(to_frames(clips[0]), options.out, model.fps, scale=scale)

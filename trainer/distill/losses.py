@@ -119,14 +119,11 @@ def latent_gradient(
     """Gradients of both losses by ``prediction``, and of the motion loss by the learned head's
     parameters.
 
-    Taken apart, they can be weighed against each other before one backward pass through the UNet.
+    Taken apart, they can be weighed against each other before one backward pass through the UNet,
+    and the graphs of decoder and feature network are freed before it.
     """
-    by_motion, *by_head = torch.autograd.grad(
-        motion, [prediction, *head], retain_graph=True, allow_unused=True
-    )
+    by_motion, *by_head = torch.autograd.grad(motion, [prediction, *head], allow_unused=True)
     by_motion = torch.zeros_like(prediction) if by_motion is None else by_motion
     by_head = [torch.zeros_like(p) if g is None else g for p, g in zip(head, by_head, strict=True)]
-    by_style = (
-        None if style is None else torch.autograd.grad(style, prediction, retain_graph=True)[0]
-    )
+    by_style = None if style is None else torch.autograd.grad(style, prediction)[0]
     return by_motion, by_style, by_head

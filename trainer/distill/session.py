@@ -88,7 +88,7 @@ def build_session(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     model.to(accelerator.device, dtype)
     model.training_decode = _decode_dtype(config.hardware.decode_precision, accelerator.device)
-    add_lora(model.unet, config.lora.rank, config.lora.alpha, config.lora.dropout, config.seed)
+    add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
     load_initial_lora(config, model, log)
     # TemporalConvLayer has dropout: student, target and generated passes run without it.
     model.unet.eval()
@@ -116,7 +116,9 @@ def build_session(
 
 
 def _decode_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the processor computes in it, if "auto"; a card's autocast decides itself."""
+    """bfloat16 if "bf16", or if "auto" where the processor computes in it; else fp32, on cards
+    too.
+    """
     fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else None
 

@@ -27,7 +27,6 @@ def add_lora(
     unet: nn.Module,
     rank: int,
     alpha: float,
-    dropout: float = 0.0,
     seed: int = 0,
     adapter_name: str = ADAPTER,
 ) -> None:
@@ -37,15 +36,15 @@ def add_lora(
     requires gradients may differ in the last bit: torch picks other convolution kernels for it.)
     The adapter is fp32 whatever the base's dtype, keeps the base's train/eval mode, and its start
     depends on `seed` alone: the global random state is neither read nor changed. Raises LoraError
-    for a bad rank, alpha or dropout, when a LoRA is there already, or when nothing can be adapted.
+    for a bad rank or alpha, when a LoRA is there already, or when nothing can be adapted.
     """
-    _check_arguments(unet, rank, alpha, dropout)
+    _check_arguments(unet, rank, alpha)
     targets = lora_targets(unet)
     if not targets:
         raise LoraError(
             f"{type(unet).__name__} has no Linear or Conv2d to adapt; pass a diffusers video UNet."
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
     with torch.random.fork_rng(
         devices=[]
     ):  # PEFT's own initialisation draws from the global generator
@@ -58,15 +57,13 @@ def add_lora(
         _initialise(layer, adapter_name, generator)
 
 
-def _check_arguments(unet: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+def _check_arguments(unet: nn.Module, rank: int, alpha: float) -> None:
     if rank < 1:
         raise LoraError(f"`rank`={rank}; allowed is 1 or more (the reference uses 64).")
     if not (math.isfinite(alpha) and alpha > 0):
         raise LoraError(
             f"`alpha`={alpha}; a positive number is needed (the reference uses alpha = rank)."
         )
-    if not 0 <= dropout < 1:
-        raise LoraError(f"`dropout`={dropout}; allowed is 0 to below 1.")
     if _lora_layers(unet):
         raise LoraError(
             "This model carries a LoRA already; use load_lora_state, or start from a fresh model."

@@ -265,14 +265,13 @@ def save_nodes(images: tuple[Node, str], fps: float, prefix: str) -> list[Node]:
     return [video, Node("SaveVideo", values, {"video": (video, "VIDEO")})]
 
 
-def lora_workflow(card: LoraCard, file_name: str, prompt: str, loader: Node | None = None) -> str:
+def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
     """JSON of the graph that an exported LoRA carries in its header: drop the file on the canvas.
 
-    ``file_name`` is its name in ``models/loras``, ``prompt`` what to show first. ``loader`` makes
-    MODEL, CLIP and VAE of the base model; by default Load Video Model.
+    ``file_name`` is its name in ``models/loras``, ``prompt`` what to show first.
     """
     named = {"model_name": card.base_model, "weight_dtype": "default"}
-    loader = loader or Node("MCM_LoadVideoModel", named)
+    loader = Node("MCM_LoadVideoModel", named)
     values = {"lora_name": file_name, "strength": card.strength}
     lora = Node("MCM_LoadLora", values, {"model": (loader, "MODEL")})
     sampled = sample_nodes(

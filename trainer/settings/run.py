@@ -97,12 +97,6 @@ class LoraConfig(Part):
         le=1024.0,
         description="LoRA alpha; the adapter is scaled by alpha / rank.",
     )
-    dropout: float = Field(
-        default=0.0,
-        ge=0.0,
-        le=0.9,
-        description="Dropout inside the adapter; try 0.1 for tiny folders.",
-    )
 
 
 class OptimConfig(Part):
