@@ -57,6 +57,9 @@ def tiny() -> Tiny:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=8,
     )
+    # At 8 steps and CFG 7.5 an untrained network amplifies diffusers' own rounding to 1e-4. A tenth
+    # of its output does not, and one more of CFG still changes a clip by 7e-3.
+    unet.conv_out.weight.data.mul_(0.1)
     adapter = MotionAdapter(block_out_channels=CHANNELS)
     return Tiny(unet.eval().requires_grad_(False), adapter.eval().requires_grad_(False))
 
