@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+}
 OPENCLIP_H = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_attention_heads": 16,
+    "num_hidden_layers": 23,
     "hidden_act": "gelu",
 }
 PROMPTS = ["", "a red circle moves right", "A photo: 3 cats, high-quality!"]
@@ -42,13 +48,13 @@ def hidden_states(folder, prompts):
 
 
 def published_layout(folder, tokenizer, layout, pad_token):
-    """A text encoder of ``layout`` with two layers of random weights, for ``tokenizer``."""
+    """A text encoder of ``layout`` at its real size with random weights, for ``tokenizer``."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
     words = CLIPTokenizer.from_pretrained(tokenizer, pad_token=pad_token)
     words.save_pretrained(folder / "tokenizer")
-    config = CLIPTextConfig(num_hidden_layers=2, vocab_size=len(words), **layout)
+    config = CLIPTextConfig(vocab_size=len(words), **layout)
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     return folder
 
