@@ -8,9 +8,10 @@ import torch
 from diffusers import AutoencoderTiny
 
 from trainer.mini.autoencoder import initialise, moment_penalty, to_pixels
+from trainer.mini.directions import HIGH_NOISE, noise_levels, separate_words, weakened
 from trainer.mini.stage import cosine, run_stage
 from trainer.mini.teacher import SEQUENCE, ClipStore, noise_weight
-from trainer.mini.text import build_tokenizer
+from trainer.mini.text import build_text_encoder, build_tokenizer, tokenize
 from trainer.mini.world import COLOURS, FRAMES, MOTIONS, SHAPES
 
 
@@ -100,3 +101,34 @@ def test_to_pixels_maps_bytes_to_unit_range():
     pixels = to_pixels(np.array([[[[0, 127, 255]]]], np.uint8))
     assert pixels.shape == (1, 3, 1, 1)
     assert pixels.flatten().tolist() == pytest.approx([-1, -0.0039, 1], abs=1e-3)
+
+
+def test_a_weakened_sample_still_leads_to_the_whole_clip():
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 3, 4, 2, 8, 8, generator=generator)
+    alpha, keep = torch.full((3, 1, 1, 1, 1), 0.05), torch.tensor([0.0, 0.5, 1.0])
+    noisy, target = weakened(x0, eps, alpha, keep.view(-1, 1, 1, 1, 1))
+    reached = (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt()
+    torch.testing.assert_close(reached, x0, atol=1e-4, rtol=0)
+    torch.testing.assert_close(target[2], eps[2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(noisy[0], (1 - alpha[0]).sqrt() * eps[0])
+
+
+def test_half_of_the_noise_levels_are_high():
+    t = noise_levels(64, torch.Generator().manual_seed(0))
+    assert (t >= HIGH_NOISE).sum() == 32 and t.min() < 50 and 980 < t.max() <= 999
+
+
+def test_separated_words_give_separate_states():
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    encoder = build_text_encoder(tokenizer).eval()
+    ids = tokenize(tokenizer, ["a red circle moving left", "a red circle moving right"])
+    weight = encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[ids[1, 5]] = weight[ids[0, 5]]
+        left, right = encoder(ids).last_hidden_state
+        assert torch.equal(left, right)
+        separate_words(encoder, tokenizer)
+        left, right = encoder(ids).last_hidden_state
+    assert (left - right).norm(dim=-1)[5] > 1

@@ -18,6 +18,7 @@ from diffusers import AutoencoderTiny
 from ..families import MINI
 from .assemble import assemble
 from .autoencoder import reconstruction_psnr, train_autoencoder
+from .directions import teach_directions
 from .framenet import save_framenet, train_framenet
 from .judge import save_judge, train_judge
 from .looks import HELD_OUT, STYLES, Look, public_video
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--autoencoder-steps", type=int, default=4200)
     pretrain.add_argument("--decoder-steps", type=int, default=1200)
     pretrain.add_argument("--teacher-steps", type=int, default=8500)
+    pretrain.add_argument("--direction-steps", type=int, default=2400)
     pretrain.add_argument(
         "--shards", type=int, default=12, help="of 250 sequences of 12 frames each"
     )
@@ -83,7 +85,9 @@ def _pretrain(options: argparse.Namespace) -> None:
         regenerate(out / "styles")
     if "assemble" in wanted:
         tokenizer = build_tokenizer()
-        unet, text = train_teacher(work, tokenizer, load_clips(files), options.teacher_steps)
+        clips = load_clips(files)
+        unet, text = train_teacher(work, tokenizer, clips, options.teacher_steps)
+        teach_directions(work, tokenizer, clips, unet, text, options.direction_steps)
         assemble(out, unet, vae, text, tokenizer)
     if "warmstart" in wanted:
         _warm_start(options)

@@ -1,5 +1,5 @@
 """The mini model's teacher: a UNet3DConditionModel and its text encoder, trained on poor
-public-looking video.
+public-looking video. `directions` is its second stage.
 
 Clips are rendered as sequences of 12 frames, encoded once and cached. Every window of 8 frames is a
 clip, and so is its reverse in time with the opposite caption, which makes ten clips out of twelve
@@ -9,7 +9,8 @@ encoded frames.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,12 +103,20 @@ def _drop(text: str, motion: str, rng: np.random.Generator) -> str:
     return text.removesuffix(f" {motion}") if draw < EMPTY_CAPTIONS + STILL_CAPTIONS else text
 
 
-def _in_float(forward: Callable[[torch.Tensor], torch.Tensor]):
+@contextmanager
+def float_output(unet: UNet3DConditionModel) -> Iterator[None]:
+    """While open, the last convolution computes in float32: bfloat16 spoils eps near t = 999."""
+    forward = unet.conv_out.forward
+
     def run(x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.float())
 
-    return run
+    unet.conv_out.forward = run
+    try:
+        yield
+    finally:
+        unet.conv_out.forward = forward
 
 
 @torch.no_grad()
@@ -152,15 +161,15 @@ def load_clips(files: list[Path]) -> ClipStore:
     return ClipStore(torch.cat(latents), torch.cat(labels))
 
 
-def noise_weight(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Weight of the eps loss per timestep (1000,): that of a v loss, capped, with min-SNR-5 at low
-    noise.
+def noise_weight(alphas_cumprod: torch.Tensor, cap: float = 25.0) -> torch.Tensor:
+    """Weight of the eps loss per timestep (1000,): that of a v loss, up to ``cap``, with min-SNR-5
+    at low noise.
 
     Layout and motion are decided at high noise, where a plain eps loss hardly looks (Hang et al.
     2023, eq. 5; Salimans and Ho 2022, sec. 4).
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    return (1 / alphas_cumprod).clamp_max(25) * (5 / snr).clamp_max(1)
+    return (1 / alphas_cumprod).clamp_max(cap) * (5 / snr).clamp_max(1)
 
 
 def train_teacher(
@@ -179,8 +188,6 @@ def train_teacher(
     unet, text_encoder = build_unet(seed), build_text_encoder(tokenizer, seed)
     unet.eval()  # TemporalConvLayer's dropout only slows a model this small
     unet.set_attn_processor(AttnProcessor())  # 40 % faster than the fused kernel at 8x8 tokens
-    conv_out = unet.conv_out.forward
-    unet.conv_out.forward = _in_float(conv_out)  # bfloat16 here spoils eps near t = 999
     module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
@@ -208,11 +215,10 @@ def train_teacher(
         }
         return (weight[t] * error).mean(), measures
 
-    name = "teacher"
-    ema = run_stage(
-        name, module, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.998
-    )
+    with float_output(unet):
+        ema = run_stage(
+            "teacher", module, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.998
+        )
     assert ema is not None
     module.load_state_dict(ema.shadow)
-    unet.conv_out.forward = conv_out
     return unet.eval(), text_encoder.eval()
