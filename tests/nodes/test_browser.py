@@ -17,6 +17,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+SELECT = "kind => app.canvas.selectNode(app.graph.nodes.find(each => each.type === kind))"
+
+
 @pytest.fixture(scope="module")
 def page(comfy_server):
     with frontend(comfy_server) as opened:
@@ -82,8 +85,10 @@ def test_a_dropped_lora_opens_its_own_graph_and_runs(page, comfy_server):
     assert video.stat().st_size > 0
 
 
-def test_the_frontend_finds_the_help_pages(page):
-    text = page.evaluate(
-        "async () => (await fetch('/extensions/mcm-video/docs/MCM_LoadLora.md')).text()"
-    )
-    assert text.startswith("# Load MCM LoRA")
+def test_the_info_button_opens_a_nodes_help(page):
+    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    page.evaluate(SELECT, "MCM_LoadLora")
+    page.get_by_test_id("info-button").click()
+    page.get_by_role("heading", name="Inputs").wait_for()
+    text = page.get_by_role("heading", name="Load MCM LoRA").last.locator("xpath=..").inner_text()
+    assert "Applies a few-step LoRA" in text
