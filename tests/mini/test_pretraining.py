@@ -9,8 +9,10 @@ from diffusers import AutoencoderTiny
 
 from trainer.mini.autoencoder import initialise, moment_penalty, to_pixels
 from trainer.mini.directions import (
+    DIRECTIONS,
     HIGH_NOISE,
     PURE_NOISE,
+    SHAPES_AGAIN,
     MeanClips,
     kept_signal,
     noise_levels,
@@ -19,7 +21,7 @@ from trainer.mini.directions import (
 )
 from trainer.mini.stage import cosine, run_stage
 from trainer.mini.teacher import SEQUENCE, ClipStore, noise_weight
-from trainer.mini.text import build_text_encoder, build_tokenizer, tokenize
+from trainer.mini.text import build_text_encoder, build_tokenizer, kept_tokenizer, tokenize
 from trainer.mini.world import COLOURS, FRAMES, MOTIONS, SHAPES
 
 
@@ -105,6 +107,13 @@ def test_every_word_of_the_world_is_one_token_and_any_text_tokenizes():
     assert tokenizer.unk_token_id not in ids[1:-1]
 
 
+def test_a_training_keeps_its_tokenizer(tmp_path):
+    first, again = (kept_tokenizer(tmp_path / "tokenizer") for _ in range(2))
+    assert first.get_vocab() == again.get_vocab() and first.model_max_length == 77
+    words = ["a purple star moving left", "of ink and art, overlooked"]
+    assert torch.equal(tokenize(first, words), tokenize(again, words))
+
+
 def test_to_pixels_maps_bytes_to_unit_range():
     pixels = to_pixels(np.array([[[[0, 127, 255]]]], np.uint8))
     assert pixels.shape == (1, 3, 1, 1)
@@ -123,9 +132,10 @@ def test_a_weakened_sample_leads_to_the_whole_clip_and_pure_noise_to_the_mean():
     torch.testing.assert_close(noisy[0], (1 - alpha[0]).sqrt() * eps[0])
 
 
-def test_most_noise_levels_are_high():
-    t = noise_levels(100, torch.Generator().manual_seed(0))
-    assert ((t >= HIGH_NOISE).sum(), (t >= PURE_NOISE).sum()) == (60, 40)
+@pytest.mark.parametrize(("course", "high", "pure"), [(DIRECTIONS, 60, 40), (SHAPES_AGAIN, 40, 25)])
+def test_noise_levels_have_the_shares_of_their_course(course, high, pure):
+    t = noise_levels(100, course, torch.Generator().manual_seed(0))
+    assert ((t >= HIGH_NOISE).sum(), (t >= PURE_NOISE).sum()) == (high, pure)
     assert t.min() < 50 and 980 < t.max() <= 999
 
 

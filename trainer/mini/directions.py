@@ -16,6 +16,7 @@ caption loss keeps them apart.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,27 @@ def separate_words(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> Non
             weight[tokenizer(word).input_ids[1]] += torch.randn(WIDTH) * weight.std()
 
 
-def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (B,), stratified: 40 % below `HIGH_NOISE`, 20 % up to `PURE_NOISE`, 40 % above."""
+@dataclass(frozen=True)
+class Course:
+    """One round of training: ``low`` and ``middle`` are the shares of samples with a timestep below
+    `HIGH_NOISE`, and from there to `PURE_NOISE`; the rest lies above.
+    """
+
+    name: str
+    lr: float
+    low: float
+    middle: float
+
+
+DIRECTIONS = Course("directions", lr=1.5e-3, low=0.4, middle=0.2)
+SHAPES_AGAIN = Course("shapes", lr=1.2e-3, low=0.6, middle=0.15)
+"""High noise decides where things go, low noise what they are: the second round goes back to it."""
+
+
+def noise_levels(count: int, course: Course, generator: torch.Generator) -> Tensor:
+    """Timesteps (B,), stratified, in the shares of ``course``."""
     even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    shares = (0.0, 0.4, 0.6, 1.0)
+    shares = (0.0, course.low, course.low + course.middle, 1.0)
     level = np.interp(even.numpy(), shares, (0, HIGH_NOISE, PURE_NOISE, 1000))
     return torch.from_numpy(level).long().clamp_max(999)
 
@@ -124,17 +142,21 @@ def teach_directions(
     unet: UNet3DConditionModel,
     text_encoder: CLIPTextModel,
     steps: int,
+    course: Course = DIRECTIONS,
     batch: int = 16,
     seed: int = 7,
-    lr: float = 1.5e-3,
 ) -> None:
-    """Go on with the first stage's networks, in place; they end with their averaged weights."""
+    """Go on with the first stage's networks, in place; they end with their averaged weights.
+
+    The words of direction are moved apart in the round of that name only.
+    """
     torch.manual_seed(seed)
-    separate_words(text_encoder, tokenizer)
+    if course is DIRECTIONS:
+        separate_words(text_encoder, tokenizer)
     head = nn.Linear(WIDTH, len(MOTIONS))
     module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "head": head})
     module.requires_grad_(True)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(module.parameters(), course.lr, (0.9, 0.98), weight_decay=0.01)
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
     weight = noise_weight(alphas, WEIGHT_CAP)
     means = MeanClips(clips)
@@ -143,7 +165,7 @@ def teach_directions(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         x0, captions = clips.batch(batch, np.random.default_rng((seed, 2, step)))
         eps = torch.randn(x0.shape, generator=generator)
-        t = noise_levels(batch, generator)
+        t = noise_levels(batch, course, generator)
         keep = kept_signal(t, generator).view(-1, 1, 1, 1, 1)
         alpha = alphas[t].view(-1, 1, 1, 1, 1)
         noisy, target = weakened(x0, means.of(captions), eps, alpha, keep)
@@ -159,8 +181,9 @@ def teach_directions(
 
     with float_output(unet):
         ema = run_stage(
-            "directions", module, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.998
-        )
+            course.name, module, optimizer, loss_of,
+            steps=steps, work=work, lr=course.lr, ema_decay=0.998,
+        )  # fmt: skip
     assert ema is not None
     module.load_state_dict(ema.shadow)
     module.eval()
