@@ -77,7 +77,8 @@ def build_session(
 
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
-    model = load_model(config.model)
+    model = load_model(config.model, motion_module=config.motion_module, vae=config.vae)
+    log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     height, width = config.data.height or model.height, config.data.width or model.width
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
     if config.adversarial.weight and config.images is None:
