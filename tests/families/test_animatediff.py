@@ -109,9 +109,11 @@ def test_a_pickle_with_lightnings_leftovers_is_read(
 
     state = halved(sd15_parts.checkpoint())
     with monkeypatch.context() as installed:  # as on the machine that trained it
-        lightning = ModuleType(ModelCheckpoint.__module__)
-        lightning.ModelCheckpoint = ModelCheckpoint
-        installed.setitem(sys.modules, ModelCheckpoint.__module__, lightning)
+        name = ""
+        for part in ModelCheckpoint.__module__.split("."):
+            name = f"{name}.{part}".strip(".")
+            installed.setitem(sys.modules, name, ModuleType(name))
+        sys.modules[name].ModelCheckpoint = ModelCheckpoint
         kept = {"callbacks": {ModelCheckpoint: {"monitor": 1}}, "state_dict": state}
         torch.save(kept, tmp_path / "v1-5.ckpt")
     assert load_model(str(tmp_path / "v1-5.ckpt"), motion_module=motion_module_file)
