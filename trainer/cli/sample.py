@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import add_model_arguments, model_from
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="mini", help="'mini' or the path of a diffusers folder (mini)"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--lora",
         type=Path,
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     from ..distill.loop import make_accelerator
     from ..evaluate.bench import sampling_options
     from ..evaluate.generate import generate_clips
-    from ..families import load_model
     from ..lora.adapter import apply_lora
+    from ..lora.few_step import fit_few_step
     from ..lora.formats import read_lora
     from ..media import to_frames, write_clip
     from ..runs.progress import Progress
@@ -59,11 +59,12 @@ def run(options: argparse.Namespace) -> int:
     device = make_accelerator(
         with_overrides(TrainConfig(), {"hardware.device": options.device})
     ).device
-    model = load_model(options.model).to(device)
+    model = model_from(options).to(device)
     found = None
     if options.lora is not None:
         found = read_lora(options.lora, model.unet)
-        apply_lora(model.unet, found.pairs, options.strength)
+        names = (model.family.name, model.name, options.lora.name)
+        apply_lora(model.unet, fit_few_step(found, model.unet, *names), options.strength)
     student = found is not None
     metadata = found.metadata if found else {}
     steps = options.steps or (int(metadata.get("mcm.steps", 4)) if student else 50)

@@ -17,7 +17,7 @@ from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
 from ..config import TrainConfig
 from ..families import VideoModel, load_model
-from ..lora.adapter import add_lora, lora_parameters
+from ..lora.adapter import lora_parameters
 from ..motion.learned import MotionRepresentation, build_representation
 from .checkpointing import enable_checkpointing
 from .ema import ParameterEma
@@ -27,8 +27,8 @@ from .prompts import PromptSet, build_prompts
 from .sources import (
     Log,
     Progress,
+    add_adapter,
     load_images,
-    load_initial_lora,
     load_motions,
     real_frames,
 )
@@ -77,7 +77,8 @@ def build_session(
 
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
-    model = load_model(config.model)
+    model = load_model(config.model, motion_module=config.motion_module, vae=config.vae)
+    log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     height, width = config.data.height or model.height, config.data.width or model.width
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
     if config.adversarial.weight and config.images is None:
@@ -88,8 +89,7 @@ def build_session(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     model.to(accelerator.device, dtype)
     model.training_decode = _decode_dtype(config.hardware.decode_precision, accelerator.device)
-    add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
-    load_initial_lora(config, model, log)
+    add_adapter(config, model, log)
     # TemporalConvLayer has dropout: student, target and generated passes run without it.
     model.unet.eval()
     if config.hardware.gradient_checkpointing:

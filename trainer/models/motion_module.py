@@ -13,11 +13,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .weights import _read_file, read_json, read_weights
+from .weights import ModelError, read_file, read_json, read_weights
 
 HEADS = 8  # attention heads of every motion module published for Stable Diffusion 1.5
 MAX_FRAMES = 32  # of v2, v3 and diffusers, when neither weights nor config tell
@@ -36,10 +37,12 @@ ORIGINAL_NAMES = (
     (".norms.1.", ".norm2."),
     (".ff_norm.", ".norm3."),
 )
+MODULE = ".temporal_transformer."
+ENCODING = ".pos_embed."
 SECOND_ENCODING = ".attention_blocks.1.pos_encoder."
 
 
-class MotionModuleError(ValueError):
+class MotionModuleError(ModelError):
     """A motion module that cannot be found, read or used; the message says what to do."""
 
 
@@ -79,11 +82,11 @@ def read_motion_module(path: Path) -> MotionModule:
     if path.is_dir():
         config = _adapter_config(path)
         return motion_module(read_weights(path), path.name, config)
-    return motion_module(_read_file(path), path.stem)
+    return motion_module(read_file(path), path.stem)
 
 
 def motion_module(
-    state: Mapping[str, object], name: str, config: Mapping[str, object] | None = None
+    state: Mapping[str, object], name: str, config: Mapping[str, Any] | None = None
 ) -> MotionModule:
     """One form from the state dict of a file; `config` is that of a diffusers `MotionAdapter`.
 
@@ -128,13 +131,13 @@ def convert_keys(state: Mapping[str, object], name: str) -> dict[str, Tensor]:
 
     Raises MotionModuleError for another kind of file and for keys that mean nothing here.
     """
-    state = state.get("state_dict", state)
-    if not isinstance(state, Mapping):
+    inner = state.get("state_dict", state)
+    if not isinstance(inner, Mapping):
         raise MotionModuleError(f"'{name}' holds no weights by name; choose a motion module.")
     weights: dict[str, Tensor] = {}
     seconds: dict[str, Tensor] = {}
     unknown = []
-    for key, value in state.items():
+    for key, value in inner.items():
         found = ROOT.search(key)
         part = PART.fullmatch(key[found.start() :]) if found else None
         if not isinstance(value, Tensor):
@@ -142,9 +145,9 @@ def convert_keys(state: Mapping[str, object], name: str) -> dict[str, Tensor]:
         if part is None or "lora" in key or ".processor." in key:
             unknown.append(key)
         elif SECOND_ENCODING in key:
-            seconds[_diffusers_path(part[0].replace(SECOND_ENCODING, ".pos_embed."))] = value
+            seconds[diffusers_path(part[0].replace(SECOND_ENCODING, ".pos_embed."))] = value
         else:
-            weights[_diffusers_path(part[0])] = value
+            weights[diffusers_path(part[0])] = value
     _refuse_unknown(unknown, len(weights), name)
     for key, value in seconds.items():
         if key not in weights or not torch.equal(weights[key], value):
@@ -165,10 +168,33 @@ def sinusoid(frames: int, channels: int) -> Tensor:
     return encoding
 
 
-def _diffusers_path(key: str) -> str:
+def diffusers_path(key: str) -> str:
+    """A layer or weight of the authors' files by diffusers' path."""
     for original, ours in ORIGINAL_NAMES:
         key = key.replace(original, ours)
     return key
+
+
+def original_path(path: str) -> str:
+    """A layer or weight at diffusers' ``path`` as the authors' files name it."""
+    found = PART.fullmatch(path)
+    if found is None:
+        raise MotionModuleError(f"`{path}` is no layer of a motion module.")
+    inner = f".{found[5]}"
+    for original, ours in ORIGINAL_NAMES[1:]:
+        inner = inner.replace(ours, original)
+    return path[: found.start(5)] + MODULE[1:-1] + inner
+
+
+def original_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A motion module in the authors' keys: the inverse of `convert_keys`, encodings twice."""
+    state = {}
+    for path, value in weights.items():
+        key = original_path(path)
+        state[key] = value
+        if ENCODING in path:
+            state[key.replace(".attention_blocks.0.", ".attention_blocks.1.")] = value.clone()
+    return state
 
 
 def _refuse_unknown(unknown: list[str], matched: int, name: str) -> None:
@@ -198,7 +224,7 @@ def _count_layers(weights: Mapping[str, Tensor], name: str) -> tuple[tuple[int, 
     blocks = [index for index, _ in down]
     layers = tuple(blocks.count(index) for index in sorted(set(blocks)))
     complete = down == [(i, j) for i, count in enumerate(layers) for j in range(count)]
-    depths = {}
+    depths: dict[str, int] = {}
     for part in parts:
         block = re.match(r"transformer_blocks\.(\d+)\.", part[5]) if part else None
         if part and block:
