@@ -19,6 +19,10 @@ from ..diffusion.solver import ddim_timesteps
 from .draws import generator_for
 from .student import Student
 
+CELLS_AT_ONCE = 16 * 32 * 32
+"""Latent cells in one pass of the teacher, before guidance doubles them: one clip of 16 frames of
+256 px."""
+
 
 @dataclass(frozen=True)
 class MotionPoints:
@@ -98,6 +102,11 @@ class EncodedVideos:
         return MotionPoints(self.schedule.add_noise(clean, noise, t_from), None)
 
 
+def clips_at_once(shape: tuple[int, int, int, int]) -> int:
+    """Clips of latent ``shape`` (C, F, h, w) that the teacher samples in one pass, 1 to 8."""
+    return max(1, min(8, CELLS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
+
+
 @torch.no_grad()
 def roll_out(
     student: Student,
@@ -108,16 +117,16 @@ def roll_out(
     guidance: float,
     seed: int,
     steps: int,
-    batch: int = 8,
+    batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TrajectoryLibrary:
     """Guided DDIM rollouts of the teacher for ``prompts[row]`` of each of ``rows`` (N,).
 
-    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T. ``progress`` is
-    told how many clips are complete. Raises FloatingPointError when the teacher leaves the finite
-    numbers.
+    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T, ``batch`` the
+    clips of one pass (by `clips_at_once` if not given). ``progress`` is told how many clips are
+    complete. Raises FloatingPointError when the teacher leaves the finite numbers.
     """
-    model = student.model
+    model, batch = student.model, batch or clips_at_once(shape)
     timesteps = ddim_timesteps(steps).flip(0).tolist() + [0]
     states = torch.empty(len(rows), steps + 1, *shape, dtype=torch.float16)
     empty = model.encode_text([""])
