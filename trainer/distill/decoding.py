@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..families.base import VideoModel, frames_at_once
 from .checkpointing import enable_checkpointing, recompute
@@ -27,7 +27,7 @@ class FrameDecoder:
         self.checkpointing = checkpointing
         self.vae: Any = model.vae
         if dtype != torch.float32 or model.resting or checkpointing:
-            self.vae = _decoding_half(model.vae).to(model.device, dtype)
+            self.vae = nn.Module.to(_decoding_half(model.vae), model.device, dtype)
         if checkpointing:
             enable_checkpointing(self.vae)
 

@@ -99,7 +99,7 @@ class VideoModel:
         convolution. x0 is the prediction divided by alpha, so rounding there grows fifteenfold at
         the noisiest timestep.
         """
-        self.unet.to(device, dtype)
+        nn.Module.to(self.unet, device, dtype)
         _keep_output_in_fp32(self.unet)
         idle = "cpu" if self.resting else device
         self.text_encoder.to(idle, dtype)
@@ -202,9 +202,8 @@ class VideoModel:
         """Latents (B, 4, F, h, w) of ``clips`` (B, 3, F, H, W), a few frames at a time."""
         frames = clips.transpose(1, 2).flatten(0, 1)
         with self.awake(self.vae):
-            parts = [
-                self.encode_frames(part) for part in frames.split(frames_at_once(*clips.shape[3:]))
-            ]
+            at_once = frames_at_once(*clips.shape[3:])
+            parts = [self.encode_frames(part) for part in frames.split(at_once)]
         return torch.cat(parts).unflatten(0, (clips.shape[0], -1)).transpose(1, 2)
 
     def decode_clips(self, latents: Tensor) -> Tensor:

@@ -1,0 +1,198 @@
+"""How much memory a run will take, without a card: the real step on shapes alone.
+
+The networks are moved to PyTorch's "meta" device, where tensors have no contents, and one step is
+taken there under a `MemoryMeter`. What is counted is what the real step allocates, because it is
+the real step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..adversarial.augment import draw_augment
+from ..config import TrainConfig, with_overrides
+from ..families import VideoModel, load_model
+from .batch import Batch, OwnPoints, RealPoints, StyleBatch, to_device
+from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
+from .optimizers import state_bytes
+from .session import Session, build_decoder, build_student, trained_parts
+from .step import gradients
+
+GIB = 1 << 30
+META = torch.device("meta")
+CONTEXT = GIB // 2
+"""What CUDA itself, its libraries and their workspaces take on a card (0.4 to 0.6 GiB)."""
+TOKENS = 77
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes at the peak of a training step.
+
+    ``weights`` of frozen networks; ``trained`` of adapter, heads and averages; ``optimizer`` state;
+    ``step``: activations and gradients; ``context`` of the device's own libraries.
+    """
+
+    weights: int
+    trained: int
+    optimizer: int
+    step: int
+    context: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.trained + self.optimizer + self.step + self.context
+
+    @property
+    def gib(self) -> float:
+        return self.total / GIB
+
+    def text(self) -> str:
+        rows = (
+            ("Frozen weights", self.weights),
+            ("LoRA and heads", self.trained),
+            ("Optimizer", self.optimizer),
+            ("Step", self.step),
+            ("Device", self.context),
+            ("Peak memory", self.total),
+        )
+        return "\n".join(f"{name:<16}{size / GIB:6.2f} GiB" for name, size in rows)
+
+
+def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEstimate:
+    """Peak memory of a training step of ``config`` on a card, or on the CPU if it says so.
+
+    ``model`` is a loaded model or a `skeleton`, and is moved to "meta"; without it the config's
+    own is read. Previews and the making of the library take less. Raises what `load_model` and the
+    feature network raise.
+    """
+    on_cpu = config.hardware.device == "cpu"
+    session, idle = _shape_session(config, model or load_model(config.model), on_cpu)
+    count = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
+    judge = list(session.discriminator.parameters()) if session.discriminator else []
+    weights = [session.model.unet, session.decoder.vae, session.features, *idle]
+    adapter = storage_bytes(session.parameters, META)
+    averages = adapter if not config.optim.offload else 0
+    return MemoryEstimate(
+        weights=_frozen_bytes(weights) - adapter,
+        trained=adapter + averages + module_bytes(session.discriminator, META),
+        optimizer=state_bytes(config.optim, count) + 2 * storage_bytes(judge, META),
+        step=_step_peak(session, config),
+        context=0 if on_cpu else CONTEXT,
+    )
+
+
+def _frozen_bytes(modules: list[nn.Module | None]) -> int:
+    tensors: list[Tensor] = []
+    for module in modules:
+        if module is not None:
+            tensors += [*module.parameters(), *module.buffers()]
+    return storage_bytes(tensors, META)
+
+
+def _shape_session(
+    config: TrainConfig, model: VideoModel, on_cpu: bool
+) -> tuple[Session, list[nn.Module]]:
+    """A session on "meta" with no data, and the idle networks that would be on the device too."""
+    half = {"hardware.precision": "bf16"} if config.hardware.precision == "auto" else {}
+    if config.hardware.decode_precision == "auto":
+        half["hardware.decode_precision"] = "bf16"
+    resting = config.hardware.offload_idle and not on_cpu
+    changed: dict[str, Any] = {
+        **({} if on_cpu else half),
+        "hardware.offload_idle": False,
+        "hardware.compile": False,
+        "optim.optimizer": "adamw",
+        "optim.offload": False,
+    }
+    plain = with_overrides(config, changed)
+    height, width = config.data.height or model.height, config.data.width or model.width
+    shape = model.latent_shape(config.data.frames or model.frames, height, width)
+    student = build_student(plain, model, META)
+    model.resting = resting
+    session = Session(
+        config=plain,
+        accelerator=cast(Any, None),
+        student=student,
+        decoder=build_decoder(plain, model, META),
+        prompts=cast(Any, None),
+        motions=cast(Any, None),
+        frames=cast(Any, None),
+        replay=cast(Any, None),
+        latent_shape=shape,
+        height=height,
+        width=width,
+        fps=model.fps,
+        **trained_parts(plain, model, META),
+    )
+    return session, [] if resting else [model.text_encoder, model.vae]
+
+
+def _step_peak(session: Session, config: TrainConfig) -> int:
+    batch = shape_batch(session)
+    with fused_attention(), MemoryMeter(META) as meter:
+        for _ in range(min(2, config.optim.accumulation)):  # the second meets the first's gradients
+            gradients(session, batch, 1 / config.optim.accumulation)
+        parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or torch.inf)
+    return meter.peak + storage_bytes(_tensors_of(batch), META)
+
+
+def shape_batch(session: Session) -> Batch:
+    """The batch of ``session``'s config that takes most memory, on "meta": no stored trajectories
+    where the config allows others.
+    """
+    config, model, latent = session.config, session.model, session.latent_shape
+    count, per_clip = config.data.batch_size, config.data.frames_per_clip
+    places = torch.arange(count)
+    clips = torch.empty(count, *latent, device=META)
+    tokens = TOKENS if model.tokenizer is None else model.max_tokens
+    text = torch.empty(count, tokens, model.text_dim, dtype=model.dtype, device=META)
+    steps = torch.zeros(count, dtype=torch.long)
+    stored = config.trajectory.real_probability == 1
+    known = stored and config.videos is None
+    batch = Batch(
+        rows=steps,
+        t_from=steps,
+        t_to=steps,
+        guidance=torch.ones(count),
+        noise=clips,
+        earlier=clips.clone(),
+        anchored=torch.ones(count),
+        text=text,
+        empty=text[:1].clone(),
+        real=RealPoints(places, clips, clips if known else None) if stored else None,
+        own=None if stored else OwnPoints(places, clips.clone()),
+        asked=None if known else places,
+        style=_shape_style(session, count * per_clip) if session.discriminator else None,
+    )
+    return to_device(batch, META)
+
+
+def _shape_style(session: Session, count: int) -> StyleBatch:
+    options, text_dim = session.config.adversarial, session.model.text_dim
+    text = torch.empty(count, text_dim, device=META)
+    draws = draw_augment(options.augment, count, torch.Generator())
+    return StyleBatch(
+        frames=torch.zeros(session.config.data.batch_size, session.config.data.frames_per_clip).long(),
+        text=text,
+        captions=[""] * count,
+        pixels=torch.empty(count, 3, session.height, session.width, device=META),
+        real_text=text.clone(),
+        wrong_text=text.clone() if options.mismatched_captions else None,
+        mask=torch.ones(count) if options.mismatched_captions else None,
+        augment_fake=draws,
+        augment_real=draws,
+        r1_weight=options.r1_weight,
+    )
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    fields = getattr(value, "__dataclass_fields__", {})
+    return [tensor for name in fields for tensor in _tensors_of(getattr(value, name))]
