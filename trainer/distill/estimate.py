@@ -178,7 +178,9 @@ def _shape_style(session: Session, count: int) -> StyleBatch:
     text = torch.empty(count, text_dim, device=META)
     draws = draw_augment(options.augment, count, torch.Generator())
     return StyleBatch(
-        frames=torch.zeros(session.config.data.batch_size, session.config.data.frames_per_clip).long(),
+        frames=torch.zeros(
+            session.config.data.batch_size, session.config.data.frames_per_clip
+        ).long(),
         text=text,
         captions=[""] * count,
         pixels=torch.empty(count, 3, session.height, session.width, device=META),

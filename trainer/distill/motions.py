@@ -16,12 +16,9 @@ from torch import Tensor
 
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.solver import ddim_timesteps
+from ..families.base import clips_at_once
 from .draws import generator_for
 from .student import Student
-
-CELLS_AT_ONCE = 16 * 32 * 32
-"""Latent cells in one pass of the teacher, before guidance doubles them: one clip of 16 frames of
-256 px."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,6 @@ class EncodedVideos:
         """A clip noised to ``t_from``; the teacher has to step from there."""
         clean = self.latents[rows.cpu()].to(noise)
         return MotionPoints(self.schedule.add_noise(clean, noise, t_from), None)
-
-
-def clips_at_once(shape: tuple[int, int, int, int]) -> int:
-    """Clips of latent ``shape`` (C, F, h, w) that the teacher samples in one pass, 1 to 8."""
-    return max(1, min(8, CELLS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
 
 
 @torch.no_grad()

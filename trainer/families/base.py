@@ -20,6 +20,10 @@ from ..diffusion.schedule import NoiseSchedule
 PIXELS_AT_ONCE = 256 * 256
 """Pixels that the autoencoder works on at a time: one frame of 256 px, or sixteen of 64."""
 
+CELLS_AT_ONCE = 16 * 32 * 32
+"""Latent cells that a UNet samples at a time, before guidance doubles them: one clip of 16 frames
+of 256 px."""
+
 
 class ModelError(ValueError):
     """A base model that cannot be found, read or used; the message says what to do."""
@@ -232,6 +236,11 @@ class VideoModel:
             height // self.latent_factor,
             width // self.latent_factor,
         )
+
+
+def clips_at_once(shape: tuple[int, int, int, int]) -> int:
+    """How many clips of latent ``shape`` (C, F, h, w) are sampled in one pass, 1 to 8."""
+    return max(1, min(8, CELLS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
 
 
 def frames_at_once(height: int, width: int) -> int:
