@@ -71,7 +71,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     feature network raise.
     """
     on_cpu = config.hardware.device == "cpu"
-    session, idle = _shape_session(config, model or load_model(config.model), on_cpu)
+    session, idle = _shape_session(config, model or _read(config), on_cpu)
     count = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
     judge = list(session.discriminator.parameters()) if session.discriminator else []
     weights = [session.model.unet, session.decoder.vae, session.features, *idle]
@@ -83,6 +83,13 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
         optimizer=state_bytes(config.optim, count) + 2 * storage_bytes(judge, META),
         step=_step_peak(session, config),
         context=0 if on_cpu else CONTEXT,
+    )
+
+
+def _read(config: TrainConfig) -> VideoModel:
+    """The config's base model, in half precision to be gentle to main memory."""
+    return load_model(
+        config.model, torch.bfloat16, motion_module=config.motion_module, vae=config.vae
     )
 
 
@@ -174,13 +181,12 @@ def shape_batch(session: Session) -> Batch:
 
 
 def _shape_style(session: Session, count: int) -> StyleBatch:
-    options, text_dim = session.config.adversarial, session.model.text_dim
+    options, data = session.config.adversarial, session.config.data
+    text_dim = session.model.text_dim
     text = torch.empty(count, text_dim, device=META)
     draws = draw_augment(options.augment, count, torch.Generator())
     return StyleBatch(
-        frames=torch.zeros(
-            session.config.data.batch_size, session.config.data.frames_per_clip
-        ).long(),
+        frames=torch.zeros(data.batch_size, data.frames_per_clip).long(),
         text=text,
         captions=[""] * count,
         pixels=torch.empty(count, 3, session.height, session.width, device=META),

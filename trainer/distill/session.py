@@ -82,7 +82,13 @@ def build_session(
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
     device = accelerator.device
-    model = load_model(config.model, base_dtype(config.hardware.precision, device))
+    model = load_model(
+        config.model,
+        base_dtype(config.hardware.precision, device),
+        motion_module=config.motion_module,
+        vae=config.vae,
+    )
+    log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     height, width = config.data.height or model.height, config.data.width or model.width
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
     if config.adversarial.weight and config.images is None:

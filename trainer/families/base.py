@@ -5,7 +5,6 @@ One record per family, one loaded object per model.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
+from ..models.weights import ModelError
+from ..words import allowed_frames
+
+__all__ = ["Companions", "Family", "ModelError", "VideoModel"]
 
 PIXELS_AT_ONCE = 256 * 256
 """Pixels that the autoencoder works on at a time: one frame of 256 px, or sixteen of 64."""
@@ -25,8 +28,15 @@ CELLS_AT_ONCE = 16 * 32 * 32
 of 256 px."""
 
 
-class ModelError(ValueError):
-    """A base model that cannot be found, read or used; the message says what to do."""
+@dataclass(frozen=True)
+class Companions:
+    """Files that a base model may need beside its own; None where it needs none.
+
+    ``motion_module`` makes a video model of an image model, ``vae`` replaces the model's own.
+    """
+
+    motion_module: Path | None = None
+    vae: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,9 @@ class Family:
     the table.
 
     ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
-    weights, shown wherever a user picks one; ``matches`` recognises a diffusers folder; ``load``
-    reads it; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h, w), timesteps (B,),
-    text (B, L, D)) -> eps (B, C, F, h, w)``.
+    weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
+    reads it with its companions; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h,
+    w), timesteps (B,), text (B, L, D)) -> eps (B, C, F, h, w)``.
     """
 
     name: str
@@ -46,7 +56,7 @@ class Family:
     licence: str
     frames: tuple[int, ...]
     matches: Callable[[Path], bool]
-    load: Callable[[Path, torch.dtype], VideoModel]
+    load: Callable[[Path, torch.dtype, Companions], VideoModel]
     predict_eps: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -74,6 +84,10 @@ class VideoModel:
     licence: str
     latent_channels: int = 4
     latent_factor: int = 8
+    max_frames: int | None = None
+    """Longest clip that these weights can make; None is the family's."""
+    motion_module: str = ""
+    """File or folder name of the motion module; empty where the model has none of its own."""
     resting: bool = False
     """Whether text encoder and autoencoder wait in main memory while they are not needed."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -222,8 +236,9 @@ class VideoModel:
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """``(C, F, h, w)`` of a clip; raises ValueError for sizes this model cannot make."""
-        if frames not in self.family.frames:
-            allowed = ", ".join(map(str, self.family.frames))
+        possible = tuple(n for n in self.family.frames if n <= (self.max_frames or n))
+        if frames not in possible:
+            allowed = allowed_frames(possible)
             raise ValueError(f"`frames`={frames} is not supported by '{self.name}'; use {allowed}.")
         for label, value in (("height", height), ("width", width)):
             if value < self.latent_factor or value % self.latent_factor:
@@ -253,14 +268,5 @@ def _keep_output_in_fp32(unet: nn.Module) -> None:
     if not isinstance(last, nn.Conv2d) or last.weight.dtype == torch.float32:
         return
     last.float()
-    last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-
-
-def file_hash(files: Sequence[Path]) -> str:
-    """SHA-256 (hex) over the bytes of ``files`` in order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    if not last._forward_pre_hooks:  # the first time
+        last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))

@@ -245,7 +245,18 @@ class TrainConfig(Part):
     model: str = Field(
         default="mini",
         min_length=1,
-        description="Base model: mini (comes with the trainer), or a diffusers model folder.",
+        description="Base model: mini (comes with the trainer), a diffusers model folder, or a "
+        "Stable Diffusion 1.5 checkpoint for AnimateDiff.",
+    )
+    motion_module: UserPath | None = Field(
+        default=None,
+        description="AnimateDiff's motion module, file or MotionAdapter folder, for a Stable "
+        "Diffusion 1.5 as `model`.",
+    )
+    vae: UserPath | None = Field(
+        default=None,
+        description="VAE file or folder in place of the base model's own, for checkpoints without "
+        "one.",
     )
     images: UserPath | None = Field(
         default=None, description="Folder of style images, with captions beside them."
