@@ -2,7 +2,7 @@
 disk.
 
   python -m trainer preflight --model mini --images my_style
-  python -m trainer preflight --estimate --model sd15.safetensors --motion-module mm.ckpt --memory 12
+  python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --memory 12
   python -m trainer preflight --estimate --family modelscope --memory 8
 
 Takes the same settings as `train` and writes nothing but caches. If the settings do not fit, it

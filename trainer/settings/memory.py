@@ -90,9 +90,9 @@ def memory_presets(family: str) -> tuple[MemoryPreset, ...]:
 def memory_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
     """Settings, by dotted name, for base model ``model`` on a card of ``gigabytes``.
 
-    ``model`` is a path, or the bare name of a family in place of one. Empty without a card size, and for a model that brings its own settings, such as the embedded
-    one: it fits everywhere. Raises ValueError for a size without a preset, ModelError for a model
-    that is not there.
+    ``model`` is a path, or the bare name of a family in place of one. Empty without a card size,
+    and for a model that brings its own settings, such as the embedded one: it fits everywhere.
+    Raises ValueError for a size without a preset, ModelError for a model that is not there.
     """
     if gigabytes is None:
         return {}
