@@ -71,7 +71,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     feature network raise.
     """
     on_cpu = config.hardware.device == "cpu"
-    session, idle = _shape_session(config, model or _read(config), on_cpu)
+    session, idle = shape_session(config, model or _read(config), on_cpu)
     count = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
     judge = list(session.discriminator.parameters()) if session.discriminator else []
     weights = [session.model.unet, session.decoder.vae, session.features, *idle]
@@ -101,7 +101,7 @@ def _frozen_bytes(modules: list[nn.Module | None]) -> int:
     return storage_bytes(tensors, META)
 
 
-def _shape_session(
+def shape_session(
     config: TrainConfig, model: VideoModel, on_cpu: bool
 ) -> tuple[Session, list[nn.Module]]:
     """A session on "meta" with no data, and the idle networks that would be on the device too."""

@@ -61,7 +61,7 @@ class MemoryPreset:
 
 MEMORY_PRESETS: dict[str, tuple[MemoryPreset, ...]] = {
     "modelscope": (
-        MemoryPreset(8, 16, 256, 256, 16, batch=1, accumulation=4, offload=True),
+        MemoryPreset(8, 16, 256, 256, 32, batch=1, accumulation=4, offload=True),
         MemoryPreset(12, 16, 256, 256, 64, batch=2, accumulation=2),
         MemoryPreset(16, 16, 256, 256, 64, batch=4, accumulation=1),
         MemoryPreset(24, 24, 320, 576, 64, batch=2, accumulation=2),
@@ -70,7 +70,7 @@ MEMORY_PRESETS: dict[str, tuple[MemoryPreset, ...]] = {
     "animatediff": (
         MemoryPreset(8, 16, 384, 384, 16, batch=1, accumulation=4, offload=True),
         MemoryPreset(12, 16, 512, 512, 32, batch=1, accumulation=4),
-        MemoryPreset(16, 16, 512, 512, 64, batch=1, accumulation=4),
+        MemoryPreset(16, 16, 512, 512, 64, batch=2, accumulation=2),
         MemoryPreset(24, 16, 512, 512, 64, batch=4, accumulation=1),
         MemoryPreset(48, 24, 512, 768, 64, batch=4, accumulation=1, frames_per_clip=4),
     ),
