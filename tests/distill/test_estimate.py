@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from trainer.cli.main import main
 from trainer.config import load_config
 from trainer.distill.distiller import Distiller
-from trainer.distill.estimate import META, estimate, shape_batch, shape_session
+from trainer.distill.estimate import META, bare_session, estimate, made_batch
 from trainer.distill.session import build_session
 from trainer.distill.skeletons import ARCHITECTURES, skeleton
 from trainer.distill.step import gradients
@@ -120,9 +120,10 @@ def test_the_devices_half_of_a_step_never_waits_for_the_host(family, ratio, requ
     more = {"adversarial.features": "efficientnet-lite0", "adversarial.weight_mode": ratio}
     more |= {"hardware.gradient_checkpointing": True, "hardware.device": "auto"}
     more |= {"hardware.precision": "fp16", "adversarial.r1_weight": 1.0}
+    more |= {"hardware.offload_idle": False}
     config = load_config(overrides=settings(Path("unused"), **more))
-    session, _ = shape_session(config, tiny(family, request), on_cpu=False)
-    batch = shape_batch(session)
+    session, _ = bare_session(config, tiny(family, request), META)
+    batch = made_batch(session)
     with HostWaits() as waits:
         outcome = gradients(session, batch, 1.0)
     assert waits.found == []

@@ -51,7 +51,7 @@ class Distiller:
             self.gradients(draw_step(s.config, sizes, step * count + micro, rank), step, 1 / count)
             for micro in range(count)
         ]
-        report = self._update([outcome.logs for outcome in outcomes])
+        report = self.update([outcome.logs for outcome in outcomes])
         for outcome in outcomes:  # only now: the copy to the host waits for the device
             s.replay.add(outcome.prediction, outcome.rows)
         return report
@@ -60,7 +60,7 @@ class Distiller:
         """Add ``share`` of the gradients that ``draws`` of step ``step`` give."""
         return gradients(self.session, make_batch(self.session, draws, step), share)
 
-    def _update(self, logs: list[dict[str, Tensor]]) -> StepReport:
+    def update(self, logs: list[dict[str, Tensor]]) -> StepReport:
         """Average over processes, check for NaN, clip, and take both optimizer steps or neither.
 
         Losses and gradient norm are read here, in one copy: the only time a step waits for the

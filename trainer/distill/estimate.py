@@ -71,10 +71,12 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     feature network raise.
     """
     on_cpu = config.hardware.device == "cpu"
-    session, idle = shape_session(config, model or _read(config), on_cpu)
+    session, idle = bare_session(_on_shapes(config, on_cpu), model or _read(config), META)
+    resting = config.hardware.offload_idle and not on_cpu
     count = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
     judge = list(session.discriminator.parameters()) if session.discriminator else []
-    weights = [session.model.unet, session.decoder.vae, session.features, *idle]
+    weights = [session.model.unet, session.decoder.vae, session.features]
+    weights += [] if resting else idle
     adapter = storage_bytes(session.parameters, META)
     averages = adapter if not config.optim.offload else 0
     return MemoryEstimate(
@@ -101,31 +103,35 @@ def _frozen_bytes(modules: list[nn.Module | None]) -> int:
     return storage_bytes(tensors, META)
 
 
-def shape_session(
-    config: TrainConfig, model: VideoModel, on_cpu: bool
-) -> tuple[Session, list[nn.Module]]:
-    """A session on "meta" with no data, and the idle networks that would be on the device too."""
-    half = {"hardware.precision": "bf16"} if config.hardware.precision == "auto" else {}
-    if config.hardware.decode_precision == "auto":
-        half["hardware.decode_precision"] = "bf16"
-    resting = config.hardware.offload_idle and not on_cpu
+def _on_shapes(config: TrainConfig, on_cpu: bool) -> TrainConfig:
+    """What a card would choose for "auto", and without what only a real device can do."""
     changed: dict[str, Any] = {
-        **({} if on_cpu else half),
         "hardware.offload_idle": False,
         "hardware.compile": False,
         "optim.optimizer": "adamw",
         "optim.offload": False,
     }
-    plain = with_overrides(config, changed)
+    for name in ("precision", "decode_precision"):
+        if not on_cpu and getattr(config.hardware, name) == "auto":
+            changed[f"hardware.{name}"] = "bf16"
+    return with_overrides(config, changed)
+
+
+def bare_session(
+    config: TrainConfig, model: VideoModel, device: torch.device
+) -> tuple[Session, list[nn.Module]]:
+    """A session of networks on ``device`` with no data, and the networks that a step leaves idle.
+
+    Enough for `gradients` on a `made_batch`, and for nothing else.
+    """
     height, width = config.data.height or model.height, config.data.width or model.width
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
-    student = build_student(plain, model, META)
-    model.resting = resting
+    student = build_student(config, model, device)
     session = Session(
-        config=plain,
+        config=config,
         accelerator=cast(Any, None),
         student=student,
-        decoder=build_decoder(plain, model, META),
+        decoder=build_decoder(config, model, device),
         prompts=cast(Any, None),
         motions=cast(Any, None),
         frames=cast(Any, None),
@@ -134,13 +140,13 @@ def shape_session(
         height=height,
         width=width,
         fps=model.fps,
-        **trained_parts(plain, model, META),
+        **trained_parts(config, model, device),
     )
-    return session, [] if resting else [model.text_encoder, model.vae]
+    return session, [model.text_encoder, model.vae]
 
 
 def _step_peak(session: Session, config: TrainConfig) -> int:
-    batch = shape_batch(session)
+    batch = made_batch(session)
     with fused_attention(), MemoryMeter(META) as meter:
         for _ in range(min(2, config.optim.accumulation)):  # the second meets the first's gradients
             gradients(session, batch, 1 / config.optim.accumulation)
@@ -149,24 +155,23 @@ def _step_peak(session: Session, config: TrainConfig) -> int:
     return meter.peak + storage_bytes(_tensors_of(batch), META)
 
 
-def shape_batch(session: Session) -> Batch:
-    """The batch of ``session``'s config that takes most memory, on "meta": no stored trajectories
-    where the config allows others.
+def made_batch(session: Session) -> Batch:
+    """The batch of ``session``'s config that takes most memory and time, made up on its device: no
+    stored trajectories where the config allows others.
     """
     config, model, latent = session.config, session.model, session.latent_shape
-    count, per_clip = config.data.batch_size, config.data.frames_per_clip
+    device, count = model.device, config.data.batch_size
     places = torch.arange(count)
-    clips = torch.empty(count, *latent, device=META)
+    clips = torch.randn(count, *latent, device=device)
     tokens = TOKENS if model.tokenizer is None else model.max_tokens
-    text = torch.empty(count, tokens, model.text_dim, dtype=model.dtype, device=META)
-    steps = torch.zeros(count, dtype=torch.long)
+    text = torch.randn(count, tokens, model.text_dim, dtype=model.dtype, device=device)
     stored = config.trajectory.real_probability == 1
     known = stored and config.videos is None
     batch = Batch(
-        rows=steps,
-        t_from=steps,
-        t_to=steps,
-        guidance=torch.ones(count),
+        rows=places,
+        t_from=torch.full((count,), 499),
+        t_to=torch.full((count,), 479),
+        guidance=torch.full((count,), config.trajectory.guidance_min),
         noise=clips,
         earlier=clips.clone(),
         anchored=torch.ones(count),
@@ -175,21 +180,21 @@ def shape_batch(session: Session) -> Batch:
         real=RealPoints(places, clips, clips if known else None) if stored else None,
         own=None if stored else OwnPoints(places, clips.clone()),
         asked=None if known else places,
-        style=_shape_style(session, count * per_clip) if session.discriminator else None,
+        style=_made_style(session, device) if session.discriminator else None,
     )
-    return to_device(batch, META)
+    return to_device(batch, device)
 
 
-def _shape_style(session: Session, count: int) -> StyleBatch:
+def _made_style(session: Session, device: torch.device) -> StyleBatch:
     options, data = session.config.adversarial, session.config.data
-    text_dim = session.model.text_dim
-    text = torch.empty(count, text_dim, device=META)
-    draws = draw_augment(options.augment, count, torch.Generator())
+    count = data.batch_size * data.frames_per_clip
+    text = torch.randn(count, session.model.text_dim, device=device)
+    draws = draw_augment(options.augment, count, torch.Generator().manual_seed(0))
     return StyleBatch(
-        frames=torch.zeros(data.batch_size, data.frames_per_clip).long(),
+        frames=torch.arange(data.frames_per_clip).repeat(data.batch_size, 1),
         text=text,
         captions=[""] * count,
-        pixels=torch.empty(count, 3, session.height, session.width, device=META),
+        pixels=torch.rand(count, 3, session.height, session.width, device=device) * 2 - 1,
         real_text=text.clone(),
         wrong_text=text.clone() if options.mismatched_captions else None,
         mask=torch.ones(count) if options.mismatched_captions else None,

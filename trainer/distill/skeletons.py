@@ -7,7 +7,7 @@ Configurations are those of the published folders and files: ``ali-vilab/text-to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,21 @@ _VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
     "latent_channels": 4,
+    "scaling_factor": 0.18215,
 }
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the networks of a published model are built; ``text`` are options of its text encoder,
-    ``size`` its side in pixels.
+    """How the networks of a model are built; ``text`` and ``vae`` are options of its text encoder
+    and autoencoder, ``size`` its side in pixels.
     """
 
     unet: Callable[[], nn.Module]
     text: dict[str, Any]
     size: int
     betas: str
+    vae: dict[str, Any] = field(default_factory=dict)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -91,17 +93,23 @@ def skeleton(family: str, device: torch.device | str = "meta") -> VideoModel:
     On "meta" it has no contents and costs nothing; on another device it has random weights. Raises
     ValueError for a family without a published architecture here.
     """
-    known = {f.name: f for f in FAMILIES if f.name in ARCHITECTURES}
-    if family not in known:
-        raise ValueError(f"`family`={family!r} is not known; use {', '.join(known)}.")
-    shape = ARCHITECTURES[family]
+    if family not in ARCHITECTURES:
+        raise ValueError(f"`family`={family!r} is not known; use {', '.join(ARCHITECTURES)}.")
+    return build_skeleton(family, ARCHITECTURES[family], device)
+
+
+def build_skeleton(
+    family: str, shape: Architecture, device: torch.device | str = "meta"
+) -> VideoModel:
+    """A model of ``family`` with the networks of ``shape``; see `skeleton`."""
+    record = next(f for f in FAMILIES if f.name == family)
     scheduler = {**_BETAS, "beta_schedule": shape.betas}
     with torch.device(device):
-        unet, vae = shape.unet(), AutoencoderKL(**_VAE, scaling_factor=0.18215)
+        unet, vae = shape.unet(), AutoencoderKL(**{**_VAE, **shape.vae})
         text_encoder = CLIPTextModel(CLIPTextConfig(max_position_embeddings=77, **shape.text))
     return VideoModel(
-        family=known[family],
-        name=f"{family}-full-size",
+        family=record,
+        name=f"{family}-{shape.size}px",
         path=Path(),
         unet=unet,
         vae=vae,
@@ -114,5 +122,5 @@ def skeleton(family: str, device: torch.device | str = "meta") -> VideoModel:
         width=shape.size,
         fps=8,
         base_hash="",
-        licence=known[family].licence,
+        licence=record.licence,
     ).freeze()
