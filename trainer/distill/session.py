@@ -124,7 +124,7 @@ def build_student(config: TrainConfig, model: VideoModel, device: torch.device) 
     memory of its own.
     """
     hardware = config.hardware
-    model.resting = hardware.offload_idle and device.type != "cpu"
+    model.resting = hardware.offload_idle and device.type not in ("cpu", "mps")
     model.to(device, base_dtype(hardware.precision, device))
     add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
     model.unet.to(device)
