@@ -17,6 +17,7 @@ COMMANDS = {
     "sample": "Make a clip, with a LoRA in 1-8 steps or with the teacher.",
     "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
     "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
+    "convert": "Write a LoRA in the form that another program reads.",
 }
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 """Errors that carry a message for the user; anything else is a bug and keeps its traceback."""
