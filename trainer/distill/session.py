@@ -25,7 +25,12 @@ from .ema import ParameterEma
 from .frames import RealFrames
 from .motions import MotionSource, Replay
 from .optimizers import build_optimizer
-from .precision import base_dtype, compute_lora_in_input_dtype, decoder_dtype
+from .precision import (
+    base_dtype,
+    compute_lora_in_input_dtype,
+    decoder_dtype,
+    order_channels_last,
+)
 from .prompts import PromptSet, build_prompts
 from .sources import (
     Log,
@@ -134,7 +139,7 @@ def build_student(
     # TemporalConvLayer has dropout: student, target and generated passes run without it.
     model.unet.eval()
     if hardware.channels_last:
-        model.unet.to(memory_format=torch.channels_last)
+        order_channels_last(model.unet)
     if hardware.compile:
         compile_blocks(model.unet)
     if hardware.gradient_checkpointing:
