@@ -88,11 +88,11 @@ def test_recomputing_without_blocks_is_refused():
         enable_checkpointing(nn.Sequential(nn.Linear(2, 2)))
 
 
-def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model):
+def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model, tmp_path):
     model = load_model(str(tiny_model))
     add_lora(model.unet, 2, 2.0)
     plain = gradients(model)
-    assert compile_blocks(model.unet.mid_block, backend="eager") > 0
+    assert compile_blocks(model.unet.mid_block, tmp_path, backend="eager") > 0
     enable_checkpointing(model.unet)
     for ours, theirs in zip(gradients(model), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)

@@ -16,6 +16,7 @@ from ..adversarial.features import FeatureNetwork, build_features
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
 from ..config import TrainConfig
+from ..data.cache import ContentCache
 from ..families import VideoModel, load_model
 from ..lora.adapter import lora_parameters
 from ..motion.learned import MotionRepresentation, build_representation
@@ -141,7 +142,7 @@ def build_student(
     if hardware.channels_last:
         order_channels_last(model.unet)
     if hardware.compile:
-        compile_blocks(model.unet)
+        compile_blocks(model.unet, ContentCache(config.data.cache).root / "compiled")
     if hardware.gradient_checkpointing:
         enable_checkpointing(model.unet)
     return Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)
