@@ -89,8 +89,9 @@ def test_recomputing_without_blocks_is_refused():
 
 
 def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model, tmp_path):
-    model = load_model(str(tiny_model))
+    model = load_model(str(tiny_model), torch.bfloat16)
     add_lora(model.unet, 2, 2.0)
+    compute_lora_in_input_dtype(model.unet)
     plain = gradients(model)
     assert compile_blocks(model.unet.mid_block, tmp_path, backend="eager") > 0
     enable_checkpointing(model.unet)
