@@ -23,6 +23,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     ``--motion.weight``.
     """
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; flags win over it")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        metavar="GB",
+        help="start from the preset for a card of 8, 12, 16, 24 or 48 GB: clip size, LoRA rank and "
+        "memory options",
+    )
     basic = parser.add_argument_group("run")
     groups: dict[str, Any] = {}
     for record in fields():
@@ -53,7 +60,7 @@ def config_from(options: argparse.Namespace, **fallbacks: Any) -> TrainConfig:
     preset = overrides.pop("preset", None)
     for name, value in fallbacks.items():
         overrides.setdefault(name, value)
-    return load_config(options.config, preset, overrides)
+    return load_config(options.config, preset, overrides, given.get("memory"))
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, default: str | None = "mini") -> None:
