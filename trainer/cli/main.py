@@ -13,8 +13,13 @@ COMMANDS = {
     "train": "Distil a few-step style LoRA from a folder of images.",
     "resume": "Continue a run that was stopped, or that was interrupted.",
     "stop": "Ask a running training to save, export and end.",
+    "queue": "Train the runs that wait in a queue, one after another.",
     "preflight": "Try two steps and a preview: memory, time and disk, before a long run.",
+    "models": "List the base models found on this machine, with licence and what is missing.",
+    "caption": "Write captions for images that have none, with a captioning model of yours.",
     "sample": "Make a clip, with a LoRA in 1-8 steps or with the teacher.",
+    "preview": "Show the teacher beside a run's student, now.",
+    "export": "Write the LoRA of one of a run's checkpoints.",
     "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
     "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
 }
