@@ -12,7 +12,7 @@ from PIL import Image
 from .images import ImageRecord
 from .pixels import open_image, to_rgb
 
-BLURRED = 0.12
+BLURRED = 0.1
 """Images whose sharpest edges are softer than this part of their contrast count as blurred."""
 NEAR_COPY = 4.0
 """Images whose 16x16 thumbnails differ by at most this many of 255 levels (RMS) look the same."""
