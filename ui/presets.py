@@ -24,7 +24,7 @@ def memory_values(key: str, model: str) -> dict[str, Any]:
 
 def quality_choices() -> list[tuple[str, str]]:
     """(title, key) of the presets by quality."""
-    return [(f"{preset.title}: {preset.help}", key) for key, preset in QUALITY_PRESETS.items()]
+    return [(preset.title, key) for key, preset in QUALITY_PRESETS.items()]
 
 
 def memory_of_this_machine() -> str:

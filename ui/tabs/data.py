@@ -20,6 +20,10 @@ from ..uploads import KEPT, copy_folder, receive
 from ..watch import Moment, Watch
 
 NOTHING = '<p class="empty">Choose a folder or upload images, then press <b>Check folder</b>.</p>'
+SCANNED = (
+    "images", "trigger", "prompt_template", "data.min_side", "data.height", "data.width", "model",
+)  # fmt: skip
+"""Fields that decide what a scan sees, in the order of `DataTab.look`."""
 HINT = "Click a picture to read and change its caption."
 
 
@@ -130,10 +134,7 @@ class DataTab:
 
     def wire(self, form: Mapping[str, Any]) -> None:
         """Connect the buttons; ``form`` holds the fields of all tabs."""
-        self.options = [
-            *self.fields.values(),
-            *(form[n] for n in ("data.min_side", "data.height", "data.width", "model")),
-        ]
+        self.options = [form[name] for name in SCANNED]
         looked = [self.scan, self.page, self.chosen, self.summary, self.report, self.gallery]
         self.outputs = looked
         self.check.click(self.look, self.options, looked, **SHOWN)

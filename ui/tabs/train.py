@@ -12,17 +12,34 @@ import gradio as gr
 
 from trainer.config import TrainConfig, load_config, save_config, to_toml
 from trainer.runs.folder import Run, slug
+from trainer.settings import QUALITY_PRESETS
 from trainer.settings import TrainConfig as Settings
 
 from ..draft import Draft
 from ..form import NAMES, RECORDS, component, proposals, to_config
 from ..preflight import preflight_panel, preflight_result
-from ..presets import memory_choices, quality_choices
+from ..presets import MEMORY, memory_choices, quality_choices
 from ..site import QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
 from ..watch import Watch
 
 FRONT = ("steps", "minutes", "seed")
+SECTIONS = {
+    "data": "What a clip looks like, how images are cut, and how many clips the teacher makes for "
+    "the student to learn motion from.",
+    "trajectory": "The teacher makes a clip in many small steps. These say from which of them the "
+    "student learns to jump straight to the end.",
+    "motion": "The student must move as the teacher does. These say how that is measured and how "
+    "much it counts.",
+    "adversarial": "A judge (discriminator) tells the student's frames from your images; to please "
+    "it the student takes on their look.",
+    "lora": "The small file that is trained: its size.",
+    "optim": "How the numbers of the LoRA are changed in each step.",
+    "hardware": "Where it computes, and how to save memory.",
+    "preview": "Clips that are made while it trains, for the Samples tab.",
+    "checkpoint": "Complete states, to resume from and to choose from in the Export tab.",
+}
+"""What each group of settings is about, without jargon."""
 LOW_DISK_BYTES = 2 << 30
 MORE = ("videos", "prompts", "init_lora", "warm_start", "preset")
 
@@ -92,6 +109,8 @@ class TrainTab:
         )
         for title, names in parts.items():
             with gr.Accordion(title, open=False):
+                if names[0].partition(".")[0] in SECTIONS:
+                    gr.HTML(f'<p class="quiet">{SECTIONS[names[0].partition(".")[0]]}</p>')
                 for start in range(0, len(names), 3):
                     with gr.Row(equal_height=True):
                         for name in names[start : start + 3]:
@@ -176,6 +195,11 @@ class TrainTab:
         return [*values, draft.name, *choosers, self._about(draft), draft.choosers]
 
     def _about(self, draft: Draft) -> str:
+        """The licence and state of the base model, and what the quality preset means."""
+        quality = QUALITY_PRESETS[draft.quality].help
+        return f'{self._about_model(draft)}<p class="quiet">{escape(quality)}</p>'
+
+    def _about_model(self, draft: Draft) -> str:
         model = draft.values["model"]
         for found in self.site.places.models():
             if found.model != model:
@@ -193,6 +217,8 @@ class TrainTab:
     def draft_of(values: Sequence[Any]) -> Draft:
         """The draft that the form's components hold."""
         *fields, name, memory, quality = values
+        if memory not in MEMORY or quality not in QUALITY_PRESETS:
+            raise ValueError("Choose memory and quality from their lists.")
         return Draft(dict(zip(NAMES, fields, strict=True)), str(name or ""), memory, quality)
 
     def _keep(self, *values: Any) -> None:
