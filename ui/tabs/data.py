@@ -152,6 +152,9 @@ class DataTab:
             **SHOWN,
         )
         copied.success(self.look, self.options, looked, **SHOWN)
+        self._wire_captions()
+
+    def _wire_captions(self) -> None:
         for button, step in ((self.earlier, -1), (self.later, 1)):
             button.click(
                 lambda scan, page, step=step: self._turn(scan, page + step),
