@@ -22,12 +22,15 @@ from torch import Tensor
 
 from trainer.adversarial.augment import apply_augment
 from trainer.adversarial.losses import generator_loss
-from trainer.diffusion.solver import ddim_step, ddim_timesteps, guided_eps, previous_timestep
+from trainer.diffusion.solver import ddim_step, guided_eps
+from trainer.distill import step as judging
+from trainer.distill.batch import Batch, StyleBatch, make_batch
 from trainer.distill.distiller import Distiller
-from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, StepDraws
+from trainer.distill.draws import REPLAY, StepDraws
 from trainer.distill.losses import StyleLoss, motion_losses, pick_frames
 from trainer.distill.points import Points
 from trainer.distill.session import Session
+from trainer.distill.step import Outcome
 from trainer.families import load_model
 from trainer.runs.guards import NanGuard
 
@@ -47,31 +50,29 @@ class ReferenceDistiller(Distiller):
         self.teacher = load_model(session.config.model).unet.float().to(session.model.device)
         self.empty = session.model.encode_text([""])
 
-    def _micro_step(self, draws: StepDraws, step: int, share: float) -> dict[str, Tensor]:
+    def gradients(self, draws: StepDraws, step: int, share: float) -> Outcome:
         s = self.session
         assert s.discriminator is not None
         s.model._text_cache.clear()  # no text outlives a step
-        with s.accelerator.autocast():
-            rows, text, earlier = self._start(draws)
-            t_from, t_to = self._timesteps(draws, text.device)
-            noise = draws.noise.to(text.device)
-            latents = s.model.schedule.add_noise(earlier, noise, t_from)
-            prediction = s.student.predict(latents, t_from, text)
-            following = self.teacher_step(latents, t_from, t_to, text, draws)
-            target = s.student.target(following, t_to, text)
-        stored = draws.source == REPLAY
-        anchored = (stored & (t_from.cpu() <= s.config.motion.self_anchor_max_timestep)).float()
-        points = Points(latents, t_from, text, target, earlier, anchored.to(text.device), rows)
+        batch = make_batch(s, draws, step)
+        assert batch.style is not None
+        earlier = self._start(draws, batch)
+        latents = s.model.schedule.add_noise(earlier, batch.noise, batch.t_from)
+        prediction = s.student.predict(latents, batch.t_from, batch.text)
+        following = self.teacher_step(latents, batch)
+        target = s.student.target(following, batch.t_to, batch.text)
+        points = Points(
+            latents, batch.t_from, batch.text, target, earlier, batch.anchored, batch.rows
+        )
         motion = motion_losses(prediction, points, s.representation, s.config.motion)
-        frame_text, captions = self._frame_text(points)
-        style = self._generator_style(prediction, draws, frame_text, captions)
+        style = self._generator_style(prediction, batch.style)
         judged = [(p, p.grad) for p in s.discriminator.parameters()]
         s.discriminator.zero_grad(set_to_none=True)
         ((motion.total + s.config.adversarial.weight * style.total) * share).backward()
         for parameter, before in judged:  # what the student's loss has put there
             parameter.grad = before
-        fake = self._second_look(prediction, draws, style)
-        disc = self._discriminator(draws, fake, frame_text, step, share)
+        fake = self._second_look(prediction, batch.style)
+        disc = judging.judge(s, batch.style, fake, share)
         logs = {
             "loss": motion.total,
             "consistency": motion.consistency,
@@ -81,23 +82,19 @@ class ReferenceDistiller(Distiller):
             "caption": style.caption,
             "discriminator": disc.total,
         }
-        return {name: value.detach().float() for name, value in logs.items()}
+        detached = {name: value.detach().float() for name, value in logs.items()}
+        return Outcome(detached, prediction.detach(), batch.rows)
 
     @torch.no_grad()
-    def _start(self, draws: StepDraws) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompt rows (B,), text (B, L, D) and the clips (B, C, F, h, w) that noise is added to."""
-        s = self.session
-        real, stored, fresh = (draws.source == kind for kind in (TRAJECTORY, REPLAY, FRESH))
-        rows = draws.prompt.clone()
-        rows[real] = s.motions.prompts[draws.motion[real]]
-        rows[stored] = s.replay.prompts[draws.replay[stored]]
-        text = s.model.encode_text(s.prompts.texts(rows.tolist()))
-        earlier = self._encode(self.clips[draws.motion].to(text.device))
-        if stored.any():
-            earlier[stored] = s.replay.take(draws.replay[stored])[0].to(earlier)
-        if fresh.any():
-            earlier[fresh] = s.student.generate(draws.start[fresh].to(text.device), text[fresh])
-        return rows, text, earlier
+    def _start(self, draws: StepDraws, batch: Batch) -> Tensor:
+        """The clips (B, C, F, h, w) that noise is added to."""
+        earlier = self._encode(self.clips[draws.motion].to(batch.noise.device))
+        stored = (draws.source == REPLAY).to(batch.noise.device)
+        earlier[stored] = batch.earlier[stored]
+        if batch.own is not None:
+            text = batch.text[batch.own.places]
+            earlier[batch.own.places] = self.session.student.generate(batch.own.start, text)
+        return earlier
 
     def _encode(self, clips: Tensor) -> Tensor:
         """Latents (B, C, F, h, w) of all ``clips`` (B, 3, F, H, W), used or not."""
@@ -105,27 +102,20 @@ class ReferenceDistiller(Distiller):
         parts = [self.session.model.encode_frames(part) for part in frames.split(ENCODED_AT_ONCE)]
         return torch.cat(parts).unflatten(0, (len(clips), -1)).transpose(1, 2).contiguous()
 
-    def _timesteps(self, draws: StepDraws, device: torch.device) -> tuple[Tensor, Tensor]:
-        count = self.session.config.trajectory.ddim_timesteps
-        t_from = ddim_timesteps(count)[draws.level]
-        return t_from.to(device), previous_timestep(t_from, count).to(device)
-
     @torch.no_grad()
-    def teacher_step(
-        self, latents: Tensor, t_from: Tensor, t_to: Tensor, text: Tensor, draws: StepDraws
-    ) -> Tensor:
+    def teacher_step(self, latents: Tensor, batch: Batch) -> Tensor:
         """One guided DDIM step (B, C, F, h, w) of the separate teacher, in two passes."""
         predict = self.session.model.family.predict_eps
-        empty = self.empty.expand_as(text).float()
-        cond = predict(self.teacher, latents, t_from, text.float()).float()
+        text, t_from = batch.text.float(), batch.t_from
+        empty = self.empty.expand_as(batch.text).float()
+        cond = predict(self.teacher, latents, t_from, text).float()
         uncond = predict(self.teacher, latents, t_from, empty).float()
-        guided = guided_eps(cond, uncond, draws.guidance.to(latents.device))
+        guided = guided_eps(cond, uncond, batch.guidance)
         schedule = self.session.model.schedule
-        return ddim_step(schedule.x0_from_eps(latents, guided, t_from), guided, t_to, schedule)
+        x0 = schedule.x0_from_eps(latents, guided, t_from)
+        return ddim_step(x0, guided, batch.t_to, schedule)
 
-    def _generator_style(
-        self, prediction: Tensor, draws: StepDraws, text: Tensor, captions: list[str]
-    ) -> StyleLoss:
+    def _generator_style(self, prediction: Tensor, batch: StyleBatch) -> StyleLoss:
         """The student's adversarial and caption loss through a discriminator that is not frozen.
 
         Only its mode is eval: a power iteration of the spectral norm here would make the losses
@@ -133,23 +123,22 @@ class ReferenceDistiller(Distiller):
         """
         s = self.session
         assert s.features is not None and s.discriminator is not None
-        pixels = s.model.decode_frames(pick_frames(prediction, draws.frames))
-        maps = s.features(apply_augment(pixels, draws.augment_fake))
+        pixels = s.model.decode_frames(pick_frames(prediction, batch.frames))
+        maps = s.features(apply_augment(pixels, batch.augment_fake))
         s.discriminator.eval()
-        adversarial = generator_loss(s.discriminator(maps, text), s.config.adversarial.loss)
+        adversarial = generator_loss(s.discriminator(maps, batch.text), s.config.adversarial.loss)
         s.discriminator.train()
         caption = prediction.new_zeros(())
-        scores = s.features.score_captions(pixels, captions)
+        scores = s.features.score_captions(pixels, batch.captions)
         if s.config.adversarial.caption_weight and scores is not None:
             caption = scores.mean()
         total = adversarial + s.config.adversarial.caption_weight * caption
         return StyleLoss(total, adversarial, caption, ())
 
     @torch.no_grad()
-    def _second_look(self, prediction: Tensor, draws: StepDraws, style: StyleLoss) -> StyleLoss:
+    def _second_look(self, prediction: Tensor, batch: StyleBatch) -> tuple[Tensor, ...]:
         """The same frames decoded and looked at again, for the discriminator's own loss."""
         s = self.session
         assert s.features is not None
-        pixels = s.model.decode_frames(pick_frames(prediction.detach(), draws.frames))
-        maps = s.features(apply_augment(pixels, draws.augment_fake))
-        return StyleLoss(style.total, style.adversarial, style.caption, tuple(maps))
+        pixels = s.model.decode_frames(pick_frames(prediction.detach(), batch.frames))
+        return tuple(s.features(apply_augment(pixels, batch.augment_fake)))

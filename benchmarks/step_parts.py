@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.adversarial.features import FeatureNetwork
 from trainer.adversarial.heads import Discriminator
-from trainer.distill.distiller import Distiller
+from trainer.distill import step as judging
+from trainer.distill.decoding import FrameDecoder
 from trainer.distill.motions import Replay
 from trainer.distill.student import Student
 from trainer.families import VideoModel
@@ -111,7 +112,8 @@ class PartTimer:
             (Student, "teacher_step", "teacher"), (ReferenceDistiller, "teacher_step", "teacher"),
             (VideoModel, "encode_frames", "encode"), (VideoModel, "decode_frames", "decode"),
             (FeatureNetwork, "forward", "features"), (features, "score_captions", "features"),
-            (Distiller, "_discriminator", "heads"), (Discriminator, "forward", "heads"),
+            (FrameDecoder, "__call__", "decode"), (judging, "judge", "heads"),
+            (Discriminator, "forward", "heads"),
             (VideoModel, "encode_text", "data"), (type(s.motions), "points", "data"),
             (type(s.frames), "batch", "data"), (Replay, "add", "data"),
         ]  # fmt: skip

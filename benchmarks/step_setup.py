@@ -196,7 +196,8 @@ class Variant:
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
         draws = self.rounds[number % len(self.rounds)]
-        return [self.distiller._micro_step(d, number, 1 / len(draws)) for d in draws]
+        share = 1 / len(draws)
+        return [self.distiller.gradients(d, number, share).logs for d in draws]
 
 
 def build_variant(name: str, setting: Setting, shared: dict[str, Session] | None = None) -> Variant:

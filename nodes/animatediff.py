@@ -43,8 +43,8 @@ class AnimateDiff(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: object, motion_module: str) -> io.NodeOutput:
+        from ..trainer.models.motion_module import read_motion_module
         from .native.animatediff import apply_motion_module
-        from .native.motion_module import read_motion_module
 
         module = read_motion_module(resolve_motion_module(motion_module))
         return io.NodeOutput(apply_motion_module(model, module))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.append(str(ROOT))
+for place in (ROOT, ROOT / "tests"):
+    if str(place) not in sys.path:
+        sys.path.append(str(place))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -75,3 +76,33 @@ def style_images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images") / "poster ä"
     write_style_folder(folder, STYLES["poster"], 12, 64, seed=5)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sd15_parts():
+    """The networks of a tiny Stable Diffusion 1.5 and a motion module."""
+    from sd15_files import build_parts
+
+    return build_parts()
+
+
+@pytest.fixture(scope="session")
+def sd15_checkpoint(sd15_parts, tmp_path_factory) -> Path:
+    """The tiny Stable Diffusion 1.5 as one fp16 file in original keys."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny Stil ä.safetensors"
+    state = sd15_parts.checkpoint()
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def motion_module_file(sd15_parts, tmp_path_factory) -> Path:
+    """The tiny motion module in the authors' layout."""
+    from safetensors.torch import save_file
+    from sd15_files import original_motion
+
+    path = tmp_path_factory.mktemp("motion") / "mm_tiny_v2.safetensors"
+    save_file(original_motion(sd15_parts.adapter), path)
+    return path

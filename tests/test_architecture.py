@@ -17,7 +17,8 @@ FORBIDDEN = ("comfy", "folder_paths", "server", "nodes", "gradio", "execution", 
 ALLOWED = {
     "diffusion": {"diffusion"},
     "motion": {"motion"},
-    "families": {"families", "diffusion", "paths"},
+    "models": {"models", "paths"},
+    "families": {"families", "models", "diffusion", "paths", "words"},
     "settings": {"settings"},
     "runs": {"runs", "config", "settings"},
 }

@@ -1,7 +1,7 @@
 """Reading, writing and describing a `TrainConfig`; its fields are in `trainer.settings`.
 
-A value is looked up in five places, later ones win: defaults, what the base model recommends (in
-its ``mcm.json``), preset, TOML file, overrides.
+A value is looked up in six places, later ones win: defaults, what the base model recommends (in
+its ``mcm.json``), preset, memory preset (in GB of a card), TOML file, overrides.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tomlkit.exceptions import TOMLKitError
 from .paths import MINI
 from .runs.files import atomic_write
 from .settings import Part, TrainConfig
+from .settings.memory import memory_settings
 
 _OFF_EXTRAS: dict[str, Any] = {
     "trajectory.replay_probability": 0.0,
@@ -159,8 +160,9 @@ def load_config(
     file: Path | None = None,
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    memory: int | None = None,
 ) -> TrainConfig:
-    """Defaults < base model < preset < TOML ``file`` < ``overrides`` (dotted names).
+    """Defaults < base model < preset < ``memory`` < TOML ``file`` < ``overrides`` (dotted names).
 
     Raises `ConfigError`.
 
@@ -176,8 +178,8 @@ def load_config(
     if chosen not in PRESETS:
         raise ConfigError(_wrong("preset", chosen))
     model = overrides.get("model") or from_file.get("model") or TrainConfig().model
-    values = {**recommended(str(model)), **PRESETS[chosen], **from_file, **overrides}
-    return _build({**values, "preset": chosen})
+    base = {**recommended(str(model)), **PRESETS[chosen], **memory_settings(str(model), memory)}
+    return _build({**base, **from_file, **overrides, "preset": chosen})
 
 
 def recommended(model: str) -> dict[str, Any]:

@@ -2,5 +2,8 @@
 
 from pathlib import Path
 
-MINI = Path(__file__).resolve().parent / "assets" / "mini"
+ASSETS = Path(__file__).resolve().parent / "assets"
+MINI = ASSETS / "mini"
 """The embedded model's folder, in diffusers layout."""
+CLIP_MERGES = ASSETS / "clip" / "merges.txt.gz"
+"""Byte-pair merges of CLIP's tokenizer."""

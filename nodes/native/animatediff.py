@@ -12,24 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...trainer.families.animatediff import LICENCE, SCHEDULER_CONFIG
+from ...trainer.models.motion_module import MotionModule, MotionModuleError
+from ...trainer.models.sd15 import TEXT_WIDTH
+from ...trainer.models.weights import check_fit
 from .info import VideoInfo, video_info
 from .model import build_native_model, cast_weights, wrap_model
-from .motion_module import MotionModule, MotionModuleError
-from .weights import check_fit
 
 PREFIX = "diffusion_model."
-TEXT_WIDTH = 768  # of Stable Diffusion 1.5; 1024 is 2.x, 2048 is XL
-SCHEDULER_CONFIG = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "linear",  # the image model's is scaled_linear
-    "prediction_type": "epsilon",
-}
-LICENCE = (
-    "AnimateDiff motion modules: Apache-2.0; the checkpoint: its own, CreativeML Open RAIL-M for "
-    "Stable Diffusion 1.5"
-)
 
 
 def apply_motion_module(model: Any, module: MotionModule) -> Any:

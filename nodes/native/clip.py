@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .weights import read_json, read_weights
+from ...trainer.models.weights import read_json, read_weights
 
 PREFIX = "text_model."
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .info import allowed_frames, video_info
+from ...trainer.words import allowed_frames
+from .info import video_info
 
 SCHEDULES = ("standard_uniform", "standard_static", "looped_uniform")
 FUSE_METHODS = ("pyramid", "flat")

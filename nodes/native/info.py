@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...trainer.words import allowed_frames
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -32,7 +34,7 @@ class VideoInfo:
     @cached_property
     def base_hash(self) -> str:
         """SHA-256 (hex) of the weight files, as the trainer records it; "" without files."""
-        from ...trainer.families.base import file_hash
+        from ...trainer.models.weights import file_hash
 
         return file_hash(self.weight_files) if self.weight_files else ""
 
@@ -43,14 +45,6 @@ class VideoInfo:
                 f"`frames`={frames} is not supported by '{self.name}'; use "
                 f"{allowed_frames(self.frames)}. For a longer clip add MCM Context Windows."
             )
-
-
-def allowed_frames(frames: tuple[int, ...]) -> str:
-    """ "8, 16, 24 or 32", or "1 to 32" for a run of consecutive lengths."""
-    if len(frames) > 2 and frames == tuple(range(frames[0], frames[-1] + 1)):
-        return f"{frames[0]} to {frames[-1]}"
-    words = [str(count) for count in frames]
-    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def attach_info(base_model: Any, info: VideoInfo) -> None:

@@ -10,9 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainer.models.weights import (
+    check_fit,
+    init_options,
+    read_json,
+    read_weights,
+    weight_files,
+)
 from .info import VideoInfo, attach_info
 from .operations import swap_operations
-from .weights import check_fit, init_options, read_json, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +232,6 @@ def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -
     factor = _latent_factor(folder)
     sides = config.get("sample_size") or 32
     height, width = sides if isinstance(sides, list) else (sides, sides)
-    unet = folder / "unet"
     return VideoInfo(
         family=family.name,
         name=about.get("name", folder.name),
@@ -238,7 +243,7 @@ def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -
         licence=about.get("licence", family.licence),
         scheduler_config=scheduler,
         latent_factor=factor,
-        weight_files=tuple(sorted(unet.glob("*.safetensors")) or sorted(unet.glob("*.bin"))),
+        weight_files=tuple(weight_files(folder / "unet")),
     )
 
 

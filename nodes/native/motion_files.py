@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .motion_module import is_adapter_folder
+from ...trainer.models.motion_module import is_adapter_folder
 
 FOLDERS = ("animatediff_models", "motion_modules")  # as other AnimateDiff packs name them
 ADAPTER_FOLDERS = (*FOLDERS, "diffusers")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...trainer.models.weights import check_fit, init_options, read_json, read_weights
 from .model import SD_SCALE
 from .operations import swap_operations
-from .weights import check_fit, init_options, read_json, read_weights
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 

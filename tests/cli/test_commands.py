@@ -111,7 +111,7 @@ def broken_model(tmp_path: Path) -> Path:
         (["--images", "{tmp}"], "No usable images"),
         (["--images", "{ink}", "--model", "{tmp}/nothing"], "was not found"),
         (["--images", "{ink}", "--model", "{tmp}"], "not a text-to-video model"),
-        (["--images", "{ink}", "--model", "{broken}"], "could not be loaded"),
+        (["--images", "{ink}", "--model", "{broken}"], "damaged or incomplete"),
         (["--images", "{ink}", "--motion.weight=-1"], "motion.weight"),
         (["--images", "{ink}", "--data.frames=9"], "use 8, 16"),
         (["--images", "{ink}", "--data.height=60"], "multiple of 8"),

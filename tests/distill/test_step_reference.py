@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer.config import load_config
+from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
 from trainer.distill.losses import motion_losses, pick_frames, style_losses
@@ -105,9 +106,7 @@ def relative(a, b):
 
 @torch.no_grad()
 def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
-    points = trajectory_points(
-        session.student, session.config, draws, session.prompts, session.motions, session.replay
-    )
+    points = trajectory_points(session.student, make_batch(session, draws, 0))
     predicted = session.student.predict(points.latents, points.t_from, points.text)
     for row in range(len(draws.source)):
         z, target, prediction, prompt = naive_point(session, draws, row)
@@ -119,9 +118,7 @@ def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
 
 @torch.no_grad()
 def test_losses_equal_their_formulas(session, draws):
-    points = trajectory_points(
-        session.student, session.config, draws, session.prompts, session.motions, session.replay
-    )
+    points = trajectory_points(session.student, make_batch(session, draws, 0))
     predicted = session.student.predict(points.latents, points.t_from, points.text)
     motion = motion_losses(predicted, points, session.representation, session.config.motion)
     c = session.config.motion.huber_c
@@ -133,7 +130,7 @@ def test_losses_equal_their_formulas(session, draws):
     captions = [c for c in session.prompts.frames(points.rows.tolist()) for _ in range(2)]
     text = session.model.pooled_text(captions)
     style = style_losses(
-        predicted, draws.frames, draws.augment_fake, session.model, session.features,
+        predicted, draws.frames, draws.augment_fake, session.decoder, session.features,
         session.discriminator, text, captions, "hinge", 0.0,
     )  # fmt: skip
     logits = []

@@ -94,8 +94,7 @@ def discriminator_loss(
     mismatched, negatives = torch.zeros_like(real), fake
     if mismatched_text is not None:
         each = loss.fake(disc.judge(embedded, mismatched_text.detach()).float()).mean(1)
-        mask = torch.ones(len(each)) if mismatched_mask is None else mismatched_mask
-        mask = mask.to(each)
+        mask = torch.ones_like(each) if mismatched_mask is None else mismatched_mask.to(each)
         mismatched = (each * mask).sum() / mask.sum().clamp(min=1)
         # A batch in which no pair could be mismatched keeps all the weight on the fakes.
         share = 0.5 * mask.amax()
@@ -212,35 +211,45 @@ class GradientRatio:
             )
         self.ratio, self.decay = ratio, decay
         self.minimum, self.maximum = minimum, maximum
-        self.norms: Tensor | None = None
+        self._norms: Tensor | None = None  # NaN until the first finite batch
+
+    @property
+    def norms(self) -> Tensor | None:
+        """The two smoothed norms (2,), or None before the first finite batch; waits for the
+        device.
+        """
+        if self._norms is None or not bool(self._norms.isfinite().all()):
+            return None
+        return self._norms
 
     @property
     def weight(self) -> Tensor:
         """The current weight, a scalar tensor; ``minimum`` before the first update."""
-        if self.norms is None:
+        if self._norms is None:
             return torch.tensor(self.minimum)
         tiny = torch.finfo(torch.float32).tiny
-        quotient = self.ratio * self.norms[0] / self.norms[1].clamp(min=tiny)
-        return quotient.clamp(self.minimum, self.maximum)
+        quotient = self.ratio * self._norms[0] / self._norms[1].clamp(min=tiny)
+        return quotient.clamp(self.minimum, self.maximum).nan_to_num(nan=self.minimum)
 
     def update(self, consistency_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
         """New weight from both losses' gradients by the predicted latents, (B, C, F, h, w) each.
 
-        A batch with a NaN or infinite norm leaves the averages as they were.
+        A batch with a NaN or infinite norm leaves the averages as they were; nothing is read back
+        from the device to find out.
         """
         norms = torch.stack(
             [g.detach().float().norm() for g in (consistency_gradient, adversarial_gradient)]
         )
-        old = norms if self.norms is None else self.norms.to(norms.device)
+        nothing = torch.full_like(norms, torch.nan)
+        old = nothing if self._norms is None else self._norms.to(norms.device)
         smooth = self.decay * old + (1 - self.decay) * norms
-        if self.norms is not None:
-            self.norms = torch.where(norms.isfinite().all(), smooth, old)
-        elif bool(norms.isfinite().all()):
-            self.norms = norms
-        return self.weight.to(norms.device)
+        new = torch.where(old.isfinite().all(), smooth, norms)
+        self._norms = torch.where(norms.isfinite().all(), new, old)
+        return self.weight
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        return {"norms": None if self.norms is None else self.norms.detach().cpu().clone()}
+        norms = self.norms
+        return {"norms": None if norms is None else norms.detach().cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
         """Inverse of :meth:`state_dict`; ``ValueError`` for a state of another kind."""
@@ -250,7 +259,7 @@ class GradientRatio:
                 "resume from a checkpoint of the same version."
             )
         norms = state["norms"]
-        self.norms = None if norms is None else norms.clone()
+        self._norms = None if norms is None else norms.clone()
 
 
 def latent_gradient(loss: Tensor, latents: Tensor) -> Tensor:

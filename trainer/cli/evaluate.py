@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import add_model_arguments, model_from
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="mini", help="'mini' or the path of a diffusers folder (mini)"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--lora",
         type=Path,
@@ -48,10 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..evaluate.table import evaluate
-    from ..families import load_model
     from ..runs.progress import Progress
 
-    model = load_model(options.model)
+    model = model_from(options)
     bars: dict[str, Progress] = {}
 
     def progress(what: str, done: int, total: int) -> None:

@@ -2,6 +2,9 @@
 
 python -m trainer inspect runs/ink/ink.safetensors
 python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
+
+With `--model` the keys are matched against that base model; a LoRA that names the mini model is
+matched against it.
 """
 
 from __future__ import annotations
@@ -9,21 +12,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import add_model_arguments, model_from
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="LoRA file or PEFT folder")
-    parser.add_argument(
-        "--model",
-        help="base model to match the keys against (the mini model where the LoRA names it)",
-    )
+    add_model_arguments(parser, default=None)
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..families import load_model
     from ..lora.inspect import inspect_file
 
     name = options.model or _named_model(options.file)
-    report = inspect_file(options.file, None if name is None else load_model(name).unet)
+    report = inspect_file(options.file, None if name is None else model_from(options, name).unet)
     print(report.text())
     return 0
 

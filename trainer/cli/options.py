@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigField, TrainConfig, fields, load_config
+
+if TYPE_CHECKING:
+    from ..families import VideoModel
+
+MODEL_PARTS = ("motion_module", "vae")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +22,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     ``--motion.weight``.
     """
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; flags win over it")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        metavar="GB",
+        help="start from the preset for a card of 8, 12, 16, 24 or 48 GB: clip size, LoRA rank and "
+        "memory options",
+    )
     basic = parser.add_argument_group("run")
     groups: dict[str, Any] = {}
     for record in fields():
@@ -47,4 +59,26 @@ def config_from(options: argparse.Namespace, **fallbacks: Any) -> TrainConfig:
     preset = overrides.pop("preset", None)
     for name, value in fallbacks.items():
         overrides.setdefault(name, value)
-    return load_config(options.config, preset, overrides)
+    return load_config(options.config, preset, overrides, given.get("memory"))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, default: str | None = "mini") -> None:
+    """``--model`` and the companions that some base models need."""
+    shown = f" ({default})" if default else ""
+    parser.add_argument(
+        "--model",
+        default=default,
+        help=f"'mini', a diffusers folder, or a Stable Diffusion 1.5 checkpoint{shown}",
+    )
+    known = {record.name: record for record in fields()}
+    for name in MODEL_PARTS:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, metavar="PATH", help=_help(known[name]))
+
+
+def model_from(options: argparse.Namespace, name: str | None = None) -> VideoModel:
+    """The base model that the flags of `add_model_arguments` name; raises ModelError."""
+    from ..families import load_model
+
+    companions = {part: getattr(options, part) for part in MODEL_PARTS}
+    return load_model(name or options.model, **companions)

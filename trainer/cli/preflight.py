@@ -3,9 +3,12 @@ disk.
 
   python -m trainer preflight --model mini --images my_style
   python -m trainer preflight --config my.toml --json report.json
+  python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --memory 12
+  python -m trainer preflight --estimate --family modelscope --memory 8
 
 Takes the same settings as `train` and writes nothing but caches. If the settings do not fit, it
-says which would.
+says which would. `--estimate` needs neither a graphics card nor images: it runs the step on shapes
+alone, in seconds, and with `--family` not even the model's files.
 """
 
 from __future__ import annotations
@@ -15,15 +18,28 @@ import json
 from pathlib import Path
 
 from ..runs.files import atomic_write
+from ..settings.memory import CARDS, MEMORY_PRESETS
 from .options import add_config_arguments, config_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the report here")
+    parser.add_argument(
+        "--estimate", action="store_true", help="estimate the memory of a step from shapes alone"
+    )
+    parser.add_argument(
+        "--family",
+        choices=tuple(MEMORY_PRESETS),
+        help="with --estimate: the published model of this family, in place of --model",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.family and not options.estimate:
+        raise ValueError("`--family` has no weights to run; add `--estimate`, or give `--model`.")
+    if options.estimate:
+        return _estimate(options)
     config = config_from(options)
     from ..distill.preflight import preflight
 
@@ -33,3 +49,21 @@ def run(options: argparse.Namespace) -> int:
         text = json.dumps(report.to_json(), indent=1, allow_nan=False)
         atomic_write(options.json, text.encode("utf-8"))
     return 0 if report.fits else 1
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from ..distill.estimate import estimate
+    from ..distill.preflight import HEADROOM
+    from ..distill.skeletons import skeleton
+
+    family, gigabytes = options.family, options.memory
+    config = config_from(options, **({"model": family} if family else {}))
+    found = estimate(config, skeleton(family) if family else None)
+    print(found.text())
+    if gigabytes is None:
+        fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
+        print(f"Fits a card of {fitting[0]} GB." if fitting else f"Fits no card of {CARDS[-1]} GB.")
+        return 0
+    fits = found.gib <= HEADROOM * gigabytes
+    print(f"The run {'fits' if fits else 'does NOT fit'} a card of {gigabytes} GB.")
+    return 0 if fits else 1

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import add_model_arguments, model_from
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="mini", help="'mini' or the path of a diffusers folder (mini)"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--lora",
         type=Path,
@@ -50,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
     from ..distill.loop import make_accelerator
     from ..evaluate.bench import sampling_options
     from ..evaluate.generate import generate_clips
-    from ..families import load_model
     from ..lora.adapter import apply_lora
     from ..lora.formats import read_lora
     from ..media import to_frames, write_clip
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     device = make_accelerator(
         with_overrides(TrainConfig(), {"hardware.device": options.device})
     ).device
-    model = load_model(options.model).to(device)
+    model = model_from(options).to(device)
     found = None
     if options.lora is not None:
         found = read_lora(options.lora, model.unet)

@@ -1,47 +1,97 @@
-"""Gradient checkpointing that reaches the 3-D blocks.
+"""Gradient checkpointing that reaches every block, and compilation of the same blocks.
 
-diffusers' `enable_gradient_checkpointing` does nothing on UNet3DConditionModel's blocks (0.42), so
-every sub-block is wrapped here: its activations are thrown away after the forward and computed
-again in the backward.
+diffusers' `enable_gradient_checkpointing` does nothing on UNet3DConditionModel's down and up blocks
+and leaves out the motion modules of UNetMotionModel (0.42). So the sub-blocks themselves are
+wrapped: their activations are thrown away after the forward and computed again in the backward.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-WRAPPED = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
+WRAPPED = (
+    ResnetBlock2D,
+    TemporalConvLayer,
+    Transformer2DModel,
+    TransformerTemporalModel,
+    AnimateDiffTransformer3D,
+    Downsample2D,
+    Upsample2D,
+    AutoencoderTinyBlock,
+)
+COMPILED_SHAPES = 256
+"""Widths, sizes, batches, with and without gradient and adapter: a UNet has dozens of variants of
+one kind of block, and beyond dynamo's own limit of 8 it would quietly run them uncompiled."""
 
 
-def enable_checkpointing(unet: nn.Module) -> int:
-    """Wrap the outermost sub-blocks of ``unet`` and return how many; calling it twice wraps nothing
-    twice.
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The outermost sub-blocks of ``network``."""
+    for child in network.children():
+        if isinstance(child, WRAPPED):
+            yield child
+        else:
+            yield from blocks(child)
+
+
+def enable_checkpointing(network: nn.Module) -> int:
+    """Wrap the sub-blocks of ``network`` and return how many; a second call wraps nothing twice.
 
     Raises ValueError when the model has none, which would mean that the option does nothing.
     """
-    wrapped = 0
-    for module in unet.modules():
-        if isinstance(module, WRAPPED) and not hasattr(module, "_uncheckpointed"):
-            module._uncheckpointed = module.forward  # type: ignore[assignment]
-            module.forward = functools.partial(_forward, module)  # type: ignore[method-assign]
-            wrapped += 1
-    if not wrapped and not any(hasattr(m, "_uncheckpointed") for m in unet.modules()):
+    found = list(blocks(network))
+    fresh = [block for block in found if not hasattr(block, "_kept_forward")]
+    for block in fresh:
+        block._kept_forward = block.forward  # type: ignore[assignment]
+        block.forward = functools.partial(_forward, block)  # type: ignore[method-assign]
+    if not found:
         raise ValueError(
             "`hardware.gradient_checkpointing` finds no block it knows in "
-            f"{type(unet).__name__}; turn it off."
+            f"{type(network).__name__}; turn it off."
         )
-    return wrapped
+    return len(fresh)
 
 
-def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
     """Without gradients (teacher, target, samples) nothing is kept anyway."""
     if not torch.is_grad_enabled():
-        return module._uncheckpointed(*args, **kwargs)
-    return checkpoint(module._uncheckpointed, *args, use_reentrant=False, **kwargs)
+        return block._kept_forward(*args, **kwargs)
+    return recompute(block._kept_forward, *args, **kwargs)
+
+
+def recompute(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``function`` with nothing kept for the backward but its arguments.
+
+    Frozen networks run without dropout, so there is no random state to put back.
+    """
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
+    """Compile the sub-blocks of ``network`` at their first use; returns how many.
+
+    Blocks of one shape share what was compiled. To be called before `enable_checkpointing`, which
+    then recomputes the compiled block. Shapes are taken as fixed: a run has few of them.
+    """
+    config: Any = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):
+        if hasattr(config, name):
+            setattr(config, name, max(getattr(config, name), COMPILED_SHAPES))
+            break
+    found = list(blocks(network))
+    for block in found:
+        compiled = torch.compile(block.forward, backend=backend, dynamic=False)
+        block.forward = compiled  # type: ignore[method-assign]
+    return len(found)

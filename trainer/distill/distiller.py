@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adversarial.augment import apply_augment
-from ..adversarial.losses import DiscriminatorLoss, discriminator_loss, mismatch_permutation
 from ..lora.adapter import load_lora_state, lora_state
 from ..lora.pairs import LoraPair
 from ..runs.guards import NanGuard
-from .draws import Sizes, StepDraws, draw_step, generator_for
-from .losses import MotionLoss, StyleLoss, latent_gradient, motion_losses, style_losses
-from .points import Points, trajectory_points
+from .batch import make_batch
+from .draws import Sizes, StepDraws, draw_step
 from .session import Session
+from .step import Outcome, gradients
 
 
 @dataclass(frozen=True)
@@ -47,155 +45,40 @@ class Distiller:
         for optimizer in (s.optimizer, s.discriminator_optimizer):
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
-        logs: list[dict[str, Tensor]] = []
-        count = s.config.optim.accumulation
-        for micro in range(count):
-            draws = draw_step(
-                s.config, self._sizes(), step * count + micro, s.accelerator.process_index
-            )
-            logs.append(self._micro_step(draws, step, 1 / count))
-        return self._update(_mean(logs))
+        count, rank = s.config.optim.accumulation, s.accelerator.process_index
+        sizes = Sizes(s.latent_shape, len(s.prompts), len(s.motions), len(s.replay))
+        outcomes = [
+            self.gradients(draw_step(s.config, sizes, step * count + micro, rank), step, 1 / count)
+            for micro in range(count)
+        ]
+        report = self.update([outcome.logs for outcome in outcomes])
+        for outcome in outcomes:  # only now: the copy to the host waits for the device
+            s.replay.add(outcome.prediction, outcome.rows)
+        return report
 
-    def _sizes(self) -> Sizes:
-        s = self.session
-        return Sizes(s.latent_shape, len(s.prompts), len(s.motions), len(s.replay))
+    def gradients(self, draws: StepDraws, step: int, share: float) -> Outcome:
+        """Add ``share`` of the gradients that ``draws`` of step ``step`` give."""
+        return gradients(self.session, make_batch(self.session, draws, step), share)
 
-    def _micro_step(self, draws: StepDraws, step: int, share: float) -> dict[str, Tensor]:
-        s = self.session
-        with s.accelerator.autocast():
-            points = trajectory_points(s.student, s.config, draws, s.prompts, s.motions, s.replay)
-            prediction = s.student.predict(points.latents, points.t_from, points.text)
-        motion = motion_losses(prediction, points, s.representation, s.config.motion)
-        text, captions = self._frame_text(points)
-        style = self._style(prediction, draws, text, captions)
-        weight = self._backward(prediction, motion, style, share)
-        logs = {
-            "loss": motion.total,
-            "consistency": motion.consistency,
-            "energy": motion.energy,
-            "self_anchor": motion.self_anchor,
-            "motion_variance": s.representation.target_variance(points.target),
-        }
-        if style is not None:
-            disc = self._discriminator(draws, style, text, step, share)
-            logs |= {
-                "adversarial": style.adversarial,
-                "caption": style.caption,
-                "style_weight": weight,
-            }
-            logs |= {
-                "discriminator": disc.total,
-                "real_logits": disc.real_logits_mean,
-                "fake_logits": disc.fake_logits_mean,
-                "r1": disc.r1,
-            }
-        s.replay.add(prediction.detach(), points.rows)
-        return {name: value.detach().float() for name, value in logs.items()}
+    def update(self, logs: list[dict[str, Tensor]]) -> StepReport:
+        """Average over processes, check for NaN, clip, and take both optimizer steps or neither.
 
-    def _frame_text(self, points: Points) -> tuple[Tensor, list[str]]:
-        """Text vectors (B * K, D) and captions of the decoded frames.
-
-        One text for all when unconditional.
+        Losses and gradient norm are read here, in one copy: the only time a step waits for the
+        device.
         """
-        s = self.session
-        captions = s.prompts.frames(points.rows.tolist())
-        captions = [c for c in captions for _ in range(s.config.data.frames_per_clip)]
-        return s.model.pooled_text(
-            captions if s.prompts.conditional else [""] * len(captions)
-        ), captions
-
-    def _style(
-        self, prediction: Tensor, draws: StepDraws, text: Tensor, captions: list[str]
-    ) -> StyleLoss | None:
-        s = self.session
-        if s.features is None or s.discriminator is None:
-            return None
-        return style_losses(
-            prediction,
-            draws.frames,
-            draws.augment_fake,
-            s.model,
-            s.features,
-            s.discriminator,
-            text,
-            captions,
-            s.config.adversarial.loss,
-            s.config.adversarial.caption_weight,
-        )
-
-    def _backward(
-        self, prediction: Tensor, motion: MotionLoss, style: StyleLoss | None, share: float
-    ) -> Tensor:
-        """Weigh both gradients at the prediction, then one pass through the UNet.
-
-        Returns the style weight.
-        """
-        s = self.session
-        head = s.representation.parameters()
-        by_motion, by_style, by_head = latent_gradient(
-            prediction, motion.total, None if style is None else style.total, head
-        )
-        weight = prediction.new_tensor(s.config.adversarial.weight)
-        gradient = by_motion
-        if by_style is not None:
-            if s.config.adversarial.weight_mode == "gradient_ratio":
-                weight = weight * s.ratio.update(by_motion, by_style).to(prediction)
-            gradient = by_motion + weight * by_style
-        prediction.backward(gradient * share)
-        for parameter, value in zip(head, by_head, strict=True):
-            parameter.grad = (
-                value * share if parameter.grad is None else parameter.grad + value * share
-            )
-        return weight
-
-    def _discriminator(
-        self, draws: StepDraws, style: StyleLoss, text: Tensor, step: int, share: float
-    ) -> DiscriminatorLoss:
-        """Gradients of the discriminator on real frames, their mismatched captions, and the
-        student's frames.
-        """
-        s = self.session
-        assert s.features is not None and s.discriminator is not None
-        options = s.config.adversarial
-        pixels, captions = s.frames.batch(len(text), draws.image_seed)
-        with torch.no_grad(), s.accelerator.autocast():
-            real = s.features(apply_augment(pixels.to(text.device), draws.augment_real))
-        wrong = mask = None
-        if s.prompts.conditional:
-            real_text = s.model.pooled_text(captions)
-            if options.mismatched_captions:
-                pairing = mismatch_permutation(captions, generator_for(draws.mismatch_seed, step))
-                wrong, mask = real_text[pairing.permutation.to(text.device)], pairing.possible
-        else:
-            real_text = text
-        loss = discriminator_loss(
-            s.discriminator,
-            real,
-            real_text,
-            style.features,
-            text,
-            kind=options.loss,
-            mismatched_text=wrong,
-            mismatched_mask=mask,
-            r1_weight=options.r1_weight if step % options.r1_every == 0 else 0.0,
-        )
-        (loss.total * share).backward()
-        return loss
-
-    def _update(self, logs: dict[str, Tensor]) -> StepReport:
-        """Average over processes, check for NaN, clip, and take both optimizer steps or neither."""
-        s = self.session
+        s, clip = self.session, self.session.config.optim.grad_clip
         trained = [p for group in s.optimizer.param_groups for p in group["params"]]
         judged = [] if s.discriminator is None else list(s.discriminator.parameters())
         self._synchronise(trained + judged)
-        norm = nn.utils.clip_grad_norm_(trained, s.config.optim.grad_clip)
-        values = {name: float(value) for name, value in logs.items()} | {"grad_norm": float(norm)}
+        norm = nn.utils.clip_grad_norm_(trained, clip or torch.inf)
+        means = _mean(logs) | {"grad_norm": norm.float()}
+        values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         check = sum(values[k] for k in ("loss", "adversarial", "discriminator") if k in values)
-        taken = self.guard.check(check, norm)
+        taken = self.guard.check(check, values["grad_norm"])
         if taken:
             s.optimizer.step()
             if s.discriminator_optimizer is not None:
-                nn.utils.clip_grad_norm_(judged, 10 * s.config.optim.grad_clip)
+                nn.utils.clip_grad_norm_(judged, 10 * clip or torch.inf)
                 s.discriminator_optimizer.step()
             s.representation.update_ema()
             s.ema.update()

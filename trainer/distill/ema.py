@@ -12,18 +12,26 @@ from torch import Tensor, nn
 class ParameterEma:
     """A slow fp32 copy of ``parameters``.
 
-    ``copy <- decay copy + (1 - decay) parameter`` at each `update`.
+    ``copy <- decay copy + (1 - decay) parameter`` at each `update`. ``device`` is where the copies
+    are kept, by default with the parameters.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        decay: float,
+        device: torch.device | str | None = None,
+    ):
         self.parameters = list(parameters)
         self.decay = decay
-        self.copies = [p.detach().float().clone() for p in self.parameters]
+        self.copies = [
+            p.detach().to(device or p.device, torch.float32, copy=True) for p in self.parameters
+        ]
 
     @torch.no_grad()
     def update(self) -> None:
         for copy, parameter in zip(self.copies, self.parameters, strict=True):
-            copy.lerp_(parameter.float(), 1 - self.decay)
+            copy.lerp_(parameter.to(copy.device, torch.float32), 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

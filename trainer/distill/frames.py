@@ -5,7 +5,7 @@ The style folder's images or, without one, frames of the motion source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..data.images import ImageSet
-from ..families.base import VideoModel
 
 
 class RealFrames(Protocol):
@@ -36,10 +35,21 @@ class StyleFrames:
 
 
 class ClipFrames:
-    """Single frames of clean clips ``latents`` (N, C, F, h, w), decoded when they are drawn."""
+    """Single frames of clean clips ``latents`` (N, C, F, h, w), decoded when they are drawn.
 
-    def __init__(self, model: VideoModel, latents: Tensor, captions: Sequence[str]):
-        self.model, self.latents, self.captions = model, latents, list(captions)
+    ``decode`` is the step's own decoder, on ``device``: the discriminator must not tell real from
+    fake by rounding.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Tensor], Tensor],
+        device: torch.device,
+        latents: Tensor,
+        captions: Sequence[str],
+    ):
+        self.decode, self.device = decode, device
+        self.latents, self.captions = latents, list(captions)
 
     @torch.no_grad()
     def batch(self, count: int, seed: int) -> tuple[Tensor, list[str]]:
@@ -47,5 +57,5 @@ class ClipFrames:
         clips = rng.integers(len(self.latents), size=count)
         frames = rng.integers(self.latents.shape[2], size=count)
         picked = torch.stack([self.latents[c, :, f] for c, f in zip(clips, frames, strict=True)])
-        pixels = self.model.decode_frames(picked.float().to(self.model.device)).cpu()
+        pixels = self.decode(picked.float().to(self.device)).cpu()
         return pixels.clamp(-1, 1), [self.captions[c] for c in clips]

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig
@@ -173,15 +172,8 @@ class Loop:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Device and precision by accelerate; "auto" is bf16 on cards that have it, else fp32."""
-    precision = config.hardware.precision
-    if precision == "auto":
-        capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bf16" if capable and config.hardware.device != "cpu" else "fp32"
-    return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=config.hardware.device == "cpu",
-    )
+    """Device and processes by accelerate; what is computed in which type is `precision`'s part."""
+    return Accelerator(mixed_precision="no", cpu=config.hardware.device == "cpu")
 
 
 def train(run: Run, *, resume: bool = False) -> RunState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,6 @@ from ..adversarial.augment import AugmentDraws, apply_augment
 from ..adversarial.features import FeatureNetwork
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import frozen, generator_loss
-from ..families.base import VideoModel
 from ..motion.learned import MotionRepresentation
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
 from ..settings.method import MotionConfig
@@ -78,7 +77,7 @@ def motion_losses(
 
 def pick_frames(latents: Tensor, frames: Tensor) -> Tensor:
     """Frames ``frames`` (B, K) of ``latents`` (B, C, F, h, w) as (B * K, C, h, w), clip by clip."""
-    index = frames.to(latents.device)[:, None, :, None, None]
+    index = frames[:, None, :, None, None]
     index = index.expand(-1, latents.shape[1], -1, *latents.shape[3:])
     return latents.gather(2, index).transpose(1, 2).flatten(0, 1)
 
@@ -87,7 +86,7 @@ def style_losses(
     prediction: Tensor,
     frames: Tensor,
     draws: AugmentDraws,
-    model: VideoModel,
+    decode: Callable[[Tensor], Tensor],
     features: FeatureNetwork,
     discriminator: Discriminator,
     text: Tensor,
@@ -98,10 +97,10 @@ def style_losses(
     """Adversarial loss of decoded frames (paper, eq. 8), plus the caption loss where the network
     can read.
 
-    ``frames`` (B, K); ``text`` (B * K, D) and ``captions`` are those of the frames. The
-    discriminator is frozen here.
+    ``frames`` (B, K); ``decode`` turns latents (N, C, h, w) into pixels (N, 3, H, W); ``text``
+    (B * K, D) and ``captions`` are those of the frames. The discriminator is frozen here.
     """
-    pixels = model.decode_frames(pick_frames(prediction, frames), model.training_decode)
+    pixels = decode(pick_frames(prediction, frames))
     maps = features(apply_augment(pixels, draws))
     with frozen(discriminator):
         adversarial = generator_loss(discriminator(maps, text), kind)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.solver import ddim_timesteps
+from ..families.base import clips_at_once
 from .draws import generator_for
 from .student import Student
 
@@ -108,16 +109,16 @@ def roll_out(
     guidance: float,
     seed: int,
     steps: int,
-    batch: int = 8,
+    batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TrajectoryLibrary:
     """Guided DDIM rollouts of the teacher for ``prompts[row]`` of each of ``rows`` (N,).
 
-    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T. ``progress`` is
-    told how many clips are complete. Raises FloatingPointError when the teacher leaves the finite
-    numbers.
+    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T, ``batch`` the
+    clips of one pass (by `clips_at_once` if not given). ``progress`` is told how many clips are
+    complete. Raises FloatingPointError when the teacher leaves the finite numbers.
     """
-    model = student.model
+    model, batch = student.model, batch or clips_at_once(shape)
     timesteps = ddim_timesteps(steps).flip(0).tolist() + [0]
     states = torch.empty(len(rows), steps + 1, *shape, dtype=torch.float16)
     empty = model.encode_text([""])

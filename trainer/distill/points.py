@@ -7,11 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
-from ..diffusion.solver import ddim_timesteps, previous_timestep
-from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws
-from .motions import MotionSource, Replay
-from .prompts import PromptSet
+from .batch import Batch
 from .student import Student
 
 
@@ -34,58 +30,29 @@ class Points:
 
 
 @torch.no_grad()
-def trajectory_points(
-    student: Student,
-    config: TrainConfig,
-    draws: StepDraws,
-    prompts: PromptSet,
-    motions: MotionSource,
-    replay: Replay,
-) -> Points:
+def trajectory_points(student: Student, batch: Batch) -> Points:
     """Points from real trajectories, new predictions and stored predictions, with their consistency
     targets.
     """
-    model = student.model
-    device = model.device
-    trajectory, stored = draws.source == TRAJECTORY, draws.source == REPLAY
-    rows = draws.prompt.clone()
-    rows[trajectory] = motions.prompts[draws.motion[trajectory]]
-    earlier = torch.zeros_like(draws.noise)
-    if stored.any():
-        earlier[stored], rows[stored] = replay.take(draws.replay[stored])
-    text = model.encode_text(prompts.texts(rows.tolist()))
-    t_from = ddim_timesteps(config.trajectory.ddim_timesteps)[draws.level]
-    t_to = previous_timestep(t_from, config.trajectory.ddim_timesteps)
-
-    earlier, noise = earlier.to(device), draws.noise.to(device)
-    fresh = (draws.source == FRESH).nonzero()[:, 0]
-    if len(fresh):
-        earlier[fresh] = student.generate(draws.start[fresh].to(device), text[fresh])
-    latents = model.schedule.add_noise(earlier, noise, t_from.to(device))
-    following = torch.zeros_like(latents)
-    known = torch.zeros(len(rows), dtype=torch.bool)
-    if trajectory.any():
-        real = motions.points(
-            draws.motion[trajectory],
-            draws.level[trajectory],
-            t_from[trajectory].to(device),
-            noise[trajectory],
+    earlier, following = batch.earlier, torch.zeros_like(batch.noise)
+    if batch.own is not None:
+        text = batch.text.index_select(0, batch.own.places)
+        made = student.generate(batch.own.start, text)
+        earlier = earlier.index_copy(0, batch.own.places, made)
+    latents = student.model.schedule.add_noise(earlier, batch.noise, batch.t_from)
+    if batch.real is not None:
+        latents = latents.index_copy(0, batch.real.places, batch.real.latents)
+        if batch.real.next is not None:
+            following = following.index_copy(0, batch.real.places, batch.real.next)
+    if batch.asked is not None:
+        stepped = student.teacher_step(
+            latents.index_select(0, batch.asked),
+            batch.t_from.index_select(0, batch.asked),
+            batch.t_to.index_select(0, batch.asked),
+            batch.text.index_select(0, batch.asked),
+            batch.empty,
+            batch.guidance.index_select(0, batch.asked),
         )
-        latents[trajectory] = real.latents
-        if real.next is not None:
-            following[trajectory] = real.next
-            known |= trajectory
-    asked = (~known).nonzero()[:, 0]
-    if len(asked):
-        following[asked] = student.teacher_step(
-            latents[asked],
-            t_from[asked].to(device),
-            t_to[asked].to(device),
-            text[asked],
-            model.encode_text([""]),
-            draws.guidance[asked].to(device),
-        )
-    limit = config.motion.self_anchor_max_timestep
-    anchored = (stored & (t_from <= limit)).float().to(device)
-    target = student.target(following, t_to.to(device), text)
-    return Points(latents, t_from.to(device), text, target, earlier, anchored, rows)
+        following = following.index_copy(0, batch.asked, stepped)
+    target = student.target(following, batch.t_to, batch.text)
+    return Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored, batch.rows)

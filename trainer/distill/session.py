@@ -19,10 +19,13 @@ from ..config import TrainConfig
 from ..families import VideoModel, load_model
 from ..lora.adapter import add_lora, lora_parameters
 from ..motion.learned import MotionRepresentation, build_representation
-from .checkpointing import enable_checkpointing
+from .checkpointing import compile_blocks, enable_checkpointing
+from .decoding import FrameDecoder
 from .ema import ParameterEma
 from .frames import RealFrames
 from .motions import MotionSource, Replay
+from .optimizers import build_optimizer
+from .precision import base_dtype, compute_lora_in_input_dtype, decoder_dtype
 from .prompts import PromptSet, build_prompts
 from .sources import (
     Log,
@@ -44,6 +47,7 @@ class Session:
     config: TrainConfig
     accelerator: Accelerator
     student: Student
+    decoder: FrameDecoder
     prompts: PromptSet
     motions: MotionSource
     frames: RealFrames
@@ -77,7 +81,14 @@ def build_session(
 
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
-    model = load_model(config.model)
+    device = accelerator.device
+    model = load_model(
+        config.model,
+        base_dtype(config.hardware.precision, device),
+        motion_module=config.motion_module,
+        vae=config.vae,
+    )
+    log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     height, width = config.data.height or model.height, config.data.width or model.width
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
     if config.adversarial.weight and config.images is None:
@@ -85,62 +96,76 @@ def build_session(
     images = load_images(config, model, height, width, log)
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    model.to(accelerator.device, dtype)
-    model.training_decode = _decode_dtype(config.hardware.decode_precision, accelerator.device)
-    add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
+    student = build_student(config, model, device)
     load_initial_lora(config, model, log)
-    # TemporalConvLayer has dropout: student, target and generated passes run without it.
-    model.unet.eval()
-    if config.hardware.gradient_checkpointing:
-        enable_checkpointing(model.unet)
-    student = Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)
     motions, prompts = load_motions(config, student, prompts, shape, (height, width), log, progress)
-    parts = _trainables(config, model, accelerator.device)
+    decoder = build_decoder(config, model, device)
     return Session(
         config=config,
         accelerator=accelerator,
         student=student,
+        decoder=decoder,
         prompts=prompts,
         motions=motions,
-        frames=real_frames(images, motions, model, prompts),
+        frames=real_frames(images, motions, decoder, device, prompts),
         replay=Replay(REPLAY_CAPACITY, shape),
-        ratio=GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema),
-        ema=ParameterEma(lora_parameters(model.unet), config.optim.ema_decay),
         latent_shape=shape,
         height=height,
         width=width,
         fps=config.data.fps or model.fps,
-        **parts,
+        **trained_parts(config, model, device),
     )
 
 
-def _decode_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 if "bf16", or if "auto" where the processor computes in it; else fp32, on cards
-    too.
+def build_student(config: TrainConfig, model: VideoModel, device: torch.device) -> Student:
+    """``model`` on ``device`` in its precision, with the adapter in its UNet; changes ``model``.
+
+    Text encoder and autoencoder stay in main memory if the settings say so and ``device`` has a
+    memory of its own.
     """
-    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else None
+    hardware = config.hardware
+    model.resting = hardware.offload_idle and device.type != "cpu"
+    model.to(device, base_dtype(hardware.precision, device))
+    add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
+    model.unet.to(device)
+    if model.dtype != torch.float32:
+        compute_lora_in_input_dtype(model.unet)
+    # TemporalConvLayer has dropout: student, target and generated passes run without it.
+    model.unet.eval()
+    if hardware.channels_last:
+        model.unet.to(memory_format=torch.channels_last)
+    if hardware.compile:
+        compile_blocks(model.unet)
+    if hardware.gradient_checkpointing:
+        enable_checkpointing(model.unet)
+    return Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)
 
 
-def _trainables(config: TrainConfig, model: VideoModel, device: torch.device) -> dict[str, Any]:
+def build_decoder(config: TrainConfig, model: VideoModel, device: torch.device) -> FrameDecoder:
+    hardware = config.hardware
+    dtype = decoder_dtype(hardware.decode_precision, device)
+    return FrameDecoder(model, dtype, hardware.gradient_checkpointing)
+
+
+def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) -> dict[str, Any]:
+    """The parts of a `Session` that learn, or that weigh what is learned."""
+    parameters = lora_parameters(model.unet)
     representation = build_representation(
         config.motion.representation,
         model.latent_channels,
         ema_decay=config.motion.head_ema,
         seed=config.seed,
     ).to(device)
-    groups = [{"params": lora_parameters(model.unet), "lr": config.optim.lr}]
+    groups = [{"params": parameters, "lr": config.optim.lr}]
     if representation.parameters():
         groups.append({"params": representation.parameters(), "lr": config.motion.head_lr})
     features = discriminator = discriminator_optimizer = None
     if config.adversarial.weight:
         features = build_features(config.adversarial.features, model.name).to(device)
-        text_dim = model.pooled_text([""]).shape[-1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             discriminator = Discriminator(
-                features.channels, text_dim, config.adversarial.head_channels
+                features.channels, model.text_dim, config.adversarial.head_channels
             ).to(device)
         discriminator_optimizer = torch.optim.AdamW(
             discriminator.parameters(),
@@ -152,24 +177,10 @@ def _trainables(config: TrainConfig, model: VideoModel, device: torch.device) ->
         "representation": representation,
         "features": features,
         "discriminator": discriminator,
-        "optimizer": _optimizer(config, groups),
+        "ratio": GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema),
+        "ema": ParameterEma(
+            parameters, config.optim.ema_decay, "cpu" if config.optim.offload else None
+        ),
+        "optimizer": build_optimizer(config.optim, groups),
         "discriminator_optimizer": discriminator_optimizer,
     }
-
-
-def _optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {
-        "betas": config.optim.betas,
-        "weight_decay": config.optim.weight_decay,
-    }
-    if config.optim.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **options)
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise ValueError(
-            "`optim.optimizer`='adamw8bit' needs the package bitsandbytes: `python -m pip "
-            "install bitsandbytes`, "
-            "or use 'adamw'."
-        ) from error
-    return bitsandbytes.optim.AdamW8bit(groups, **options)

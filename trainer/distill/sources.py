@@ -15,6 +15,7 @@ from ..data.videos import VideoSet, scan_videos
 from ..families import VideoModel
 from ..lora.adapter import load_lora_state
 from ..lora.formats import read_lora
+from .decoding import FrameDecoder
 from .draws import generator_for
 from .frames import ClipFrames, RealFrames, StyleFrames
 from .motions import EncodedVideos, MotionSource, TrajectoryLibrary, roll_out
@@ -63,11 +64,15 @@ def load_images(
 
 
 def real_frames(
-    images: ImageSet | None, motions: MotionSource, model: VideoModel, prompts: PromptSet
+    images: ImageSet | None,
+    motions: MotionSource,
+    decoder: FrameDecoder,
+    device: torch.device,
+    prompts: PromptSet,
 ) -> RealFrames:
     if images is not None:
         return StyleFrames(images)
-    return ClipFrames(model, motions.clean, prompts.frames(motions.prompts.tolist()))
+    return ClipFrames(decoder, device, motions.clean, prompts.frames(motions.prompts.tolist()))
 
 
 def load_motions(
@@ -155,13 +160,14 @@ def _videos(
     known = {p.text: i for i, p in enumerate(prompts.prompts)}
     added: list[Prompt] = []
     rows: list[int] = []
-    for done in range(config.data.library_clips):
-        clip, captions = videos.batch(1, rng)
-        latents.append(model.encode_clips(clip.to(model.device)).half().cpu())
-        if captions[0] not in known:
-            known[captions[0]] = len(prompts) + len(added)
-            added.append(Prompt(captions[0], captions[0]))
-        rows.append(known[captions[0]])
-        progress("encoding video", done + 1, config.data.library_clips)
+    with model.awake(model.vae):
+        for done in range(config.data.library_clips):
+            clip, captions = videos.batch(1, rng)
+            latents.append(model.encode_clips(clip.to(model.device)).half().cpu())
+            if captions[0] not in known:
+                known[captions[0]] = len(prompts) + len(added)
+                added.append(Prompt(captions[0], captions[0]))
+            rows.append(known[captions[0]])
+            progress("encoding video", done + 1, config.data.library_clips)
     prompts = PromptSet(prompts.prompts + tuple(added), prompts.conditional)
     return EncodedVideos(torch.cat(latents), torch.tensor(rows), model.schedule), prompts

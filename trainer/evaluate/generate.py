@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.sampling import SAMPLERS
-from ..families.base import VideoModel
+from ..families.base import VideoModel, clips_at_once
 from ..lora.adapter import adapter_disabled
 
 Progress = Callable[[int, int], None]
@@ -27,7 +27,7 @@ def generate_clips(
     guidance_scale: float = 1.0,
     negative_prompt: str = "",
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     size: tuple[int, int, int] | None = None,
     lora: bool = True,
     progress: Progress | None = None,
@@ -36,19 +36,20 @@ def generate_clips(
     """One clip a prompt: float32 pixels (N, 3, F, H, W) in [-1, 1] on the CPU.
 
     Clip i is made from seed ``seed + i``, so it is the same whatever the batch size and the same
-    noise in every sampler. ``size`` is (frames, height, width), the model's own by default.
-    ``lora`` False switches an adapter of a model in training off: that is the teacher. ``options``
-    go to the sampler.
+    noise in every sampler. ``batch_size`` is as large as `clips_at_once` says by default. ``size``
+    is (frames, height, width), the model's own by default. ``lora`` False switches an adapter of a
+    model in training off: that is the teacher. ``options`` go to the sampler.
 
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"`sampler`={sampler!r} is not known; use {', '.join(SAMPLERS)}.")
-    if not prompts or batch_size < 1:
+    if not prompts or (batch_size is not None and batch_size < 1):
         raise ValueError(
             f"Got {len(prompts)} prompts and `batch_size`={batch_size}; both must be 1 or more."
         )
     shape = model.latent_shape(*(size or (model.frames, model.height, model.width)))
+    batch_size = batch_size or clips_at_once(shape)
     if guidance_scale != 1.0:
         options["negative_text"] = model.encode_text([negative_prompt])
     clips: list[Tensor] = []

@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 
 from ..paths import MINI
-from . import modelscope
-from .base import Family, ModelError, VideoModel
+from . import animatediff, modelscope
+from .base import Companions, Family, ModelError, VideoModel
 
-FAMILIES: tuple[Family, ...] = (modelscope.FAMILY,)
+FAMILIES: tuple[Family, ...] = (modelscope.FAMILY, animatediff.FAMILY)
 
 __all__ = [
     "FAMILIES",
     "MINI",
+    "Companions",
     "Family",
     "ModelError",
     "VideoModel",
@@ -25,16 +26,16 @@ __all__ = [
 
 
 def resolve_model(name: str) -> Path:
-    """The folder that ``name`` means.
+    """The file or folder that ``name`` means.
 
-    "mini", or the path of a diffusers folder. Raises ModelError.
+    "mini", or the path of a diffusers folder or of a checkpoint file. Raises ModelError.
     """
     path = MINI if name == "mini" else Path(name).expanduser().resolve()
-    if not path.is_dir():
+    if not path.exists():
         raise ModelError(
             f"Base model '{name}' was not found at '{path}'. Use 'mini' for the embedded model, "
-            "or the path of a "
-            "diffusers folder (docs: README, section 'Base models')."
+            "the path of a diffusers folder, or that of a Stable Diffusion 1.5 checkpoint "
+            "(docs/models.md)."
         )
     return path
 
@@ -45,6 +46,11 @@ def family_of(path: Path) -> Family:
         if family.matches(path):
             return family
     titles = ", ".join(family.title for family in FAMILIES)
+    if path.is_file():
+        raise ModelError(
+            f"'{path}' is no weights file. A Stable Diffusion 1.5 checkpoint ends in .safetensors "
+            "or .ckpt."
+        )
     raise ModelError(
         f"'{path}' is not a text-to-video model this version knows ({titles}): its "
         "unet/config.json is missing "
@@ -53,7 +59,16 @@ def family_of(path: Path) -> Family:
     )
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32) -> VideoModel:
-    """Load base model ``name`` ("mini" or a path), frozen, on the CPU."""
+def load_model(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    motion_module: Path | None = None,
+    vae: Path | None = None,
+) -> VideoModel:
+    """Load base model ``name`` ("mini" or a path), frozen, on the CPU.
+
+    ``motion_module`` and ``vae`` are the paths of its companions, where it takes any.
+    """
     path = resolve_model(name)
-    return family_of(path).load(path, dtype)
+    return family_of(path).load(path, dtype, Companions(motion_module, vae))

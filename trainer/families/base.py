@@ -5,8 +5,8 @@ One record per family, one loaded object per model.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
+from ..models.weights import ModelError
+from ..words import allowed_frames
+
+__all__ = ["Companions", "Family", "ModelError", "VideoModel"]
+
+PIXELS_AT_ONCE = 256 * 256
+"""Pixels that the autoencoder works on at a time: one frame of 256 px, or sixteen of 64."""
+
+CELLS_AT_ONCE = 16 * 32 * 32
+"""Latent cells that a UNet samples at a time, before guidance doubles them: one clip of 16 frames
+of 256 px."""
 
 
-class ModelError(ValueError):
-    """A base model that cannot be found, read or used; the message says what to do."""
+@dataclass(frozen=True)
+class Companions:
+    """Files that a base model may need beside its own; None where it needs none.
+
+    ``motion_module`` makes a video model of an image model, ``vae`` replaces the model's own.
+    """
+
+    motion_module: Path | None = None
+    vae: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -27,9 +45,9 @@ class Family:
     the table.
 
     ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
-    weights, shown wherever a user picks one; ``matches`` recognises a diffusers folder; ``load``
-    reads it; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h, w), timesteps (B,),
-    text (B, L, D)) -> eps (B, C, F, h, w)``.
+    weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
+    reads it with its companions; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h,
+    w), timesteps (B,), text (B, L, D)) -> eps (B, C, F, h, w)``.
     """
 
     name: str
@@ -38,7 +56,7 @@ class Family:
     licence: str
     frames: tuple[int, ...]
     matches: Callable[[Path], bool]
-    load: Callable[[Path, torch.dtype], VideoModel]
+    load: Callable[[Path, torch.dtype, Companions], VideoModel]
     predict_eps: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -66,8 +84,12 @@ class VideoModel:
     licence: str
     latent_channels: int = 4
     latent_factor: int = 8
-    training_decode: torch.dtype | None = None
-    """Arithmetic of `decode_frames` inside a training step; None is fp32."""
+    max_frames: int | None = None
+    """Longest clip that these weights can make; None is the family's."""
+    motion_module: str = ""
+    """File or folder name of the motion module; empty where the model has none of its own."""
+    resting: bool = False
+    """Whether text encoder and autoencoder wait in main memory while they are not needed."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -83,17 +105,42 @@ class VideoModel:
         """Tokens of a prompt that the text encoder reads, special tokens included."""
         return int(self.tokenizer.model_max_length)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
-        """Move every network.
+    @property
+    def text_dim(self) -> int:
+        """Width D of a text vector."""
+        return int(self.text_encoder.config.hidden_size)
 
-        The autoencoder keeps fp32, whose decoder is the one that overflows in fp16.
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
+        """Move every network, resting ones to main memory.
+
+        Two parts keep fp32: the autoencoder, whose decoder overflows in fp16, and the UNet's last
+        convolution. x0 is the prediction divided by alpha, so rounding there grows fifteenfold at
+        the noisiest timestep.
         """
-        self.unet.to(device, dtype)
-        self.text_encoder.to(device, dtype)
-        self.vae.to(device)
+        nn.Module.to(self.unet, device, dtype)
+        _keep_output_in_fp32(self.unet)
+        idle = "cpu" if self.resting else device
+        self.text_encoder.to(idle, dtype)
+        self.vae.to(idle)
         self.schedule = self.schedule.to(device)
         self._text_cache.clear()
         return self
+
+    @contextmanager
+    def awake(self, *parts: nn.Module) -> Iterator[None]:
+        """Inside, resting ``parts`` are on the UNet's device; they go back when the outermost ends.
+
+        Costs a copy of the part each way; nothing where parts do not rest.
+        """
+        device = self.device
+        moved = [p for p in parts if self.resting and next(p.parameters()).device != device]
+        try:
+            for part in moved:
+                part.to(device)
+            yield
+        finally:
+            for part in moved:
+                part.to("cpu")
 
     def freeze(self) -> VideoModel:
         for module in (self.unet, self.vae, self.text_encoder):
@@ -105,13 +152,20 @@ class VideoModel:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Last hidden states (B, L, D) in the UNet's dtype.
+        """Last hidden states (B, L, D) on the UNet's device and in its dtype.
 
-        Each prompt is encoded once and remembered.
+        Each prompt is encoded once and remembered in main memory.
         """
         missing = [p for p in dict.fromkeys(prompts) if p not in self._text_cache]
-        for start in range(0, len(missing), 32):
-            part = missing[start : start + 32]
+        if missing:
+            with self.awake(self.text_encoder):
+                self._encode_missing(missing)
+        return torch.stack([self._text_cache[p] for p in prompts]).to(self.device)
+
+    def _encode_missing(self, prompts: Sequence[str]) -> None:
+        device = next(self.text_encoder.parameters()).device
+        for start in range(0, len(prompts), 32):
+            part = prompts[start : start + 32]
             batch = self.tokenizer(
                 part,
                 padding="max_length",
@@ -119,9 +173,8 @@ class VideoModel:
                 max_length=self.max_tokens,
                 return_tensors="pt",
             )
-            hidden = self.text_encoder(batch.input_ids.to(self.device)).last_hidden_state
-            self._text_cache.update(zip(part, hidden.to(self.dtype), strict=True))
-        return torch.stack([self._text_cache[p] for p in prompts])
+            hidden = self.text_encoder(batch.input_ids.to(device)).last_hidden_state
+            self._text_cache.update(zip(part, hidden.to("cpu", self.dtype), strict=True))
 
     def pooled_text(self, prompts: Sequence[str]) -> Tensor:
         """One vector per prompt (B, D) for the discriminator.
@@ -149,36 +202,43 @@ class VideoModel:
 
         The mode, not a sample.
         """
-        encoded = self.vae.encode(pixels.to(self.vae.dtype))
+        with self.awake(self.vae):
+            encoded = self.vae.encode(pixels.to(self.vae.dtype))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
 
-    def decode_frames(self, latents: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def decode_frames(self, latents: Tensor) -> Tensor:
         """Pixels (N, 3, H, W), about [-1, 1] and not clamped, of scaled ``latents`` (N, 4, h, w).
 
-        Differentiable. ``dtype`` computes in half precision.
+        In fp32. Training steps use `distill.decoding.FrameDecoder`, which keeps less for the
+        gradient.
         """
-        scaled = latents / self.vae.config.scaling_factor
-        with torch.autocast(latents.device.type, dtype, enabled=dtype is not None):
-            return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+        with self.awake(self.vae):
+            return self.vae.decode(latents / self.vae.config.scaling_factor).sample.float()
 
     def encode_clips(self, clips: Tensor) -> Tensor:
-        """Latents (B, 4, F, h, w) of ``clips`` (B, 3, F, H, W)."""
-        frames = self.encode_frames(clips.transpose(1, 2).flatten(0, 1))
-        return frames.unflatten(0, (clips.shape[0], -1)).transpose(1, 2)
+        """Latents (B, 4, F, h, w) of ``clips`` (B, 3, F, H, W), a few frames at a time."""
+        frames = clips.transpose(1, 2).flatten(0, 1)
+        with self.awake(self.vae):
+            at_once = frames_at_once(*clips.shape[3:])
+            parts = [self.encode_frames(part) for part in frames.split(at_once)]
+        return torch.cat(parts).unflatten(0, (clips.shape[0], -1)).transpose(1, 2)
 
     def decode_clips(self, latents: Tensor) -> Tensor:
-        """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, 4, F, h, w), a frame-batch of 16 at a
+        """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, 4, F, h, w), a few frames at a
         time.
         """
         frames = latents.transpose(1, 2).flatten(0, 1)
-        pixels = torch.cat([self.decode_frames(part) for part in frames.split(16)])
+        size = (side * self.latent_factor for side in latents.shape[3:])
+        with self.awake(self.vae):
+            pixels = torch.cat([self.decode_frames(p) for p in frames.split(frames_at_once(*size))])
         return pixels.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """``(C, F, h, w)`` of a clip; raises ValueError for sizes this model cannot make."""
-        if frames not in self.family.frames:
-            allowed = ", ".join(map(str, self.family.frames))
+        possible = tuple(n for n in self.family.frames if n <= (self.max_frames or n))
+        if frames not in possible:
+            allowed = allowed_frames(possible)
             raise ValueError(f"`frames`={frames} is not supported by '{self.name}'; use {allowed}.")
         for label, value in (("height", height), ("width", width)):
             if value < self.latent_factor or value % self.latent_factor:
@@ -193,11 +253,20 @@ class VideoModel:
         )
 
 
-def file_hash(files: Sequence[Path]) -> str:
-    """SHA-256 (hex) over the bytes of ``files`` in order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def clips_at_once(shape: tuple[int, int, int, int]) -> int:
+    """How many clips of latent ``shape`` (C, F, h, w) are sampled in one pass, 1 to 8."""
+    return max(1, min(8, CELLS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
+
+
+def frames_at_once(height: int, width: int) -> int:
+    """How many frames of this size in pixels the autoencoder takes in one pass."""
+    return max(1, PIXELS_AT_ONCE // (height * width))
+
+
+def _keep_output_in_fp32(unet: nn.Module) -> None:
+    last = getattr(unet, "conv_out", None)
+    if not isinstance(last, nn.Conv2d) or last.weight.dtype == torch.float32:
+        return
+    last.float()
+    if not last._forward_pre_hooks:  # the first time
+        last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))

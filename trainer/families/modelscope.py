@@ -7,86 +7,90 @@ same architecture.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet3DConditionModel
+from diffusers import UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..diffusion.schedule import NoiseSchedule
-from .base import Family, ModelError, VideoModel, file_hash
+from ..models.autoencoder import read_autoencoder
+from ..models.clip import read_text_encoder, read_tokenizer
+from ..models.weights import (
+    build_network,
+    file_hash,
+    init_options,
+    read_json,
+    read_weights,
+    weight_files,
+)
+from .base import Companions, Family, ModelError, VideoModel
 
 PLAIN_ATTENTION_TOKENS = 256  # up to here two matrix products beat the fused kernel on a CPU
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"Cannot read '{path}': {error}. Copy the model folder again.") from error
+UNET_CLASS = "UNet3DConditionModel"
 
 
 def matches(path: Path) -> bool:
     """True for a diffusers folder whose UNet is a UNet3DConditionModel."""
     config = path / "unet" / "config.json"
-    return config.is_file() and _json(config).get("_class_name") == "UNet3DConditionModel"
+    return config.is_file() and read_json(config).get("_class_name") == UNET_CLASS
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32) -> VideoModel:
+def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     """Read a diffusers folder; raises ModelError naming the part that is missing or broken."""
+    _check_parts(path, companions)
+    config = read_json(path / "unet" / "config.json")
+    unet = _unet(path / "unet", config, dtype)
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    about = read_json(path / "mcm.json") if (path / "mcm.json").is_file() else {}
+    height, width = _sides(config)
+    if height * width <= PLAIN_ATTENTION_TOKENS:
+        unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
+    return VideoModel(
+        family=FAMILY,
+        name=about.get("name", path.name),
+        path=path,
+        unet=unet,
+        vae=read_autoencoder(companions.vae or path / "vae"),
+        text_encoder=read_text_encoder(path / "text_encoder", dtype),
+        tokenizer=read_tokenizer(path / "tokenizer"),
+        schedule=NoiseSchedule.from_config(scheduler),
+        scheduler_config=scheduler,
+        frames=about.get("frames", 16),
+        height=about.get("height", height * 8),
+        width=about.get("width", width * 8),
+        fps=about.get("fps", 8),
+        base_hash=file_hash(weight_files(path / "unet")),
+        licence=about.get("licence", FAMILY.licence),
+    ).freeze()
+
+
+def _check_parts(path: Path, companions: Companions) -> None:
+    if companions.motion_module is not None:
+        raise ModelError(
+            f"'{path}' is a video model and takes no `motion_module`; leave it out, or give a "
+            "Stable Diffusion 1.5 checkpoint as `model`."
+        )
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
         raise ModelError(
             f"'{path}' lacks {', '.join(missing)}; a ModelScope model is a diffusers folder with "
             f"{', '.join(PARTS)}."
         )
-    try:
-        networks = _load_networks(path, dtype)
-    except Exception as error:  # every library below raises its own kinds for a damaged file
-        raise ModelError(f"'{path}' could not be loaded: {error}") from error
-    unet, vae, text_encoder, tokenizer = networks
-    scheduler = _json(path / "scheduler" / "scheduler_config.json")
-    about = _json(path / "mcm.json") if (path / "mcm.json").is_file() else {}
-    side = int(unet.config.sample_size) * 8
-    if unet.config.sample_size**2 <= PLAIN_ATTENTION_TOKENS:
-        unet.set_attn_processor(AttnProcessor())
-    return VideoModel(
-        family=FAMILY,
-        name=about.get("name", path.name),
-        path=path,
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        schedule=NoiseSchedule.from_config(scheduler),
-        scheduler_config=scheduler,
-        frames=about.get("frames", 16),
-        height=about.get("height", side),
-        width=about.get("width", side),
-        fps=about.get("fps", 8),
-        base_hash=file_hash(_weights(path / "unet")),
-        licence=about.get("licence", FAMILY.licence),
-    ).freeze()
 
 
-def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+def _unet(folder: Path, config: dict, dtype: torch.dtype) -> nn.Module:
+    options = init_options(UNet3DConditionModel, config)
+    weights = read_weights(folder)
+    return build_network(lambda: UNet3DConditionModel(**options), weights, folder, dtype)
 
 
-def _load_networks(path: Path, dtype: torch.dtype) -> tuple[Any, Any, Any, Any]:
-    vae_class = _json(path / "vae" / "config.json").get("_class_name", "AutoencoderKL")
-    vae_type = AutoencoderTiny if vae_class == "AutoencoderTiny" else AutoencoderKL
-    unet = UNet3DConditionModel.from_pretrained(path / "unet", torch_dtype=dtype)
-    vae = vae_type.from_pretrained(path / "vae", torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype)
-    tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
-    vae.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, more on a card
-    return unet, vae, text_encoder, tokenizer
+def _sides(config: dict) -> tuple[int, int]:
+    """Latent height and width that the UNet was trained on."""
+    sides = config.get("sample_size") or 32
+    return (sides[0], sides[1]) if isinstance(sides, list) else (sides, sides)
 
 
 def predict_eps(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:

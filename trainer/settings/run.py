@@ -106,6 +106,11 @@ class OptimConfig(Part):
         default="adamw",
         description="adamw8bit saves memory, and needs an NVIDIA card and bitsandbytes.",
     )
+    offload: bool = Field(
+        default=False,
+        description="Keeps AdamW's moments and the averaged LoRA in main memory. Saves three "
+        "quarters of what the LoRA takes beside its weights, and adds up to a second a step.",
+    )
     lr: float = Field(
         default=1e-4,
         ge=1e-8,
@@ -141,6 +146,15 @@ class OptimConfig(Part):
         description="Batches a step. Raise it for a larger batch in the same memory.",
     )
 
+    @model_validator(mode="after")
+    def _one_way_to_save(self) -> OptimConfig:
+        if self.offload and self.optimizer == "adamw8bit":
+            raise ValueError(
+                "`optim.offload`=true goes with `optim.optimizer`='adamw' only, got 'adamw8bit', "
+                "whose state must stay on the card; choose one of the two."
+            )
+        return self
+
     @field_validator("betas")
     @classmethod
     def _betas_under_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
@@ -163,10 +177,27 @@ class HardwareConfig(Part):
     decode_precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="Arithmetic of the frames decoded for the discriminator. auto takes bf16 on "
-        "processors with instructions for it.",
+        "cards and processors with instructions for it.",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="Halves the memory of a step and makes it about a third slower."
+        default=False,
+        description="Computes activations twice instead of keeping them. Halves the memory of a "
+        "step or better, and makes it about a third slower.",
+    )
+    offload_idle: bool = Field(
+        default=True,
+        description="Text encoder and autoencoder wait in main memory while they are not needed. "
+        "Saves about 1 GiB of graphics memory.",
+    )
+    channels_last: bool = Field(
+        default=False,
+        description="Keeps images with their channels last, the order that tensor cores read. "
+        "May be faster on NVIDIA cards.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compiles the UNet's blocks with torch.compile. The first steps take minutes; "
+        "long runs on NVIDIA cards may get faster.",
     )
 
 
@@ -214,7 +245,18 @@ class TrainConfig(Part):
     model: str = Field(
         default="mini",
         min_length=1,
-        description="Base model: mini (comes with the trainer), or a diffusers model folder.",
+        description="Base model: mini (comes with the trainer), a diffusers model folder, or a "
+        "Stable Diffusion 1.5 checkpoint for AnimateDiff.",
+    )
+    motion_module: UserPath | None = Field(
+        default=None,
+        description="AnimateDiff's motion module, file or MotionAdapter folder, for a Stable "
+        "Diffusion 1.5 as `model`.",
+    )
+    vae: UserPath | None = Field(
+        default=None,
+        description="VAE file or folder in place of the base model's own, for checkpoints without "
+        "one.",
     )
     images: UserPath | None = Field(
         default=None, description="Folder of style images, with captions beside them."

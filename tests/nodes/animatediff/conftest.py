@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from sd15_files import CHANNELS, TEXT_WIDTH, original_motion
 
-CHANNELS = (32, 64, 64, 64)
-TEXT_WIDTH = 768
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -85,9 +84,11 @@ def sd15(comfy: Any, tiny: Tiny) -> Any:
 @pytest.fixture
 def mcm(comfy: Any) -> SimpleNamespace:
     """The pack's modules under test."""
-    names = ("animatediff", "info", "motion_files", "motion_module", "motion_unet")
-    modules = {name: import_module(f"{comfy.__name__}.nodes.native.{name}") for name in names}
-    return SimpleNamespace(**modules, node=import_module(f"{comfy.__name__}.nodes.animatediff"))
+    names = ("animatediff", "info", "motion_files", "motion_unet")
+    pack = comfy.__name__
+    modules = {name: import_module(f"{pack}.nodes.native.{name}") for name in names}
+    modules["motion_module"] = import_module(f"{pack}.trainer.models.motion_module")
+    return SimpleNamespace(**modules, node=import_module(f"{pack}.nodes.animatediff"))
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def load(comfy: Any) -> Any:
 @pytest.fixture
 def original_keys() -> Any:
     """`original_keys(adapter, prefix) -> state dict` in the layout of the authors' files."""
-    return to_original
+    return original_motion
 
 
 def to_comfy(state: dict) -> dict:
@@ -142,28 +143,3 @@ def load_sd15(state: dict, dtype: torch.dtype = torch.float32, manual_cast: Any 
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-
-
-def to_original(adapter: Any, prefix: str = "") -> dict:
-    """The inverse of diffusers' key conversion of AnimateDiff files, encodings included."""
-    original = {}
-    for key, value in adapter.state_dict().items():
-        head, module, rest = key.partition(".motion_modules.")
-        index, _, rest = rest.partition(".")
-        rest = "." + rest
-        for ours, theirs in (
-            (".norm1.", ".norms.0."),
-            (".norm2.", ".norms.1."),
-            (".norm3.", ".ff_norm."),
-            (".attn1.", ".attention_blocks.0."),
-            (".attn2.", ".attention_blocks.1."),
-        ):
-            rest = rest.replace(ours, theirs)
-        base = f"{prefix}{head}{module}{index}.temporal_transformer"
-        if ".pos_embed." in rest:
-            for number in (0, 1):
-                encoding = rest.replace(".pos_embed.", f".attention_blocks.{number}.pos_encoder.")
-                original[base + encoding] = value.clone()
-        else:
-            original[base + rest] = value.clone()
-    return original

@@ -13,11 +13,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .weights import _read_file, read_json, read_weights
+from .weights import ModelError, read_file, read_json, read_weights
 
 HEADS = 8  # attention heads of every motion module published for Stable Diffusion 1.5
 MAX_FRAMES = 32  # of v2, v3 and diffusers, when neither weights nor config tell
@@ -39,7 +40,7 @@ ORIGINAL_NAMES = (
 SECOND_ENCODING = ".attention_blocks.1.pos_encoder."
 
 
-class MotionModuleError(ValueError):
+class MotionModuleError(ModelError):
     """A motion module that cannot be found, read or used; the message says what to do."""
 
 
@@ -79,11 +80,11 @@ def read_motion_module(path: Path) -> MotionModule:
     if path.is_dir():
         config = _adapter_config(path)
         return motion_module(read_weights(path), path.name, config)
-    return motion_module(_read_file(path), path.stem)
+    return motion_module(read_file(path), path.stem)
 
 
 def motion_module(
-    state: Mapping[str, object], name: str, config: Mapping[str, object] | None = None
+    state: Mapping[str, object], name: str, config: Mapping[str, Any] | None = None
 ) -> MotionModule:
     """One form from the state dict of a file; `config` is that of a diffusers `MotionAdapter`.
 
@@ -128,13 +129,13 @@ def convert_keys(state: Mapping[str, object], name: str) -> dict[str, Tensor]:
 
     Raises MotionModuleError for another kind of file and for keys that mean nothing here.
     """
-    state = state.get("state_dict", state)
-    if not isinstance(state, Mapping):
+    inner = state.get("state_dict", state)
+    if not isinstance(inner, Mapping):
         raise MotionModuleError(f"'{name}' holds no weights by name; choose a motion module.")
     weights: dict[str, Tensor] = {}
     seconds: dict[str, Tensor] = {}
     unknown = []
-    for key, value in state.items():
+    for key, value in inner.items():
         found = ROOT.search(key)
         part = PART.fullmatch(key[found.start() :]) if found else None
         if not isinstance(value, Tensor):
@@ -198,7 +199,7 @@ def _count_layers(weights: Mapping[str, Tensor], name: str) -> tuple[tuple[int, 
     blocks = [index for index, _ in down]
     layers = tuple(blocks.count(index) for index in sorted(set(blocks)))
     complete = down == [(i, j) for i, count in enumerate(layers) for j in range(count)]
-    depths = {}
+    depths: dict[str, int] = {}
     for part in parts:
         block = re.match(r"transformer_blocks\.(\d+)\.", part[5]) if part else None
         if part and block:

@@ -1,0 +1,141 @@
+"""What ``gpu.py`` measures: sessions of both families with random weights, and their variants."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import repository  # noqa: F401
+import torch
+from accelerate import Accelerator
+from diffusers import UNet3DConditionModel, UNetMotionModel
+
+from trainer.config import TrainConfig, load_config
+from trainer.distill.batch import Batch
+from trainer.distill.distiller import Distiller
+from trainer.distill.estimate import bare_session, made_batch
+from trainer.distill.precision import base_dtype
+from trainer.distill.skeletons import ARCHITECTURES, Architecture, build_skeleton
+from trainer.families import VideoModel
+from trainer.runs.guards import NanGuard
+
+_SMALL = (32, 64, 64, 64)
+_TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 1000,
+}
+_VAE = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+TINY: dict[str, Architecture] = {
+    "modelscope": Architecture(
+        unet=lambda: UNet3DConditionModel(
+            sample_size=8,
+            block_out_channels=_SMALL,
+            layers_per_block=1,
+            cross_attention_dim=64,
+            attention_head_dim=16,
+        ),
+        text=_TEXT,
+        size=64,
+        betas="scaled_linear",
+        vae=_VAE,
+    ),
+    "animatediff": Architecture(
+        unet=lambda: UNetMotionModel(
+            sample_size=8,
+            block_out_channels=_SMALL,
+            layers_per_block=1,
+            cross_attention_dim=64,
+            num_attention_heads=2,
+            motion_num_attention_heads=2,
+        ),
+        text=_TEXT,
+        size=64,
+        betas="linear",
+        vae=_VAE,
+    ),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bf16": {},
+    "fp32": {"hardware.precision": "fp32", "hardware.decode_precision": "fp32"},
+    "fp16": {"hardware.precision": "fp16"},
+    "bf16, idle parts on the card": {"hardware.offload_idle": False},
+    "bf16, channels last": {"hardware.channels_last": True},
+    "bf16, compiled": {"hardware.compile": True},
+    "bf16, compiled, channels last": {
+        "hardware.compile": True,
+        "hardware.channels_last": True,
+    },
+    "bf16, recomputing": {"hardware.gradient_checkpointing": True},
+    "bf16, recomputing, compiled": {
+        "hardware.gradient_checkpointing": True,
+        "hardware.compile": True,
+    },
+    "bf16, recomputing, optimizer offloaded": {
+        "hardware.gradient_checkpointing": True,
+        "optim.offload": True,
+    },
+    "bf16, recomputing, 8-bit Adam": {
+        "hardware.gradient_checkpointing": True,
+        "optim.optimizer": "adamw8bit",
+    },
+}
+"""Settings by name, on top of `config_of`; each variant is measured at full size."""
+COMPILED_ON_CARDS = "hardware.compile"
+
+
+def variants(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Those that can run here: 8-bit Adam with bitsandbytes, compilation on a card."""
+    eight_bit = importlib.util.find_spec("bitsandbytes") is not None
+    return {
+        name: settings
+        for name, settings in VARIANTS.items()
+        if (eight_bit or settings.get("optim.optimizer") != "adamw8bit")
+        and (device.type == "cuda" or COMPILED_ON_CARDS not in settings)
+    }
+
+
+def config_of(device: torch.device, features: str, settings: dict[str, Any]) -> TrainConfig:
+    """One clip of 16 frames, LoRA rank 64, every term of the loss, and ``settings``."""
+    return load_config(
+        overrides={
+            "model": "random weights",
+            "data.batch_size": 1,
+            "lora.rank": 64,
+            "lora.alpha": 64.0,
+            "adversarial.features": features,
+            "hardware.device": device.type,
+            "hardware.precision": "bf16",
+            "hardware.decode_precision": "bf16",
+            **settings,
+        }
+    )
+
+
+def model_of(family: str, tiny: bool, device: torch.device | str, dtype: torch.dtype) -> VideoModel:
+    """A model of ``family`` with random weights, made on ``device`` in ``dtype``."""
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        table = TINY if tiny else ARCHITECTURES
+        model = build_skeleton(family, table[family], device)
+    finally:
+        torch.set_default_dtype(kept)
+    model.vae.float()
+    return model
+
+
+def distiller_of(
+    family: str, tiny: bool, device: torch.device, config: TrainConfig
+) -> tuple[Distiller, Batch]:
+    """A distiller that can take `whole_step` on the batch."""
+    torch.manual_seed(0)
+    dtype = base_dtype(config.hardware.precision, device)
+    model = model_of(family, tiny, device, dtype)
+    session, _ = bare_session(config, model, device)
+    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
+    session = replace(session, accelerator=accelerator)
+    return Distiller(session, NanGuard()), made_batch(session)

@@ -1,0 +1,63 @@
+"""The memory of every preset, computed from shapes: no card and no model files needed.
+
+    python benchmarks/memory.py --json benchmarks/results/memory.json
+
+For each family and card size the preset of `trainer.settings.memory` at the published sizes, by
+`trainer.distill.estimate`: weights, LoRA, optimizer, activations and gradients of the real step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import repository  # noqa: F401
+
+from trainer.config import load_config
+from trainer.distill.estimate import GIB, estimate
+from trainer.distill.preflight import HEADROOM
+from trainer.distill.skeletons import skeleton
+from trainer.settings.memory import MEMORY_PRESETS, MemoryPreset
+
+PARTS = ("weights", "trained", "optimizer", "step", "context")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--features", default="efficientnet-lite0")
+    options = parser.parse_args()
+    rows = []
+    for family, presets in MEMORY_PRESETS.items():
+        for preset in presets:
+            rows.append(measure(family, preset, options.features))
+            print(line(rows[-1]), flush=True)
+    found = {"presets": rows, "date": datetime.date.today().isoformat()}
+    options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    over = [row for row in rows if row["gib"] > HEADROOM * row["card"]]
+    if over:
+        raise SystemExit(f"{len(over)} presets do not fit their card: {over}")
+
+
+def measure(family: str, preset: MemoryPreset, features: str) -> dict[str, Any]:
+    """GiB of a training step with ``preset``, whole and by part."""
+    settings = {"adversarial.features": features, "model": family}
+    config = load_config(overrides=settings, memory=preset.gigabytes)
+    found = estimate(config, skeleton(family))
+    parts = {name: round(getattr(found, name) / GIB, 2) for name in PARTS}
+    title = preset.title.partition(": ")[2]
+    return {
+        "family": family, "card": preset.gigabytes, "preset": title, "gib": round(found.gib, 2),
+    } | parts  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    parts = " | ".join(f"{row[name]:.2f}" for name in PARTS)
+    return f"| {row['family']} | {row['card']} GB | {row['preset']} | {row['gib']:.2f} | {parts} |"
+
+
+if __name__ == "__main__":
+    main()

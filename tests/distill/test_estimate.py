@@ -1,0 +1,195 @@
+"""The estimate of memory: against what a real step allocates, and at the published sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trainer.cli.main import main
+from trainer.config import load_config
+from trainer.distill.distiller import Distiller
+from trainer.distill.estimate import META, bare_session, estimate, made_batch
+from trainer.distill.session import build_session
+from trainer.distill.skeletons import ARCHITECTURES, skeleton
+from trainer.distill.step import gradients
+from trainer.families import load_model
+from trainer.lora.pairs import lora_targets, weight_shapes
+from trainer.runs.guards import NanGuard
+
+KEYS = Path(__file__).parents[1] / "data_keys"
+OFFICIAL_MODULES = {"modelscope": 482, "animatediff": 530}
+
+
+def settings(model: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "warm_start": False,
+        "data.batch_size": 2,
+        "data.frames": 16,
+        "data.height": 64,
+        "data.width": 64,
+        "data.library_clips": 1,
+        "trajectory.ddim_timesteps": 8,
+        "trajectory.real_probability": 0.001,
+        "trajectory.replay_probability": 0.0,
+        "adversarial.features": "mini",
+        "hardware.device": "cpu",
+        "hardware.decode_precision": "fp32",
+        "lora.rank": 4,
+        **more,
+    }
+
+
+def allocated_peak(distiller: Distiller, step: int) -> int:
+    """Bytes above the start that PyTorch's allocator gave out during a step, by its profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        distiller.step(step)
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    now = peak = 0
+    for _, change in changes:
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def resident(session) -> int:
+    """Bytes of networks, averages and optimizer states, by counting their elements."""
+    model, optimizers = session.model, (session.optimizer, session.discriminator_optimizer)
+    modules = (model.unet, model.vae, model.text_encoder, session.features, session.discriminator)
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())] + session.ema.copies
+    for optimizer in optimizers:
+        tensors += [t for state in optimizer.state.values() for t in state.values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_is_within_15_percent_of_what_a_step_allocates(tiny_model, checkpointing):
+    more = {"hardware.gradient_checkpointing": checkpointing}
+    config = load_config(overrides=settings(tiny_model, **more))
+    session = build_session(config, Accelerator(cpu=True), lambda _: None, lambda *_: None)
+    distiller = Distiller(session, NanGuard())
+    distiller.step(0)  # from now on there is an optimizer state
+    for optimizer in (session.optimizer, session.discriminator_optimizer):
+        optimizer.zero_grad(set_to_none=True)
+    measured = allocated_peak(distiller, 1)
+    found = estimate(config)
+    assert found.step == pytest.approx(measured, rel=0.15)
+    assert found.total == pytest.approx(measured + resident(session), rel=0.15)
+
+
+class HostWaits(TorchDispatchMode):
+    """Lists operations that make the host wait for the device: values read, copies across."""
+
+    READING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        # A number beside a tensor is a CPU tensor without axes; it travels with the kernel.
+        places = {x.device.type for x in tensors if x.ndim}
+        name = func.overloadpacket.__name__
+        masked = name.startswith("index") and any(x.dtype == torch.bool for x in tensors)
+        if name.startswith(self.READING) or masked or len(places) > 1:
+            self.found.append(f"{name} {sorted(places)}")
+        return out
+
+
+def tiny(family: str, request):
+    if family == "modelscope":
+        return load_model(str(request.getfixturevalue("tiny_model")))
+    motion = request.getfixturevalue("motion_module_file")
+    return load_model(str(request.getfixturevalue("sd15_checkpoint")), motion_module=motion)
+
+
+@pytest.mark.parametrize(
+    ("family", "ratio"),
+    [("modelscope", "gradient_ratio"), ("modelscope", "fixed"), ("animatediff", "gradient_ratio")],
+)
+def test_the_devices_half_of_a_step_never_waits_for_the_host(family, ratio, request):
+    more = {"adversarial.features": "efficientnet-lite0", "adversarial.weight_mode": ratio}
+    more |= {"hardware.gradient_checkpointing": True, "hardware.device": "auto"}
+    more |= {"hardware.precision": "fp16", "adversarial.r1_weight": 1.0}
+    more |= {"hardware.offload_idle": False}
+    config = load_config(overrides=settings(Path("unused"), **more))
+    session, _ = bare_session(config, tiny(family, request), META)
+    batch = made_batch(session)
+    with HostWaits() as waits:
+        outcome = gradients(session, batch, 1.0)
+    assert waits.found == []
+    assert outcome.prediction.device == META
+
+
+def test_the_detector_of_waits_sees_them():
+    with HostWaits() as waits:
+        x = torch.ones(3)
+        x[x > 0].sum().item()
+        x.to("meta")
+    assert [entry.split()[0] for entry in waits.found] == [
+        "index", "_local_scalar_dense", "_to_copy",
+    ]  # fmt: skip
+
+
+def leaves(tree: dict[str, Any], path: str = "") -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for name, value in tree.items():
+        place = f"{path}.{name}" if path else name
+        found |= leaves(value, place) if isinstance(value, dict) else {place: value}
+    return found
+
+
+@pytest.mark.parametrize("family", list(ARCHITECTURES))
+def test_full_size_skeletons_have_the_modules_of_the_official_loras(family):
+    text = (KEYS / f"official_{family}.json").read_text(encoding="utf-8")
+    official = leaves(json.loads(text)["modules"])
+    unet = skeleton(family).unet
+    shapes = weight_shapes(unet)
+    targets = {path: shapes[path] for path in lora_targets(unet)}
+    assert len(targets) == len(official) == OFFICIAL_MODULES[family]
+    for path, (inputs, outputs, *kernel) in official.items():
+        assert targets[path] == (outputs, inputs, *(kernel * 2)), path
+
+
+@pytest.mark.parametrize("family", list(ARCHITECTURES))
+def test_full_size_shapes_go_through_the_family(family):
+    model = skeleton(family)
+    shape = model.latent_shape(16, model.height, model.width)
+    latents = torch.empty(1, *shape, device=META)
+    text = torch.empty(1, 77, model.text_dim, device=META)
+    with torch.no_grad():
+        eps = model.predict_eps(latents, torch.empty(1, dtype=torch.long, device=META), text)
+    assert eps.shape == latents.shape and eps.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "goal"), [("modelscope", 256, 8), ("animatediff", 512, 16)]
+)
+def test_the_goals_of_memory_are_met_at_full_size(family, size, goal, capsys):
+    command = ["preflight", "--estimate", "--family", family, "--memory", str(goal)]
+    more = ["--adversarial.features=efficientnet-lite0", "--data.batch-size=1"]
+    more += [f"--data.height={size}", f"--data.width={size}", "--data.frames=16"]
+    assert main([*command, *more]) == 0
+    shown = capsys.readouterr().out
+    peak = next(line for line in shown.splitlines() if line.startswith("Peak memory"))
+    assert float(peak.split()[2]) < 0.9 * goal
+    assert f"The run fits a card of {goal} GB." in shown
+
+
+def test_an_estimate_needs_a_known_family(capsys):
+    assert main(["preflight", "--family", "modelscope"]) == 1
+    assert "add `--estimate`" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`family`='sdxl' is not known; use modelscope"):
+        skeleton("sdxl")

@@ -1,0 +1,182 @@
+"""The host's half of a step: everything that is read, decided or encoded before the device starts.
+
+What comes out lies on the device and needs no further copy, so the device's half
+(`points`, `losses`, `step`) never waits for the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adversarial.augment import AugmentDraws
+from ..adversarial.losses import mismatch_permutation
+from ..diffusion.solver import ddim_timesteps, previous_timestep
+from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws, generator_for
+from .session import Session
+
+
+@dataclass(frozen=True)
+class RealPoints:
+    """Points that lie on a stored trajectory: places (k,) in the batch, ``latents`` (k, C, F, h, w)
+    and, where the teacher's step is stored too, the latents it leads to (``next``).
+    """
+
+    places: Tensor
+    latents: Tensor
+    next: Tensor | None
+
+
+@dataclass(frozen=True)
+class OwnPoints:
+    """Points that begin with a new prediction of the student from pure noise ``start``
+    (n, C, F, h, w), at ``places`` (n,).
+    """
+
+    places: Tensor
+    start: Tensor
+
+
+@dataclass(frozen=True)
+class StyleBatch:
+    """What the discriminator's side needs, K frames a clip and N = B * K images.
+
+    ``frames`` (B, K); ``text`` (N, D) and ``captions`` of the student's frames; ``pixels``
+    (N, 3, H, W) of real frames with ``real_text`` (N, D), their ``wrong_text`` (N, D) and ``mask``
+    (N,) where it counts; ``r1_weight`` of this step.
+    """
+
+    frames: Tensor
+    text: Tensor
+    captions: list[str]
+    pixels: Tensor
+    real_text: Tensor
+    wrong_text: Tensor | None
+    mask: Tensor | None
+    augment_fake: AugmentDraws
+    augment_real: AugmentDraws
+    r1_weight: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of B clips on the device; ``rows`` (B,), prompt rows, stay on the host.
+
+    ``earlier`` (B, C, F, h, w) holds replayed predictions and zeros elsewhere, ``anchored`` (B,) is
+    1 where they pull. ``asked`` (m,) are the places whose next latents the teacher must compute.
+    """
+
+    rows: Tensor
+    t_from: Tensor
+    t_to: Tensor
+    guidance: Tensor
+    noise: Tensor
+    earlier: Tensor
+    anchored: Tensor
+    text: Tensor
+    empty: Tensor
+    real: RealPoints | None
+    own: OwnPoints | None
+    asked: Tensor | None
+    style: StyleBatch | None
+
+
+def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
+    """The batch that ``draws`` of step ``step`` stand for."""
+    s, device = session, session.model.device
+    rows, earlier = _rows(s, draws)
+    count = s.config.trajectory.ddim_timesteps
+    t_from = ddim_timesteps(count)[draws.level]
+    t_to = previous_timestep(t_from, count)
+    stored = draws.source == REPLAY
+    anchored = (stored & (t_from <= s.config.motion.self_anchor_max_timestep)).float()
+    real = _real(s, draws, t_from)
+    known = draws.source == TRAJECTORY if real and real.next is not None else stored & False
+    fresh = _places(draws.source == FRESH)
+    batch = Batch(
+        rows=rows,
+        t_from=t_from,
+        t_to=t_to,
+        guidance=draws.guidance,
+        noise=draws.noise,
+        earlier=earlier,
+        anchored=anchored,
+        text=s.model.encode_text(s.prompts.texts(rows.tolist())),
+        empty=s.model.encode_text([""]),
+        real=real,
+        own=None if fresh is None else OwnPoints(fresh, draws.start[fresh]),
+        asked=_places(~known),
+        style=_style(s, draws, rows, step),
+    )
+    return replace(to_device(batch, device), rows=rows)
+
+
+def _places(mask: Tensor) -> Tensor | None:
+    found = mask.nonzero()[:, 0]
+    return found if len(found) else None
+
+
+def _rows(s: Session, draws: StepDraws) -> tuple[Tensor, Tensor]:
+    """Prompt rows (B,), and the stored predictions of replayed points."""
+    rows, earlier = draws.prompt.clone(), torch.zeros_like(draws.noise)
+    trajectory, stored = draws.source == TRAJECTORY, draws.source == REPLAY
+    rows[trajectory] = s.motions.prompts[draws.motion[trajectory]]
+    if stored.any():
+        earlier[stored], rows[stored] = s.replay.take(draws.replay[stored])
+    return rows, earlier
+
+
+def _real(s: Session, draws: StepDraws, t_from: Tensor) -> RealPoints | None:
+    places = _places(draws.source == TRAJECTORY)
+    if places is None:
+        return None
+    device = s.model.device
+    points = s.motions.points(
+        draws.motion[places],
+        draws.level[places],
+        t_from[places].to(device),
+        draws.noise[places].to(device),
+    )
+    return RealPoints(places, points.latents, points.next)
+
+
+def _style(s: Session, draws: StepDraws, rows: Tensor, step: int) -> StyleBatch | None:
+    if s.discriminator is None:
+        return None
+    options, per_clip = s.config.adversarial, s.config.data.frames_per_clip
+    captions = [c for c in s.prompts.frames(rows.tolist()) for _ in range(per_clip)]
+    judged = s.prompts.conditional
+    text = s.model.pooled_text(captions if judged else [""] * len(captions))
+    pixels, shown = s.frames.batch(len(captions), draws.image_seed)
+    real_text, wrong, mask = text, None, None
+    if judged:
+        real_text = s.model.pooled_text(shown)
+        if options.mismatched_captions:
+            pairing = mismatch_permutation(shown, generator_for(draws.mismatch_seed, step))
+            wrong = real_text[pairing.permutation.to(real_text.device)]
+            mask = pairing.possible.float()
+    return StyleBatch(
+        frames=draws.frames,
+        text=text,
+        captions=captions,
+        pixels=pixels,
+        real_text=real_text,
+        wrong_text=wrong,
+        mask=mask,
+        augment_fake=draws.augment_fake,
+        augment_real=draws.augment_real,
+        r1_weight=options.r1_weight if step % options.r1_every == 0 else 0.0,
+    )
+
+
+def to_device(value: Any, device: torch.device | str) -> Any:
+    """``value`` with every tensor in it, and in the records inside it, on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if not hasattr(value, "__dataclass_fields__"):
+        return value
+    moved = {f.name: to_device(getattr(value, f.name), device) for f in fields(value)}
+    return replace(value, **moved)

@@ -1,0 +1,166 @@
+"""The AnimateDiff family: any Stable Diffusion 1.5 with a motion module, as one video UNet.
+
+The image model is a checkpoint file in original keys or a diffusers folder; the motion module is a
+file of the authors (`mm_sd_v15_v2`, `v3_sd15_mm`, ...) or a diffusers `MotionAdapter`. Nothing is
+looked up online: all configurations are here (AnimateDiff, arXiv 2307.04725).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNetMotionModel
+from torch import Tensor, nn
+
+from ..diffusion.schedule import NoiseSchedule
+from ..models.autoencoder import build_autoencoder, read_autoencoder
+from ..models.checkpoint import ImageModel, read_image_model
+from ..models.clip import build_text_encoder, clip_tokenizer, read_text_encoder, read_tokenizer
+from ..models.motion_module import MotionModule, MotionModuleError, read_motion_module
+from ..models.sd15 import HEADS, LAYERS, LEVELS
+from ..models.weights import FILE_SUFFIXES, build_network, read_json, tensors_hash
+from .base import Companions, Family, ModelError, VideoModel
+
+UNET_CLASS = "UNet2DConditionModel"
+ENCODING = ".pe"
+SCHEDULER_CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",  # the image model's is scaled_linear
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+LICENCE = (
+    "AnimateDiff motion modules: Apache-2.0; the checkpoint: its own, CreativeML Open RAIL-M for "
+    "Stable Diffusion 1.5"
+)
+HOW = (
+    "Give one with `--motion-module`: a file such as mm_sd_v15_v2.ckpt or v3_sd15_mm.ckpt, or the "
+    "folder of a diffusers MotionAdapter (docs/models.md)."
+)
+
+
+def matches(path: Path) -> bool:
+    """True for a weights file, and for a diffusers folder whose UNet is an image model's."""
+    if path.is_file():
+        return path.suffix.lower() in FILE_SUFFIXES
+    config = path / "unet" / "config.json"
+    return config.is_file() and read_json(config).get("_class_name") == UNET_CLASS
+
+
+def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
+    """Read image model, motion module, text encoder and VAE, frozen, on the CPU.
+
+    Raises ModelError (or its MotionModuleError) naming the file that is missing or does not fit.
+    """
+    if companions.motion_module is None:
+        raise ModelError(f"'{path}' is an image model; AnimateDiff needs a motion module. {HOW}")
+    module = read_motion_module(companions.motion_module.expanduser().resolve())
+    image = read_image_model(path)
+    check_pair(image, module)
+    folder = path if path.is_dir() else None
+    text_encoder = (
+        build_text_encoder(image.text, path, dtype=dtype)
+        if folder is None
+        else read_text_encoder(folder / "text_encoder", dtype)
+    )
+    _check_text(text_encoder, image)
+    stored = folder is not None and (folder / "tokenizer").is_dir()
+    unet, base_hash = _unet(image, module, dtype)
+    return VideoModel(
+        family=FAMILY,
+        name=path.stem if folder is None else path.name,
+        path=path,
+        unet=unet,
+        vae=_vae(image, companions.vae),
+        text_encoder=text_encoder,
+        tokenizer=read_tokenizer(path / "tokenizer") if stored else clip_tokenizer(),
+        schedule=NoiseSchedule.from_config(SCHEDULER_CONFIG),
+        scheduler_config=dict(SCHEDULER_CONFIG),
+        frames=min(16, module.max_frames),
+        height=512,
+        width=512,
+        fps=8,
+        base_hash=base_hash,
+        licence=FAMILY.licence,
+        max_frames=module.max_frames,
+        motion_module=companions.motion_module.name,
+    ).freeze()
+
+
+def check_pair(image: ImageModel, module: MotionModule) -> None:
+    """Raise MotionModuleError unless the motion module has the image model's channels."""
+    layers = (LAYERS,) * LEVELS
+    if (module.channels, module.layers) != (image.channels, layers):
+        raise MotionModuleError(
+            f"Motion module '{module.name}' is for channels {module.channels} with {module.layers} "
+            f"layers, '{image.path.name}' has {image.channels} with {layers}. Use a motion module "
+            "for Stable Diffusion 1.5, not for XL."
+        )
+
+
+def unet_options(image: ImageModel, module: MotionModule) -> dict[str, Any]:
+    """The arguments of diffusers' `UNetMotionModel`."""
+    return {
+        "sample_size": 64,
+        "block_out_channels": image.channels,
+        "layers_per_block": LAYERS,
+        "cross_attention_dim": image.text_width,
+        "num_attention_heads": HEADS,
+        **module.unet_options(),
+    }
+
+
+def _unet(image: ImageModel, module: MotionModule, dtype: torch.dtype) -> tuple[nn.Module, str]:
+    """The video UNet and its hash, which is one for all forms of the same weights."""
+    options = unet_options(image, module)
+    weights = {**image.unet, **module.weights}
+    trained = {key: value for key, value in weights.items() if not key.endswith(ENCODING)}
+    unet = build_network(lambda: UNetMotionModel(**options), weights, image.path, dtype)
+    return unet, tensors_hash(trained)
+
+
+def _vae(image: ImageModel, chosen: Path | None) -> nn.Module:
+    if chosen is not None:
+        return read_autoencoder(chosen.expanduser().resolve())
+    if image.path.is_dir():
+        return read_autoencoder(image.path / "vae")
+    if not image.vae:
+        raise ModelError(
+            f"'{image.path}' holds no VAE. Give one with `--vae`, such as "
+            "vae-ft-mse-840000-ema-pruned.safetensors, or use a checkpoint that has one."
+        )
+    return build_autoencoder(image.vae, image.path)
+
+
+def _check_text(text_encoder: Any, image: ImageModel) -> None:
+    width = text_encoder.config.hidden_size
+    if width != image.text_width:
+        raise ModelError(
+            f"The text encoder of '{image.path}' is {width} wide, its UNet reads "
+            f"{image.text_width}. Download the model again."
+        )
+
+
+def predict_eps(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    """UNetMotionModel wants the text once a frame, the frames of one clip in a row."""
+    rows = text.repeat_interleave(latents.shape[2], dim=0)
+    return unet(latents, timesteps, encoder_hidden_states=rows).sample
+
+
+FAMILY = Family(
+    name="animatediff",
+    title="AnimateDiff (Stable Diffusion 1.5 with a motion module)",
+    architecture="animatediff-sd15",
+    licence=LICENCE,
+    frames=tuple(range(1, 33)),
+    matches=matches,
+    load=load,
+    predict_eps=predict_eps,
+)

@@ -1,0 +1,152 @@
+"""Stable Diffusion 1.5 as people have it: one checkpoint file, or a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .autoencoder import CHECKPOINT_PREFIX
+from .sd15 import LAYERS, LEVELS, original_name
+from .weights import ModelError, read_file, read_weights
+
+UNET_PREFIX = "model.diffusion_model."
+TEXT_PREFIX = "cond_stage_model.transformer."
+PREFIXES = (UNET_PREFIX, TEXT_PREFIX, CHECKPOINT_PREFIX)
+WANTED = "AnimateDiff needs a checkpoint of Stable Diffusion 1.5."
+
+# What people really choose by mistake: (piece of a key, what the file is, what to do).
+FOREIGN = (
+    ("motion_modules.", "an AnimateDiff motion module", "Give it as `motion_module`."),
+    ("lora", "a LoRA", "Give a whole checkpoint as `model`, and a LoRA as `init_lora`."),
+    ("conditioner.embedders.", "a Stable Diffusion XL checkpoint", WANTED),
+    ("label_emb.", "a Stable Diffusion XL UNet", WANTED),
+    ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint", WANTED),
+    ("double_blocks.", "a Flux-like transformer", WANTED),
+    ("joint_blocks.", "a Stable Diffusion 3 checkpoint", WANTED),
+    ("temp_attentions.", "a ModelScope UNet", "Give its whole diffusers folder as `model`."),
+)
+INPUTS = {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageModel:
+    """Weights of a Stable Diffusion 1.5 in its file's dtypes: ``unet`` by diffusers' names,
+    ``text`` and ``vae`` as stored. Those of a diffusers folder are read by `families`.
+    """
+
+    path: Path
+    unet: dict[str, Tensor]
+    text: dict[str, Tensor]
+    vae: dict[str, Tensor]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """UNet channels of the four levels."""
+        keys = (f"down_blocks.{i}.resnets.0.conv1.weight" for i in range(LEVELS))
+        return tuple(self.unet[key].shape[0] for key in keys)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text that the cross-attention reads."""
+        key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+        return self.unet[key].shape[1]
+
+
+def read_image_model(path: Path) -> ImageModel:
+    """Read a checkpoint file in original keys, or the UNet of a diffusers folder.
+
+    Averaged weights (`model_ema.`) are left out, as ComfyUI does. Raises ModelError: unreadable,
+    another kind of model, or one without text encoder.
+    """
+    if path.is_dir():
+        found = ImageModel(path, read_weights(path / "unet"), {}, {})
+        _check_layout(found)
+        return found
+    weights = read_file(path, lambda key: not key.startswith("model_ema."))
+    _refuse_foreign(weights, path)
+    found = ImageModel(
+        path, _renamed(_part(weights, UNET_PREFIX)), _part(weights, TEXT_PREFIX),
+        _part(weights, CHECKPOINT_PREFIX),
+    )  # fmt: skip
+    _check_layout(found)
+    if not found.text:
+        raise ModelError(
+            f"'{path}' holds a UNet without text encoder. Use the whole checkpoint, not its UNet."
+        )
+    return found
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _refuse_foreign(keys: Iterable[str], path: Path) -> None:
+    names = list(keys)
+    for piece, what, advice in FOREIGN:
+        if any(piece in name for name in names):
+            raise ModelError(f"'{path}' is {what}, not a Stable Diffusion 1.5. {advice}")
+    if not any(name.startswith(UNET_PREFIX) for name in names):
+        shown = ", ".join(sorted(names)[:2])
+        raise ModelError(
+            f"'{path}' is no Stable Diffusion 1.5 checkpoint: none of its {len(names)} keys begins "
+            f"with `{UNET_PREFIX}` (there is {shown}). {WANTED}"
+        )
+
+
+def _renamed(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Original keys to diffusers' names; a key without one is kept, and refused later by name."""
+    known = {original_name(path): path for path in _unet_paths()}
+    renamed = {}
+    for key, value in original.items():
+        layer, _, kind = key.rpartition(".")
+        head, rest = _longest(layer, known)
+        renamed[f"{head}{rest}.{kind}" if head else key] = value
+    return renamed
+
+
+def _longest(layer: str, known: Mapping[str | None, str]) -> tuple[str, str]:
+    """(diffusers path, what is left) of the longest known beginning of ``layer``."""
+    head = layer
+    while head:
+        if head in known:
+            return known[head], layer[len(head) :]
+        head = head.rpartition(".")[0]
+    return "", layer
+
+
+def _unet_paths() -> list[str]:
+    """Every layer of SD 1.5 whose name differs between the two; attentions as wholes."""
+    parts = ["norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"]
+    roots = ["conv_in", "conv_norm_out", "conv_out", "mid_block.attentions.0"]
+    roots += [f"time_embedding.linear_{i}" for i in (1, 2)]
+    resnets = [f"mid_block.resnets.{i}" for i in (0, 1)]
+    for way, layers in (("down", LAYERS), ("up", LAYERS + 1)):
+        for level in range(LEVELS):
+            block = f"{way}_blocks.{level}"
+            resnets += [f"{block}.resnets.{j}" for j in range(layers)]
+            roots += [f"{block}.attentions.{j}" for j in range(layers)]
+            roots.append(f"{block}.{way}samplers.0.conv")
+    return [*roots, *(f"{resnet}.{part}" for resnet in resnets for part in parts)]
+
+
+def _check_layout(found: ImageModel) -> None:
+    """Raise ModelError unless the UNet has SD 1.5's levels and a plain input."""
+    try:
+        channels, inputs = found.channels, found.unet["conv_in.weight"].shape[1]
+        width = found.text_width
+    except KeyError as error:
+        raise ModelError(
+            f"'{found.path}' is no complete UNet of Stable Diffusion 1.5: {error} is missing. "
+            f"{WANTED}"
+        ) from error
+    if inputs != 4:
+        what = INPUTS.get(inputs, "another kind of model")
+        raise ModelError(f"'{found.path}' is {what} ({inputs} input channels). {WANTED}")
+    if width in (1024, 2048):
+        raise ModelError(
+            f"'{found.path}' reads text {width} wide and has channels {channels}: it is no Stable "
+            f"Diffusion 1.5 (768 wide). {WANTED}"
+        )
