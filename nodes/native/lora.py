@@ -98,46 +98,20 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     Strength 0 leaves the model as it is, sampling included. Raises ValueError, with nothing
     applied, unless every weight of the LoRA has its place in the model.
     """
+    from ...trainer.lora.few_step import fit_few_step
     from ...trainer.lora.formats import read_lora
 
     info = video_info(model)
     if strength == 0:
         return model.clone()
     found = read_lora(resolve_lora(name))
-    pairs = fitted_pairs(found, model, info, name)
+    unet = model.model.diffusion_model
+    pairs = fit_few_step(found, unet, info.family, info.name, name)
     settings = settings_of(found)
     _warn(found, info, name)
     patched = apply_model_sampling(model, settings.timestep_scaling, settings.original_steps)
     add_pairs(patched, pairs, strength)
     return patched
-
-
-def fitted_pairs(found: Any, model: Any, info: VideoInfo, name: str) -> dict[str, Any]:
-    """The pairs of LoraFile ``found`` by module path of MODEL ``model``.
-
-    Raises ValueError for a LoRA of another family, of other shapes, or without few-step sampling.
-    """
-    from ...trainer.lora.match import describe_base, fit_pairs, match, pair_widths
-    from ...trainer.lora.pairs import weight_shapes
-
-    family = found.metadata.get("mcm.family")
-    if family and family != info.family:
-        base = found.metadata.get("mcm.base_model", "unknown")
-        raise ValueError(
-            f"'{name}' is a LoRA for '{family}' (base model '{base}'), but the MODEL is "
-            f"'{info.name}' of family '{info.family}'. Load its base model, or another LoRA."
-        )
-    shapes = weight_shapes(model.model.diffusion_model)
-    pairs = fit_pairs(found.pairs, shapes, metadata=found.metadata)
-    report = match(pairs, shapes)
-    if not family and not report.complete:
-        raise ValueError(
-            f"'{name}' covers {len(report.matched)} layers of the MODEL and leaves out "
-            f"{len(report.missing)}: it is made for {describe_base(pair_widths(found.pairs))} and "
-            "is no few-step LoRA. Add a style LoRA with ComfyUI's own 'LoraLoaderModelOnly', "
-            "together with a few-step LoRA in this node."
-        )
-    return pairs
 
 
 def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:

@@ -5,12 +5,11 @@ base.
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet3DConditionModel, UNetMotionModel
+from official import MODULES, full_size, official
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -23,9 +22,6 @@ from trainer.lora.adapter import (
     lora_state,
 )
 from trainer.lora.pairs import LoraError, LoraPair, base_modules, lora_targets
-
-KEYS = Path(__file__).parents[1] / "data_keys"
-FULL = {"block_out_channels": (320, 640, 1280, 1280)}
 
 
 def tiny(seed: int = 0, width: int = 16) -> UNet3DConditionModel:
@@ -82,39 +78,7 @@ def randomise(unet: nn.Module, seed: int = 3, size: float = 0.02) -> None:
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
-def official(name: str) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Path -> (shape of down, shape of up) of the reference checkpoint, from the committed tree."""
-
-    def walk(node: object, path: str) -> None:
-        if isinstance(node, dict):
-            for key, child in node.items():
-                walk(child, f"{path}.{key}" if path else key)
-        else:
-            assert isinstance(node, list)
-            fan_in, fan_out, *kernel = node
-            ones = (1, 1) if kernel else ()
-            found[path] = ((64, fan_in, *kernel, *kernel), (fan_out, 64, *ones))
-
-    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    walk(json.loads((KEYS / f"official_{name}.json").read_text(encoding="utf-8"))["modules"], "")
-    return found
-
-
-def full_size(name: str) -> nn.Module:
-    if name == "modelscope":
-        return UNet3DConditionModel(
-            sample_size=32, cross_attention_dim=1024, attention_head_dim=64, **FULL
-        )
-    return UNetMotionModel(
-        cross_attention_dim=768,
-        num_attention_heads=8,
-        motion_num_attention_heads=8,
-        use_motion_mid_block=True,
-        **FULL,
-    )
-
-
-@pytest.mark.parametrize(("name", "modules"), [("modelscope", 482), ("animatediff", 530)])
+@pytest.mark.parametrize(("name", "modules"), MODULES.items())
 def test_full_size_lora_has_the_paths_and_shapes_of_the_official_one(
     name: str, modules: int
 ) -> None:

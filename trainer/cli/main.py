@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "Write the LoRA of one of a run's checkpoints.",
     "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
     "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
+    "convert": "Write a LoRA in the form that another program reads.",
 }
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 """Errors that carry a message for the user; anything else is a bug and keeps its traceback."""

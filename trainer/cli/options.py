@@ -6,6 +6,7 @@ The training config as flags, made from `TrainConfig` itself.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,4 +82,6 @@ def model_from(options: argparse.Namespace, name: str | None = None) -> VideoMod
     from ..families import load_model
 
     companions = {part: getattr(options, part) for part in MODEL_PARTS}
-    return load_model(name or options.model, **companions)
+    model = load_model(name or options.model, **companions)
+    print(f"Base model {model.name}; licence of its weights: {model.licence}.", file=sys.stderr)
+    return model

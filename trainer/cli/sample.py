@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from ..evaluate.bench import sampling_options
     from ..evaluate.generate import generate_clips
     from ..lora.adapter import apply_lora
+    from ..lora.few_step import fit_few_step
     from ..lora.formats import read_lora
     from ..media import to_frames, write_clip
     from ..runs.progress import Progress
@@ -62,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
     found = None
     if options.lora is not None:
         found = read_lora(options.lora, model.unet)
-        apply_lora(model.unet, found.pairs, options.strength)
+        names = (model.family.name, model.name, options.lora.name)
+        apply_lora(model.unet, fit_few_step(found, model.unet, *names), options.strength)
     student = found is not None
     metadata = found.metadata if found else {}
     steps = options.steps or (int(metadata.get("mcm.steps", 4)) if student else 50)

@@ -67,6 +67,8 @@ def export_student(
         base_model=model.name,
         base_hash=model.base_hash,
         base_license=model.licence,
+        base_file=model.path.name if model.path.is_file() else "",
+        motion_module=model.motion_module,
         trigger=config.trigger,
         steps=RECOMMENDED_STEPS,
         steps_allowed=FEW_STEPS,

@@ -30,8 +30,8 @@ from .prompts import PromptSet, build_prompts
 from .sources import (
     Log,
     Progress,
+    add_adapter,
     load_images,
-    load_initial_lora,
     load_motions,
     real_frames,
 )
@@ -96,8 +96,7 @@ def build_session(
     images = load_images(config, model, height, width, log)
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
-    student = build_student(config, model, device)
-    load_initial_lora(config, model, log)
+    student = build_student(config, model, device, log)
     motions, prompts = load_motions(config, student, prompts, shape, (height, width), log, progress)
     decoder = build_decoder(config, model, device)
     return Session(
@@ -117,8 +116,12 @@ def build_session(
     )
 
 
-def build_student(config: TrainConfig, model: VideoModel, device: torch.device) -> Student:
+def build_student(
+    config: TrainConfig, model: VideoModel, device: torch.device, log: Log | None = None
+) -> Student:
     """``model`` on ``device`` in its precision, with the adapter in its UNet; changes ``model``.
+
+    With ``log`` the adapter begins where the settings say (`add_adapter`), else untouched.
 
     Text encoder and autoencoder stay in main memory if the settings say so and ``device`` has a
     memory of its own.
@@ -126,7 +129,10 @@ def build_student(config: TrainConfig, model: VideoModel, device: torch.device) 
     hardware = config.hardware
     model.resting = hardware.offload_idle and device.type != "cpu"
     model.to(device, base_dtype(hardware.precision, device))
-    add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
+    if log is None:
+        add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
+    else:
+        add_adapter(config, model, log)
     model.unet.to(device)
     if model.dtype != torch.float32:
         compute_lora_in_input_dtype(model.unet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from ..data.cache import ContentCache
 from ..data.images import ImageSet, scan_images
 from ..data.videos import VideoSet, scan_videos
 from ..families import VideoModel
-from ..lora.adapter import load_lora_state
+from ..lora.adapter import add_lora, start_from
+from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
+from ..lora.pairs import LoraPair
 from .decoding import FrameDecoder
 from .draws import generator_for
 from .frames import ClipFrames, RealFrames, StyleFrames
@@ -29,21 +32,48 @@ Progress = Callable[[str, int, int], None]
 """Called as ``(what, done, total)`` by the long parts of the set-up."""
 
 
-def load_initial_lora(config: TrainConfig, model: VideoModel, log: Log) -> None:
-    """The user's LoRA, else the base model's warm start where its rank fits, else untouched "
-    "layers."""
-    warm = model.path / "warm_start.safetensors"
+def add_adapter(config: TrainConfig, model: VideoModel, log: Log) -> None:
+    """Put the LoRA on the UNet: the user's, else the base model's warm start where its rank fits,
+    else untouched layers.
+
+    A LoRA to start from may have any rank; the adapter has the larger of that and ``lora.rank``.
+    """
+    found = None
     if config.init_lora is not None:
-        load_lora_state(model.unet, read_lora(config.init_lora, model.unet).pairs)
-        log(f"Continues from {config.init_lora}.")
-    elif config.warm_start and warm.is_file():
-        found = read_lora(warm, model.unet)
-        ranks = {pair.rank for pair in found.pairs.values()}
-        if ranks == {config.lora.rank}:
-            load_lora_state(model.unet, found.pairs)
-            log("Starts from the base model's own few-step LoRA (warm start).")
-        else:
-            log(f"No warm start: it has rank {sorted(ranks)}, this run {config.lora.rank}.")
+        found = _initial_lora(config.init_lora, config, model, log)
+    elif config.warm_start:
+        found = _warm_start(config, model, log)
+    rank, alpha = config.lora.rank, config.lora.alpha
+    if found is not None:
+        rank = max(rank, *(pair.rank for pair in found.values()))
+    add_lora(model.unet, rank, alpha, config.seed)
+    if found is not None:
+        start_from(model.unet, found)
+
+
+def _initial_lora(
+    path: Path, config: TrainConfig, model: VideoModel, log: Log
+) -> dict[str, LoraPair]:
+    found = read_lora(path, model.unet)
+    pairs = fit_few_step(found, model.unet, model.family.name, model.name, path.name)
+    ranks = sorted({pair.rank for pair in pairs.values()})
+    log(f"Continues from {path} (rank {', '.join(map(str, ranks))}).")
+    if ranks[-1] > config.lora.rank:
+        log(f"The adapter takes its rank {ranks[-1]} in place of `lora.rank`={config.lora.rank}.")
+    return pairs
+
+
+def _warm_start(config: TrainConfig, model: VideoModel, log: Log) -> dict[str, LoraPair] | None:
+    warm = model.path / "warm_start.safetensors"
+    if not warm.is_file():
+        return None
+    pairs = read_lora(warm, model.unet).pairs
+    ranks = {pair.rank for pair in pairs.values()}
+    if ranks == {config.lora.rank}:
+        log("Starts from the base model's own few-step LoRA (warm start).")
+        return pairs
+    log(f"No warm start: it has rank {sorted(ranks)}, this run {config.lora.rank}.")
+    return None
 
 
 def load_images(

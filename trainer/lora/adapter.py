@@ -179,6 +179,27 @@ def load_lora_state(
 
 
 @torch.no_grad()
+def start_from(unet: nn.Module, pairs: Mapping[str, LoraPair], adapter_name: str = ADAPTER) -> None:
+    """Let the fresh adapter of `add_lora` begin as `pairs`, of its own rank or any lower one.
+
+    The update is the same exactly: further rows of `down` keep their start and those of `up` are
+    zero, so that they can learn, and alpha grows with the rank. Raises LoraError, with nothing
+    changed, unless the pairs cover the adapter and none has a higher rank.
+    """
+    fitted = fit_pairs(pairs, unet, complete=True)
+    layers = dict(_lora_layers(unet))
+    rank = max(layer.lora_A[adapter_name].weight.shape[0] for layer in layers.values())
+    if (highest := max(pair.rank for pair in fitted.values())) > rank:
+        raise LoraError(f"The LoRA has rank {highest}, the adapter {rank}; add_lora({highest}).")
+    for path, pair in fitted.items():
+        layer = layers[path]
+        layer.lora_A[adapter_name].weight[: pair.rank].copy_(pair.down)
+        layer.lora_B[adapter_name].weight[:, : pair.rank].copy_(pair.up)
+        layer.lora_alpha[adapter_name] = pair.alpha / pair.rank * rank
+        layer.scaling[adapter_name] = pair.alpha / pair.rank
+
+
+@torch.no_grad()
 def apply_lora(
     unet: nn.Module, pairs: Mapping[str, LoraPair], strength: float = 1.0
 ) -> Callable[[], None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from .metadata import with_hashes
 from .pairs import LoraError, LoraPair, check_pair, kohya_name
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+KEEP = "keep"
+"""In place of a dtype: each tensor's own."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,22 @@ class Exported:
 
 
 def cast_pairs(pairs: Mapping[str, LoraPair], dtype: str) -> dict[str, LoraPair]:
-    """Pairs as they will be stored: on the CPU in `dtype` ("fp16", "bf16" or "fp32"), sorted by
-    path.
+    """Pairs as they will be stored: on the CPU in `dtype` ("fp16", "bf16", "fp32" or "keep"),
+    sorted by path.
 
     Raises LoraError for an unknown dtype, an empty LoRA, NaN, or values beyond fp16's 65504.
     """
-    if dtype not in DTYPES:
-        raise LoraError(f"`dtype`={dtype!r}; allowed are {', '.join(DTYPES)}.")
+    if dtype not in (*DTYPES, KEEP):
+        raise LoraError(f"`dtype`={dtype!r}; allowed are {', '.join((*DTYPES, KEEP))}.")
     if not pairs:
         raise LoraError("There is nothing to export: the LoRA has no pairs.")
-    kind = DTYPES[dtype]
+    kind = DTYPES.get(dtype)
     stored: dict[str, LoraPair] = {}
     for path, pair in sorted(pairs.items()):
         check_pair(path, pair)
-        down, up = (m.detach().to("cpu", kind).contiguous() for m in (pair.down, pair.up))
+        down, up = (
+            m.detach().to("cpu", kind or m.dtype).contiguous() for m in (pair.down, pair.up)
+        )
         if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise LoraError(
                 f"`{path}` has values too large for {dtype}; export with dtype='bf16' or 'fp32'."
@@ -61,13 +65,15 @@ def cast_pairs(pairs: Mapping[str, LoraPair], dtype: str) -> dict[str, LoraPair]
     return stored
 
 
-def kohya_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+def kohya_tensors(
+    pairs: Mapping[str, LoraPair], name_of: Callable[[str], str] = kohya_name
+) -> dict[str, Tensor]:
     """Keys and tensors of a kohya file: `.lora_down.weight`, `.lora_up.weight` and a scalar fp32
     `.alpha`.
     """
     tensors: dict[str, Tensor] = {}
     for path, pair in pairs.items():
-        name = kohya_name(path)
+        name = name_of(path)
         if f"{name}.alpha" in tensors:
             raise LoraError(
                 f"Two modules share the kohya name `{name}`; use export_peft, which keeps the dots."
@@ -86,9 +92,10 @@ def export_kohya(
     dtype: str = "fp16",
     extra: Mapping[str, str] | None = None,
     base: Model | None = None,
+    name_of: Callable[[str], str] = kohya_name,
 ) -> Exported:
     """Write `source` (a UNet with a LoRA, or pairs) as one kohya .safetensors that ComfyUI's own
-    loader reads.
+    loader reads. `name_of` names a module by its path.
 
     The tensor hashes are added to `metadata`; `extra` holds more entries, such as `workflow`.
     Before the file takes its place it is read back and compared key by key and value by value, and
@@ -103,7 +110,7 @@ def export_kohya(
     if model is not None:
         fit_pairs(pairs, model)
     stored = cast_pairs(pairs, dtype)
-    tensors = kohya_tensors(stored)
+    tensors = kohya_tensors(stored, name_of)
     told = with_hashes(_joined(metadata, extra or {}), tensors)
 
     def check(written: Path) -> None:

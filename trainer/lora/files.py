@@ -16,6 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .match import describe_base
 from .pairs import LoraError
 
 MAX_HEADER_READ = 32 * 2**20  # bytes; a real LoRA header has well under one MiB of tensor entries
@@ -102,9 +103,23 @@ def _checked_header(path: Path, header: Any, data_bytes: int) -> dict[str, Any]:
         ends.append(offsets[1])
     if max(ends) > data_bytes:
         raise _refuse(
-            path, f"a truncated file ({data_bytes} bytes of weights, {max(ends)} announced)"
+            path,
+            f"a truncated file ({data_bytes} bytes of weights, {max(ends)} announced) of a LoRA "
+            f"for {describe_base(_header_widths(header))}",
         )
     return header
+
+
+def _header_widths(header: Mapping[str, Any]) -> dict[str, int]:
+    """Input width of each module by the header alone: the entries of `down` matrices."""
+    widths: dict[str, int] = {}
+    for key, entry in header.items():
+        name, part, _ = key.rpartition(".weight")
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        down = part and name.endswith((".lora_A", ".lora_down", ".lora.down"))
+        if down and isinstance(shape, list) and len(shape) > 1 and isinstance(shape[1], int):
+            widths[name.removesuffix(".down").rpartition(".")[0]] = shape[1]
+    return widths
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .files import Hashes, file_hashes, read_json, read_metadata, read_tensors
 from .match import resolve_names
+from .names import LORA, motion_lora_path
 from .pairs import LoraError, LoraPair, base_modules, check_pair
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -38,7 +39,8 @@ class LoraFormat:
     """`prefix` is cut from every key (kohya's stays: its names are resolved later); `suffixes` name
     the parts.
 
-    `alphas` makes the rule for modules without an alpha tensor from (file, header metadata).
+    `alphas` makes the rule for modules without an alpha tensor from (file, header metadata);
+    `path_of` turns the file's name of a module into its path, None for a name it does not know.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LoraFormat:
     keep_prefix: bool
     suffixes: Mapping[str, str]
     alphas: Callable[[Path, Mapping[str, str]], AlphaOf]
+    path_of: Callable[[str], str | None] = str
 
     def split(self, key: str) -> tuple[str, str] | None:
         """(module name, part), or None for a key this format does not know."""
@@ -54,7 +57,8 @@ class LoraFormat:
         for suffix, part in self.suffixes.items():
             if key.endswith(suffix):
                 start = 0 if self.keep_prefix else len(self.prefix)
-                return key[start : len(key) - len(suffix)], part
+                path = self.path_of(key[start : len(key) - len(suffix)])
+                return None if path is None else (path, part)
         return None
 
 
@@ -128,6 +132,7 @@ DIFFUSERS_PARTS = {
     ".lora.up.weight": "up",
     ".alpha": "alpha",
 }
+MOTION_PARTS = {f"{LORA}.down.weight": "down", f"{LORA}.up.weight": "up"}
 KOHYA_PARTS = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
 
 # Asked in this order; the last one takes bare module paths (`unet.save_lora_adapter`).
@@ -135,6 +140,7 @@ FORMATS = (
     LoraFormat("kohya", "lora_unet_", True, KOHYA_PARTS, _alpha_is_rank),
     LoraFormat("peft", "base_model.model.", False, LORA_AB, _alpha_from_config),
     LoraFormat("diffusers", "unet.", False, DIFFUSERS_PARTS, _alpha_from_header),
+    LoraFormat("motion LoRA", "", False, MOTION_PARTS, _alpha_is_rank, motion_lora_path),
     LoraFormat("diffusers (bare)", "", False, DIFFUSERS_PARTS, _alpha_from_header),
 )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .names import module_path
 from .pairs import LoraError, LoraPair, is_target, kohya_name, weight_shapes
 
 Model = nn.Module | Mapping[str, tuple[int, ...]]
@@ -135,7 +136,8 @@ def resolve_names(
             )
     resolved: dict[str, LoraPair] = {}
     for name, pair in pairs.items():
-        path = name if name in paths else table.get(name, name)
+        path = name if name in paths else table.get(name) or module_path(name) or name
+        path = path if path in paths else name
         if path in resolved:
             raise LoraError(f"Two sets of weights for `{path}` in one LoRA; export it again.")
         resolved[path] = pair

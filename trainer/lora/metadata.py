@@ -56,6 +56,10 @@ class LoraCard:
     sampler: str = "lcm"
     timestep_scaling: float = 4.0
     original_steps: int = 50
+    base_file: str = ""
+    """File name of a base model that is one file, as ComfyUI's checkpoint loader lists it."""
+    motion_module: str = ""
+    """Name of the motion module that made a video model of an image model; empty without one."""
     trigger: str = ""
     author: str = ""
     license: str = ""
@@ -133,6 +137,7 @@ def _mcm(card: LoraCard) -> dict[str, str]:
         "mcm.base_model": card.base_model,
         "mcm.base_hash": card.base_hash,
         "mcm.base_license": card.base_license,
+        "mcm.motion_module": card.motion_module,
         "mcm.steps": str(card.steps),
         "mcm.steps_allowed": ",".join(map(str, card.steps_allowed)),
         "mcm.strength": str(card.strength),

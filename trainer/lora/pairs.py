@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # The official MCM LoRAs leave these four modules alone; they carry no look and no motion of their
 # own.
 UNCOVERED_ROOTS = ("conv_in", "conv_out", "time_embedding")
+KOHYA_PREFIX = "lora_unet_"
 
 
 class LoraError(ValueError):
@@ -126,4 +127,4 @@ def lora_targets(unet: nn.Module) -> list[str]:
 
 def kohya_name(path: str) -> str:
     """`down_blocks.0.attentions.0.proj_in` -> `lora_unet_down_blocks_0_attentions_0_proj_in`."""
-    return "lora_unet_" + path.replace(".", "_")
+    return KOHYA_PREFIX + path.replace(".", "_")

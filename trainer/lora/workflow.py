@@ -270,10 +270,10 @@ def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
 
     ``file_name`` is its name in ``models/loras``, ``prompt`` what to show first.
     """
-    named = {"model_name": card.base_model, "weight_dtype": "default"}
-    loader = Node("MCM_LoadVideoModel", named)
+    base = _base_nodes(card)
+    loader = base[0]
     values = {"lora_name": file_name, "strength": card.strength}
-    lora = Node("MCM_LoadLora", values, {"model": (loader, "MODEL")})
+    lora = Node("MCM_LoadLora", values, {"model": (base[-1], "MODEL")})
     sampled = sample_nodes(
         loader,
         (lora, "MODEL"),
@@ -283,4 +283,17 @@ def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
         steps=card.steps,
         prefix=f"video/{file_name.removesuffix('.safetensors')}",
     )
-    return json.dumps(build_graph([loader, lora, *sampled], file_name), ensure_ascii=False)
+    return json.dumps(build_graph([*base, lora, *sampled], file_name), ensure_ascii=False)
+
+
+def _base_nodes(card: LoraCard) -> list[Node]:
+    """The loader of CLIP and VAE first, the node that gives the video MODEL last."""
+    if not card.motion_module:
+        named = {"model_name": card.base_model, "weight_dtype": "default"}
+        return [Node("MCM_LoadVideoModel", named)]
+    # A diffusers folder of an image model has no loader in ComfyUI: the same weights as one file
+    # are named.
+    checkpoint = card.base_file or f"{card.base_model}.safetensors"
+    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
+    module = {"motion_module": card.motion_module}
+    return [loader, Node("MCM_AnimateDiff", module, {"model": (loader, "MODEL")})]

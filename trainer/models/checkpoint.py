@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .autoencoder import CHECKPOINT_PREFIX
-from .sd15 import LAYERS, LEVELS, original_name
+from .sd15 import LEVELS, diffusers_name
 from .weights import ModelError, read_file, read_weights
 
 UNET_PREFIX = "model.diffusion_model."
@@ -98,38 +98,7 @@ def _refuse_foreign(keys: Iterable[str], path: Path) -> None:
 
 def _renamed(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Original keys to diffusers' names; a key without one is kept, and refused later by name."""
-    known = {original_name(path): path for path in _unet_paths()}
-    renamed = {}
-    for key, value in original.items():
-        layer, _, kind = key.rpartition(".")
-        head, rest = _longest(layer, known)
-        renamed[f"{head}{rest}.{kind}" if head else key] = value
-    return renamed
-
-
-def _longest(layer: str, known: Mapping[str | None, str]) -> tuple[str, str]:
-    """(diffusers path, what is left) of the longest known beginning of ``layer``."""
-    head = layer
-    while head:
-        if head in known:
-            return known[head], layer[len(head) :]
-        head = head.rpartition(".")[0]
-    return "", layer
-
-
-def _unet_paths() -> list[str]:
-    """Every layer of SD 1.5 whose name differs between the two; attentions as wholes."""
-    parts = ["norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"]
-    roots = ["conv_in", "conv_norm_out", "conv_out", "mid_block.attentions.0"]
-    roots += [f"time_embedding.linear_{i}" for i in (1, 2)]
-    resnets = [f"mid_block.resnets.{i}" for i in (0, 1)]
-    for way, layers in (("down", LAYERS), ("up", LAYERS + 1)):
-        for level in range(LEVELS):
-            block = f"{way}_blocks.{level}"
-            resnets += [f"{block}.resnets.{j}" for j in range(layers)]
-            roots += [f"{block}.attentions.{j}" for j in range(layers)]
-            roots.append(f"{block}.{way}samplers.0.conv")
-    return [*roots, *(f"{resnet}.{part}" for resnet in resnets for part in parts)]
+    return {diffusers_name(key) or key: value for key, value in original.items()}
 
 
 def _check_layout(found: ImageModel) -> None:

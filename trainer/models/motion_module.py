@@ -37,6 +37,8 @@ ORIGINAL_NAMES = (
     (".norms.1.", ".norm2."),
     (".ff_norm.", ".norm3."),
 )
+MODULE = ".temporal_transformer."
+ENCODING = ".pos_embed."
 SECOND_ENCODING = ".attention_blocks.1.pos_encoder."
 
 
@@ -143,9 +145,9 @@ def convert_keys(state: Mapping[str, object], name: str) -> dict[str, Tensor]:
         if part is None or "lora" in key or ".processor." in key:
             unknown.append(key)
         elif SECOND_ENCODING in key:
-            seconds[_diffusers_path(part[0].replace(SECOND_ENCODING, ".pos_embed."))] = value
+            seconds[diffusers_path(part[0].replace(SECOND_ENCODING, ".pos_embed."))] = value
         else:
-            weights[_diffusers_path(part[0])] = value
+            weights[diffusers_path(part[0])] = value
     _refuse_unknown(unknown, len(weights), name)
     for key, value in seconds.items():
         if key not in weights or not torch.equal(weights[key], value):
@@ -166,10 +168,33 @@ def sinusoid(frames: int, channels: int) -> Tensor:
     return encoding
 
 
-def _diffusers_path(key: str) -> str:
+def diffusers_path(key: str) -> str:
+    """A layer or weight of the authors' files by diffusers' path."""
     for original, ours in ORIGINAL_NAMES:
         key = key.replace(original, ours)
     return key
+
+
+def original_path(path: str) -> str:
+    """A layer or weight at diffusers' ``path`` as the authors' files name it."""
+    found = PART.fullmatch(path)
+    if found is None:
+        raise MotionModuleError(f"`{path}` is no layer of a motion module.")
+    inner = f".{found[5]}"
+    for original, ours in ORIGINAL_NAMES[1:]:
+        inner = inner.replace(ours, original)
+    return path[: found.start(5)] + MODULE[1:-1] + inner
+
+
+def original_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A motion module in the authors' keys: the inverse of `convert_keys`, encodings twice."""
+    state = {}
+    for path, value in weights.items():
+        key = original_path(path)
+        state[key] = value
+        if ENCODING in path:
+            state[key.replace(".attention_blocks.0.", ".attention_blocks.1.")] = value.clone()
+    return state
 
 
 def _refuse_unknown(unknown: list[str], matched: int, name: str) -> None:

@@ -8,6 +8,7 @@ openaimodel.py` and diffusers' `unet_2d_condition.py`, both for two layers a lev
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 LAYERS = 2  # resnets a level on the way down; one more on the way up
 LEVELS = 4
@@ -56,6 +57,31 @@ def original_name(path: str) -> str | None:
         return None
     way, level, kind, number, rest = found.groups()
     return _joined(_block(way, int(level), kind, int(number)), _inner(kind, rest))
+
+
+def diffusers_name(original: str) -> str | None:
+    """The diffusers path of a layer or weight by its original name; None where there is none."""
+    head = original
+    while head:
+        if head in _known():
+            return _known()[head] + original[len(head) :]
+        head = head.rpartition(".")[0]
+    return None
+
+
+@lru_cache(maxsize=1)
+def _known() -> dict[str, str]:
+    """Original name -> path of every layer that the two name differently; attentions as wholes."""
+    roots = [root for root in ROOTS if ".resnets." not in root]
+    resnets = [root for root in ROOTS if ".resnets." in root]
+    for way, layers in (("down", LAYERS), ("up", LAYERS + 1)):
+        for level in range(LEVELS):
+            block = f"{way}_blocks.{level}"
+            resnets += [f"{block}.resnets.{number}" for number in range(layers)]
+            roots += [f"{block}.attentions.{number}" for number in range(layers)]
+            roots.append(f"{block}.{way}samplers.0.conv")
+    paths = [*roots, *(f"{resnet}.{part}" for resnet in resnets for part in RESNET)]
+    return {name: path for path in paths if (name := original_name(path)) is not None}
 
 
 def _block(way: str, level: int, kind: str, number: int) -> str:

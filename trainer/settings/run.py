@@ -296,7 +296,8 @@ class TrainConfig(Part):
     )
     init_lora: UserPath | None = Field(
         default=None,
-        description="LoRA file to start from, such as one distilled without a style (warm start).",
+        description="LoRA to start from: a file of ours or an official MCM folder, of any rank. A "
+        "rank above `lora.rank` is kept.",
     )
     warm_start: bool = Field(
         default=True,

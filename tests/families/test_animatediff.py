@@ -1,0 +1,274 @@
+"""Every form of a Stable Diffusion 1.5 and of a motion module is the same video model; everything
+else is refused with a message that says what to do.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sd15_files import CHANNELS, TEXT_WIDTH, original_motion, original_unet, original_vae
+
+from trainer.families import ModelError, load_model
+from trainer.models.checkpoint import read_image_model
+from trainer.models.clip import clip_tokenizer
+from trainer.models.sd15 import original_name
+
+
+@pytest.fixture(scope="module")
+def model(sd15_checkpoint, motion_module_file):
+    return load_model(str(sd15_checkpoint), motion_module=motion_module_file)
+
+
+@pytest.fixture(scope="module")
+def reference(sd15_parts):
+    """diffusers' own union of the two."""
+    from diffusers import UNetMotionModel
+
+    return UNetMotionModel.from_unet2d(sd15_parts.unet, sd15_parts.adapter).eval()
+
+
+def halved(state):
+    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def assert_same_weights(network, state):
+    ours = network.state_dict()
+    assert ours.keys() == state.keys()
+    for key, value in state.items():
+        expected = value if "motion_modules" in key else value.half().float()
+        assert torch.equal(ours[key], expected), key
+
+
+def test_a_checkpoint_with_a_module_is_diffusers_motion_unet(model, reference, sd15_parts):
+    assert_same_weights(model.unet, reference.state_dict())
+    vae = sd15_parts.vae.state_dict()
+    assert all(torch.equal(v.half().float(), model.vae.state_dict()[k]) for k, v in vae.items())
+    text = sd15_parts.text_encoder.state_dict()
+    assert_same_weights(model.text_encoder, text)
+
+
+def test_the_model_computes_what_diffusers_does(model, reference):
+    text = model.encode_text(["a cat", "a dog"])
+    latents = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([100, 900])
+    reference.load_state_dict(model.unet.state_dict())
+    with torch.no_grad():
+        ours = model.predict_eps(latents, t, text)
+        rows = text.repeat_interleave(3, dim=0)
+        theirs = reference(latents, t, encoder_hidden_states=rows).sample
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_what_the_family_says_of_itself(model, motion_module_file):
+    assert (model.name, model.family.name) == ("tiny Stil ä", "animatediff")
+    assert (model.frames, model.width, model.height, model.fps) == (16, 512, 512, 8)
+    assert model.motion_module == motion_module_file.name
+    assert model.max_tokens == 77 and model.count_tokens("a photo of a cat") == 7
+    assert "Apache-2.0" in model.licence and "Open RAIL" in model.licence
+    betas = 1 - model.schedule.alphas_cumprod[1:] / model.schedule.alphas_cumprod[:-1]
+    steps = betas.diff()
+    assert (model.schedule.alphas_cumprod[0] - (1 - 0.00085)).abs() < 1e-6
+    assert (steps - steps.mean()).abs().max() < 1e-6  # linear, not scaled_linear
+    assert model.schedule.config["steps_offset"] == 1
+
+
+def test_every_form_of_the_same_weights_is_one_base_model(
+    model, sd15_parts, motion_module_file, tmp_path
+):
+    state = halved(sd15_parts.checkpoint())
+    ema = {f"model_ema.{k.replace('.', '')}": torch.ones(1) for k in list(state)[:200]}
+    torch.save({"state_dict": {**state, **ema}, "global_step": 3}, tmp_path / "ema.ckpt")
+    folder = tmp_path / "Ordner ü"
+    sd15_parts.save_folder(folder)
+    adapter = tmp_path / "adapter"
+    sd15_parts.adapter.save_pretrained(adapter)
+    torch.save(original_motion(sd15_parts.adapter, "module."), tmp_path / "mm.ckpt")
+    forms = [
+        (tmp_path / "ema.ckpt", adapter),
+        (folder, tmp_path / "mm.ckpt"),
+        (folder, motion_module_file),
+    ]
+    for path, module in forms:
+        other = load_model(str(path), motion_module=module)
+        assert other.base_hash == model.base_hash, path
+        assert torch.equal(other.encode_text(["x"]), model.encode_text(["x"])) or path == folder
+    changed = {**state, "model.diffusion_model.out.2.bias": torch.ones(4).half()}
+    save_file(changed, tmp_path / "other.safetensors")
+    other = load_model(str(tmp_path / "other.safetensors"), motion_module=adapter)
+    assert other.base_hash != model.base_hash
+
+
+def test_a_pickle_with_lightnings_leftovers_is_read(
+    sd15_parts, motion_module_file, tmp_path, monkeypatch
+):
+    from trainer.models.weights import ModelCheckpoint
+
+    state = halved(sd15_parts.checkpoint())
+    with monkeypatch.context() as installed:  # as on the machine that trained it
+        name = ""
+        for part in ModelCheckpoint.__module__.split("."):
+            name = f"{name}.{part}".strip(".")
+            installed.setitem(sys.modules, name, ModuleType(name))
+        sys.modules[name].ModelCheckpoint = ModelCheckpoint
+        kept = {"callbacks": {ModelCheckpoint: {"monitor": 1}}, "state_dict": state}
+        torch.save(kept, tmp_path / "v1-5.ckpt")
+    assert load_model(str(tmp_path / "v1-5.ckpt"), motion_module=motion_module_file)
+
+
+def test_a_checkpoint_without_vae_takes_another_file(
+    model, sd15_parts, motion_module_file, tmp_path
+):
+    state = halved(sd15_parts.checkpoint())
+    bare = {k: v for k, v in state.items() if not k.startswith("first_stage_model.")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    with pytest.raises(ModelError, match="holds no VAE.*--vae"):
+        load_model(str(tmp_path / "bare.safetensors"), motion_module=motion_module_file)
+    vae = {k: v.contiguous() for k, v in original_vae(sd15_parts.vae.state_dict()).items()}
+    save_file(halved(vae), tmp_path / "vae.safetensors")
+    sd15_parts.vae.save_pretrained(tmp_path / "vae")
+    for path in (tmp_path / "vae.safetensors", tmp_path / "vae"):
+        other = load_model(
+            str(tmp_path / "bare.safetensors"), motion_module=motion_module_file, vae=path
+        )
+        for key, value in model.vae.state_dict().items():
+            assert torch.equal(other.vae.state_dict()[key].half(), value.half()), key
+
+
+def test_unet_names_agree_with_diffusers_own_conversion(sd15_parts):
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    state = sd15_parts.unet.state_dict()
+    original = original_unet(state)
+    assert {original_name(key) for key in state} == set(original)
+    prefixed = {f"model.diffusion_model.{k}": v for k, v in original.items()}
+    assert convert_ldm_unet_checkpoint(prefixed, {"layers_per_block": 2}).keys() == state.keys()
+    assert original_name("down_blocks.0.motion_modules.0.proj_in.weight") is None
+
+
+def test_the_embedded_tokenizer_is_clips():
+    tokenizer = clip_tokenizer()
+    assert len(tokenizer) == 49408 and tokenizer.pad_token_id == 49407
+    ids = tokenizer("a photo of an astronaut riding a horse on mars").input_ids
+    assert ids == [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 525, 7496, 49407]
+    assert tokenizer("Größe: 🐎!").input_ids == tokenizer("größe: 🐎!").input_ids
+
+
+def foreign(name):
+    zero, one = torch.zeros(1), torch.ones(1)
+    return {
+        "module": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": zero},
+        "lora": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": zero},
+        "xl": {"conditioner.embedders.0.transformer.x": zero, "model.diffusion_model.x": one},
+        "sd2": {"cond_stage_model.model.transformer.x": zero, "model.diffusion_model.x": one},
+        "nothing": {"a": zero, "b": one},
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("module", "is an AnimateDiff motion module.*`motion_module`"),
+        ("lora", "is a LoRA.*`init_lora`"),
+        ("xl", "XL checkpoint.*needs a checkpoint of Stable Diffusion 1.5"),
+        ("sd2", "Stable Diffusion 2 checkpoint"),
+        ("nothing", "none of its 2 keys begins with `model.diffusion_model.`"),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(name, message, motion_module_file, tmp_path):
+    save_file(foreign(name), tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load_model(str(tmp_path / "x.safetensors"), motion_module=motion_module_file)
+
+
+def changed(state, key, value):
+    key = f"model.diffusion_model.{key}"
+    return {k: v for k, v in {**state, key: value}.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("input_blocks.0.0.weight", torch.zeros(32, 9, 3, 3), "an inpainting model"),
+        (
+            "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+            torch.zeros(32, 1024),
+            "reads text 1024 wide",
+        ),
+        ("input_blocks.4.0.in_layers.2.weight", None, "no complete UNet.*is missing"),
+        ("output_blocks.3.1.proj_in.weight", None, "1 missing.*up_blocks.1.attentions.0.proj_in"),
+        ("input_blocks.1.9.x", torch.zeros(1), "1 unexpected.*input_blocks.1.9.x"),
+    ],
+)
+def test_another_unet_is_refused(
+    key, value, message, sd15_checkpoint, motion_module_file, tmp_path
+):
+    save_file(changed(load_file(sd15_checkpoint), key, value), tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load_model(str(tmp_path / "x.safetensors"), motion_module=motion_module_file)
+
+
+def test_a_unet_without_text_encoder_is_refused(sd15_checkpoint, motion_module_file, tmp_path):
+    state = load_file(sd15_checkpoint)
+    bare = {k: v for k, v in state.items() if not k.startswith("cond_stage_model.")}
+    save_file(bare, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="without text encoder"):
+        load_model(str(tmp_path / "x.safetensors"), motion_module=motion_module_file)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_truncated_checkpoints_are_named(suffix, sd15_checkpoint, motion_module_file, tmp_path):
+    path = tmp_path / f"cut{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": {"model.diffusion_model.x": torch.zeros(999)}}, path)
+    else:
+        path.write_bytes(sd15_checkpoint.read_bytes())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ModelError, match=f"cut{suffix}.*damaged.*"):
+        load_model(str(path), motion_module=motion_module_file)
+
+
+def test_the_motion_module_is_asked_for_and_must_fit(
+    sd15_checkpoint, motion_module_file, tiny_model, tmp_path
+):
+    from diffusers import MotionAdapter
+
+    with pytest.raises(ModelError, match="needs a motion module.*--motion-module"):
+        load_model(str(sd15_checkpoint))
+    with pytest.raises(ModelError, match="takes no `motion_module`"):
+        load_model(str(tiny_model), motion_module=motion_module_file)
+    MotionAdapter(block_out_channels=(32, 64, 64)).save_pretrained(tmp_path / "xl")
+    with pytest.raises(ModelError, match="is for channels .32, 64, 64. .*not for XL"):
+        load_model(str(sd15_checkpoint), motion_module=tmp_path / "xl")
+    with pytest.raises(ModelError, match="gone"):
+        load_model(str(sd15_checkpoint), motion_module=tmp_path / "gone.ckpt")
+
+
+def test_clips_longer_than_the_module_are_refused(sd15_checkpoint, tmp_path):
+    from diffusers import MotionAdapter
+
+    adapter = MotionAdapter(
+        block_out_channels=CHANNELS, use_motion_mid_block=False, motion_max_seq_length=24
+    )
+    adapter.save_pretrained(tmp_path / "v1")
+    model = load_model(str(sd15_checkpoint), motion_module=tmp_path / "v1")
+    assert model.latent_shape(24, 64, 64) == (4, 24, 8, 8)
+    with pytest.raises(ValueError, match="`frames`=25 .*use 1 to 24"):
+        model.latent_shape(25, 64, 64)
+
+
+def test_other_files_and_missing_ones_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(ModelError, match="no weights file"):
+        load_model(str(tmp_path / "notes.txt"))
+    with pytest.raises(ModelError, match="was not found"):
+        load_model(str(tmp_path / "gone.safetensors"))
+
+
+def test_the_image_model_is_read_as_it_is_stored(sd15_checkpoint):
+    found = read_image_model(sd15_checkpoint)
+    assert (found.channels, found.text_width) == (CHANNELS, TEXT_WIDTH)
+    assert {value.dtype for value in found.unet.values()} == {torch.float16}

@@ -1,0 +1,82 @@
+"""One layer has many names: diffusers' path, kohya's, the original checkpoint's, a motion LoRA's.
+
+Underscore names are turned back into paths by the words that layers are made of, so that no base
+model is needed to read them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..models.motion_module import MODULE, diffusers_path, original_path
+from ..models.sd15 import diffusers_name, original_name
+from .pairs import KOHYA_PREFIX, LoraError, LoraPair, kohya_name
+
+# Words with an underscore of their own; every other underscore was a dot.
+WORDS = re.compile(
+    "conv_(?:in|out|norm_out|shortcut)|(?:down|up|input|output|mid|middle|transformer)_blocks?"
+    "|(?:in|emb|out)_layers|linear_[12]|motion_modules|proj_(?:in|out)|skip_connection"
+    "|temp_(?:attentions|convs)|time_(?:embedding|embed|emb_proj)|to_(?:q|k|v|out)"
+    "|transformer_in|[a-z0-9]+"
+)
+MOTION = ".motion_modules."
+ATTENTION = re.compile(r"(.*\.attention_blocks\.\d+)\.(to_[qkv]|to_out)(\.0)?")
+PROCESSOR = ".processor."
+LORA = "_lora"
+
+
+def module_path(name: str) -> str | None:
+    """The diffusers path that an underscore name means; None for one that is none.
+
+    `lora_unet_down_blocks_0_attentions_0_proj_in`, and the same layer by its original name,
+    `lora_unet_input_blocks_1_1_proj_in`.
+    """
+    if not name.startswith(KOHYA_PREFIX):
+        return None
+    path = ".".join(WORDS.findall(name.removeprefix(KOHYA_PREFIX)))
+    if kohya_name(path) != name:
+        return None
+    return diffusers_name(path) or path
+
+
+def with_paths(pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
+    """Pairs under module paths, whatever names a file gave them. Raises LoraError."""
+    found: dict[str, LoraPair] = {}
+    for name, pair in pairs.items():
+        path = module_path(name) if name.startswith(KOHYA_PREFIX) else name
+        if path is None or path in found:
+            why = "is no layer of a UNet" if path is None else f"is `{path}`, which is there twice"
+            raise LoraError(f"`{name}` {why}; export the LoRA again.")
+        found[path] = pair
+    return found
+
+
+def webui_name(path: str) -> str:
+    """The name of an image layer by its place in the original checkpoint. Raises LoraError."""
+    original = original_name(path)
+    if original is None:
+        raise LoraError(f"`{path}` is no layer of Stable Diffusion 1.5.")
+    return kohya_name(original)
+
+
+def motion_lora_name(path: str) -> str:
+    """Key, without `.down.weight`, of a motion module's layer in the authors' motion LoRAs.
+
+    AnimateDiff-Evolved takes `processor.` and `_lora` out again and adds `.0` after `to_out`.
+    """
+    original = original_path(path)
+    attention = ATTENTION.fullmatch(original)
+    if attention is not None:
+        return f"{attention[1]}{PROCESSOR}{attention[2]}{LORA}"
+    return original + LORA
+
+
+def motion_lora_path(name: str) -> str | None:
+    """The inverse of `motion_lora_name`, for a key without `_lora`; None for other layers."""
+    if MODULE not in name:
+        return None
+    plain = name.replace(PROCESSOR, ".")
+    if plain.endswith(".to_out"):
+        plain += ".0"
+    return diffusers_path(plain)
