@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from trainer.data.captions import CaptionRules, find_sidecar, write_caption
 from trainer.data.images import ImageFolder, ImageRecord, scan_images
 from trainer.data.pixels import open_image, to_rgb
 from trainer.data.quality import Finding, Seen, examine, findings
-from trainer.paths import MINI
+from trainer.families.tokens import token_counter
 
 THUMB = 176
 """Side of a thumbnail in pixels."""
@@ -108,18 +106,6 @@ class Scans:
             picture.save(staged, "WEBP", quality=80)
             staged.replace(target)
         return target
-
-
-@lru_cache(maxsize=2)
-def token_counter(model: str) -> tuple[Callable[[str], int] | None, int | None]:
-    """Counter and limit of the model's tokenizer; (None, None) where it has none to ask."""
-    folder = (MINI if model == "mini" else Path(model)) / "tokenizer"
-    if not folder.is_dir():
-        return None, None
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    return lambda text: len(tokenizer(text, verbose=False).input_ids), tokenizer.model_max_length
 
 
 def raw_caption(record: ImageRecord) -> str:

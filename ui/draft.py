@@ -12,7 +12,7 @@ from trainer.config import ConfigError, TrainConfig
 from trainer.mini.styles import style_folder
 from trainer.runs.files import atomic_write
 
-from .form import NAMES, base_values, to_form
+from .form import NAMES, PATHS, base_values, to_form
 from .places import EXAMPLES, PlaceError, Places
 from .presets import memory_of_this_machine
 
@@ -81,7 +81,7 @@ class Drafts:
     def from_config(self, config: TrainConfig, name: str) -> tuple[Draft, list[str]]:
         """A draft of a loaded config, and what had to be left out because it is not here."""
         values, left = to_form(config), []
-        for key in ("images", "videos", "prompts", "init_lora"):
+        for key in PATHS:
             if values[key] and not self._is_here(values[key]):
                 left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
                 values[key] = ""

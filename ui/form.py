@@ -18,7 +18,7 @@ NOT_IN_FORM = ("run", "data.cache")
 """The page decides where runs and caches go."""
 RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
 NAMES = tuple(RECORDS)
-PATHS = ("images", "videos", "prompts", "init_lora")
+PATHS = ("images", "videos", "prompts", "init_lora", "motion_module", "vae")
 FEATURE_NAMES = ("auto", "mini", "dinov2", "efficientnet-lite0")
 
 LABELS = {
@@ -26,6 +26,8 @@ LABELS = {
     "images": "Folder of style images",
     "videos": "Folder of motion videos",
     "prompts": "Prompts file",
+    "motion_module": "Motion module",
+    "vae": "VAE",
     "trigger": "Trigger word",
     "prompt_template": "Caption for images without one",
     "steps": "Training steps",
@@ -131,7 +133,10 @@ def model_path(text: str, places: Places) -> str:
     """ "mini", or the folder of a base model inside the allowed folders or the found models."""
     if text == "mini" or text in {found.model for found in places.models()}:
         return text
-    return str(places.read(text))
+    found = places.read(text)
+    if not found.exists():
+        raise PlaceError(f"Base model: '{text}' does not exist; choose one from the list.")
+    return str(found)
 
 
 def base_values(model: str, preset: str, memory: str, quality: str) -> dict[str, Any]:

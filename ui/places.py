@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.catalog import FoundModel, find_models
+from trainer.catalog import FoundModel, find_models, find_motion_modules
 from trainer.mini.styles import style_folder
 from trainer.runs.folder import Run, RunError, slug
 
@@ -36,6 +36,11 @@ class Places:
     def models(self) -> list[FoundModel]:
         """Base models on this machine, looked up anew."""
         return find_models(self.comfyui, self.model_folders)
+
+    def motion_modules(self) -> list[tuple[str, str]]:
+        """(name, path) of AnimateDiff's motion modules on this machine."""
+        found = find_motion_modules(self.comfyui, self.model_folders)
+        return [(name, str(path)) for name, path in found]
 
     @property
     def web(self) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
-from ..config import TrainConfig
+from ..config import TrainConfig, with_overrides
 from ..data.images import ImageSet, scan_images
 from ..families import VideoModel, load_model
-from ..lora.adapter import add_lora, lora_parameters
+from ..lora.adapter import lora_parameters
 from ..lora.export import Exported
 from ..runs.checkpoints import latest_checkpoint, load_checkpoint
 from ..runs.events import EventLog
@@ -19,8 +20,10 @@ from ..runs.state import read_state
 from .ema import ParameterEma
 from .export import caption_tags, export_student, preview_prompts
 from .loop import make_accelerator
+from .precision import base_dtype
 from .preview import Preview, Previewer
 from .prompts import PromptSet, build_prompts
+from .session import build_student
 
 
 @dataclass
@@ -67,14 +70,20 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     config = run.config()
     found = load_checkpoint(checkpoint_folder(run, step))
     accelerator = make_accelerator(config)
-    model = load_model(config.model)
+    device = accelerator.device
+    model = load_model(
+        config.model,
+        base_dtype(config.hardware.precision, device),
+        motion_module=config.motion_module,
+        vae=config.vae,
+    )
     height, width = config.data.height or model.height, config.data.width or model.width
     images = _images(config, model, height, width)
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
-    model.to(accelerator.device)
-    add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
-    model.unet.eval()
+    # A LoRA that the run started from may have raised the rank above the setting.
+    ranks = {"lora.rank": _rank(found.tensors["lora"]), "hardware.compile": False}
+    build_student(with_overrides(config, ranks), model, device)
     ema = ParameterEma(lora_parameters(model.unet), config.optim.ema_decay)
     ema.load_state_dict(found.tensors["ema"])
     return StoredStudent(
@@ -91,6 +100,10 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
         width=width,
         fps=config.data.fps or model.fps,
     )
+
+
+def _rank(lora: dict[str, torch.Tensor]) -> int:
+    return next(int(value.shape[0]) for key, value in lora.items() if key.endswith(".down"))
 
 
 def _images(config: TrainConfig, model: VideoModel, height: int, width: int) -> ImageSet | None:

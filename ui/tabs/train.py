@@ -16,7 +16,7 @@ from trainer.settings import QUALITY_PRESETS
 from trainer.settings import TrainConfig as Settings
 
 from ..draft import Draft
-from ..form import NAMES, RECORDS, component, proposals, to_config
+from ..form import NAMES, RECORDS, component, label, proposals, to_config
 from ..preflight import preflight_panel, preflight_result
 from ..presets import MEMORY, memory_choices, quality_choices
 from ..site import QUIET, SHOWN, Site, reporting, tell
@@ -41,7 +41,7 @@ SECTIONS = {
 }
 """What each group of settings is about, without jargon."""
 LOW_DISK_BYTES = 2 << 30
-MORE = ("videos", "prompts", "init_lora", "warm_start", "preset")
+MORE = ("vae", "videos", "prompts", "init_lora", "warm_start", "preset")
 
 
 class TrainTab:
@@ -63,6 +63,13 @@ class TrainTab:
                 info="What knows how things move. Those found on this machine.",
                 allow_custom_value=True,
                 elem_id="field-model",
+            )
+            self.fields["motion_module"] = gr.Dropdown(
+                self.motion_modules(),
+                label=label("motion_module"),
+                info="Only for Stable Diffusion 1.5: makes a video model of it.",
+                allow_custom_value=True,
+                elem_id="field-motion-module",
             )
             self.memory = gr.Dropdown(
                 memory_choices(),
@@ -136,6 +143,10 @@ class TrainTab:
             for found in self.site.places.models()
         ]
 
+    def motion_modules(self) -> list[tuple[str, str]]:
+        """(title, value) of every motion module, and of none."""
+        return [("none", ""), *self.site.places.motion_modules()]
+
     def configs(self) -> list[str]:
         """Names of the saved settings."""
         return sorted(file.stem for file in self.site.places.configs.glob("*.toml"))
@@ -191,6 +202,10 @@ class TrainTab:
         values: list[Any] = [draft.values[n] for n in NAMES]
         place = NAMES.index("model")
         values[place] = gr.update(value=draft.values["model"], choices=self.models())
+        place = NAMES.index("motion_module")
+        values[place] = gr.update(
+            value=draft.values["motion_module"], choices=self.motion_modules()
+        )
         choosers = [draft.memory, draft.quality]
         return [*values, draft.name, *choosers, self._about(draft), draft.choosers]
 
@@ -209,7 +224,7 @@ class TrainTab:
                 licence += " <b>No commercial use</b>, and none of what is made with it."
             if not found.ready:
                 return notice("bad", "Not complete", f"Missing: {', '.join(found.missing)}.",
-                              "Copy the whole model folder again.")  # fmt: skip
+                              "Copy what is missing, then reload this page.")  # fmt: skip
             return f'<p class="quiet">{escape(found.family)}. {licence}</p>'
         return '<p class="quiet">A model folder of yours.</p>'
 
@@ -229,10 +244,20 @@ class TrainTab:
         *values, before = inputs
         draft = self.draft_of(values)
         changes = proposals(before or draft.choosers, draft.choosers)
+        changes |= self._companion(draft)
         draft.values.update(changes)
         self.site.drafts.save(draft)
         shown = [changes.get(name, gr.skip()) for name in NAMES]
         return [*shown, *[gr.skip()] * 3, self._about(draft), draft.choosers]
+
+    def _companion(self, draft: Draft) -> dict[str, str]:
+        """A motion module for an image model that has none yet; none for a video model."""
+        models = {found.model: found for found in self.site.places.models()}
+        chosen = models.get(draft.values["model"])
+        if chosen is None or chosen.needs_motion == bool(draft.values["motion_module"]):
+            return {}
+        modules = self.site.places.motion_modules() if chosen.needs_motion else []
+        return {"motion_module": modules[0][1] if modules else ""}
 
     def config(self, values: Sequence[Any]) -> tuple[TrainConfig, Path]:
         """The checked config and the folder of the new run."""
