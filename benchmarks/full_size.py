@@ -17,7 +17,6 @@ import importlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import repository
 import torch
 
@@ -231,13 +231,19 @@ def finish(eps: torch.Tensor, file: Path, begun: float, loaded: float) -> None:
 
 
 def report(**values: float) -> None:
-    """The last line of a part's output, with the peak of its memory (in KiB on Linux)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-    print(
-        json.dumps(
-            {name: round(value, 3) for name, value in values.items()} | {"peak_gib": round(peak, 2)}
-        )
-    )
+    """The last line of a part's output, with the peak of its memory."""
+    rounded = {name: round(value, 3) for name, value in values.items()}
+    print(json.dumps(rounded | {"peak_gib": round(peak_gib(), 2)}))
+
+
+def peak_gib() -> float:
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return info.peak_wset / GIB
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 PARTS = {"write": write, "trainer": trainer, "nodes": nodes}
@@ -256,10 +262,8 @@ def machine() -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| family | clip | path | load s | forward s | peak GiB | difference |",
-        "|---|" * 1 + "---|" * 6,
-    ]
+    head = ("family", "clip", "path", "load s", "forward s", "peak GiB", "difference")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         difference = row.get("relative_difference")
         shown = "" if difference is None else f"{difference:.1e}"

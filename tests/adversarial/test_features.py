@@ -117,7 +117,7 @@ def test_dinov2_maps_are_the_patch_tokens_after_each_layer(dinov2_folder: Path) 
 def test_dinov2_normalises_as_imagenet_models_do(dinov2_folder: Path) -> None:
     features = build_features("dinov2", "modelscope", dinov2_folder)
     white = features.prepare(torch.ones(1, 3, 28, 28))
-    expected = (1 - torch.tensor(features.mean)) / torch.tensor(features.std)
+    expected = (1 - torch.tensor(features.MEAN)) / torch.tensor(features.STD)
     torch.testing.assert_close(white[0, :, 5, 5], expected)
 
 

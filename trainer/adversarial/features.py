@@ -113,19 +113,24 @@ class Dinov2Features(FeatureNetwork):
     """
 
     name = "dinov2"
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         config: Any = network.config
         super().__init__(network, [config.hidden_size] * 4, dtype)
+        for key, value in (("mean", self.MEAN), ("std", self.STD)):
+            # Buffers: made anew in every step, they would be copied from the host each time.
+            values = torch.tensor(value, dtype=torch.float32)[:, None, None]
+            self.register_buffer(key, values, persistent=False)
         self.patch = config.patch_size
         self.side = min(224, config.image_size) // self.patch * self.patch
         self.layers = [max(1, config.num_hidden_layers * quarter // 4) for quarter in (1, 2, 3, 4)]
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        mean, std = (pixels.new_tensor(v, dtype=torch.float32) for v in (self.mean, self.std))
         unit = resize_to_area(pixels, self.side, self.patch) * 0.5 + 0.5
-        return (unit - mean[:, None, None]) / std[:, None, None]
+        return (unit - self.mean) / self.std
 
     def maps(self, prepared: Tensor) -> list[Tensor]:
         states = self.network(prepared, output_hidden_states=True).hidden_states

@@ -126,7 +126,7 @@ def bare_session(
     """
     height, width = config.data.height or model.height, config.data.width or model.width
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
-    student = build_student(config, model, device)
+    student = build_student(config, model, device, lambda _: None)
     session = Session(
         config=config,
         accelerator=cast(Any, None),

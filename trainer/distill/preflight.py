@@ -17,6 +17,7 @@ from ..runs.events import plain
 from ..runs.guards import NanGuard
 from ..runs.progress import RunLog
 from .distiller import Distiller
+from .estimate import estimate
 from .export import preview_prompts
 from .loop import make_accelerator
 from .preview import Previewer
@@ -70,8 +71,8 @@ class PreflightReport:
 def preflight(config: TrainConfig) -> PreflightReport:
     """Build the session of ``config``, take two steps, make one preview, and measure both.
 
-    An out-of-memory error of the device becomes a report that does not fit, with advice. Raises
-    what `build_session` raises.
+    An out-of-memory error of the device becomes a report that does not fit, with the memory that
+    shapes alone ask for (`estimate`) and with advice. Raises what `build_session` raises.
     """
     accelerator = make_accelerator(config)
     log = RunLog(None)
@@ -87,7 +88,8 @@ def preflight(config: TrainConfig) -> PreflightReport:
             Previewer(session, preview_prompts(session), config.data.library_guidance + 1)
         )
     except torch.cuda.OutOfMemoryError:
-        return _report(config, accelerator.device, float("inf"), 0.0, 0.0, 0)
+        needed = max(estimate(config).gib, _available_gib(accelerator.device))
+        return _report(config, accelerator.device, needed, 0.0, 0.0, 0)
     tensors = [t for group in distiller.tensors().values() for t in group.values()]
     size = sum(t.numel() * t.element_size() for t in tensors)
     size += 2 * sum(p.numel() * 4 for p in session.parameters)  # AdamW keeps two moments
@@ -156,7 +158,10 @@ def _advice(config: TrainConfig) -> list[str]:
         hints.append(
             f"--data.batch-size {max(1, config.data.batch_size // 2)} --optim.accumulation 2"
         )
-    if config.optim.optimizer != "adamw8bit":
-        hints.append("--optim.optimizer adamw8bit")
+    if not config.hardware.offload_idle:
+        hints.append("--hardware.offload-idle true")
+    if not config.optim.offload and config.optim.optimizer == "adamw":
+        hints.append("--optim.offload true, or --optim.optimizer adamw8bit with bitsandbytes")
+    hints.append("--memory 8 (or 12, 16, 24, 48): a preset for a card of so many GB")
     hints.append("a smaller --data.height and --data.width, or fewer --data.frames")
     return hints

@@ -17,7 +17,7 @@ from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
 from ..config import TrainConfig
 from ..families import VideoModel, load_model
-from ..lora.adapter import add_lora, lora_parameters
+from ..lora.adapter import lora_parameters
 from ..motion.learned import MotionRepresentation, build_representation
 from .checkpointing import compile_blocks, enable_checkpointing
 from .decoding import FrameDecoder
@@ -117,22 +117,17 @@ def build_session(
 
 
 def build_student(
-    config: TrainConfig, model: VideoModel, device: torch.device, log: Log | None = None
+    config: TrainConfig, model: VideoModel, device: torch.device, log: Log
 ) -> Student:
     """``model`` on ``device`` in its precision, with the adapter in its UNet; changes ``model``.
-
-    With ``log`` the adapter begins where the settings say (`add_adapter`), else untouched.
 
     Text encoder and autoencoder stay in main memory if the settings say so and ``device`` has a
     memory of its own.
     """
     hardware = config.hardware
-    model.resting = hardware.offload_idle and device.type != "cpu"
+    model.resting = hardware.offload_idle and device.type not in ("cpu", "mps")
     model.to(device, base_dtype(hardware.precision, device))
-    if log is None:
-        add_lora(model.unet, config.lora.rank, config.lora.alpha, config.seed)
-    else:
-        add_adapter(config, model, log)
+    add_adapter(config, model, log)
     model.unet.to(device)
     if model.dtype != torch.float32:
         compute_lora_in_input_dtype(model.unet)

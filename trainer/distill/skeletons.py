@@ -110,7 +110,7 @@ def build_skeleton(
     return VideoModel(
         family=record,
         name=f"{family}-{shape.size}px",
-        path=Path(),
+        path=Path(f"no {family} files"),
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,

@@ -81,9 +81,10 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     images = _images(config, model, height, width)
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
-    # A LoRA that the run started from may have raised the rank above the setting.
-    ranks = {"lora.rank": _rank(found.tensors["lora"]), "hardware.compile": False}
-    build_student(with_overrides(config, ranks), model, device)
+    # The adapter comes from the checkpoint, whatever it began with; its rank may have been raised.
+    start = {"lora.rank": _rank(found.tensors["lora"]), "init_lora": None, "warm_start": False}
+    plain = with_overrides(config, {**start, "hardware.compile": False})
+    build_student(plain, model, device, lambda message: None)
     ema = ParameterEma(lora_parameters(model.unet), config.optim.ema_decay)
     ema.load_state_dict(found.tensors["ema"])
     return StoredStudent(

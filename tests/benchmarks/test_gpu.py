@@ -1,0 +1,65 @@
+"""The benchmark of cards runs everywhere at tiny size, and the table of presets is up to date."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.settings.memory import MEMORY_PRESETS
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+VARIANTS = ("bf16", "bf16, recomputing")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    done = run("--tiny", "--repeats", "1", "--json", str(out), "--variant", *VARIANTS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no graphics card, processor only" in out.with_suffix(".md").read_text(encoding="utf-8")
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_every_family_and_variant_is_measured(found):
+    rows = {(row["family"], row["variant"]): row for row in found["steps"]}
+    assert set(rows) == {(family, name) for family in MEMORY_PRESETS for name in VARIANTS}
+    assert all(row["seconds"] > 0 and row["peak_share"] > 0 for row in rows.values())
+    for family in MEMORY_PRESETS:
+        plain, recomputing = (rows[family, name]["estimated_gib"] for name in VARIANTS)
+        assert recomputing < plain
+
+
+def test_clips_are_timed_for_student_and_teacher(found):
+    for family in MEMORY_PRESETS:
+        rows = [row for row in found["clips"] if row["family"] == family]
+        student = [row["steps"] for row in rows if row["who"] == "student"]
+        assert student == [1, 2, 4, 8] and rows[-1]["who"] == "teacher"
+        assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_without_a_card_it_says_so(tmp_path):
+    done = run("--json", str(tmp_path / "gpu.json"))
+    assert done.returncode == 1 and "No graphics card" in done.stdout
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_the_published_memory_of_presets_is_that_of_the_presets():
+    text = (BENCHMARKS / "results" / "memory.json").read_text(encoding="utf-8")
+    rows = {(row["family"], row["card"]): row for row in json.loads(text)["presets"]}
+    assert len(rows) == sum(map(len, MEMORY_PRESETS.values()))
+    for family, presets in MEMORY_PRESETS.items():
+        for preset in presets:
+            row = rows[family, preset.gigabytes]
+            assert row["preset"] == preset.title.partition(": ")[2]
+            assert row["gib"] <= 0.9 * preset.gigabytes
