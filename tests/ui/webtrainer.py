@@ -53,6 +53,7 @@ class WebTrainer:
     """``ui_gradio.py`` in a process of its own, with its runs and pictures in a test folder."""
 
     home: Path
+    runs_folder: Path | None = None
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -62,7 +63,7 @@ class WebTrainer:
 
     @property
     def runs(self) -> Path:
-        return self.home / "runs"
+        return self.runs_folder or self.home / "runs"
 
     @property
     def pictures(self) -> Path:
