@@ -79,7 +79,7 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     """
     models = [] if comfyui is None else [comfyui / "models"]
     roots = [*folders, *(place / "diffusers" for place in models)]
-    found = [FoundModel("mini (comes with the trainer)", "mini", "mini", _licence(MINI, ""))]
+    found = [FoundModel("mini (built in)", "mini", "mini", _licence(MINI, ""))]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:

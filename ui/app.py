@@ -68,7 +68,7 @@ class Head:
                 [], label="Run", allow_custom_value=True, scale=2, min_width=180, elem_id="run"
             )
             self.stop = gr.Button(
-                "Stop & save", variant="stop", scale=1, min_width=120, elem_id="stop"
+                "Stop & save", variant="stop", scale=1, min_width=150, elem_id="stop"
             )
             self.resume = gr.Button("Resume", scale=1, min_width=100, elem_id="resume")
         watch.add(shown, lambda moment: header(moment.status))

@@ -139,7 +139,7 @@ class TrainTab:
     def models(self) -> list[tuple[str, str]]:
         """(title, value) of every base model."""
         return [
-            (f"{found.name} [{found.licence}]{'' if found.ready else ' - incomplete'}", found.model)
+            (f"{found.name}{'' if found.ready else ' - incomplete'}", found.model)
             for found in self.site.places.models()
         ]
 
@@ -225,7 +225,7 @@ class TrainTab:
             if not found.ready:
                 return notice("bad", "Not complete", f"Missing: {', '.join(found.missing)}.",
                               "Copy what is missing, then reload this page.")  # fmt: skip
-            return f'<p class="quiet">{escape(found.family)}. {licence}</p>'
+            return f'<p class="quiet">{licence}</p>'
         return '<p class="quiet">A model folder of yours.</p>'
 
     @staticmethod
