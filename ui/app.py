@@ -91,8 +91,8 @@ class Head:
         self.resume.click(reporting(self._resume), self.choice, None, **QUIET)
 
     def remembered(self, name: str | None) -> Any:
-        """The run that this browser looked at last, while it trains or nothing else does."""
-        return gr.update(value=self.site.chosen(name))
+        """The run that this browser looked at last, unless only others are being trained."""
+        return gr.update(value=self.site.first_shown(name))
 
     def _choices(self, moment: Moment) -> Any:
         names = [run.name for run in self.site.runs()]

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from trainer.catalog import comfyui_folder
 
@@ -99,7 +99,8 @@ class Guard:
     """ASGI middleware: right host, used doors only, uploads within limits, strict headers.
 
     The host is checked because a foreign page can point a name of its own at 127.0.0.1 (DNS
-    rebinding) and would then count as the same origin.
+    rebinding) and would then count as the same origin. The origin is checked because Gradio lets
+    any page ask once it is open to a network, and a browser sends the visitor's login along.
     """
 
     def __init__(self, app: Any, hosts: Sequence[str], uploads: Path) -> None:
@@ -127,6 +128,12 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         if self.hosts and _host(headers.get("host", "")) not in self.hosts:
             return 403, "Unknown host."
+        origin = headers.get("origin")
+        if (
+            origin is not None
+            and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+        ):
+            return 403, "Only this page may ask."
         path = unquote(scope.get("path", ""))
         if REFUSED.match(path):
             return 403, "Not used by this page."

@@ -60,13 +60,16 @@ class Site:
             return None
 
     def chosen(self, name: str | None) -> str | None:
-        """``name`` if there is such a run, else the one that trains, else the newest."""
+        """``name`` if there is such a run, else what a page that is opened shows."""
+        return name if name in [run.name for run in self.runs()] else self.first_shown(None)
+
+    def first_shown(self, name: str | None) -> str | None:
+        """The run that trains (``name`` before others); where none does, ``name`` or the newest."""
         runs = self.runs()
         names = [run.name for run in runs]
-        if name in names:
-            return name
         busy = [run.name for run in runs[:20] if run_status(run, self.queue).busy]
-        return next(iter(busy or names), None)
+        candidates = busy or names
+        return name if name in candidates else next(iter(candidates), None)
 
 
 def reporting(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = "/usr/bin/chromium"
-MILLISECONDS = 240_000
+MILLISECONDS = 180_000
 
 
 @contextmanager

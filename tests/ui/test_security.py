@@ -233,9 +233,11 @@ def test_doors_that_the_page_does_not_use_are_shut(server):
 def test_foreign_pages_and_hosts_are_refused(server):
     assert ask(server.url, host="evil.example")[0] == 403
     assert ask(server.url, host=f"evil.example:{server.port}")[0] == 403
-    request = urllib.request.Request(server.url, headers={"origin": "https://evil.example"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert answer.headers.get("access-control-allow-origin") != "https://evil.example"
+    for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port + 1}"):
+        assert ask(server.url, origin=origin)[0] == 403
+        assert ask(f"{server.url}gradio_api/upload", {}, origin=origin)[0] == 403
+    own = urllib.request.Request(server.url, headers={"origin": server.url.rstrip("/")})
+    with urllib.request.urlopen(own, timeout=60) as answer:
         assert "default-src 'self'" in answer.headers["content-security-policy"]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 240
+SECONDS = 180
 TINY = """
 images = '{images}'
 steps = {steps}

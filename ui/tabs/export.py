@@ -13,6 +13,7 @@ from ..site import QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
 from ..watch import Moment, Watch
 
+NEWEST = ("the newest", "")
 EMPTY = (
     '<p class="empty">No LoRA yet. It is written when a training ends or is stopped; a checkpoint '
     "can be exported at any time.</p>"
@@ -26,7 +27,8 @@ class ExportTab:
         self.site = site
         with gr.Row(equal_height=True):
             self.checkpoint = gr.Dropdown(
-                [],
+                [NEWEST],
+                value="",
                 label="Checkpoint",
                 info="A state of the training. The Samples tab shows which looks best.",
                 allow_custom_value=True,
@@ -77,12 +79,13 @@ class ExportTab:
     def _checkpoints(self, moment: Moment) -> Any:
         steps = [] if moment.status is None else _steps(moment)
         choices = [(f"step {step}", str(step)) for step in reversed(steps)]
-        return gr.update(choices=choices, value=choices[0][1] if choices else None)
+        return gr.update(choices=[NEWEST, *choices])
 
     def _files(self, moment: Moment) -> Any:
         run = None if moment.status is None else moment.status.run
         names = lora_files(run)
-        return gr.update(choices=names, value=names[0] if names else None)
+        value = moment.lora if moment.lora in names else next(iter(names), None)
+        return gr.update(choices=names, value=value)
 
     def _busy(self, moment: Moment) -> str:
         task = moment.site.tasks.status("export")
@@ -92,10 +95,10 @@ class ExportTab:
 
     def _export(self, name: str | None, step: str | None) -> None:
         run = self.site.places.run(name)
-        if not step or not str(step).isdecimal():
-            raise ValueError("Choose a checkpoint; the first one comes during the training.")
-        arguments = ["export", str(run.path), f"--checkpoint={int(step)}"]
-        self.site.tasks.start("export", f"{run.name}, step {step}", arguments)
+        if step and not str(step).isdecimal():
+            raise ValueError("Choose a checkpoint from the list.")
+        arguments = ["export", str(run.path), *([f"--checkpoint={int(step)}"] if step else [])]
+        self.site.tasks.start("export", run.name, arguments)
         tell("The checkpoint is being exported.")
 
     def _shown(self, moment: Moment) -> tuple[Any, Any, Any, str]:
