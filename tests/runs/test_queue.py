@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from trainer.config import load_config
@@ -80,19 +81,13 @@ def test_a_run_that_cannot_start_says_why_and_the_next_one_follows(tmp_path):
 def test_a_run_that_trains_already_is_waited_for(tmp_path):
     queue = Queue(tmp_path)
     run = make_run(tmp_path, "live")
-    end = "import sys, time; sys.stdin.read()"
-    process = subprocess.Popen([sys.executable, "-c", end], stdin=subprocess.PIPE)
-    try:
-        import psutil
-
-        started = psutil.Process(process.pid).create_time()
-        write_state(run, RunState("running", pid=process.pid, pid_started=started))
-        queue.add(run)
-        process.stdin.close()
-        process.wait()
-        assert queue.work() == 1 and read_state(run).status == "interrupted"
-    finally:
-        process.kill()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(2)"])
+    started = psutil.Process(process.pid).create_time()
+    write_state(run, RunState("running", pid=process.pid, pid_started=started))
+    queue.add(run)
+    assert queue.work() == 1
+    process.wait()
+    assert read_state(run).status == "interrupted" and not (run.path / "console.txt").exists()
 
 
 def test_a_detached_process_leaves_its_words_in_the_console_file(tmp_path):
