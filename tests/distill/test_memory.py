@@ -13,7 +13,11 @@ from trainer.distill.decoding import FrameDecoder
 from trainer.distill.ema import ParameterEma
 from trainer.distill.meter import MemoryMeter
 from trainer.distill.optimizers import OffloadedAdamW, build_optimizer
-from trainer.distill.precision import compute_lora_in_input_dtype, gradient_scale
+from trainer.distill.precision import (
+    compute_lora_in_input_dtype,
+    gradient_scale,
+    order_channels_last,
+)
 from trainer.families import load_model
 from trainer.lora.adapter import add_lora, lora_parameters
 from trainer.settings import OptimConfig
@@ -84,11 +88,12 @@ def test_recomputing_without_blocks_is_refused():
         enable_checkpointing(nn.Sequential(nn.Linear(2, 2)))
 
 
-def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model):
-    model = load_model(str(tiny_model))
+def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model, tmp_path):
+    model = load_model(str(tiny_model), torch.bfloat16)
     add_lora(model.unet, 2, 2.0)
+    compute_lora_in_input_dtype(model.unet)
     plain = gradients(model)
-    assert compile_blocks(model.unet.mid_block, backend="eager") > 0
+    assert compile_blocks(model.unet.mid_block, tmp_path, backend="eager") > 0
     enable_checkpointing(model.unet)
     for ours, theirs in zip(gradients(model), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
@@ -120,6 +125,15 @@ def test_half_weights_train_an_fp32_adapter_without_fp32_activations(model):
     ours, theirs = (torch.cat([g.flatten() for g in group]) for group in (found, exact))
     # Random weights amplify rounding: the direction is what counts.
     assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.95
+
+
+def test_channels_last_changes_the_order_of_weights_and_no_result(model):
+    plain = gradients(model)
+    order_channels_last(model.unet)
+    weight = model.unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    for ours, theirs in zip(gradients(model), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-7)
 
 
 def test_fp16_gradients_are_brought_into_range_by_powers_of_two():

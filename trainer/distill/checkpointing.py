@@ -8,7 +8,9 @@ wrapped: their activations are thrown away after the forward and computed again 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,12 +81,14 @@ def recompute(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
+def compile_blocks(network: nn.Module, cache: Path, backend: str = "inductor") -> int:
     """Compile the sub-blocks of ``network`` at their first use; returns how many.
 
-    Blocks of one shape share what was compiled. To be called before `enable_checkpointing`, which
+    Blocks of one shape share what was compiled, and the folder ``cache`` keeps it for the next run.
+    To be called before `enable_checkpointing`, which
     then recomputes the compiled block. Shapes are taken as fixed: a run has few of them.
     """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     config: Any = torch._dynamo.config
     for name in ("recompile_limit", "cache_size_limit"):
         if hasattr(config, name):

@@ -19,6 +19,7 @@ from ..families import VideoModel, load_model
 from .batch import Batch, OwnPoints, RealPoints, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
+from .precision import decoder_dtype
 from .session import Session, build_decoder, build_student, trained_parts
 from .step import gradients
 
@@ -104,16 +105,18 @@ def _frozen_bytes(modules: list[nn.Module | None]) -> int:
 
 
 def _on_shapes(config: TrainConfig, on_cpu: bool) -> TrainConfig:
-    """What a card would choose for "auto", and without what only a real device can do."""
+    """What the device would choose for "auto", and without what only a real device can do."""
     changed: dict[str, Any] = {
         "hardware.offload_idle": False,
         "hardware.compile": False,
         "optim.optimizer": "adamw",
         "optim.offload": False,
     }
-    for name in ("precision", "decode_precision"):
-        if not on_cpu and getattr(config.hardware, name) == "auto":
-            changed[f"hardware.{name}"] = "bf16"
+    if config.hardware.precision == "auto":
+        changed["hardware.precision"] = "fp32" if on_cpu else "bf16"
+    if config.hardware.decode_precision == "auto":
+        half = not on_cpu or decoder_dtype("auto", torch.device("cpu")) == torch.bfloat16
+        changed["hardware.decode_precision"] = "bf16" if half else "fp32"
     return with_overrides(config, changed)
 
 

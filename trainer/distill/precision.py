@@ -60,6 +60,16 @@ def _cast_weight(part: Any, x: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
+def order_channels_last(network: nn.Module) -> None:
+    """Store the weights of 2-D convolutions with their channels last, in place.
+
+    `Module.to(memory_format=...)` stops at the first Conv3d, whose weights have five axes.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def gradient_scale(gradient: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Power of two, 0-d, that brings ``gradient`` into fp16's range; None where none is needed.
 

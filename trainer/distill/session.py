@@ -16,6 +16,7 @@ from ..adversarial.features import FeatureNetwork, build_features
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
 from ..config import TrainConfig
+from ..data.cache import ContentCache
 from ..families import VideoModel, load_model
 from ..lora.adapter import lora_parameters
 from ..motion.learned import MotionRepresentation, build_representation
@@ -25,7 +26,12 @@ from .ema import ParameterEma
 from .frames import RealFrames
 from .motions import MotionSource, Replay
 from .optimizers import build_optimizer
-from .precision import base_dtype, compute_lora_in_input_dtype, decoder_dtype
+from .precision import (
+    base_dtype,
+    compute_lora_in_input_dtype,
+    decoder_dtype,
+    order_channels_last,
+)
 from .prompts import PromptSet, build_prompts
 from .sources import (
     Log,
@@ -134,9 +140,9 @@ def build_student(
     # TemporalConvLayer has dropout: student, target and generated passes run without it.
     model.unet.eval()
     if hardware.channels_last:
-        model.unet.to(memory_format=torch.channels_last)
+        order_channels_last(model.unet)
     if hardware.compile:
-        compile_blocks(model.unet)
+        compile_blocks(model.unet, ContentCache(config.data.cache).root / "compiled")
     if hardware.gradient_checkpointing:
         enable_checkpointing(model.unet)
     return Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)

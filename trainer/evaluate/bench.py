@@ -53,7 +53,7 @@ class Bench:
     network: Measuring
     captions: list[str]
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int | None = None
     progress: Progress | None = None
 
     def watch(

@@ -78,7 +78,7 @@ def evaluate(
     prompts: Path | None = None,
     features: str = "auto",
     features_path: Path | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     examples: int = 4,
     progress: Progress | None = None,
 ) -> EvaluationResult:

@@ -196,8 +196,8 @@ class HardwareConfig(Part):
     )
     compile: bool = Field(
         default=False,
-        description="Compiles the UNet's blocks with torch.compile. The first steps take minutes; "
-        "long runs on NVIDIA cards may get faster.",
+        description="Compiles the UNet's blocks with torch.compile. The first steps of the first "
+        "run take minutes; long runs on NVIDIA cards may get faster.",
     )
 
 
