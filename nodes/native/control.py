@@ -103,3 +103,31 @@ def check_rows(residuals: Residuals, rows: int) -> None:
                 f"A ControlNet residual has {residual.shape[0]} rows, the batch {rows} frames; "
                 "give it one image, or one a frame of the clip."
             )
+
+
+def refuse_control_loras(model: Any) -> None:
+    """Make sampling with MODEL `model` (a ModelPatcher), or its clones, refuse Control-LoRAs."""
+    from comfy.patcher_extension import WrappersMP
+
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "mcm_control", _without_control_loras)
+
+
+def _without_control_loras(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Around `CFGGuider.outer_sample`; raises ValueError before core takes the model apart.
+
+    A Control-LoRA fills its network with the image UNet's own weights by ComfyUI's names, which a
+    clip model does not have.
+    """
+    from comfy.controlnet import ControlLora
+
+    for conditions in executor.class_obj.conds.values():
+        for condition in conditions:
+            control = condition.get("control")
+            while control is not None:
+                if isinstance(control, ControlLora):
+                    raise ValueError(
+                        "A Control-LoRA borrows the weights of an image UNet, so it cannot act on "
+                        "a video model; load the complete ControlNet of the same kind instead."
+                    )
+                control = control.previous_controlnet
+    return executor(*args, **kwargs)

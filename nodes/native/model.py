@@ -156,6 +156,7 @@ def wrap_model(model: Any, info: VideoInfo) -> Any:
     from comfy import model_management
     from comfy.model_patcher import ModelPatcher
 
+    from .control import refuse_control_loras
     from .previews import add_previews
 
     attach_info(model, info)
@@ -165,6 +166,7 @@ def wrap_model(model: Any, info: VideoInfo) -> Any:
         offload_device=model_management.unet_offload_device(),
     )
     add_previews(patcher)
+    refuse_control_loras(patcher)
     return patcher
 
 

@@ -5,17 +5,22 @@ else is refused with a message that says what to do.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from official import FULL
 from safetensors.torch import load_file, save_file
 from sd15_files import CHANNELS, TEXT_WIDTH, original_motion, original_unet, original_vae
 
 from trainer.families import ModelError, load_model
-from trainer.models.checkpoint import read_image_model
-from trainer.models.clip import clip_tokenizer
-from trainer.models.sd15 import original_name
+from trainer.families.animatediff import check_pair, unet_options
+from trainer.models.checkpoint import ImageModel, read_image_model
+from trainer.models.clip import build_text_encoder, clip_tokenizer
+from trainer.models.motion_module import motion_module
+from trainer.models.sd15 import diffusers_name, original_name
+from trainer.models.weights import check_fit
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +271,38 @@ def test_other_files_and_missing_ones_are_refused(tmp_path):
         load_model(str(tmp_path / "notes.txt"))
     with pytest.raises(ModelError, match="was not found"):
         load_model(str(tmp_path / "gone.safetensors"))
+
+
+@pytest.mark.parametrize("middle", [True, False], ids=["v2", "v3"])
+def test_the_real_sizes_fit_key_by_key(middle):
+    """The published configurations, their weights on torch's meta device."""
+    from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+
+    with torch.device("meta"):
+        image = UNet2DConditionModel(**FULL, cross_attention_dim=768, attention_head_dim=8)
+        adapter = MotionAdapter(**FULL, use_motion_mid_block=middle)
+    state = {diffusers_name(k): v for k, v in original_unet(image.state_dict()).items()}
+    base = ImageModel(Path("sd15"), state, {}, {})
+    motion = {k: v for k, v in original_motion(adapter).items() if not k.endswith(".pe")}
+    module = motion_module(motion, "mm")
+    check_pair(base, module)
+    with torch.device("meta"):
+        unet = UNetMotionModel(**unet_options(base, module))
+    check_fit(unet, {**base.unet, **module.weights}, Path("sd15"))
+    assert (len(base.unet), module.max_frames) == (686, 32)
+
+
+def test_clip_l_is_recognised_by_its_weights():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+    with torch.device("meta"):
+        weights = CLIPTextModel(config).state_dict()
+    found = build_text_encoder(weights, Path("sd15")).config
+    assert (found.hidden_size, found.num_hidden_layers, found.num_attention_heads) == (768, 12, 12)
+    assert (found.intermediate_size, found.vocab_size, found.hidden_act) == (
+        3072, 49408, "quick_gelu",
+    )  # fmt: skip
 
 
 def test_the_image_model_is_read_as_it_is_stored(sd15_checkpoint):

@@ -184,7 +184,7 @@ def test_the_licence_is_shown_and_goes_into_the_lora(copied, tmp_path, capsys):
     assert load_model(str(copied)).licence == "CC-BY-NC-4.0"
     size = ["--data.frames=8", "--data.height=32", "--data.width=32", "--data.library-clips=1"]
     quick = ["--steps=1", "--adversarial.weight=0", "--preview.every=0", "--hardware.device=cpu"]
-    lora = ["--lora.rank=2", "--trajectory.ddim-timesteps=4", "--data.batch-size=1"]
+    lora = ["--lora.rank=2", "--trajectory.ddim-timesteps=8", "--data.batch-size=1"]
     run = tmp_path / "run"
     arguments = ["train", "--model", str(copied), "--run", str(run), *size, *quick, *lora]
     assert main(arguments) == 0

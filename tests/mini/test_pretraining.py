@@ -8,10 +8,20 @@ import torch
 from diffusers import AutoencoderTiny
 
 from trainer.mini.autoencoder import initialise, moment_penalty, to_pixels
-from trainer.mini.directions import HIGH_NOISE, noise_levels, separate_words, weakened
+from trainer.mini.directions import (
+    DIRECTIONS,
+    HIGH_NOISE,
+    PURE_NOISE,
+    SHAPES_AGAIN,
+    MeanClips,
+    kept_signal,
+    noise_levels,
+    separate_words,
+    weakened,
+)
 from trainer.mini.stage import cosine, run_stage
 from trainer.mini.teacher import SEQUENCE, ClipStore, noise_weight
-from trainer.mini.text import build_text_encoder, build_tokenizer, tokenize
+from trainer.mini.text import build_text_encoder, build_tokenizer, kept_tokenizer, tokenize
 from trainer.mini.world import COLOURS, FRAMES, MOTIONS, SHAPES
 
 
@@ -97,26 +107,62 @@ def test_every_word_of_the_world_is_one_token_and_any_text_tokenizes():
     assert tokenizer.unk_token_id not in ids[1:-1]
 
 
+def test_a_training_keeps_its_tokenizer(tmp_path):
+    first, again = (kept_tokenizer(tmp_path / "tokenizer") for _ in range(2))
+    assert first.get_vocab() == again.get_vocab() and first.model_max_length == 77
+    words = ["a purple star moving left", "of ink and art, overlooked"]
+    assert torch.equal(tokenize(first, words), tokenize(again, words))
+
+
 def test_to_pixels_maps_bytes_to_unit_range():
     pixels = to_pixels(np.array([[[[0, 127, 255]]]], np.uint8))
     assert pixels.shape == (1, 3, 1, 1)
     assert pixels.flatten().tolist() == pytest.approx([-1, -0.0039, 1], abs=1e-3)
 
 
-def test_a_weakened_sample_still_leads_to_the_whole_clip():
+def test_a_weakened_sample_leads_to_the_whole_clip_and_pure_noise_to_the_mean():
     generator = torch.Generator().manual_seed(0)
-    x0, eps = torch.randn(2, 3, 4, 2, 8, 8, generator=generator)
+    x0, mean, eps = torch.randn(3, 3, 4, 2, 8, 8, generator=generator)
     alpha, keep = torch.full((3, 1, 1, 1, 1), 0.05), torch.tensor([0.0, 0.5, 1.0])
-    noisy, target = weakened(x0, eps, alpha, keep.view(-1, 1, 1, 1, 1))
+    noisy, target = weakened(x0, mean, eps, alpha, keep.view(-1, 1, 1, 1, 1))
     reached = (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt()
-    torch.testing.assert_close(reached, x0, atol=1e-4, rtol=0)
+    torch.testing.assert_close(reached[0], mean[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(reached[1:], x0[1:], atol=1e-4, rtol=0)
     torch.testing.assert_close(target[2], eps[2], atol=1e-5, rtol=0)
     torch.testing.assert_close(noisy[0], (1 - alpha[0]).sqrt() * eps[0])
 
 
-def test_half_of_the_noise_levels_are_high():
-    t = noise_levels(64, torch.Generator().manual_seed(0))
-    assert (t >= HIGH_NOISE).sum() == 32 and t.min() < 50 and 980 < t.max() <= 999
+@pytest.mark.parametrize(("course", "high", "pure"), [(DIRECTIONS, 60, 40), (SHAPES_AGAIN, 40, 25)])
+def test_noise_levels_have_the_shares_of_their_course(course, high, pure):
+    t = noise_levels(100, course, torch.Generator().manual_seed(0))
+    assert ((t >= HIGH_NOISE).sum(), (t >= PURE_NOISE).sum()) == (high, pure)
+    assert t.min() < 50 and 980 < t.max() <= 999
+
+
+def test_the_signal_is_taken_at_high_noise_only():
+    generator = torch.Generator().manual_seed(0)
+    t = torch.tensor([0, HIGH_NOISE - 1, HIGH_NOISE, PURE_NOISE - 1, PURE_NOISE, 999])
+    keep = torch.stack([kept_signal(t, generator) for _ in range(2000)])
+    assert (keep[:, :2] == 1).all() and (keep[:, 2:4] > 0).all()
+    assert (keep[:, 2:4] == 1).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert (keep[:, 4:] == 0).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert (keep[:, 4:] == 1).float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_mean_clips_follow_the_caption_and_time():
+    time = torch.arange(SEQUENCE, dtype=torch.float16).view(1, SEQUENCE, 1, 1, 1)
+    latents = torch.cat((time, 2 * time))
+    rows = [
+        (SHAPES.index("star"), COLOURS.index(c), MOTIONS.index("growing")) for c in ("red", "blue")
+    ]
+    means = MeanClips(ClipStore(latents, torch.tensor(rows, dtype=torch.uint8)))
+    windows = torch.arange(FRAMES) + (SEQUENCE - FRAMES) / 2
+    found = means.of(["a red star growing", "a red star shrinking", "a blue star growing", ""])
+    found = found.flatten(1)
+    torch.testing.assert_close(found[0], windows)
+    torch.testing.assert_close(found[1], windows.flip(0))
+    torch.testing.assert_close(found[2], 2 * windows)
+    assert found[3].unique().tolist() == [1.5 * (SEQUENCE - 1) / 2]
 
 
 def test_separated_words_give_separate_states():

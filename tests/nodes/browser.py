@@ -20,6 +20,13 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text is drawn at every zoom
 }
 MILLISECONDS = 120_000
+# The frontend takes its loading mask away when a fade ends; where a slow machine lets the fade out
+# begin before the fade in has ended, neither ends and the mask stays over everything.
+STILL = """
+    const sheet = new CSSStyleSheet();
+    sheet.replaceSync("*, ::before, ::after { animation: none !important; }");
+    document.adoptedStyleSheets = [sheet];
+"""
 DROP = """([name, data]) => {
     const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
     const dragged = new DataTransfer();
@@ -46,6 +53,7 @@ def frontend(server: ComfyServer, width: int = 1600, height: int = 900) -> Itera
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = chromium.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(MILLISECONDS)
+        page.add_init_script(STILL)
         try:
             page.goto(server.url)
             page.wait_for_function("() => window.app?.graph && app.canvas?.canvas")

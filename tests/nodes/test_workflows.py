@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -43,7 +44,11 @@ def object_info(comfy_server):
 @pytest.fixture(scope="module")
 def graphs(build):
     found = {name: json.loads(build.example(name)) for name in build.EXAMPLES}
-    return found | {"a LoRA": json.loads(lora_workflow(CARD, "ink.safetensors", "a red star"))}
+    video = {"family": "animatediff", "base_model": "sd15", "base_file": "sd15.safetensors"}
+    motion = dataclasses.replace(CARD, **video, motion_module="mm_sd_v15_v2.ckpt")
+    for name, card in (("a LoRA", CARD), ("an AnimateDiff LoRA", motion)):
+        found[name] = json.loads(lora_workflow(card, "ink.safetensors", "a red star"))
+    return found
 
 
 def test_the_files_are_what_the_builder_writes(build):

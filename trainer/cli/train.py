@@ -2,6 +2,7 @@
 
   python -m trainer train --model mini --images my_style --run runs/my-style --minutes 6
   python -m trainer train --config my.toml --seed 3
+  python -m trainer train --model sd15.safetensors --motion-module mm_sd_v15_v2.ckpt ...
 
 Every setting is a flag (parts with a dot, as --motion.weight) and a line of the run's config.toml.
 The run folder holds state, log, samples, checkpoints and in the end the LoRA; stop with Ctrl+C or

@@ -18,13 +18,13 @@ from diffusers import AutoencoderTiny
 from ..families import MINI
 from .assemble import assemble
 from .autoencoder import reconstruction_psnr, train_autoencoder
-from .directions import teach_directions
+from .directions import SHAPES_AGAIN, teach_directions
 from .framenet import save_framenet, train_framenet
 from .judge import save_judge, train_judge
 from .looks import HELD_OUT, STYLES, Look, public_video
 from .styles import regenerate
 from .teacher import encode_clips, load_clips, train_teacher
-from .text import build_tokenizer
+from .text import kept_tokenizer
 
 FRAMENET_STEPS = 1900
 JUDGE_STEPS = 2400
@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--autoencoder-steps", type=int, default=4200)
     pretrain.add_argument("--decoder-steps", type=int, default=1200)
     pretrain.add_argument("--teacher-steps", type=int, default=8500)
-    pretrain.add_argument("--direction-steps", type=int, default=2400)
+    pretrain.add_argument("--direction-steps", type=int, default=3000)
+    pretrain.add_argument("--shape-steps", type=int, default=1600)
     pretrain.add_argument(
         "--shards", type=int, default=12, help="of 250 sequences of 12 frames each"
     )
@@ -84,10 +85,11 @@ def _pretrain(options: argparse.Namespace) -> None:
     if "styles" in wanted:
         regenerate(out / "styles")
     if "assemble" in wanted:
-        tokenizer = build_tokenizer()
+        tokenizer = kept_tokenizer(work / "tokenizer")
         clips = load_clips(files)
         unet, text = train_teacher(work, tokenizer, clips, options.teacher_steps)
         teach_directions(work, tokenizer, clips, unet, text, options.direction_steps)
+        teach_directions(work, tokenizer, clips, unet, text, options.shape_steps, SHAPES_AGAIN)
         assemble(out, unet, vae, text, tokenizer)
     if "warmstart" in wanted:
         _warm_start(options)

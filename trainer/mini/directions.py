@@ -7,12 +7,16 @@ starts from pure noise, where only the caption could tell, and directions come o
 flaw is that of Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed";
 here the schedule stays and the training changes.)
 
-Three things mend it: half of the samples at high noise lose a random part of their signal while the
-goal stays the whole clip; the words of direction start apart; a caption loss keeps them apart.
+Four things mend it: half of the samples at high noise lose a random part of their signal while the
+goal stays the whole clip; near the last timestep half lose all of it, and their goal is what the
+loss converges to there anyway, the mean clip of their caption (measured from the data, so that no
+single clip's variance hides what left and right differ in); the words of direction start apart; a
+caption loss keeps them apart.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +28,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from .stage import half_precision, run_stage
 from .teacher import SCHEDULER, ClipStore, float_output, noise_weight
 from .text import WIDTH, tokenize
-from .world import MOTIONS, parse_caption
+from .world import COLOURS, FRAMES, MOTIONS, REVERSED, SHAPES, parse_caption
 
-HIGH_NOISE = 700
+HIGH_NOISE, PURE_NOISE = 700, 900
 WEAKENED = 0.5
 WORDS = ("left", "right", "up", "down", "growing", "shrinking")
 CAPTION_WEIGHT = 0.02
@@ -41,22 +45,83 @@ def separate_words(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> Non
             weight[tokenizer(word).input_ids[1]] += torch.randn(WIDTH) * weight.std()
 
 
-def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (B,), stratified; half of them above `HIGH_NOISE`."""
+@dataclass(frozen=True)
+class Course:
+    """One round of training: ``low`` and ``middle`` are the shares of samples with a timestep below
+    `HIGH_NOISE`, and from there to `PURE_NOISE`; the rest lies above.
+    """
+
+    name: str
+    lr: float
+    low: float
+    middle: float
+
+
+DIRECTIONS = Course("directions", lr=1.5e-3, low=0.4, middle=0.2)
+SHAPES_AGAIN = Course("shapes", lr=1.2e-3, low=0.6, middle=0.15)
+"""High noise decides where things go, low noise what they are: the second round goes back to it."""
+
+
+def noise_levels(count: int, course: Course, generator: torch.Generator) -> Tensor:
+    """Timesteps (B,), stratified, in the shares of ``course``."""
     even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    split = HIGH_NOISE / 1000
-    level = torch.where(even < 0.5, 2 * split * even, split + 2 * (1 - split) * (even - 0.5))
-    return (level * 1000).long().clamp_max(999)
+    shares = (0.0, course.low, course.low + course.middle, 1.0)
+    level = np.interp(even.numpy(), shares, (0, HIGH_NOISE, PURE_NOISE, 1000))
+    return torch.from_numpy(level).long().clamp_max(999)
 
 
-def weakened(x0: Tensor, eps: Tensor, alpha: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+def kept_signal(t: Tensor, generator: torch.Generator) -> Tensor:
+    """Share of the clip's signal that stays in the noised clip (B,): 1 below `HIGH_NOISE`.
+
+    Above it half of the samples keep a random share; above `PURE_NOISE` half keep nothing and a
+    quarter a random share.
+    """
+    draw, share = (torch.rand(len(t), generator=generator) for _ in range(2))
+    some = torch.where((t >= HIGH_NOISE) & (draw < WEAKENED), share, 1.0)
+    none = torch.where(draw < WEAKENED, 0.0, torch.where(draw < 1.5 * WEAKENED, share, 1.0))
+    return torch.where(t >= PURE_NOISE, none, some)
+
+
+def weakened(
+    x0: Tensor, mean: Tensor, eps: Tensor, alpha: Tensor, keep: Tensor
+) -> tuple[Tensor, Tensor]:
     """``(noisy, target)`` (B, C, F, h, w): a clip noised with only the share ``keep`` of its
-    signal, and the noise that leads from there to the whole clip.
+    signal, and the noise that leads from there to the whole clip, or to ``mean`` where nothing of
+    the clip is left.
 
     ``alpha`` is alphas_cumprod at the sample's timestep. With ``keep`` 1 the target is ``eps``.
     """
     noisy = alpha.sqrt() * keep * x0 + (1 - alpha).sqrt() * eps
-    return noisy, (noisy - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+    goal = torch.where(keep == 0, mean, x0)
+    return noisy, (noisy - alpha.sqrt() * goal) / (1 - alpha).sqrt()
+
+
+class MeanClips:
+    """The mean clip (C, F, h, w) of every caption, over a store's sequences and all their windows.
+
+    A caption that names less (no motion, or nothing) has the mean of all that it leaves open.
+    """
+
+    def __init__(self, clips: ClipStore):
+        windows = clips.latents.float().unfold(1, FRAMES, 1).mean(dim=1)  # (N, C, h, w, F)
+        mean = windows.permute(0, 1, 4, 2, 3)
+        shape, colour, motion = clips.labels.long().unbind(1)
+        self.total = torch.zeros(len(SHAPES), len(COLOURS), len(MOTIONS), *mean.shape[1:])
+        self.count = torch.zeros(*self.total.shape[:3], 1, 1, 1, 1)
+        back = torch.tensor([MOTIONS.index(REVERSED[name]) for name in MOTIONS])[motion]
+        for clip, word in ((mean, motion), (mean.flip(2), back)):
+            where = (shape, colour, word)
+            self.total.index_put_(where, clip, accumulate=True)
+            self.count.index_put_(where, torch.ones(len(clip), 1, 1, 1, 1), accumulate=True)
+
+    def of(self, captions: list[str]) -> Tensor:
+        """Mean clips (B, C, F, h, w)."""
+        return torch.stack([self._of(parse_caption(text)) for text in captions])
+
+    def _of(self, words: dict[str, int | None]) -> Tensor:
+        named = [words[name] for name in ("shape", "colour", "motion")]
+        rows = tuple(slice(None) if word is None else slice(word, word + 1) for word in named)
+        return self.total[rows].sum(dim=(0, 1, 2)) / self.count[rows].sum()
 
 
 def caption_loss(head: nn.Linear, states: Tensor, captions: list[str]) -> Tensor:
@@ -77,41 +142,48 @@ def teach_directions(
     unet: UNet3DConditionModel,
     text_encoder: CLIPTextModel,
     steps: int,
+    course: Course = DIRECTIONS,
     batch: int = 16,
     seed: int = 7,
-    lr: float = 1e-3,
 ) -> None:
-    """Go on with the first stage's networks, in place; they end with their averaged weights."""
+    """Go on with the first stage's networks, in place; they end with their averaged weights.
+
+    The words of direction are moved apart in the round of that name only.
+    """
     torch.manual_seed(seed)
-    separate_words(text_encoder, tokenizer)
+    if course is DIRECTIONS:
+        separate_words(text_encoder, tokenizer)
     head = nn.Linear(WIDTH, len(MOTIONS))
     module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "head": head})
     module.requires_grad_(True)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(module.parameters(), course.lr, (0.9, 0.98), weight_decay=0.01)
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
     weight = noise_weight(alphas, WEIGHT_CAP)
+    means = MeanClips(clips)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         x0, captions = clips.batch(batch, np.random.default_rng((seed, 2, step)))
         eps = torch.randn(x0.shape, generator=generator)
-        t = noise_levels(batch, generator)
-        loses = (torch.rand(batch, generator=generator) < WEAKENED) & (t >= HIGH_NOISE)
-        keep = torch.where(loses, torch.rand(batch, generator=generator), 1.0)
+        t = noise_levels(batch, course, generator)
+        keep = kept_signal(t, generator).view(-1, 1, 1, 1, 1)
         alpha = alphas[t].view(-1, 1, 1, 1, 1)
-        noisy, target = weakened(x0, eps, alpha, keep.view(-1, 1, 1, 1, 1))
+        noisy, target = weakened(x0, means.of(captions), eps, alpha, keep)
         with half_precision():
             states = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
             predicted = unet(noisy, t, states).sample
         error = (predicted - target).square().mean(dim=(1, 2, 3, 4))
         words = caption_loss(head, states.float(), captions)
-        measures = {"eps": round(error.mean().item(), 5), "words": round(words.item(), 4)}
+        pure = (error / alphas[t] * (1 - alphas[t]))[keep.flatten() == 0].mean()
+        measures = {"eps": error.mean(), "words": words, "mean_clip": pure}
+        measures = {name: round(value.item(), 5) for name, value in measures.items()}
         return (weight[t] * error).mean() + CAPTION_WEIGHT * words, measures
 
     with float_output(unet):
         ema = run_stage(
-            "directions", module, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.998
-        )
+            course.name, module, optimizer, loss_of,
+            steps=steps, work=work, lr=course.lr, ema_decay=0.998,
+        )  # fmt: skip
     assert ema is not None
     module.load_state_dict(ema.shadow)
     module.eval()

@@ -30,7 +30,11 @@ EXTRA_WORDS = (
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Learn the merges from the world's words alone; deterministic."""
+    """Learn the merges from the world's words alone.
+
+    Two builds may differ in the order of merges that are equally frequent, so a training keeps its
+    own (`kept_tokenizer`).
+    """
     words = sorted({w for name in (*COLOURS, *SHAPES, *MOTIONS, EXTRA_WORDS) for w in name.split()})
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     bpe.normalizer = normalizers.Lowercase()
@@ -73,6 +77,13 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     _write_vocabulary(folder, model["vocab"], merges)
+
+
+def kept_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in ``folder``, built and saved there when there is none."""
+    if not (folder / "vocab.json").is_file():
+        save_tokenizer(build_tokenizer(), folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPTextModel:

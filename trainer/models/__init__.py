@@ -1,5 +1,6 @@
 """Model files in every form that people have: weights, checkpoints, motion modules, vocabularies.
 
 What a file holds is read here into one form; what a base model is made of it is `families`' part.
-Needs torch and safetensors only until a network is built, so that viewers start fast.
+`weights`, `sd15`, `checkpoint` and `motion_module` need torch and safetensors only, so that viewers
+start fast; `clip` and `autoencoder` build networks.
 """

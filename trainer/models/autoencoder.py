@@ -10,11 +10,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor, nn
 
-from .sd15 import LATENT_SCALE
+from .sd15 import LATENT_SCALE, VAE_PREFIX
 from .weights import ModelError, build_network, init_options, read_file, read_json, read_weights
 
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-CHECKPOINT_PREFIX = "first_stage_model."
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.",
                  ".proj_attn.": ".to_out.0."}  # fmt: skip
@@ -27,7 +26,7 @@ def read_autoencoder(path: Path) -> nn.Module:
         return _from_folder(path)
     if not path.is_file():
         raise ModelError(f"VAE '{path}' was not found; give a file or a diffusers folder.")
-    weights = read_file(path, lambda key: key.removeprefix(CHECKPOINT_PREFIX).startswith(PARTS))
+    weights = read_file(path, lambda key: key.removeprefix(VAE_PREFIX).startswith(PARTS))
     return build_autoencoder(weights, path)
 
 
@@ -53,7 +52,7 @@ def build_autoencoder(weights: Mapping[str, Tensor], source: Path) -> nn.Module:
 
     Sizes are those of the weights. Raises ModelError for weights that are not a whole VAE.
     """
-    plain = {k.removeprefix(CHECKPOINT_PREFIX): v for k, v in weights.items()}
+    plain = {k.removeprefix(VAE_PREFIX): v for k, v in weights.items()}
     if any(key.startswith("encoder.down.") for key in plain):
         levels = {int(key.split(".")[2]) for key in plain if key.startswith("encoder.down.")}
         names = ["a level"] * (max(levels) + 1)

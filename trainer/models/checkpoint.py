@@ -8,13 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .autoencoder import CHECKPOINT_PREFIX
-from .sd15 import LEVELS, diffusers_name
+from .sd15 import LEVELS, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, diffusers_name
 from .weights import ModelError, read_file, read_weights
 
-UNET_PREFIX = "model.diffusion_model."
-TEXT_PREFIX = "cond_stage_model.transformer."
-PREFIXES = (UNET_PREFIX, TEXT_PREFIX, CHECKPOINT_PREFIX)
 WANTED = "AnimateDiff needs a checkpoint of Stable Diffusion 1.5."
 
 # What people really choose by mistake: (piece of a key, what the file is, what to do).
@@ -69,7 +65,7 @@ def read_image_model(path: Path) -> ImageModel:
     _refuse_foreign(weights, path)
     found = ImageModel(
         path, _renamed(_part(weights, UNET_PREFIX)), _part(weights, TEXT_PREFIX),
-        _part(weights, CHECKPOINT_PREFIX),
+        _part(weights, VAE_PREFIX),
     )  # fmt: skip
     _check_layout(found)
     if not found.text:

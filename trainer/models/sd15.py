@@ -15,6 +15,9 @@ LEVELS = 4
 HEADS = 8
 TEXT_WIDTH = 768
 LATENT_SCALE = 0.18215
+UNET_PREFIX = "model.diffusion_model."
+TEXT_PREFIX = "cond_stage_model.transformer."
+VAE_PREFIX = "first_stage_model."
 
 ROOTS = {
     "conv_in": "input_blocks.0.0",

@@ -148,3 +148,22 @@ def test_comfyuis_controlnet_through_a_sampler(still_model, sd15):
             )
     assert relative(found["clip", False], found["image", False]) <= 1e-4
     assert relative(found["clip", False], found["clip", True]) > 1e-3
+
+
+def test_a_control_lora_is_refused_by_name(still_model):
+    import comfy.controlnet
+    import comfy.sample
+    import comfy.samplers
+
+    weights = {"input_hint_block.0.weight": torch.zeros(16, 3, 3, 3)}
+    lora = comfy.controlnet.ControlLora(weights).set_cond_hint(torch.rand(FRAMES, 3, 64, 64), 0.7)
+    outer = comfy.controlnet.ControlNet(None).set_cond_hint(torch.rand(FRAMES, 3, 64, 64), 0.7)
+    outer.set_previous_controlnet(lora)
+    latents, _, text = make_inputs()
+    sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([4.0, 0.0])
+    condition = [[text[:1], {"control": outer, "control_apply_to_uncond": True}]]
+    with pytest.raises(ValueError, match="Control-LoRA .* complete ControlNet"):
+        comfy.sample.sample_custom(
+            still_model, latents, 1.0, sampler, sigmas, condition, condition,
+            torch.zeros_like(latents), disable_pbar=True, seed=0,
+        )  # fmt: skip

@@ -100,7 +100,9 @@ def test_euler_is_the_pipelines_ddim(clip_model, mcm, pipeline, inputs, steps, c
     from diffusers import DDIMScheduler
 
     config = mcm.info.video_info(clip_model).scheduler_config
-    scheduler = DDIMScheduler(**config, clip_sample=False, timestep_spacing="trailing")
+    # Euler ends at no noise, so DDIM must too.
+    ending = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+    scheduler = DDIMScheduler(**{**config, **ending})
     scheduler.set_timesteps(steps)
     sigmas = sigmas_of(clip_model, scheduler.timesteps)
     found = comfy_clip(clip_model, inputs, comfy.samplers.sampler_object("euler"), sigmas, cfg)
