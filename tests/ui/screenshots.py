@@ -23,6 +23,7 @@ WIDTH, HEIGHT = 1280, 860
 SETTLE_MILLISECONDS = 2500
 COLOURS = 128
 STEPS, EVERY = 40, 5
+PLAYING = "() => [...document.querySelectorAll('video')].every(clip => clip.readyState > 1)"
 
 
 def main() -> None:
@@ -62,6 +63,7 @@ def take(chromium: Any, web: WebTrainer, scheme: str, out: Path) -> None:
         for name in TABS:
             tab(page, name)
             page.wait_for_timeout(SETTLE_MILLISECONDS)
+            page.wait_for_function(PLAYING)
             page.mouse.move(0, 0)
             file = out / f"ui-{name.lower()}-{scheme}.png"
             page.screenshot(path=str(file))

@@ -20,7 +20,7 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
         "Quick look",
         "150 steps: shows whether the style comes through. Minutes on the mini model.",
         {
-            "steps": 150, "preview.every": 25, "checkpoint.every": 50, "data.library_clips": 32,
+            "steps": 150, "preview.every": 25, "checkpoint.every": 50, "data.library_clips": 64,
             "preview.count": 2, "checkpoint.keep": 3,
         },
     ),
