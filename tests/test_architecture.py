@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "trainer").rglob("*.py"))
-FORBIDDEN = ("comfy", "folder_paths", "server", "nodes", "gradio", "execution")
+PAGES = sorted((ROOT / "ui").rglob("*.py"))
+PAGE_IMPORTS = {"trainer", "gradio", "starlette", "PIL", "psutil", *sys.stdlib_module_names}
+FORBIDDEN = ("comfy", "folder_paths", "server", "nodes", "gradio", "execution", "ui")
 ALLOWED = {
     "diffusion": {"diffusion"},
     "motion": {"motion"},
@@ -61,3 +64,29 @@ def test_no_weights_are_unpickled():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_web_trainer_is_a_viewer_of_small_parts(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 350
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 41, f"{node.name} is too long"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names]
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else modules
+            own = isinstance(node, ast.ImportFrom) and node.level > 0
+            assert own or {name.split(".")[0] for name in names} <= PAGE_IMPORTS, names
+            assert not any(name.startswith("trainer.distill") for name in names), (
+                "it trains nothing"
+            )
+
+
+def test_nothing_runs_a_shell():
+    for path in [*SOURCES, *PAGES]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("os.system", "os.popen"), path
+                assert all(keyword.arg != "shell" for keyword in node.keywords), path

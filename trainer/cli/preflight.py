@@ -2,6 +2,7 @@
 disk.
 
   python -m trainer preflight --model mini --images my_style
+  python -m trainer preflight --config my.toml --json report.json
   python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --memory 12
   python -m trainer preflight --estimate --family modelscope --memory 8
 
@@ -13,13 +14,17 @@ alone, in seconds, and with `--family` not even the model's files.
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
+from ..runs.files import atomic_write
 from ..settings.memory import CARDS, MEMORY_PRESETS
 from .options import add_config_arguments, config_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the report here")
     parser.add_argument(
         "--estimate", action="store_true", help="estimate the memory of a step from shapes alone"
     )
@@ -40,6 +45,9 @@ def run(options: argparse.Namespace) -> int:
 
     report = preflight(config)
     print(report.text())
+    if options.json is not None:
+        text = json.dumps(report.to_json(), indent=1, allow_nan=False)
+        atomic_write(options.json, text.encode("utf-8"))
     return 0 if report.fits else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -17,12 +18,20 @@ from ..media import read_clip
 from ..runs.folder import Run
 from .draws import FEW_STEPS, generator_for
 from .frames import StyleFrames
+from .preview import Sampled
+from .prompts import PromptSet
 from .session import Session
 
 RECOMMENDED_STEPS = 4
 
 
-def preview_prompts(session: Session) -> list[str]:
+class Exportable(Sampled, Protocol):
+    """A student that can be exported: a training session, or one loaded from a checkpoint."""
+
+    prompts: PromptSet
+
+
+def preview_prompts(session: Exportable) -> list[str]:
     """The config's preview prompts, or a fixed draw from the run's own."""
     wanted = session.config.preview
     if wanted.prompts:
@@ -35,10 +44,23 @@ def export_run(run: Run, session: Session, step: int, preview: Path | None) -> E
     """Write ``<run>/<name>.safetensors`` from the averaged adapter, with everything a user needs in
     its header.
     """
-    with session.ema.applied():
-        pairs = lora_state(session.model.unet)
-    model, config = session.model, session.config
     images = session.frames.images if isinstance(session.frames, StyleFrames) else None
+    tags = {} if images is None else caption_tags(images)
+    return export_student(run, session, step, run.export_path, tags, preview)
+
+
+def export_student(
+    run: Run,
+    student: Exportable,
+    step: int,
+    path: Path,
+    tags: dict[str, dict[str, int]],
+    preview: Path | None,
+) -> Exported:
+    """Write the averaged adapter of ``student`` to ``path``; ``tags`` are its images' captions."""
+    with student.ema.applied():
+        pairs = lora_state(student.model.unet)
+    model, config = student.model, student.config
     card = LoraCard(
         title=run.name,
         family=model.family.name,
@@ -52,23 +74,23 @@ def export_run(run: Run, session: Session, step: int, preview: Path | None) -> E
         steps_allowed=FEW_STEPS,
         timestep_scaling=config.trajectory.timestep_scaling,
         original_steps=config.trajectory.ddim_timesteps,
-        frames=session.latent_shape[1],
-        width=session.width,
-        height=session.height,
-        fps=session.fps,
+        frames=student.latent_shape[1],
+        width=student.width,
+        height=student.height,
+        fps=student.fps,
         train_steps=step,
         seed=config.seed,
         learning_rate=config.optim.lr,
-        tag_frequency={} if images is None else _tags(images),
+        tag_frequency=tags,
         thumbnail=_thumbnail(preview),
     )
-    prompt = ", ".join(filter(None, (config.trigger, preview_prompts(session)[0])))
-    workflow = lora_workflow(card, run.export_path.name, prompt)
+    prompt = ", ".join(filter(None, (config.trigger, preview_prompts(student)[0])))
+    workflow = lora_workflow(card, path.name, prompt)
     metadata = build_metadata(card, pairs)
-    return export_kohya(pairs, run.export_path, metadata, extra={"workflow": workflow})
+    return export_kohya(pairs, path, metadata, extra={"workflow": workflow})
 
 
-def _tags(images: ImageSet) -> dict[str, dict[str, int]]:
+def caption_tags(images: ImageSet) -> dict[str, dict[str, int]]:
     """Caption tags of the style folder, counted as kohya does: by comma."""
     tags = (tag.strip() for record in images.records for tag in record.caption.split(","))
     return {images.folder.root.name: dict(Counter(tag for tag in tags if tag))}

@@ -23,7 +23,7 @@ from ..runs.progress import Progress, RunLog, memory_gib
 from ..runs.state import RunState, Status, write_state
 from .distiller import Distiller, StepReport
 from .export import export_run, preview_prompts
-from .preview import Previewer
+from .preview import Previewer, style_of
 from .session import Session, build_session
 
 STATE_SECONDS = 1.0
@@ -114,7 +114,8 @@ class Loop:
         """Preview and checkpoint when their turn comes; the end of the run makes its own."""
         if not self.session.accelerator.is_main_process or self._is_over():
             return
-        if self.config.preview.every and self.step % self.config.preview.every == 0:
+        every = self.config.preview.every
+        if self.run.take_preview_request() or (every and self.step % every == 0):
             self.preview()
         if self.step % self.config.checkpoint.every == 0:
             self.checkpoint()
@@ -129,7 +130,10 @@ class Loop:
             self.log.exception(error)
             return None
         kept = {str(steps): round(ratio, 4) for steps, ratio in made.motion_kept.items()}
-        self.events.append("preview", step=self.step, folder=folder.name, motion_kept=kept)
+        reached = {str(steps): round(part, 4) for steps, part in made.style_reached.items()}
+        self.events.append(
+            "preview", step=self.step, folder=folder.name, motion_kept=kept, style_reached=reached
+        )
         if made.alarm:
             self.events.append("alarm", step=self.step, message=made.alarm)
             self.log(f"Warning: {made.alarm}")
@@ -227,7 +231,8 @@ def _train_locked(
 ) -> RunState:
     session = build_session(config, accelerator, log, _stage_progress(log))
     distiller = Distiller(session, NanGuard())
-    previewer = Previewer(session, preview_prompts(session), config.data.library_guidance + 1)
+    guidance = config.data.library_guidance + 1
+    previewer = Previewer(session, preview_prompts(session), guidance, style=style_of(session))
     newest = latest_checkpoint(run) if resume else None
     resume_step = int(newest.name.rpartition("-")[2]) if newest else 0
     with EventLog(run.events_path, resume_step if resume else None) as events:

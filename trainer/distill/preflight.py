@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from ..config import TrainConfig
+from ..runs.events import plain
 from ..runs.guards import NanGuard
 from ..runs.progress import RunLog
 from .distiller import Distiller
@@ -47,6 +49,10 @@ class PreflightReport:
         return (
             self.memory_gib <= HEADROOM * self.available_gib and self.disk_bytes <= self.disk_free
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """The measurements and ``fits`` as strict JSON takes them; None for an unknown memory."""
+        return plain({**asdict(self), "fits": self.fits})
 
     def text(self) -> str:
         lines = [

@@ -5,31 +5,41 @@ Teacher beside student at each number of steps, and how much of the motion is le
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
+from ..config import TrainConfig
+from ..evaluate.closeness import Look, StyleReach, judge_look, network_look
 from ..evaluate.flow import clip_flow
 from ..evaluate.generate import generate_clips
 from ..evaluate.truth import as_frames
 from ..media import write_clip
+from ..runs.files import atomic_write
 from ..sheets import Row, contact_sheet, grid
+from .frames import StyleFrames
 from .session import Session
 
 MOTION_ALARM = 0.5
 """A student whose flow magnitude falls under this part of the teacher's is losing its motion."""
+STYLE_IMAGES = 64
+"""At most so many style images, spread over the folder, are compared with."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Files of one preview and the student's flow magnitude over the teacher's by number of "
-    "steps."""
+    """Files of one preview, and by number of steps: the student's flow magnitude over the
+    teacher's, and how much of the way to the style it has come (empty without a style).
+    """
 
     folder: Path
     motion_kept: dict[int, float]
+    style_reached: dict[int, float] = field(default_factory=dict)
 
     @property
     def alarm(self) -> str | None:
@@ -45,13 +55,43 @@ class Preview:
         )
 
 
-class Previewer:
-    """Samples fixed prompts with fixed seeds; the teacher's clips are made once and kept."""
+class Sampled(Protocol):
+    """What a preview is made with: a training session, or a model with a stored adapter."""
 
-    def __init__(self, session: Session, prompts: Sequence[str], guidance_scale: float):
+    config: TrainConfig
+    accelerator: Any
+    ema: Any
+    height: int
+    width: int
+    fps: int
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]: ...
+
+
+class Previewer:
+    """Samples fixed prompts with fixed seeds; the teacher's clips are made once and kept.
+
+    ``style`` (see `style_of`) adds how much of the way to the style images is done.
+    """
+
+    def __init__(
+        self,
+        session: Sampled,
+        prompts: Sequence[str],
+        guidance_scale: float,
+        seed: int | None = None,
+        style: tuple[Look, Tensor] | None = None,
+    ):
         self.session, self.prompts = session, list(prompts)
         self.guidance_scale = guidance_scale
+        self.seed = session.config.seed if seed is None else seed
         self._teacher: np.ndarray | None = None
+        self._style = style
+        self._reach: StyleReach | None = None
 
     def make(self, folder: Path) -> Preview:
         """Sample the averaged adapter at every number of steps and write clips, grid and poster to
@@ -62,17 +102,34 @@ class Previewer:
         clips: dict[str, np.ndarray] = {
             f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()
         }
+        self._write(self.teacher(), folder, "teacher")
         kept: dict[int, float] = {}
+        reached: dict[int, float | None] = {}
         for steps in s.config.preview.steps:
             with s.ema.applied():
                 frames = self._sample(steps)
             clips[f"student, {steps} step{'s' if steps > 1 else ''}"] = frames
             kept[steps] = _flow_ratio(frames, self.teacher())
-            for index, clip in enumerate(frames):
-                name = f"prompt-{index + 1}-steps-{steps}"
-                write_clip(clip, folder / f"{name}.mp4", s.fps, scale=enlargement(s.width))
+            reached[steps] = self._style_reached(frames)
+            self._write(frames, folder, f"steps-{steps}")
         write_grid(self.prompts, clips, folder / "grid", s.fps)
-        return Preview(folder, kept)
+        prompts = json.dumps(self.prompts, ensure_ascii=False)
+        atomic_write(folder / "prompts.json", prompts.encode("utf-8"))
+        return Preview(folder, kept, {k: v for k, v in reached.items() if v is not None})
+
+    def _write(self, frames: np.ndarray, folder: Path, label: str) -> None:
+        """``prompt-<n>-<label>.mp4`` for every prompt."""
+        s = self.session
+        for index, clip in enumerate(frames):
+            path = folder / f"prompt-{index + 1}-{label}.mp4"
+            write_clip(clip, path, s.fps, scale=enlargement(s.width))
+
+    def _style_reached(self, frames: np.ndarray) -> float | None:
+        if self._style is None:
+            return None
+        if self._reach is None:
+            self._reach = StyleReach(*self._style, self.teacher())
+        return self._reach(frames)
 
     def teacher(self) -> np.ndarray:
         """The teacher's clips (N, F, H, W, 3) uint8 at the preview's number of steps, guided."""
@@ -101,11 +158,25 @@ class Previewer:
                 self.prompts,
                 sampler=sampler,
                 steps=steps,
-                seed=s.config.seed,
+                seed=self.seed,
                 size=size,
                 **options,
             )
         return as_frames(clips)
+
+
+def style_of(session: Session) -> tuple[Look, Tensor] | None:
+    """What `Previewer` compares a run's look with; None without style images or a network."""
+    if not isinstance(session.frames, StyleFrames):
+        return None
+    mini = session.model.name == "mini"
+    if not mini and session.features is None:
+        return None
+    look = judge_look() if mini or session.features is None else network_look(session.features)
+    images = session.frames.images
+    spread = np.linspace(0, len(images) - 1, min(len(images), STYLE_IMAGES)).round()
+    rng = np.random.default_rng(0)  # places random crops
+    return look, images.batch([int(index) for index in spread], rng)[0]
 
 
 def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path, fps: int) -> None:

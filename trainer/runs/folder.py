@@ -82,6 +82,10 @@ class Run:
         return self.path / "STOP"
 
     @property
+    def preview_path(self) -> Path:
+        return self.path / "PREVIEW"
+
+    @property
     def lock_path(self) -> Path:
         return self.path / "lock"
 
@@ -131,6 +135,17 @@ class Run:
     def request_stop(self) -> None:
         """Ask the training process to save, export and end."""
         atomic_write(self.stop_path, b"")
+
+    def request_preview(self) -> None:
+        """Ask the training process for a preview after its present step."""
+        atomic_write(self.preview_path, b"")
+
+    def take_preview_request(self) -> bool:
+        """True once for every request."""
+        if not self.preview_path.exists():
+            return False
+        self.preview_path.unlink(missing_ok=True)
+        return True
 
     def clear_stop(self) -> None:
         """Take the request back; a run that starts or resumes does so after it has the lock."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
@@ -100,9 +101,25 @@ class RunLock:
             self._file = None
 
 
+def lock_holder(path: Path) -> int | None:
+    """Process id of the living holder of the lock file at ``path``; None when it is free."""
+    try:
+        with open(path, "rb") as file:
+            return _living(file)
+    except (FileNotFoundError, PermissionError):
+        return None
+
+
 def _holder(file: IO[bytes]) -> str:
     file.seek(0)
+    pid = _living(file)
+    return "another process" if pid is None else f"process {pid}"
+
+
+def _living(file: IO[bytes]) -> int | None:
     words = file.read(100).decode("ascii", errors="replace").split()
-    if len(words) == 2 and process_alive(int(words[0]), float(words[1])):
-        return f"process {words[0]}"
-    return "another process"
+    try:
+        pid, started = int(words[0]), float(words[1])
+    except (IndexError, ValueError):
+        return None
+    return pid if process_alive(pid, started) else None

@@ -1,8 +1,15 @@
-"""Which process is meant: a process id alone is not enough, for the system uses it again."""
+"""Which process is meant: a process id alone is not enough, for the system uses it again.
+
+And how one is started that outlives whoever started it.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -30,3 +37,22 @@ def process_alive(pid: int, started: float) -> bool:
     except psutil.AccessDenied:
         # It exists and belongs to somebody else; calling it dead could start a second training.
         return True
+
+
+def start_detached(argv: Sequence[str], cwd: Path, console: Path) -> subprocess.Popen[bytes]:
+    """Start ``argv`` so that it goes on when its starter ends; its output goes to ``console``.
+
+    On Windows it gets no console window and a process group of its own, elsewhere a session of its
+    own: closing a terminal or the web page does not reach it.
+    """
+    options: dict[str, object] = {"start_new_session": True}
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        options = {"creationflags": flags}
+    console.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    with open(console, "ab") as output:
+        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+            [str(part) for part in argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, **options,
+        )  # fmt: skip

@@ -6,6 +6,7 @@ that a default or a range is written nowhere else. Reading, writing and presets:
 
 from .base import Part
 from .method import AUGMENTATIONS, AdversarialConfig, MotionConfig, TrajectoryConfig
+from .quality import QUALITY_PRESETS, QualityPreset
 from .run import (
     CheckpointConfig,
     DataConfig,
@@ -18,6 +19,7 @@ from .run import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "QUALITY_PRESETS",
     "AdversarialConfig",
     "CheckpointConfig",
     "DataConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "OptimConfig",
     "Part",
     "PreviewConfig",
+    "QualityPreset",
     "TrainConfig",
     "TrajectoryConfig",
 ]

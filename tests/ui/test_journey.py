@@ -1,0 +1,170 @@
+"""From a fresh start to a LoRA in ComfyUI, and everything that may happen on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+
+import psutil
+from browsing import load_settings, opened, ready, start, tab, toast, wait_status
+from webtrainer import SECONDS, tiny_settings
+
+from trainer.lora.formats import read_lora
+from trainer.runs.folder import Run
+from trainer.runs.state import read_state
+
+LONG = 5000
+
+
+def wait_for(page, condition):
+    """Let the page live until ``condition()`` holds."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        page.wait_for_timeout(100)
+
+
+def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, tmp_path):
+    with opened(chromium, trainer.url) as page:
+        # An example style is filled in and looked at, and the form is complete.
+        page.get_by_text("96 images used").wait_for()
+        assert page.locator("#pictures img").count() > 10
+        tab(page, "Train")
+        assert page.locator("#run-name input, #run-name textarea").input_value() == "my-style"
+
+        load_settings(page, tiny_settings(tmp_path, trainer.pictures / "poster", 4))
+        start(page, "first")
+        assert wait_status(page, "finished", "failed") == "finished"
+        run = Run.open(trainer.runs / "first")
+        assert "mcm.steps" in read_lora(run.export_path).metadata
+
+        tab(page, "Monitor")
+        page.locator("#monitor .chart circle").first.wait_for()
+        assert page.locator("#monitor .chart").count() == 4
+        assert "Exported" in page.locator("#log").inner_text()
+
+        tab(page, "Samples")
+        page.locator("#samples video").first.wait_for()
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('#samples video')].every(v => v.readyState > 1)"
+        )
+        titles = page.locator("#samples .clip span").all_inner_texts()
+        assert titles[:3] == ["teacher", "1 step", "2 steps"]
+
+        tab(page, "Export")
+        page.locator("#lora-about", has_text="AutoV2").wait_for()
+        with page.expect_download() as download:
+            page.locator("#get-lora").click()
+        assert download.value.suggested_filename == "first.safetensors"
+        with page.expect_download() as download:
+            page.locator("#get-workflow").click()
+        workflow = json.loads(download.value.path().read_text(encoding="utf-8"))
+        assert {"MCM_LoadLora", "KSampler"} <= {node["type"] for node in workflow["nodes"]}
+
+        copied = trainer.comfyui / "models" / "loras" / "first.safetensors"
+        page.locator("#copy-comfyui").click()
+        page.get_by_text("Press R in ComfyUI").wait_for()
+        assert copied.read_bytes() == run.export_path.read_bytes()
+        page.locator("#copy-comfyui").click()
+        toast(page, "choose another name")
+
+        page.locator("#export-checkpoint").click()
+        older = run.path / "first-step00000004.safetensors"
+        wait_for(page, older.is_file)
+
+
+def test_stop_saves_resume_goes_on_and_every_tab_sees_it(trainer, chromium, tmp_path):
+    with opened(chromium, trainer.url) as page, opened(chromium, trainer.url) as second:
+        load_settings(page, tiny_settings(tmp_path, trainer.pictures / "poster", LONG, LONG))
+        start(page, "long")
+        wait_status(page, "running")
+        run = Run.open(trainer.runs / "long")
+
+        page.reload()
+        ready(page)
+        assert wait_status(page, "running") == "running"
+        assert "long" in page.locator("#status").inner_text()
+        tab(page, "Train")
+        assert page.locator("#field-steps input").input_value() == str(LONG)
+
+        second.reload()  # it looked at an older run before this one began
+        ready(second)
+        wait_for(second, lambda: "long" in second.locator("#status").inner_text())
+        wait_status(second, "running")
+        second.locator("#stop").click()
+        wait_status(page, "stopped")
+        assert run.export_path.is_file()
+        stopped_at = read_state(run).step
+        assert 0 < stopped_at < LONG
+
+        page.locator("#resume").click()
+        wait_status(second, "running")
+        wait_for(page, lambda: read_state(run).step > stopped_at)
+        page.locator("#stop").click()
+        wait_status(page, "stopped")
+        assert f"Resumed at step {stopped_at}" in run.log_path.read_text(encoding="utf-8")
+
+
+def test_a_restart_of_the_web_app_loses_neither_training_nor_queue(trainer, chromium, tmp_path):
+    settings = tiny_settings(tmp_path, trainer.pictures / "poster", LONG, LONG)
+    with opened(chromium, trainer.url) as page:
+        load_settings(page, settings)
+        start(page, "through")
+        wait_status(page, "running")
+        start(page, "next")
+        wait_status(page, "waiting")
+    run = Run.open(trainer.runs / "through")
+    before = read_state(run)
+    trainer.stop()
+    assert psutil.pid_exists(before.pid)
+    trainer.start()
+    with opened(chromium, trainer.url) as page:
+        wait_for(page, lambda: read_state(run).step > before.step)
+        assert read_state(run).pid == before.pid
+        tab(page, "Runs")
+        wait_for(page, lambda: "waiting" in page.locator("#queue").inner_text())
+        assert "through" in page.locator("#queue li").first.inner_text()
+        run.request_stop()
+        wait_for(page, lambda: read_state(Run.open(trainer.runs / "next")).status == "running")
+        Run.open(trainer.runs / "next").request_stop()
+        wait_for(page, lambda: read_state(Run.open(trainer.runs / "next")).status == "stopped")
+
+
+def test_a_folder_that_cannot_be_used_says_why(trainer, chromium):
+    (trainer.pictures / "texts").mkdir()
+    (trainer.pictures / "texts" / "note.txt").write_text("no picture", encoding="utf-8")
+    cases = {
+        str(trainer.pictures / "missing"): "does not exist",
+        str(trainer.pictures / "texts"): "No usable images",
+        "/etc": "outside the folders",
+        str(trainer.pictures / ".." / "runs"): "outside the folders",
+    }
+    with opened(chromium, trainer.url) as page:
+        for folder, reason in cases.items():
+            page.locator("#field-images input, #field-images textarea").fill(folder)
+            page.locator("#check-folder").click()
+            page.locator(".notice.bad", has_text=reason).wait_for()
+
+
+def test_uploaded_pictures_get_captions_that_are_kept(trainer, chromium, tmp_path):
+    archive = tmp_path / "Mein Stil.zip"
+    files = sorted((trainer.pictures / "poster").glob("*.png"))[:3]
+    with zipfile.ZipFile(archive, "w") as packed:
+        for file in files:
+            packed.write(file, f"set/{file.name}")
+    with opened(chromium, trainer.url) as page:
+        with page.expect_file_chooser() as chooser:
+            page.locator("#upload-images").click()
+        chooser.value.set_files(str(archive))
+        page.get_by_text("3 images used").wait_for()
+        page.get_by_text("3 without a caption").wait_for()
+        page.locator("#pictures button.thumbnail-item").first.click()
+        page.locator("#caption-text textarea").wait_for()
+        page.get_by_text("The model sees: (nothing)").wait_for()
+        page.locator("#caption-text textarea").fill("ein Kreis, [trigger]")
+        page.locator("#save-caption").click()
+        page.get_by_text("2 without a caption").wait_for()
+        page.get_by_text("The model sees: ein Kreis").wait_for()
+    saved = list((trainer.runs / "_web" / "uploads").rglob("*.txt"))
+    assert [file.read_text(encoding="utf-8") for file in saved] == ["ein Kreis, [trigger]\n"]

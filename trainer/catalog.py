@@ -1,0 +1,199 @@
+"""Which base models lie on this machine, under which licence, and what is missing of them.
+
+Only file headers and config files are read, so that a list of hundreds of checkpoints is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .families import FAMILIES, Family, animatediff
+from .families.modelscope import PARTS
+from .lora.files import read_header
+from .models.motion_module import is_adapter_folder
+from .models.weights import FILE_SUFFIXES, ModelError
+from .paths import MINI
+
+DEPTH = 3
+"""Folder levels below a root that are searched, as ``author/model``."""
+MOTION_FOLDERS = ("animatediff_models", "motion_modules")
+NO_MOTION = "a motion module (models/animatediff_models), such as mm_sd_v15_v2.ckpt"
+_WEIGHTS = (".safetensors", ".bin")
+_SD15_KEY = "cond_stage_model.transformer.text_model.encoder.layers.0.layer_norm1.weight"
+_SD15_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A base model: ``model`` is the value of that setting, ``name`` is for people.
+
+    ``missing`` names what has to be copied before it can be trained on; empty when it is whole.
+    """
+
+    name: str
+    model: str
+    family: str
+    licence: str
+    missing: tuple[str, ...] = ()
+    needs_motion: bool = False
+    """True for an image model, which takes a motion module beside it."""
+
+    @property
+    def ready(self) -> bool:
+        return not self.missing
+
+    @property
+    def commercial(self) -> bool:
+        """False for weights whose licence forbids commercial use."""
+        return "-NC-" not in f"-{self.licence}-"
+
+
+def comfyui_folder(pack: Path, setting: Path | None = None) -> Path | None:
+    """ComfyUI's folder: ``setting``, ``COMFYUI_PATH``, or two levels above a pack that lies in
+    ``custom_nodes``. None when there is none.
+
+    Raises ValueError for a setting without ``models``.
+    """
+    given = setting or (Path(os.environ["COMFYUI_PATH"]) if "COMFYUI_PATH" in os.environ else None)
+    if given is not None:
+        folder = Path(given).expanduser().absolute()
+        if (folder / "models").is_dir():
+            return folder
+        if setting is None:
+            return None
+        raise ValueError(f"'{folder}' has no folder `models`; give the folder of ComfyUI itself.")
+    above = pack.absolute().parent
+    if above.name == "custom_nodes" and (above.parent / "models").is_dir():
+        return above.parent
+    return None
+
+
+def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> list[FoundModel]:
+    """The embedded model, then every diffusers model in ``folders``, in ComfyUI's
+    ``models/diffusers`` and in the Hugging Face cache, and Stable Diffusion 1.5 checkpoints in
+    ``folders`` and ``models/checkpoints``.
+    """
+    models = [] if comfyui is None else [comfyui / "models"]
+    roots = [*folders, *(place / "diffusers" for place in models)]
+    found = [FoundModel("mini (built in)", "mini", "mini", _licence(MINI, ""))]
+    missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
+    seen: set[Path] = set()
+    for folder, name in [*_diffusers(roots), *_hub()]:
+        if folder.resolve() not in seen:
+            seen.add(folder.resolve())
+            found += _described(folder, name, missing)
+    for root in (*folders, *(place / "checkpoints" for place in models)):
+        for file in _files(root):
+            if is_sd15_checkpoint(file):
+                name = file.relative_to(root).as_posix()
+                found.append(_image_model(name, file, missing))
+    return found
+
+
+def find_motion_modules(
+    comfyui: Path | None = None, folders: Sequence[Path] = ()
+) -> list[tuple[str, Path]]:
+    """(name, path) of AnimateDiff's motion modules: files and folders of a `MotionAdapter`, in
+    ComfyUI's folders and below ``folders`` where those have the names that ComfyUI uses.
+    """
+    places = [*folders, *([] if comfyui is None else [comfyui / "models"])]
+    found = []
+    for root in (place / name for place in places for name in MOTION_FOLDERS):
+        found += [(file.relative_to(root).as_posix(), file) for file in _files(root)
+                  if not is_adapter_folder(file.parent)]  # fmt: skip
+        children = root.iterdir() if root.is_dir() else ()
+        found += [(child.name, child) for child in sorted(children) if is_adapter_folder(child)]
+    return found
+
+
+def is_sd15_checkpoint(file: Path) -> bool:
+    """Whether ``file`` is a Stable Diffusion 1.5 checkpoint, by its header; .ckpt files have none
+    and count when they are named so.
+    """
+    if file.suffix != ".safetensors":
+        return any(part in file.name.lower() for part in ("v1-5", "sd15", "sd-1.5", "sd1.5"))
+    try:
+        header = read_header(file)
+    except (OSError, ValueError):
+        return False
+    first = header.get(_SD15_INPUT, {})
+    return _SD15_KEY in header and first.get("shape", [0, 0])[1:2] == [4]
+
+
+def _image_model(name: str, path: Path, missing: tuple[str, ...]) -> FoundModel:
+    family = animatediff.FAMILY
+    return FoundModel(name, str(path), family.title, family.licence, missing, needs_motion=True)
+
+
+def _files(root: Path) -> list[Path]:
+    """Weight files at most `DEPTH` levels below ``root``."""
+    patterns = ["/".join(["*"] * depth) for depth in range(1, DEPTH + 1)]
+    files = (file for pattern in patterns for file in root.glob(pattern) if file.is_file())
+    return sorted(file for file in files if file.suffix.lower() in FILE_SUFFIXES)
+
+
+def _diffusers(roots: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    for root in roots:
+        for folder in _search(root, DEPTH):
+            inside = folder.relative_to(root).as_posix()
+            yield folder, root.name if inside == "." else inside
+
+
+def _search(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "unet" / "config.json").is_file():
+        yield folder
+        return
+    if depth == 0:
+        return
+    try:
+        children = sorted(child for child in folder.iterdir() if child.is_dir())
+    except OSError:
+        return
+    for child in children:
+        yield from _search(child, depth - 1)
+
+
+def _hub() -> Iterator[tuple[Path, str]]:
+    """Snapshots in the cache of the ``hf`` command, newest first of each model."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    for config in sorted(hub.glob("models--*/snapshots/*/unet/config.json")):
+        folder = config.parent.parent
+        yield folder, folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+
+
+def _described(folder: Path, name: str, motion: tuple[str, ...]) -> list[FoundModel]:
+    family = _family(folder)
+    if family is None:
+        return []
+    if family is animatediff.FAMILY:
+        return [_image_model(name, folder, motion)]
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    for part in ("unet", "vae", "text_encoder"):
+        files = (folder / part).glob("*") if (folder / part).is_dir() else ()
+        if part not in missing and not any(file.suffix in _WEIGHTS for file in files):
+            missing.append(f"the weights in {part}")
+    licence = _licence(folder, family.licence)
+    return [FoundModel(name, str(folder), family.title, licence, tuple(missing))]
+
+
+def _family(folder: Path) -> Family | None:
+    for family in FAMILIES:
+        try:
+            if family.matches(folder):
+                return family
+        except ModelError:
+            continue
+    return None
+
+
+def _licence(folder: Path, otherwise: str) -> str:
+    try:
+        about = json.loads((folder / "mcm.json").read_text(encoding="utf-8"))
+        return str(about.get("licence", otherwise))
+    except (OSError, ValueError, AttributeError):
+        return otherwise

@@ -1,0 +1,149 @@
+"""A student as one of its run's checkpoints holds it: to sample, to look at, to export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..config import TrainConfig, with_overrides
+from ..data.images import ImageSet, scan_images
+from ..families import VideoModel, load_model
+from ..lora.adapter import lora_parameters
+from ..lora.export import Exported
+from ..runs.checkpoints import latest_checkpoint, load_checkpoint
+from ..runs.events import EventLog
+from ..runs.folder import Run, RunError
+from ..runs.state import read_state
+from .ema import ParameterEma
+from .export import caption_tags, export_student, preview_prompts
+from .loop import make_accelerator
+from .precision import base_dtype
+from .preview import Preview, Previewer
+from .prompts import PromptSet, build_prompts
+from .session import build_student
+
+
+@dataclass
+class StoredStudent:
+    """Model and averaged adapter after ``step`` steps; ``images`` is None without a style."""
+
+    run: Run
+    step: int
+    config: TrainConfig
+    accelerator: Accelerator
+    model: VideoModel
+    ema: ParameterEma
+    prompts: PromptSet
+    images: ImageSet | None
+    latent_shape: tuple[int, int, int, int]
+    height: int
+    width: int
+    fps: int
+
+
+def checkpoint_folder(run: Run, step: int | None = None) -> Path:
+    """Folder of the checkpoint after ``step`` steps, or of the newest; `RunError` without one."""
+    if step is not None:
+        folder = run.checkpoints / f"step-{step:06d}"
+        if folder.is_dir():
+            return folder
+    newest = latest_checkpoint(run)
+    if newest is None:
+        raise RunError(f"{run.name} has no checkpoint yet; train it first, or wait for the next.")
+    if step is None:
+        return newest
+    steps = ", ".join(str(found) for found in checkpoint_steps(run))
+    raise RunError(f"{run.name} has no checkpoint of step {step}; there are {steps}.")
+
+
+def checkpoint_steps(run: Run) -> list[int]:
+    """Steps of which there is a checkpoint, in order."""
+    names = [entry.name for entry in run.checkpoints.glob("step-*") if entry.is_dir()]
+    return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+
+
+def load_student(run: Run, step: int | None = None) -> StoredStudent:
+    """The student of a checkpoint, on the run's device. Raises what loading its parts raises."""
+    config = run.config()
+    found = load_checkpoint(checkpoint_folder(run, step))
+    accelerator = make_accelerator(config)
+    device = accelerator.device
+    model = load_model(
+        config.model,
+        base_dtype(config.hardware.precision, device),
+        motion_module=config.motion_module,
+        vae=config.vae,
+    )
+    height, width = config.data.height or model.height, config.data.width or model.width
+    images = _images(config, model, height, width)
+    captions = [] if images is None else [record.caption for record in images.records]
+    prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
+    # The adapter comes from the checkpoint, whatever it began with; its rank may have been raised.
+    start = {"lora.rank": _rank(found.tensors["lora"]), "init_lora": None, "warm_start": False}
+    plain = with_overrides(config, {**start, "hardware.compile": False})
+    build_student(plain, model, device, lambda message: None)
+    ema = ParameterEma(lora_parameters(model.unet), config.optim.ema_decay)
+    ema.load_state_dict(found.tensors["ema"])
+    return StoredStudent(
+        run=run,
+        step=found.step,
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        ema=ema,
+        prompts=prompts,
+        images=images,
+        latent_shape=model.latent_shape(config.data.frames or model.frames, height, width),
+        height=height,
+        width=width,
+        fps=config.data.fps or model.fps,
+    )
+
+
+def _rank(lora: dict[str, torch.Tensor]) -> int:
+    return next(int(value.shape[0]) for key, value in lora.items() if key.endswith(".down"))
+
+
+def _images(config: TrainConfig, model: VideoModel, height: int, width: int) -> ImageSet | None:
+    """The style images, for their captions; None when the folder is gone by now."""
+    if config.images is None or not config.images.is_dir():
+        return None
+    folder = scan_images(
+        config.images,
+        min_side=config.data.min_side,
+        trigger=config.trigger,
+        prompt_template=config.prompt_template,
+    )
+    return ImageSet(folder, height, width, crop=config.data.crop)
+
+
+def export_checkpoint(run: Run, step: int | None = None, out: Path | None = None) -> Exported:
+    """Write the LoRA of a checkpoint, ``<name>-step00000500.safetensors`` in the run folder."""
+    student = load_student(run, step)
+    path = out or run.path / f"{run.name}-step{student.step:08d}.safetensors"
+    tags = {} if student.images is None else caption_tags(student.images)
+    preview = run.samples / f"step-{student.step:06d}"
+    return export_student(run, student, student.step, path, tags, preview)
+
+
+def preview_checkpoint(run: Run, prompts: list[str], seed: int | None = None) -> Preview:
+    """Teacher beside student at every number of steps, from the newest checkpoint.
+
+    Without ``prompts`` it is the run's own preview of that step; with them it goes to a folder
+    ``samples/own-<step>-<number>``.
+    """
+    student = load_student(run)
+    folder = run.samples / f"step-{student.step:06d}"
+    if prompts:
+        taken = len(list(run.samples.glob("own-*")))
+        folder = run.samples / f"own-{student.step:06d}-{taken + 1:03d}"
+    guidance = student.config.data.library_guidance + 1
+    made = Previewer(student, prompts or preview_prompts(student), guidance, seed).make(folder)
+    if not prompts and not read_state(run).live:
+        kept = {str(steps): round(ratio, 4) for steps, ratio in made.motion_kept.items()}
+        with EventLog(run.events_path) as events:
+            events.append("preview", step=student.step, folder=folder.name, motion_kept=kept)
+    return made

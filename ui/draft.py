@@ -1,0 +1,102 @@
+"""The form as it was last seen, kept on the server: a reload or another browser finds it again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.config import ConfigError, TrainConfig
+from trainer.mini.styles import style_folder
+from trainer.runs.files import atomic_write
+
+from .form import NAMES, PATHS, base_values, to_form
+from .places import EXAMPLES, PlaceError, Places
+from .presets import memory_of_this_machine
+
+FIRST_NAME = "my-style"
+FIRST_QUALITY = "quick"
+
+
+@dataclass
+class Draft:
+    """Component ``values`` by field, the run's ``name``, and the two choosers."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    name: str = FIRST_NAME
+    memory: str = "cpu"
+    quality: str = FIRST_QUALITY
+
+    @property
+    def choosers(self) -> tuple[str, str, str, str]:
+        return self.values["model"], self.values["preset"], self.memory, self.quality
+
+
+class Drafts:
+    """Loads and saves the one draft of this server."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._path = places.web / "draft.json"
+        self._lock = threading.Lock()
+
+    def load(self) -> Draft:
+        """The saved draft; on a first start the mini model and an example style."""
+        try:
+            saved = json.loads(self._path.read_text(encoding="utf-8"))
+            known = {n: v for n, v in saved["values"].items() if n in NAMES and _is_plain(v)}
+            texts = {key: str(saved[key]) for key in ("name", "memory", "quality")}
+            base = base_values("mini", "recipe", "cpu", FIRST_QUALITY)
+            draft = Draft({**base, **known}, **texts)
+            base_values(*draft.choosers)
+            return draft
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return self._first()
+
+    def _first(self) -> Draft:
+        memory = memory_of_this_machine()
+        values = base_values("mini", "recipe", memory, FIRST_QUALITY)
+        values["images"] = str(style_folder(EXAMPLES[0]))
+        return Draft(values, self._places.free_name(FIRST_NAME), memory)
+
+    def save(self, draft: Draft) -> None:
+        """Keep the draft; the last one of several tabs wins."""
+        content = {
+            "values": draft.values, "name": draft.name,
+            "memory": draft.memory, "quality": draft.quality,
+        }  # fmt: skip
+        with self._lock:
+            self._places.web.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(content, ensure_ascii=False, indent=1)
+            atomic_write(self._path, text.encode("utf-8"))
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Change single values of the saved draft, such as the folder after an upload."""
+        draft = self.load()
+        draft.values.update(values)
+        self.save(draft)
+
+    def from_config(self, config: TrainConfig, name: str) -> tuple[Draft, list[str]]:
+        """A draft of a loaded config, and what had to be left out because it is not here."""
+        values, left = to_form(config), []
+        for key in PATHS:
+            if values[key] and not self._is_here(values[key]):
+                left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
+                values[key] = ""
+        if values["model"] not in {found.model for found in self._places.models()}:
+            left.append(f"model: '{values['model']}' was not found here; mini is chosen")
+            values["model"] = "mini"
+        draft = self.load()
+        return Draft(values, self._places.free_name(name), draft.memory, draft.quality), left
+
+    def _is_here(self, text: str) -> bool:
+        try:
+            return self._places.read(text).exists()
+        except (PlaceError, ConfigError):
+            return False
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,95 @@
+"""Exported LoRAs of a run: which there are, what their headers say, and where they can go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from html import escape
+from pathlib import Path
+
+from trainer.lora.files import read_metadata
+from trainer.lora.inspect import inspect_file
+from trainer.runs.files import atomic_write
+from trainer.runs.folder import Run, slug
+
+from .places import PlaceError, Places
+
+SUFFIX = ".safetensors"
+LONG = 240
+
+
+def lora_files(run: Run | None) -> list[str]:
+    """Names of the exported files of a run, the final one first."""
+    if run is None:
+        return []
+    names = [file.name for file in run.path.glob(f"*{SUFFIX}") if not file.name.startswith(".")]
+    return sorted(names, key=lambda name: (name != run.export_path.name, name))
+
+
+def lora_file(run: Run, name: str | None) -> Path:
+    """The exported file called ``name``; `PlaceError` for anything else."""
+    if not name or name not in lora_files(run):
+        raise PlaceError("Choose one of the exported LoRAs of this run.")
+    return run.path / name
+
+
+def describe(file: Path) -> str:
+    """Hashes, format and every line of the header, as HTML."""
+    found = inspect_file(file)
+    rows = [
+        ("Made for", found.base), ("Format", found.format), ("Modules", str(len(found.modules))),
+        ("Rank, alpha", f"{found.rank}, {found.alpha}"), ("Size", f"{found.size / 2**20:.2f} MiB"),
+        ("sha256", found.sha256), ("AutoV2", found.autov2),
+        ("Tensors' sha256", found.tensors_sha256),
+    ]  # fmt: skip
+    hidden = ("workflow", "modelspec.thumbnail")
+    rows += [(k, v) for k, v in sorted(found.metadata.items()) if k not in hidden]
+    lines = "".join(
+        f"<tr><td>{escape(key)}</td><td><code>{escape(_short(value))}</code></td></tr>"
+        for key, value in rows
+    )
+    thumbnail = found.metadata.get("modelspec.thumbnail", "")
+    picture = ""
+    if thumbnail.startswith("data:image/jpeg;base64,"):
+        picture = f'<img class="thumb" alt="" src="{escape(thumbnail, quote=True)}">'
+    return f'<div class="card">{picture}<table class="files">{lines}</table></div>'
+
+
+def workflow_file(file: Path) -> Path | None:
+    """The workflow of an exported LoRA as a JSON file beside it, to be downloaded."""
+    text = read_metadata(file).get("workflow")
+    if not text:
+        return None
+    target = file.with_name(f"{file.stem}-workflow.json")
+    content = text.encode("utf-8")
+    if not target.is_file() or target.read_bytes() != content:
+        atomic_write(target, content)
+    return target
+
+
+def copy_to_comfyui(file: Path, name: str, places: Places, overwrite: bool) -> Path:
+    """Copy a LoRA to ComfyUI's ``models/loras`` in one piece.
+
+    Raises `PlaceError` when ComfyUI is not known, and for a name that exists unless ``overwrite``.
+    """
+    if places.loras is None:
+        raise PlaceError("ComfyUI was not found; start ui_gradio.py with --comfyui FOLDER.")
+    stem = slug(name.strip().removesuffix(SUFFIX) if name else file.stem)
+    target = places.loras / f"{stem}{SUFFIX}"
+    if target.exists() and not overwrite:
+        raise PlaceError(f"'{target.name}' exists in {places.loras}; choose another name, or tick "
+                         "'Replace'.")  # fmt: skip
+    places.loras.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{stem}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        shutil.copyfile(file, staged)
+        os.replace(staged, target)
+    finally:
+        staged.unlink(missing_ok=True)
+    return target
+
+
+def _short(value: str) -> str:
+    line = " ".join(value.split())
+    return line if len(line) <= LONG else f"{line[:LONG]}... ({len(value)} letters)"

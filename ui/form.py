@@ -1,0 +1,156 @@
+"""The form: every field of `TrainConfig` as a component, and a filled form as a `TrainConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from trainer.config import PRESETS, ConfigError, ConfigField, TrainConfig, fields, load_config
+from trainer.settings import QUALITY_PRESETS
+
+from .places import PlaceError, Places
+from .presets import memory_values
+
+NOT_IN_FORM = ("run", "data.cache")
+"""The page decides where runs and caches go."""
+RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
+NAMES = tuple(RECORDS)
+PATHS = ("images", "videos", "prompts", "init_lora", "motion_module", "vae")
+FEATURE_NAMES = ("auto", "mini", "dinov2", "efficientnet-lite0")
+
+LABELS = {
+    "model": "Base model",
+    "images": "Folder of style images",
+    "videos": "Folder of motion videos",
+    "prompts": "Prompts file",
+    "motion_module": "Motion module",
+    "vae": "VAE",
+    "trigger": "Trigger word",
+    "prompt_template": "Caption for images without one",
+    "steps": "Training steps",
+    "minutes": "Time limit in minutes",
+    "init_lora": "Start from this LoRA",
+    "preset": "Method",
+    "data.library_clips": "Teacher clips",
+    "data.library_guidance": "Teacher guidance",
+    "data.batch_size": "Clips in a step",
+    "data.frames_per_clip": "Frames judged per clip",
+    "data.fps": "Frames per second",
+    "data.min_side": "Smallest image side",
+    "motion.weight": "Weight of motion",
+    "adversarial.ratio": "Style against motion",
+    "adversarial.weight": "Weight of style",
+    "adversarial.features": "Feature network",
+    "adversarial.lr": "Learning rate of the judge",
+    "optim.lr": "Learning rate",
+    "optim.accumulation": "Batches in a step",
+    "hardware.gradient_checkpointing": "Save memory (gradient checkpointing)",
+    "preview.every": "Steps between previews",
+    "preview.count": "Prompts in a preview",
+    "preview.steps": "Sampling steps shown",
+    "checkpoint.every": "Steps between checkpoints",
+    "checkpoint.keep": "Checkpoints kept",
+}
+"""Where the name of the field alone would be jargon."""
+
+
+def label(name: str) -> str:
+    """What a field is called on the page."""
+    return LABELS.get(name) or name.rpartition(".")[2].replace("_", " ").capitalize()
+
+
+def component(name: str, **options: Any) -> Any:
+    """The component of a field, with its help; limits are checked by `TrainConfig` itself."""
+    record = RECORDS[name]
+    allowed = f" Allowed: {record.allowed}." if record.allowed and not record.choices else ""
+    shared = {
+        "label": label(name),
+        "info": f"{record.help}{'' if record.type == 'bool' else allowed}",
+        "elem_id": f"field-{name.replace('.', '-').replace('_', '-')}",
+        **options,
+    }
+    if record.type == "bool":
+        return gr.Checkbox(**shared)
+    if record.type == "choice":
+        return gr.Dropdown(list(record.choices), **shared)
+    if record.type in ("int", "float"):
+        return gr.Number(precision=0 if record.type == "int" else None, **shared)
+    return gr.Textbox(lines=3 if record.type == "strs" else 1, max_lines=8, **shared)
+
+
+def to_form(config: TrainConfig) -> dict[str, Any]:
+    """Component values by name."""
+    found: dict[str, Any] = {}
+    for name, record in RECORDS.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if isinstance(value, tuple):
+            value = ("\n" if record.type == "strs" else ", ").join(str(item) for item in value)
+        elif isinstance(value, Path):
+            value = str(value)
+        elif value is None and record.type not in ("int", "float"):
+            value = ""
+        found[name] = value
+    return found
+
+
+def to_config(values: Mapping[str, Any], places: Places, run: Path) -> TrainConfig:
+    """A checked config with absolute paths inside the allowed folders.
+
+    Raises `ConfigError` naming the field, or `PlaceError` for a path.
+    """
+    given = {}
+    for name, record in RECORDS.items():
+        value = values.get(name)
+        if value is None and not record.optional:
+            if record.type in ("int", "float"):
+                raise ConfigError(f"{label(name)} is empty; type a number. {record.help}")
+            value = record.default if record.type == "choice" else ""
+        given[name] = value
+    for name in PATHS:
+        given[name] = _path(given[name], name, places)
+    given["model"] = model_path(str(given["model"] or "mini"), places)
+    features = str(given["adversarial.features"] or "auto")
+    known = features in FEATURE_NAMES
+    given["adversarial.features"] = features if known else str(places.folder(features))
+    return load_config(overrides={**given, "run": run})
+
+
+def _path(text: Any, name: str, places: Places) -> Path | None:
+    if not text or not str(text).strip():
+        return None
+    found = places.folder(str(text)) if name in ("images", "videos") else places.read(str(text))
+    if not found.exists():
+        raise PlaceError(f"{label(name)}: '{text}' does not exist; check the spelling.")
+    return found
+
+
+def model_path(text: str, places: Places) -> str:
+    """ "mini", or the folder of a base model inside the allowed folders or the found models."""
+    if text == "mini" or text in {found.model for found in places.models()}:
+        return text
+    found = places.read(text)
+    if not found.exists():
+        raise PlaceError(f"Base model: '{text}' does not exist; choose one from the list.")
+    return str(found)
+
+
+def base_values(model: str, preset: str, memory: str, quality: str) -> dict[str, Any]:
+    """What the four choosers together propose, as component values."""
+    overrides = {"model": model, "preset": preset if preset in PRESETS else "recipe"}
+    values = to_form(load_config(overrides=overrides))
+    changes = {**memory_values(memory, model), **QUALITY_PRESETS[quality].values}
+    return {**values, **{name: change for name, change in changes.items() if name in RECORDS}}
+
+
+def proposals(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
+    """Values that change when choosers go from ``before`` to ``after`` (model, preset, memory,
+    quality); what the user typed elsewhere stays.
+    """
+    old, new = base_values(*before), base_values(*after)
+    skip = {"model", "preset", *PATHS, "trigger", "prompt_template"}
+    return {n: new[n] for n in NAMES if n not in skip and old[n] != new[n]}

@@ -1,0 +1,15 @@
+// All clips of the page show the same moment of their loop: the first one that plays leads.
+(() => {
+  const APART_SECONDS = 0.07;
+  setInterval(() => {
+    const clips = [...document.querySelectorAll("video.sync")].filter(clip => clip.readyState > 1);
+    if (clips.length < 2) return;
+    const [leader, ...others] = clips;
+    for (const clip of others) {
+      if (clip.paused) clip.play().catch(() => {});
+      const apart = Math.abs(clip.currentTime - leader.currentTime);
+      if (apart > APART_SECONDS && apart < leader.duration - APART_SECONDS)
+        clip.currentTime = leader.currentTime;
+    }
+  }, 500);
+})();

@@ -1,0 +1,93 @@
+"""Clips of a run: the teacher beside the student, and the student over the course of training."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from trainer.runs.folder import Run
+
+_FOLDER = re.compile(r"(step|own)-(\d{6,})(?:-(\d{3,}))?")
+_CLIP = re.compile(r"prompt-(\d+)-(teacher|steps-(\d+))\.mp4")
+
+
+def sample_folders(run: Run | None) -> list[tuple[str, str]]:
+    """(label, folder name) of every preview with clips in it, the newest first."""
+    found = []
+    entries = [] if run is None or not run.samples.is_dir() else list(run.samples.iterdir())
+    for entry in entries:
+        match = _FOLDER.fullmatch(entry.name)
+        if match and (entry / "prompts.json").is_file():
+            step, number = int(match[2]), int(match[3] or 0)
+            own = f", your prompt {number}" if match[1] == "own" else ""
+            found.append((entry.stat().st_mtime_ns, f"step {step}{own}", entry.name))
+    return [(label, name) for _, label, name in sorted(found, reverse=True)]
+
+
+def samples(run: Run | None, name: str | None) -> str:
+    """The clips of one preview: a row for every prompt, a column for every method."""
+    folders = sample_folders(run)
+    if run is None or not folders:
+        return (
+            '<p class="empty">No clips yet. They appear with the first preview of a training; '
+            "<b>Sample now</b> asks for one at once.</p>"
+        )
+    known = [folder for _, folder in folders]
+    folder = run.samples / (name if name in known else known[0])
+    prompts, clips = _read(folder)
+    methods = sorted({method for _, method in clips})
+    rows = []
+    for number, prompt in enumerate(prompts, 1):
+        cells = [_cell(clips.get((number, method)), _title(method)) for method in methods]
+        rows.append(f'<h4>{escape(prompt)}</h4><div class="clips">{"".join(cells)}</div>')
+    return f'<div class="samples">{"".join(rows)}</div>{_over_time(run, known)}'
+
+
+def _over_time(run: Run, names: list[str]) -> str:
+    """The first prompt at the most usual number of steps, from the oldest preview to the newest."""
+    cells = []
+    for name in sorted(name for name in names if name.startswith("step-"))[-8:]:
+        _, clips = _read(run.samples / name)
+        counts = sorted(steps for number, steps in clips if number == 1 and steps > 0)
+        if counts:
+            steps = 4 if 4 in counts else counts[-1]
+            cells.append(_cell(clips[1, steps], f"step {int(name[5:])}"))
+    if len(cells) < 2:
+        return ""
+    return f'<h3>Over the training</h3><div class="clips">{"".join(cells)}</div>'
+
+
+def _read(folder: Path) -> tuple[list[str], dict[tuple[int, int], Path]]:
+    """Prompts, and clips by (number of the prompt, sampling steps); 0 steps is the teacher."""
+    try:
+        prompts = [str(text) for text in json.loads((folder / "prompts.json").read_bytes())]
+    except (OSError, ValueError):
+        prompts = []
+    clips = {}
+    for file in folder.glob("prompt-*.mp4"):
+        match = _CLIP.fullmatch(file.name)
+        if match:
+            clips[int(match[1]), int(match[3] or 0)] = file
+    return prompts, clips
+
+
+def _title(steps: int) -> str:
+    return "teacher" if steps == 0 else f"{steps} step{'s' if steps > 1 else ''}"
+
+
+def _cell(clip: Path | None, title: str) -> str:
+    if clip is None:
+        return f'<div class="clip"><div class="none">-</div><span>{escape(title)}</span></div>'
+    address = file_address(clip, clip.stat().st_mtime_ns)
+    return (
+        f'<div class="clip"><video class="sync" src="{address}" muted loop autoplay playsinline '
+        f"disablepictureinpicture></video><span>{escape(title)}</span></div>"
+    )
+
+
+def file_address(path: Path, version: int = 0) -> str:
+    """Where the page gets a file of the runs folder; ``version`` tells a rewritten one apart."""
+    return escape(f"gradio_api/file={quote(path.as_posix(), safe='/:')}?v={version}", quote=True)

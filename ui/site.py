@@ -1,0 +1,93 @@
+"""What every tab needs: places, queue, tasks, drafts, scans; and how handlers report errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from trainer.runs.folder import Run, list_runs
+from trainer.runs.queue import Queue
+
+from .data import Scans
+from .draft import Drafts
+from .events import EventReader
+from .jobs import Keeper, Tasks
+from .places import PlaceError, Places
+from .status import RunStatus, run_status
+
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+"""Errors whose message is meant for the visitor."""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""For handlers that answer at once."""
+SHOWN: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
+"""For handlers that may take seconds."""
+
+
+@dataclass
+class Site:
+    """The parts of one server."""
+
+    places: Places
+    queue: Queue = field(init=False)
+    tasks: Tasks = field(init=False)
+    drafts: Drafts = field(init=False)
+    scans: Scans = field(init=False)
+    keeper: Keeper = field(init=False)
+    events: EventReader = field(default_factory=EventReader)
+
+    def __post_init__(self) -> None:
+        self.places.make()
+        self.queue = Queue(self.places.runs)
+        self.tasks = Tasks(self.places.web / "tasks", self.places.pack)
+        self.drafts = Drafts(self.places)
+        self.scans = Scans(self.places.thumbs)
+        self.keeper = Keeper(self.queue)
+
+    def runs(self) -> list[Run]:
+        """Every run, the most recently changed first."""
+        return [run for run in list_runs(self.places.runs) if not run.name.startswith("_")]
+
+    def status(self, name: str | None) -> RunStatus | None:
+        """The status of the run called ``name``; None when it is gone."""
+        try:
+            return run_status(self.places.run(name), self.queue)
+        except PlaceError:
+            return None
+
+    def chosen(self, name: str | None) -> str | None:
+        """``name`` if there is such a run, else what a page that is opened shows."""
+        return name if name in [run.name for run in self.runs()] else self.first_shown(None)
+
+    def first_shown(self, name: str | None) -> str | None:
+        """The run that trains (``name`` before others); where none does, ``name`` or the newest."""
+        runs = self.runs()
+        names = [run.name for run in runs]
+        busy = [run.name for run in runs[:20] if run_status(run, self.queue).busy]
+        candidates = busy or names
+        return name if name in candidates else next(iter(candidates), None)
+
+
+def reporting(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """``handler`` with expected errors shown as a message on the page, its text made harmless."""
+
+    @functools.wraps(handler)
+    def wrapped(*arguments: Any) -> Any:
+        try:
+            return handler(*arguments)
+        except EXPECTED as error:
+            text = escape(str(error) or type(error).__name__).replace("\n", "<br>")
+            raise gr.Error(
+                text, duration=15, title="Not possible", print_exception=False
+            ) from error
+
+    return wrapped
+
+
+def tell(text: str) -> None:
+    """A passing message on the page."""
+    gr.Info(escape(text), duration=5)

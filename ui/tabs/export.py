@@ -1,0 +1,138 @@
+"""Export: a checkpoint becomes a LoRA file; look at its header, copy it to ComfyUI, download it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..export import copy_to_comfyui, describe, lora_file, lora_files, workflow_file
+from ..site import QUIET, SHOWN, Site, reporting, tell
+from ..status import notice
+from ..watch import Moment, Watch
+
+NEWEST = ("the newest", "")
+EMPTY = (
+    '<p class="empty">No LoRA yet. It is written when a training ends or is stopped; a checkpoint '
+    "can be exported at any time.</p>"
+)
+
+
+class ExportTab:
+    """Components of the tab and what its buttons do."""
+
+    def __init__(self, site: Site, watch: Watch) -> None:
+        self.site = site
+        with gr.Row(equal_height=True):
+            self.checkpoint = gr.Dropdown(
+                [NEWEST],
+                value="",
+                label="Checkpoint",
+                info="A state of the training. The Samples tab shows which looks best.",
+                allow_custom_value=True,
+                elem_id="checkpoint",
+            )
+            self.export = gr.Button("Export this checkpoint", elem_id="export-checkpoint")
+        busy = gr.HTML()
+        self.file = gr.Dropdown(
+            [], label="Exported LoRA", allow_custom_value=True, elem_id="lora-file"
+        )
+        self.about = gr.HTML(EMPTY, elem_id="lora-about")
+        with gr.Row():
+            self.lora = gr.DownloadButton("Download LoRA", interactive=False, elem_id="get-lora")
+            self.workflow = gr.DownloadButton(
+                "Download workflow", interactive=False, elem_id="get-workflow"
+            )
+        self._comfyui()
+        watch.add(self.checkpoint, self._checkpoints)
+        watch.add(self.file, self._files)
+        watch.add(self.about, lambda moment: self._shown(moment)[0])
+        watch.add(self.lora, lambda moment: self._shown(moment)[1])
+        watch.add(self.workflow, lambda moment: self._shown(moment)[2])
+        watch.add(self.name, lambda moment: self._shown(moment)[3])
+        watch.add(busy, self._busy)
+
+    def _comfyui(self) -> None:
+        place = self.site.places.loras
+        known = f"Goes to {place}." if place else "ComfyUI was not found: see --comfyui."
+        with gr.Row(equal_height=True):
+            self.name = gr.Textbox(label="Name in ComfyUI", info=known, elem_id="comfyui-name")
+            self.replace = gr.Checkbox(
+                label="Replace", info="Only then an older file of that name is replaced."
+            )
+            self.copy = gr.Button(
+                "Copy to ComfyUI", interactive=place is not None, elem_id="copy-comfyui"
+            )
+        self.copied = gr.HTML()
+
+    def wire(self, run_choice: Any) -> None:
+        self.export.click(reporting(self._export), [run_choice, self.checkpoint], None, **QUIET)
+        self.copy.click(
+            reporting(self._copy),
+            [run_choice, self.file, self.name, self.replace],
+            self.copied,
+            **SHOWN,
+        )
+
+    def _checkpoints(self, moment: Moment) -> Any:
+        steps = [] if moment.status is None else _steps(moment)
+        choices = [(f"step {step}", str(step)) for step in reversed(steps)]
+        return gr.update(choices=[NEWEST, *choices])
+
+    def _files(self, moment: Moment) -> Any:
+        run = None if moment.status is None else moment.status.run
+        names = lora_files(run)
+        value = moment.lora if moment.lora in names else next(iter(names), None)
+        return gr.update(choices=names, value=value)
+
+    def _busy(self, moment: Moment) -> str:
+        task = moment.site.tasks.status("export")
+        if task.running:
+            return notice("live", f"Exporting {task.label}", "The file appears below when done.")
+        return notice("bad", "The export failed", task.problem) if task.failed else ""
+
+    def _export(self, name: str | None, step: str | None) -> None:
+        run = self.site.places.run(name)
+        if step and not str(step).isdecimal():
+            raise ValueError("Choose a checkpoint from the list.")
+        arguments = ["export", str(run.path), *([f"--checkpoint={int(step)}"] if step else [])]
+        self.site.tasks.start("export", run.name, arguments)
+        tell("The checkpoint is being exported.")
+
+    def _shown(self, moment: Moment) -> tuple[Any, Any, Any, str]:
+        """Description, both downloads, and the proposed name; of nothing where there is no file."""
+        run = None if moment.status is None else moment.status.run
+        names = lora_files(run)
+        if run is None or not names:
+            off = gr.update(value=None, interactive=False)
+            return EMPTY, off, off, ""
+        path = run.path / (moment.lora if moment.lora in names else names[0])
+        text, workflow = _described(path, path.stat().st_mtime_ns)
+        on = workflow is not None
+        return (
+            text,
+            gr.update(value=str(path), interactive=True),
+            gr.update(value=str(workflow) if on else None, interactive=on),
+            path.stem,
+        )
+
+    def _copy(self, name: str | None, file: str | None, target: str, replace: bool) -> str:
+        path = lora_file(self.site.places.run(name), file)
+        made = copy_to_comfyui(path, target or "", self.site.places, bool(replace))
+        text = f"{made}\nPress R in ComfyUI, then choose it in the node Load MCM LoRA."
+        return notice("good", "Copied", text)
+
+
+@lru_cache(maxsize=32)
+def _described(path: Path, changed: int) -> tuple[str, Path | None]:
+    """Description and workflow file of a LoRA; read again when it has ``changed``."""
+    return describe(path), workflow_file(path)
+
+
+def _steps(moment: Moment) -> list[int]:
+    assert moment.status is not None
+    folder = moment.status.run.checkpoints
+    names = [entry.name[5:] for entry in folder.glob("step-*") if entry.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal())

@@ -1,0 +1,332 @@
+"""Train: base model, presets, run name, every setting, preflight, start; settings to share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from trainer.config import TrainConfig, load_config, save_config, to_toml
+from trainer.runs.folder import Run, slug
+from trainer.settings import QUALITY_PRESETS
+from trainer.settings import TrainConfig as Settings
+
+from ..draft import Draft
+from ..form import NAMES, RECORDS, component, label, proposals, to_config
+from ..preflight import preflight_panel, preflight_result
+from ..presets import MEMORY, memory_choices, quality_choices
+from ..site import QUIET, SHOWN, Site, reporting, tell
+from ..status import notice
+from ..watch import Watch
+
+FRONT = ("steps", "minutes", "seed")
+SECTIONS = {
+    "data": "What a clip looks like, how images are cut, and how many clips the teacher makes for "
+    "the student to learn motion from.",
+    "trajectory": "The teacher makes a clip in many small steps. These say from which of them the "
+    "student learns to jump straight to the end.",
+    "motion": "The student must move as the teacher does. These say how that is measured and how "
+    "much it counts.",
+    "adversarial": "A judge (discriminator) tells the student's frames from your images; to please "
+    "it the student takes on their look.",
+    "lora": "The small file that is trained: its size.",
+    "optim": "How the numbers of the LoRA are changed in each step.",
+    "hardware": "Where it computes, and how to save memory.",
+    "preview": "Clips that are made while it trains, for the Samples tab.",
+    "checkpoint": "Complete states, to resume from and to choose from in the Export tab.",
+}
+"""What each group of settings is about, without jargon."""
+LOW_DISK_BYTES = 2 << 30
+MORE = ("vae", "videos", "prompts", "init_lora", "warm_start", "preset")
+
+
+class TrainTab:
+    """Components of the tab and what their buttons do."""
+
+    def __init__(self, site: Site, watch: Watch, fields: dict[str, Any]) -> None:
+        self.site, self.fields = site, fields
+        self.before = gr.State(None)
+        self._front()
+        self._buttons(watch)
+        self._advanced()
+        self._sharing()
+
+    def _front(self) -> None:
+        with gr.Row(equal_height=True):
+            self.fields["model"] = gr.Dropdown(
+                self.models(),
+                label="Base model",
+                info="What knows how things move. Those found on this machine.",
+                allow_custom_value=True,
+                elem_id="field-model",
+            )
+            self.fields["motion_module"] = gr.Dropdown(
+                self.motion_modules(),
+                label=label("motion_module"),
+                info="Only for Stable Diffusion 1.5: makes a video model of it.",
+                allow_custom_value=True,
+                elem_id="field-motion-module",
+            )
+            self.memory = gr.Dropdown(
+                memory_choices(),
+                label="Memory",
+                info="Of the graphics card; sets clip size, batch and precision.",
+                elem_id="memory",
+            )
+            self.quality = gr.Dropdown(
+                quality_choices(),
+                label="Quality",
+                info="How long it trains.",
+                elem_id="quality",
+            )
+        self.about = gr.HTML()
+        with gr.Row(equal_height=True):
+            self.name = gr.Textbox(
+                label="Run name",
+                info="Names the folder of the run and the LoRA file.",
+                max_length=64,
+                elem_id="run-name",
+            )
+            for name in FRONT:
+                self.fields[name] = component(name)
+
+    def _buttons(self, watch: Watch) -> None:
+        with gr.Row():
+            self.check = gr.Button("Check first", elem_id="preflight")
+            self.start = gr.Button("Start training", variant="primary", elem_id="start")
+        self.warnings = gr.HTML()
+        self.anyway = gr.Button("Start anyway", visible=False, variant="stop", elem_id="anyway")
+        self.preflight = gr.HTML()
+        watch.add(self.preflight, preflight_panel)
+
+    def _advanced(self) -> None:
+        parts: dict[str, list[str]] = {"More of this run": list(MORE)}
+        for name in NAMES:
+            if name not in self.fields and name not in MORE:
+                part = RECORDS[name].part
+                title = Settings.model_fields[part].description if part else "More of this run"
+                parts.setdefault(title or part, []).append(name)
+        gr.HTML(
+            '<p class="quiet section">Everything below has a good value already. It is for people '
+            "who want to know.</p>"
+        )
+        for title, names in parts.items():
+            with gr.Accordion(title, open=False):
+                if names[0].partition(".")[0] in SECTIONS:
+                    gr.HTML(f'<p class="quiet">{SECTIONS[names[0].partition(".")[0]]}</p>')
+                for start in range(0, len(names), 3):
+                    with gr.Row(equal_height=True):
+                        for name in names[start : start + 3]:
+                            self.fields[name] = component(name)
+
+    def _sharing(self) -> None:
+        with gr.Accordion("Save, load and share settings", open=False):
+            with gr.Row(equal_height=True):
+                self.save = gr.Button("Save settings", elem_id="save-config")
+                self.load = gr.UploadButton(
+                    "Load a settings file", file_types=[".toml"], elem_id="load-config"
+                )
+                self.saved = gr.Dropdown(
+                    self.configs(), label="Saved settings", value=None, allow_custom_value=True
+                )
+            self.file = gr.File(label="To share: the settings as a TOML file", interactive=False)
+            self.loaded = gr.HTML()
+
+    def models(self) -> list[tuple[str, str]]:
+        """(title, value) of every base model."""
+        return [
+            (f"{found.name}{'' if found.ready else ' - incomplete'}", found.model)
+            for found in self.site.places.models()
+        ]
+
+    def motion_modules(self) -> list[tuple[str, str]]:
+        """(title, value) of every motion module, and of none."""
+        return [("none", ""), *self.site.places.motion_modules()]
+
+    def configs(self) -> list[str]:
+        """Names of the saved settings."""
+        return sorted(file.stem for file in self.site.places.configs.glob("*.toml"))
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Every component of the form, in the order of `NAMES`, then name and choosers."""
+        return [*(self.fields[n] for n in NAMES), self.name, self.memory, self.quality]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `show` fills: the form, the model's description, the choosers as they are."""
+        return [*self.inputs, self.about, self.before]
+
+    def wire(self, run_choice: Any, tabs: Any) -> None:
+        form = self.inputs
+        choosers = (self.fields["model"], self.fields["preset"], self.memory, self.quality)
+        gr.on(
+            [part.input for part in form if part not in choosers],
+            self._keep,
+            form,
+            None,
+            trigger_mode="always_last",
+            **QUIET,
+        )
+        gr.on(
+            [part.input for part in choosers],
+            reporting(self._choose),
+            [*form, self.before],
+            self.outputs,
+            trigger_mode="always_last",
+            **QUIET,
+        )
+        self.check.click(reporting(self._preflight), form, self.warnings, **QUIET)
+        started = [self.warnings, self.anyway, run_choice, tabs, self.name]
+        self.start.click(
+            reporting(lambda *values: self._start(values, sure=False)), form, started, **SHOWN
+        )
+        self.anyway.click(
+            reporting(lambda *values: self._start(values, sure=True)), form, started, **SHOWN
+        )
+        self.save.click(reporting(self._save), form, [self.file, self.saved], **SHOWN)
+        filled = [*self.outputs, self.loaded]
+        self.load.upload(reporting(self._load), self.load, filled, **SHOWN)
+        self.saved.input(reporting(self._load_saved), self.saved, filled, **SHOWN)
+
+    def fill(self) -> list[Any]:
+        """Updates of all `outputs`, from the saved draft."""
+        return self.show(self.site.drafts.load())
+
+    def show(self, draft: Draft) -> list[Any]:
+        """Updates of all `outputs`, from ``draft``."""
+        values: list[Any] = [draft.values[n] for n in NAMES]
+        place = NAMES.index("model")
+        values[place] = gr.update(value=draft.values["model"], choices=self.models())
+        place = NAMES.index("motion_module")
+        values[place] = gr.update(
+            value=draft.values["motion_module"], choices=self.motion_modules()
+        )
+        choosers = [draft.memory, draft.quality]
+        return [*values, draft.name, *choosers, self._about(draft), draft.choosers]
+
+    def _about(self, draft: Draft) -> str:
+        """The licence and state of the base model, and what the quality preset means."""
+        quality = QUALITY_PRESETS[draft.quality].help
+        return f'{self._about_model(draft)}<p class="quiet">{escape(quality)}</p>'
+
+    def _about_model(self, draft: Draft) -> str:
+        model = draft.values["model"]
+        for found in self.site.places.models():
+            if found.model != model:
+                continue
+            licence = f"Licence of the weights: <b>{escape(found.licence)}</b>."
+            if not found.commercial:
+                licence += " <b>No commercial use</b>, and none of what is made with it."
+            if not found.ready:
+                return notice("bad", "Not complete", f"Missing: {', '.join(found.missing)}.",
+                              "Copy what is missing, then reload this page.")  # fmt: skip
+            return f'<p class="quiet">{licence}</p>'
+        return '<p class="quiet">A model folder of yours.</p>'
+
+    @staticmethod
+    def draft_of(values: Sequence[Any]) -> Draft:
+        """The draft that the form's components hold."""
+        *fields, name, memory, quality = values
+        if memory not in MEMORY or quality not in QUALITY_PRESETS:
+            raise ValueError("Choose memory and quality from their lists.")
+        return Draft(dict(zip(NAMES, fields, strict=True)), str(name or ""), memory, quality)
+
+    def _keep(self, *values: Any) -> None:
+        self.site.drafts.save(self.draft_of(values))
+
+    def _choose(self, *inputs: Any) -> list[Any]:
+        """A chooser changed: fill in what it proposes and leave everything else alone."""
+        *values, before = inputs
+        draft = self.draft_of(values)
+        changes = proposals(before or draft.choosers, draft.choosers)
+        changes |= self._companion(draft)
+        draft.values.update(changes)
+        self.site.drafts.save(draft)
+        shown = [changes.get(name, gr.skip()) for name in NAMES]
+        return [*shown, *[gr.skip()] * 3, self._about(draft), draft.choosers]
+
+    def _companion(self, draft: Draft) -> dict[str, str]:
+        """A motion module for an image model that has none yet; none for a video model."""
+        models = {found.model: found for found in self.site.places.models()}
+        chosen = models.get(draft.values["model"])
+        if chosen is None or chosen.needs_motion == bool(draft.values["motion_module"]):
+            return {}
+        modules = self.site.places.motion_modules() if chosen.needs_motion else []
+        return {"motion_module": modules[0][1] if modules else ""}
+
+    def config(self, values: Sequence[Any]) -> tuple[TrainConfig, Path]:
+        """The checked config and the folder of the new run."""
+        draft = self.draft_of(values)
+        folder = self.site.places.new_run(draft.name)
+        return to_config(draft.values, self.site.places, folder), folder
+
+    def _preflight(self, *values: Any) -> str:
+        config, folder = self.config(values)
+        place = self.site.tasks.folder("preflight")
+        place.mkdir(parents=True, exist_ok=True)
+        report = place / "report.json"
+        report.unlink(missing_ok=True)
+        save_config(config, place / "config.toml")
+        arguments = ["preflight", "--config", place / "config.toml", "--json", report]
+        self.site.tasks.start("preflight", folder.name, arguments)
+        return ""
+
+    def _start(self, values: Sequence[Any], sure: bool) -> tuple[Any, ...]:
+        config, folder = self.config(values)
+        if folder.exists():
+            free = self.site.places.free_name(folder.name)
+            raise ValueError(f"There is a run called '{folder.name}' already; '{free}' is free.")
+        warnings = self._warnings(config)
+        if warnings and not sure:
+            shown = notice("warn", "Before you start", "\n".join(warnings))
+            return shown, gr.update(visible=True), gr.skip(), gr.skip(), gr.skip()
+        run = Run.create(folder, config)
+        self.site.queue.add(run)
+        self.site.keeper.wake()
+        draft = self.draft_of(values)
+        draft.name = self.site.places.free_name(folder.name)
+        self.site.drafts.save(draft)
+        waiting = len(self.site.queue.jobs()) > 1
+        tell(f"'{run.name}' {'waits in the queue' if waiting else 'is starting'}.")
+        chosen = gr.update(value=run.name, choices=[r.name for r in self.site.runs()])
+        return "", gr.update(visible=False), chosen, gr.update(selected="monitor"), draft.name
+
+    def _warnings(self, config: TrainConfig) -> list[str]:
+        """What speaks against starting; empty when nothing does."""
+        said = []
+        found = {model.model: model for model in self.site.places.models()}.get(config.model)
+        if found is not None and not found.ready:
+            said.append(f"The base model is not complete: {', '.join(found.missing)}.")
+        if config.images is None:
+            said.append("No folder of style images: the look of the teacher will be learned.")
+        free = shutil.disk_usage(self.site.places.runs).free
+        if free < LOW_DISK_BYTES:
+            said.append(f"Only {free / 2**30:.1f} GiB are free on the disk of the runs.")
+        return said + preflight_result(self.site, config)
+
+    def _save(self, *values: Any) -> tuple[str, Any]:
+        config, folder = self.config(values)
+        file = self.site.places.configs / f"{folder.name}.toml"
+        file.write_text(to_toml(config), encoding="utf-8")
+        tell(f"Saved as '{file.stem}'.")
+        return str(file), gr.update(choices=self.configs())
+
+    def _load(self, file: str) -> list[Any]:
+        return self._show_config(Path(file), Path(file).stem)
+
+    def _load_saved(self, name: str | None) -> list[Any]:
+        if name not in self.configs():
+            raise ValueError("Choose one of the saved settings.")
+        return self._show_config(self.site.places.configs / f"{name}.toml", str(name))
+
+    def _show_config(self, file: Path, name: str) -> list[Any]:
+        draft, left = self.site.drafts.from_config(load_config(file), slug(name))
+        self.site.drafts.save(draft)
+        text = "\n".join(left) or "Every setting was taken over."
+        shown = notice("warn" if left else "good", "Settings loaded", text)
+        return [*self.show(draft), shown]
