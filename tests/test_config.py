@@ -135,6 +135,7 @@ def test_saved_config_loads_equal_whatever_it_holds(tmp_path: Path) -> None:
         values = {record.name: draw(record, rng) for record in fields()}
         values["trajectory.guidance_min"] = 0.0
         values["data.frames"] = None
+        values["optim.offload"] = False
         config = load_config(overrides=values)
         assert {name: value_of(config, name) for name in values} == values
         save_config(config, file)
