@@ -26,7 +26,6 @@ _TEXT = {
     "intermediate_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
-    "vocab_size": 1000,
 }
 _VAE = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
 TINY: dict[str, Architecture] = {
