@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.memory import memory_settings
 from trainer.runs.card import card_gib
 from trainer.settings import QUALITY_PRESETS
-from trainer.settings.memory import CARDS, memory_settings
+from trainer.settings.memory import CARDS
 
 CPU = "cpu"
 MEMORY = (CPU, *(str(size) for size in CARDS))
