@@ -19,7 +19,7 @@ ALLOWED = {
     "motion": {"motion"},
     "models": {"models", "paths"},
     "families": {"families", "models", "diffusion", "paths", "words"},
-    "settings": {"settings"},
+    "settings": {"settings", "families"},  # memory presets ask which family a model is of
     "runs": {"runs", "config", "settings"},
 }
 
