@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from tomlkit.exceptions import TOMLKitError
 
-from .memory import memory_settings
 from .paths import MINI
 from .runs.files import atomic_write
 from .settings import Part, TrainConfig
+from .settings.memory import memory_settings
 
 _OFF_EXTRAS: dict[str, Any] = {
     "trajectory.replay_probability": 0.0,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.memory import memory_settings
 from trainer.runs.card import card_gib
 from trainer.settings import QUALITY_PRESETS
-from trainer.settings.memory import CARDS
+from trainer.settings.memory import CARDS, memory_settings
 
 CPU = "cpu"
 MEMORY = (CPU, *(str(size) for size in CARDS))

@@ -8,9 +8,8 @@ from trainer.cli.main import build_parser
 from trainer.cli.options import config_from
 from trainer.config import load_config, with_overrides
 from trainer.families import FAMILIES
-from trainer.memory import memory_settings
 from trainer.settings import TrainConfig
-from trainer.settings.memory import CARDS, MEMORY_PRESETS, memory_presets
+from trainer.settings.memory import CARDS, MEMORY_PRESETS, memory_presets, memory_settings
 
 
 def test_every_family_has_a_preset_for_every_card():

@@ -85,3 +85,26 @@ def memory_presets(family: str) -> tuple[MemoryPreset, ...]:
         known = ", ".join(MEMORY_PRESETS)
         raise ValueError(f"`family`={family!r} has no memory presets; use {known}.")
     return MEMORY_PRESETS[family]
+
+
+def memory_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
+    """Settings, by dotted name, for base model ``model`` on a card of ``gigabytes``.
+
+    ``model`` is a path, or the bare name of a family in place of one. Empty without a card size,
+    and for a model that brings its own settings, such as the embedded one: it fits everywhere.
+    Raises ValueError for a size without a preset, ModelError for a model that is not there.
+    """
+    if gigabytes is None:
+        return {}
+    from ..families import family_of, resolve_model
+
+    path = None if model in MEMORY_PRESETS else resolve_model(model)
+    presets = memory_presets(model if path is None else family_of(path).name)
+    if gigabytes not in CARDS:
+        raise ValueError(
+            f"`memory`={gigabytes} GB has no preset; use {', '.join(map(str, CARDS))}: the largest "
+            "that is not above your card's memory."
+        )
+    brings_its_own = path is not None and (path / "mcm.json").is_file()
+    chosen = next(p for p in presets if p.gigabytes == gigabytes)
+    return {} if brings_its_own else chosen.settings
