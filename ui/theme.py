@@ -26,6 +26,9 @@ def theme() -> gr.themes.Base:
     ).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
+        block_title_text_color="*neutral_700",
         block_background_fill="white",
         block_background_fill_dark="*neutral_900",
         block_border_width="1px",

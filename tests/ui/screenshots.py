@@ -4,7 +4,7 @@
     python tests/ui/screenshots.py --runs runs     # of runs that are there
     python tests/ui/screenshots.py --out docs
 
-Writes ``ui-<tab>-<light|dark>.png`` with 128 colours, small enough for a repository.
+Writes ``ui-<tab>-<light|dark>.png`` with 256 colours, small enough for a repository.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from webtrainer import ROOT, WebTrainer, tiny_settings
 TABS = ("Data", "Train", "Monitor", "Samples", "Export", "Runs")
 WIDTH, HEIGHT = 1280, 860
 SETTLE_MILLISECONDS = 2500
-COLOURS = 128
+COLOURS = 256
 STEPS, EVERY = 40, 5
 PLAYING = "() => [...document.querySelectorAll('video')].every(clip => clip.readyState > 1)"
 

@@ -11,6 +11,7 @@ from browsing import load_settings, opened, ready, start, tab, toast, wait_statu
 from webtrainer import SECONDS, tiny_settings
 
 from trainer.lora.formats import read_lora
+from trainer.runs.events import read_events
 from trainer.runs.folder import Run
 from trainer.runs.state import read_state
 
@@ -129,6 +130,38 @@ def test_a_restart_of_the_web_app_loses_neither_training_nor_queue(trainer, chro
         wait_for(page, lambda: read_state(Run.open(trainer.runs / "next")).status == "running")
         Run.open(trainer.runs / "next").request_stop()
         wait_for(page, lambda: read_state(Run.open(trainer.runs / "next")).status == "stopped")
+
+
+def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
+    with opened(chromium, trainer.url) as page:
+        load_settings(page, tiny_settings(tmp_path, trainer.pictures / "poster", 2))
+        page.locator("#run-name input, #run-name textarea").fill("side")
+        page.locator("#preflight").click()
+        page.locator(".notice.good", has_text="It fits: side").wait_for()
+        start(page, "side")
+        assert wait_status(page, "finished", "failed") == "finished"
+        run = Run.open(trainer.runs / "side")
+
+        tab(page, "Samples")
+        page.locator("#sample-now").click()
+        wait_for(page, lambda: len(read_events(run.events_path, "preview")) == 2)
+        page.get_by_role("button", name="Your own prompts").click()
+        page.locator("#own-prompts textarea").fill("--a red star, growing")
+        page.locator("#make-clips").click()
+        page.locator("#samples h4", has_text="--a red star, growing").wait_for()
+
+        tab(page, "Runs")
+        page.locator("#clone").click()
+        name = page.locator("#run-name input, #run-name textarea")
+        name.wait_for()
+        wait_for(page, lambda: name.input_value() == "side-2")
+        tab(page, "Runs")
+        page.locator("#delete").click()
+        toast(page, "still there")
+        page.locator("#sure input").check()
+        page.locator("#delete").click()
+        wait_for(page, lambda: not run.path.exists())
+        wait_for(page, lambda: "side" not in page.locator("#runs").inner_text())
 
 
 def test_a_folder_that_cannot_be_used_says_why(trainer, chromium):
