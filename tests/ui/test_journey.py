@@ -145,6 +145,8 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         tab(page, "Samples")
         page.locator("#sample-now").click()
         wait_for(page, lambda: len(read_events(run.events_path, "preview")) == 2)
+        # The event comes before the process ends, and one preview is made at a time.
+        page.locator(".notice.live", has_text="Sampling side").wait_for(state="hidden")
         page.get_by_role("button", name="Your own prompts").click()
         page.locator("#own-prompts textarea").fill("--a red star, growing")
         page.locator("#make-clips").click()
