@@ -83,7 +83,7 @@ class ReferenceDistiller(Distiller):
             "discriminator": disc.total,
         }
         detached = {name: value.detach().float() for name, value in logs.items()}
-        return Outcome(detached, prediction.detach(), batch.rows)
+        return Outcome(detached, prediction.detach(), batch.rows, batch.origins)
 
     @torch.no_grad()
     def _start(self, draws: StepDraws, batch: Batch) -> Tensor:
@@ -133,7 +133,7 @@ class ReferenceDistiller(Distiller):
         if s.config.adversarial.caption_weight and scores is not None:
             caption = scores.mean()
         total = adversarial + s.config.adversarial.caption_weight * caption
-        return StyleLoss(total, adversarial, caption, ())
+        return StyleLoss(total, adversarial, caption, torch.zeros_like(caption), ())
 
     @torch.no_grad()
     def _second_look(self, prediction: Tensor, batch: StyleBatch) -> tuple[Tensor, ...]:

@@ -107,6 +107,8 @@ class Setting:
                 "data.library_clips": 2,
                 "trajectory.ddim_timesteps": TRAJECTORY_STEPS,
                 "adversarial.weight_mode": "fixed",
+                "adversarial.content_weight": 0.0,
+                "motion.target": "consistency",
                 "hardware.device": self.device,
                 "hardware.precision": self.precision,
                 "hardware.gradient_checkpointing": checkpointing,
@@ -239,7 +241,8 @@ def _with_replay(session: Session) -> Session:
     replay = Replay(REPLAY_CAPACITY, session.latent_shape)
     generator = torch.Generator().manual_seed(4)
     stored = torch.randn(REPLAYS, *session.latent_shape, generator=generator)
-    replay.add(stored, torch.arange(REPLAYS) % len(session.prompts))
+    rows = torch.arange(REPLAYS)
+    replay.add(stored, rows % len(session.prompts), rows % len(session.motions))
     return replace(session, replay=replay)
 
 

@@ -28,13 +28,16 @@ from .runs.files import atomic_write
 from .settings import Part, TrainConfig
 
 _OFF_EXTRAS: dict[str, Any] = {
+    "trajectory.real_min_timestep": 0,
     "trajectory.replay_probability": 0.0,
     "trajectory.few_step_bias": 0.0,
+    "motion.target": "consistency",
     "motion.energy_weight": 0.0,
     "motion.anchor_weight": 0.0,
     "motion.self_anchor_weight": 0.0,
     "adversarial.mismatched_captions": False,
     "adversarial.caption_weight": 0.0,
+    "adversarial.content_weight": 0.0,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "recipe": {},

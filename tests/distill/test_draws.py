@@ -44,6 +44,30 @@ def test_biased_points_are_where_few_step_sampling_stops():
     assert drawn <= stops and len(drawn) == len(stops)
 
 
+def timesteps(overrides, *kinds):
+    """Timesteps of all points of these kinds in 2048 draws, uniform ones."""
+    uniform = {"data.batch_size": 256, "trajectory.few_step_bias": 0.0}
+    config, found = load_config(overrides={**uniform, **overrides}), set()
+    for step in range(8):
+        drawn = draw_step(config, SIZES, step)
+        wanted = torch.isin(drawn.source, torch.tensor(kinds))
+        found |= {20 * (int(level) + 1) - 1 for level in drawn.level[wanted]}
+    return found
+
+
+def test_aiming_at_ends_the_trajectory_gives_the_beginning_and_the_student_the_rest():
+    assert timesteps({}, TRAJECTORY) == set(range(819, 1000, 20))  # 819: the first from 800 on
+    assert timesteps({}, FRESH, REPLAY) == set(range(19, 980, 20))
+
+
+@pytest.mark.parametrize(
+    "other", [{"motion.target": "consistency"}, {"videos": "some videos"}], ids=["paper", "videos"]
+)
+def test_without_stored_ends_every_source_covers_the_whole_trajectory(other):
+    for kind in (TRAJECTORY, REPLAY):
+        assert timesteps(other, kind) == set(range(19, 1000, 20))
+
+
 def test_frames_are_stratified_in_time():
     frames = draw_frames(300, 16, 2, torch.Generator().manual_seed(0))
     assert frames[:, 0].max() == 7 and frames[:, 1].min() == 8

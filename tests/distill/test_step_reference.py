@@ -18,8 +18,8 @@ from trainer.lora.adapter import adapter_disabled, lora_parameters
 from trainer.runs.guards import NanGuard
 
 
-@pytest.fixture(scope="module")
-def session(tiny_model, style_images, tmp_path_factory):
+@pytest.fixture(scope="module", params=["consistency", "endpoint"])
+def session(request, tiny_model, style_images, tmp_path_factory):
     config = load_config(
         overrides={
             "model": str(tiny_model),
@@ -29,6 +29,7 @@ def session(tiny_model, style_images, tmp_path_factory):
             "data.batch_size": 6,
             "data.min_side": 16,
             "motion.representation": "raw",
+            "motion.target": request.param,
             "adversarial.augment": "",
             "hardware.device": "cpu",
             "hardware.decode_precision": "fp32",
@@ -40,7 +41,7 @@ def session(tiny_model, style_images, tmp_path_factory):
     for parameter in lora_parameters(built.model.unet):  # a student that differs from its teacher
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     clips = torch.randn(6, *built.latent_shape, generator=generator)
-    built.replay.add(clips, torch.arange(6))
+    built.replay.add(clips, torch.arange(6), torch.tensor([0, 1, 2, 2, 1, 0]))
     return built
 
 
@@ -68,36 +69,48 @@ def naive_f(model, z, t, text):
 
 
 def naive_point(session, draws, row):
-    """Point, target and prompt of one sample, following the paper's section 3 word by word."""
-    model, prompts = session.model, session.prompts
-    alphas = model.schedule.alphas_cumprod.double()
-    level, source = int(draws.level[row]), int(draws.source[row])
-    t_from, t_to = 20 * (level + 1) - 1, 20 * level - 1 if level else 0
-    prompt = int(draws.prompt[row])
-    if source == TRAJECTORY:
-        clip = int(draws.motion[row])
-        prompt = int(session.motions.prompts[clip])
-        z = session.motions.states[clip, level + 1].float()
-        below = session.motions.states[clip, level].float()
-    else:
-        if source == REPLAY:
-            prompt = int(session.replay.prompts[draws.replay[row]])
-            earlier = session.replay.clips[draws.replay[row]].double()
-        else:
-            text = model.encode_text([prompts.prompts[prompt].text])[0]
-            earlier = naive_f(model, draws.start[row], 999, text)
-        a = alphas[t_from]
-        z = (a.sqrt() * earlier + (1 - a).sqrt() * draws.noise[row].double()).float()
-        text, empty = model.encode_text([prompts.prompts[prompt].text, ""])
-        with adapter_disabled(model.unet):
-            cond = model.unet(z[None], t_from, encoder_hidden_states=text[None]).sample[0].double()
-            none = model.unet(z[None], t_from, encoder_hidden_states=empty[None]).sample[0].double()
-        eps = cond + float(draws.guidance[row]) * (cond - none)
-        x0 = (z.double() - (1 - a).sqrt() * eps) / a.sqrt()
-        b = alphas[t_to]
-        below = (b.sqrt() * x0 + (1 - b).sqrt() * eps).float()
+    """Point, target and prompt of one sample, following the paper's section 3 word by word; with
+    ``motion.target`` endpoint the target is the clip of the teacher that the noise leads to.
+    """
+    model, prompts, library = session.model, session.prompts, session.motions
+    a = model.schedule.alphas_cumprod.double()[20 * (int(draws.level[row]) + 1) - 1]
+    ends = session.config.motion.target == "endpoint"
+    level, source, clip = int(draws.level[row]), int(draws.source[row]), int(draws.motion[row])
+    prompt, start = int(draws.prompt[row]), draws.start[row]
+    if source == TRAJECTORY or (ends and source == FRESH):
+        prompt, start = int(library.prompts[clip]), library.states[clip, -1].float()
+    if source == REPLAY:
+        prompt = int(session.replay.prompts[draws.replay[row]])
+        clip = int(session.replay.origins[draws.replay[row]])
+        earlier = session.replay.clips[draws.replay[row]].double()
     text = model.encode_text([prompts.prompts[prompt].text])[0]
-    return z, naive_f(model, below, t_to, text), naive_f(model, z, t_from, text), prompt
+    if source == TRAJECTORY:
+        z = library.states[clip, level + 1].float()
+    else:
+        earlier = naive_f(model, start, 999, text) if source == FRESH else earlier
+        z = (a.sqrt() * earlier + (1 - a).sqrt() * draws.noise[row].double()).float()
+    if ends:
+        target = library.states[clip, 0].double()
+    else:
+        target = naive_target(session, draws, row, z, text)
+    return z, target, naive_f(model, z, 20 * (level + 1) - 1, text), prompt
+
+
+def naive_target(session, draws, row, z, text):
+    """f at the point to which one guided DDIM step of the teacher leads from ``z``."""
+    model, level = session.model, int(draws.level[row])
+    t_from, t_to = 20 * (level + 1) - 1, 20 * level - 1 if level else 0
+    if int(draws.source[row]) == TRAJECTORY:
+        below = session.motions.states[int(draws.motion[row]), level].float()
+        return naive_f(model, below, t_to, text)
+    empty = model.encode_text([""])[0]
+    with adapter_disabled(model.unet):
+        cond = model.unet(z[None], t_from, encoder_hidden_states=text[None]).sample[0].double()
+        none = model.unet(z[None], t_from, encoder_hidden_states=empty[None]).sample[0].double()
+    eps = cond + float(draws.guidance[row]) * (cond - none)
+    a, b = (model.schedule.alphas_cumprod.double()[t] for t in (t_from, t_to))
+    x0 = (z.double() - (1 - a).sqrt() * eps) / a.sqrt()
+    return naive_f(model, (b.sqrt() * x0 + (1 - b).sqrt() * eps).float(), t_to, text)
 
 
 def relative(a, b):
@@ -127,21 +140,53 @@ def test_losses_equal_their_formulas(session, draws):
         float((((p - q) ** 2 + c**2).sqrt() - c).mean()), rel=1e-5
     )
 
-    captions = [c for c in session.prompts.frames(points.rows.tolist()) for _ in range(2)]
-    text = session.model.pooled_text(captions)
+    batch = make_batch(session, draws, 0)
     style = style_losses(
-        predicted, draws.frames, draws.augment_fake, session.decoder, session.features,
-        session.discriminator, text, captions, "hinge", 0.0,
+        predicted, points.target, batch.style, session.decoder, session.features,
+        session.discriminator, session.config.adversarial,
     )  # fmt: skip
-    logits = []
+    logits, contents = [], []
     session.discriminator.eval()
     for row in range(len(predicted)):
         for k, frame in enumerate(draws.frames[row].tolist()):
-            pixels = session.model.vae.decode(predicted[row, :, frame][None]).sample
-            one = session.discriminator(session.features(pixels), text[2 * row + k][None])
-            logits.append(one)
+            maps, wanted = (
+                session.features(session.model.vae.decode(clip[row, :, frame][None]).sample)
+                for clip in (predicted, points.target)
+            )
+            logits.append(session.discriminator(maps, batch.style.text[2 * row + k][None]))
+            contents.append(naive_content(maps, wanted))
     session.discriminator.train()
     assert float(style.adversarial) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
+    assert float(style.content) == pytest.approx(float(np.mean(contents)), rel=1e-4)
+    weights = session.config.adversarial
+    total = style.adversarial + weights.caption_weight * style.caption + style.content
+    assert float(style.total) == pytest.approx(float(total), rel=1e-5)
+
+
+def naive_content(maps, wanted):
+    """1 - cosine, place by place, of the two deeper maps of one frame less their means."""
+    total = 0.0
+    for a, b in zip(maps[2:], wanted[2:], strict=True):
+        a, b = (m[0].double().flatten(1).T.numpy() for m in (a, b))
+        a, b = a - a.mean(0), b - b.mean(0)
+        cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        total += float((1 - cosines).mean())
+    return total
+
+
+@torch.no_grad()
+def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(session, draws):
+    batch = make_batch(session, draws, 0)
+    clip = session.motions.clean[batch.origins].float()
+
+    def content(prediction):
+        return float(style_losses(
+            prediction, clip, batch.style, session.decoder, session.features,
+            session.discriminator, session.config.adversarial,
+        ).content)  # fmt: skip
+
+    assert content(clip) < 1e-5
+    assert content(clip.flip(-1)) > 0.01
 
 
 def test_a_step_changes_the_adapter_and_nothing_else(session):

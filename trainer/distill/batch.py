@@ -63,13 +63,17 @@ class StyleBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of B clips on the device; ``rows`` (B,), prompt rows, stay on the host.
+    """One micro-batch of B clips on the device; ``rows`` (B,), prompt rows, and ``origins`` (B,),
+    rows of the motion source, stay on the host.
 
     ``earlier`` (B, C, F, h, w) holds replayed predictions and zeros elsewhere, ``anchored`` (B,) is
-    1 where they pull. ``asked`` (m,) are the places whose next latents the teacher must compute.
+    1 where they pull. ``ends`` (B, C, F, h, w) are the clips that the teacher made of the noise
+    each point goes back to; None where motion is compared with the student's own next point:
+    then ``asked`` (m,) are the places whose next latents the teacher must compute.
     """
 
     rows: Tensor
+    origins: Tensor
     t_from: Tensor
     t_to: Tensor
     guidance: Tensor
@@ -80,6 +84,7 @@ class Batch:
     empty: Tensor
     real: RealPoints | None
     own: OwnPoints | None
+    ends: Tensor | None
     asked: Tensor | None
     style: StyleBatch | None
 
@@ -87,19 +92,18 @@ class Batch:
 def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
     """The batch that ``draws`` of step ``step`` stand for."""
     s, device = session, session.model.device
-    rows, earlier = _rows(s, draws)
+    rows, origins, earlier = _rows(s, draws)
     count = s.config.trajectory.ddim_timesteps
     t_from = ddim_timesteps(count)[draws.level]
-    t_to = previous_timestep(t_from, count)
     stored = draws.source == REPLAY
     anchored = (stored & (t_from <= s.config.motion.self_anchor_max_timestep)).float()
-    real = _real(s, draws, t_from)
+    real, library = _real(s, draws, t_from), s.library
     known = draws.source == TRAJECTORY if real and real.next is not None else stored & False
-    fresh = _places(draws.source == FRESH)
     batch = Batch(
         rows=rows,
+        origins=origins,
         t_from=t_from,
-        t_to=t_to,
+        t_to=previous_timestep(t_from, count),
         guidance=draws.guidance,
         noise=draws.noise,
         earlier=earlier,
@@ -107,11 +111,12 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
         text=s.model.encode_text(s.prompts.texts(rows.tolist())),
         empty=s.model.encode_text([""]),
         real=real,
-        own=None if fresh is None else OwnPoints(fresh, draws.start[fresh]),
-        asked=_places(~known),
+        own=_own(s, draws, origins),
+        ends=None if library is None else library.clean[origins].to(draws.noise),
+        asked=_places(~known) if library is None else None,
         style=_style(s, draws, rows, step),
     )
-    return replace(to_device(batch, device), rows=rows)
+    return replace(to_device(batch, device), rows=rows, origins=origins)
 
 
 def _places(mask: Tensor) -> Tensor | None:
@@ -119,14 +124,29 @@ def _places(mask: Tensor) -> Tensor | None:
     return found if len(found) else None
 
 
-def _rows(s: Session, draws: StepDraws) -> tuple[Tensor, Tensor]:
-    """Prompt rows (B,), and the stored predictions of replayed points."""
-    rows, earlier = draws.prompt.clone(), torch.zeros_like(draws.noise)
-    trajectory, stored = draws.source == TRAJECTORY, draws.source == REPLAY
-    rows[trajectory] = s.motions.prompts[draws.motion[trajectory]]
+def _rows(s: Session, draws: StepDraws) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt rows (B,), rows of the motion source (B,), and the stored predictions of replayed
+    points.
+    """
+    rows, origins, earlier = draws.prompt.clone(), draws.motion, torch.zeros_like(draws.noise)
+    of_motion = draws.source == TRAJECTORY if s.library is None else draws.source != REPLAY
+    rows[of_motion] = s.motions.prompts[draws.motion[of_motion]]
+    stored = draws.source == REPLAY
     if stored.any():
-        earlier[stored], rows[stored] = s.replay.take(draws.replay[stored])
-    return rows, earlier
+        origins = origins.clone()
+        earlier[stored], rows[stored], origins[stored] = s.replay.take(draws.replay[stored])
+    return rows, origins, earlier
+
+
+def _own(s: Session, draws: StepDraws, origins: Tensor) -> OwnPoints | None:
+    """New predictions begin with drawn noise, or with that of a rollout whose end is compared."""
+    places = _places(draws.source == FRESH)
+    if places is None:
+        return None
+    start = draws.start[places]
+    return OwnPoints(
+        places, start if s.library is None else s.library.noise[origins[places]].to(start)
+    )
 
 
 def _real(s: Session, draws: StepDraws, t_from: Tensor) -> RealPoints | None:

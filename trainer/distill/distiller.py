@@ -53,7 +53,7 @@ class Distiller:
         ]
         report = self.update([outcome.logs for outcome in outcomes])
         for outcome in outcomes:  # only now: the copy to the host waits for the device
-            s.replay.add(outcome.prediction, outcome.rows)
+            s.replay.add(outcome.prediction, outcome.rows, outcome.origins)
         return report
 
     def gradients(self, draws: StepDraws, step: int, share: float) -> Outcome:

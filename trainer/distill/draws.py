@@ -6,6 +6,7 @@ another device and the straight run see the same numbers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,7 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
     source = _draw_source(config, sizes, batch, g)
     return StepDraws(
         source=source,
-        level=_draw_level(config, batch, g),
+        level=_draw_level(config, source, g),
         guidance=low + (high - low) * torch.rand(batch, generator=g),
         prompt=rows(sizes.prompts),
         motion=rows(sizes.motions),
@@ -110,23 +111,39 @@ def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generat
     return torch.where(real, TRAJECTORY, own)
 
 
-def _draw_level(config: TrainConfig, batch: int, g: torch.Generator) -> Tensor:
-    """Uniform over the trajectory, but ``few_step_bias`` of the points sit where few-step sampling
-    stops.
+def _draw_level(config: TrainConfig, source: Tensor, g: torch.Generator) -> Tensor:
+    """Places (B,) on the ascending trajectory, uniform, but ``few_step_bias`` of the points sit
+    where few-step sampling stops, each number of steps as often as the others.
+    """
+    batch, count = len(source), config.trajectory.ddim_timesteps
+    biased = torch.rand(batch, generator=g) < config.trajectory.few_step_bias
+    which, where, uniform = (torch.rand(batch, generator=g).tolist() for _ in range(3))
+    drawn = []
+    for k, kind in enumerate(source.tolist()):
+        low, high = _range(config, kind)
+        tables = [[v for v in _levels(n, count).tolist() if low <= v <= high] for n in FEW_STEPS]
+        tables = [table for table in tables if table]
+        if biased[k] and tables:
+            table = tables[int(which[k] * len(tables))]
+            drawn.append(table[int(where[k] * len(table))])
+        else:
+            drawn.append(low + int(uniform[k] * (high - low + 1)))
+    return torch.tensor(drawn)
+
+
+def _range(config: TrainConfig, source: int) -> tuple[int, int]:
+    """First and last place on the trajectory that points of ``source`` may have.
+
+    Aiming at ends, a step trains what sampling does: it begins with noise, at the top, where the
+    base model's trajectory is as good as noise; below it meets the student's own predictions.
     """
     count = config.trajectory.ddim_timesteps
-    table = [_levels(steps, count) for steps in FEW_STEPS]
-    biased = torch.rand(batch, generator=g) < config.trajectory.few_step_bias
-    which = torch.randint(len(table), (batch,), generator=g)
-    where = torch.rand(batch, generator=g)
-    uniform = torch.randint(count, (batch,), generator=g)
-    chosen = torch.stack(
-        [
-            table[k][int(u * len(table[k]))]
-            for k, u in zip(which.tolist(), where.tolist(), strict=True)
-        ]
-    )
-    return torch.where(biased, chosen, uniform)
+    if not config.aims_at_ends:
+        return 0, count - 1
+    if source != TRAJECTORY:
+        return 0, count - 2
+    stride = 1000 // count
+    return min(math.ceil((config.trajectory.real_min_timestep + 1) / stride), count) - 1, count - 1
 
 
 def _levels(steps: int, count: int) -> Tensor:

@@ -170,8 +170,10 @@ def made_batch(session: Session) -> Batch:
     text = torch.randn(count, tokens, model.text_dim, dtype=model.dtype, device=device)
     stored = config.trajectory.real_probability == 1
     known = stored and config.videos is None
+    ends = clips.clone() if config.aims_at_ends else None
     batch = Batch(
         rows=places,
+        origins=places,
         t_from=torch.full((count,), 499),
         t_to=torch.full((count,), 479),
         guidance=torch.full((count,), config.trajectory.guidance_min),
@@ -182,7 +184,8 @@ def made_batch(session: Session) -> Batch:
         empty=text[:1].clone(),
         real=RealPoints(places, clips, clips if known else None) if stored else None,
         own=None if stored else OwnPoints(places, clips.clone()),
-        asked=None if known else places,
+        ends=ends,
+        asked=None if known or ends is not None else places,
         style=_made_style(session, device) if session.discriminator else None,
     )
     return to_device(batch, device)

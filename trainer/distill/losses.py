@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ..adversarial.augment import AugmentDraws, apply_augment
+from ..adversarial.augment import apply_augment
 from ..adversarial.features import FeatureNetwork
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import frozen, generator_loss
 from ..motion.learned import MotionRepresentation
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
-from ..settings.method import MotionConfig
+from ..settings.method import AdversarialConfig, MotionConfig
+from .batch import StyleBatch
 from .points import Points
 
 ANCHOR_POOL = 2
@@ -40,13 +42,14 @@ class StyleLoss:
     total: Tensor
     adversarial: Tensor
     caption: Tensor
+    content: Tensor
     features: tuple[Tensor, ...]
 
 
 def motion_losses(
     prediction: Tensor, points: Points, representation: MotionRepresentation, config: MotionConfig
 ) -> MotionLoss:
-    """Disentangled consistency (paper, eq. 6) and the terms that keep content, in fp32.
+    """The motion loss (paper, eq. 6) and the terms that keep content, in fp32.
 
     ``prediction`` (B, C, F, h, w) is ``f(z_t)`` of the student with gradients. A term of weight 0
     is not computed.
@@ -84,32 +87,52 @@ def pick_frames(latents: Tensor, frames: Tensor) -> Tensor:
 
 def style_losses(
     prediction: Tensor,
-    frames: Tensor,
-    draws: AugmentDraws,
+    target: Tensor,
+    batch: StyleBatch,
     decode: Callable[[Tensor], Tensor],
     features: FeatureNetwork,
     discriminator: Discriminator,
-    text: Tensor,
-    captions: Sequence[str] | None,
-    kind: str,
-    caption_weight: float,
+    config: AdversarialConfig,
 ) -> StyleLoss:
-    """Adversarial loss of decoded frames (paper, eq. 8), plus the caption loss where the network
-    can read.
+    """Adversarial loss of decoded frames (paper, eq. 8), the content loss, and the caption loss
+    where the network can read.
 
-    ``frames`` (B, K); ``decode`` turns latents (N, C, h, w) into pixels (N, 3, H, W); ``text``
-    (B * K, D) and ``captions`` are those of the frames. The discriminator is frozen here.
+    ``prediction`` and ``target`` (B, C, F, h, w); ``decode`` turns latents (N, C, h, w) into pixels
+    (N, 3, H, W). The discriminator is frozen here. A term of weight 0 is not computed.
     """
-    pixels = decode(pick_frames(prediction, frames))
-    maps = features(apply_augment(pixels, draws))
+    pixels = decode(pick_frames(prediction, batch.frames))
+    maps = features(apply_augment(pixels, batch.augment_fake))
     with frozen(discriminator):
-        adversarial = generator_loss(discriminator(maps, text), kind)
-    caption = prediction.new_zeros(())
-    if caption_weight and captions is not None:
-        scores = features.score_captions(pixels, captions)
+        adversarial = generator_loss(discriminator(maps, batch.text), config.loss)
+    content, caption = prediction.new_zeros(()), prediction.new_zeros(())
+    if config.content_weight:
+        with torch.no_grad():
+            shown = decode(pick_frames(target, batch.frames))
+            wanted = features(apply_augment(shown, batch.augment_fake))
+        content = content_loss(maps, wanted).mean()
+    if config.caption_weight:
+        scores = features.score_captions(pixels, batch.captions)
         caption = caption if scores is None else scores.mean()
-    total = adversarial + caption_weight * caption
-    return StyleLoss(total, adversarial, caption, tuple(m.detach() for m in maps))
+    total = adversarial + config.caption_weight * caption + config.content_weight * content
+    return StyleLoss(total, adversarial, caption, content, tuple(m.detach() for m in maps))
+
+
+def content_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """How differently two frames are laid out (N,): 1 - cosine of their deep features, place by
+    place, summed over the deeper half of the maps (N, C_i, h_i, w_i).
+
+    Each map is taken against its mean over the frame: what the whole frame has in common is look,
+    what differs from place to place is content.
+    """
+    deep = len(maps) // 2
+    pairs = zip(maps[deep:], wanted[deep:], strict=True)
+    each = [1 - functional.cosine_similarity(_places(a), _places(b), dim=1) for a, b in pairs]
+    return torch.stack([value.mean(dim=1) for value in each]).sum(dim=0)
+
+
+def _places(features: Tensor) -> Tensor:
+    flat = features.float().flatten(2)
+    return flat - flat.mean(dim=2, keepdim=True)
 
 
 def latent_gradient(

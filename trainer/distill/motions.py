@@ -70,8 +70,13 @@ class TrajectoryLibrary:
     def clean(self) -> Tensor:
         return self.states[:, 0]
 
+    @property
+    def noise(self) -> Tensor:
+        """The noise (N, C, F, h, w) that the rollouts began with."""
+        return self.states[:, -1]
+
     def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
-        """Both ends of the step are stored, so neither noise nor the teacher is needed."""
+        """Both sides of the step are stored, so neither noise nor the teacher is needed."""
         rows, level = rows.cpu(), level.cpu()
         return MotionPoints(
             self.states[rows, level + 1].to(noise), self.states[rows, level].to(noise)
@@ -147,7 +152,8 @@ def roll_out(
 
 
 class Replay:
-    """A ring of the student's own earlier predictions (N, C, F, h, w) with their prompt rows.
+    """A ring of the student's own earlier predictions (N, C, F, h, w), each with its prompt row and
+    the row ``origins`` of the motion source whose noise it goes back to.
 
     Part of a checkpoint.
     """
@@ -155,37 +161,40 @@ class Replay:
     def __init__(self, capacity: int, shape: tuple[int, int, int, int]):
         self.clips = torch.zeros(capacity, *shape, dtype=torch.float16)
         self.prompts = torch.zeros(capacity, dtype=torch.long)
+        self.origins = torch.zeros(capacity, dtype=torch.long)
         self.written = 0
 
     def __len__(self) -> int:
         return min(self.written, len(self.clips))
 
-    def add(self, clips: Tensor, prompts: Tensor) -> None:
+    def add(self, clips: Tensor, prompts: Tensor, origins: Tensor) -> None:
         """Store ``clips`` (B, C, F, h, w) over the oldest ones.
 
         A clip that is not finite is left out.
         """
-        for clip, prompt in zip(clips.detach().half().cpu(), prompts.tolist(), strict=True):
+        for clip, prompt, origin in zip(clips.detach().half().cpu(), prompts, origins, strict=True):
             if clip.isfinite().all():
-                self.clips[self.written % len(self.clips)] = clip
-                self.prompts[self.written % len(self.clips)] = prompt
+                place = self.written % len(self.clips)
+                self.clips[place], self.prompts[place], self.origins[place] = clip, prompt, origin
                 self.written += 1
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips (B, C, F, h, w) in fp32 and prompt rows (B,) of ``rows`` (B,)."""
-        return self.clips[rows].float(), self.prompts[rows]
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips (B, C, F, h, w) in fp32, prompt rows (B,) and origins (B,) of ``rows`` (B,)."""
+        return self.clips[rows].float(), self.prompts[rows], self.origins[rows]
 
     def state_dict(self) -> dict[str, Tensor]:
         written = torch.tensor(self.written)
-        return {"clips": self.clips, "prompts": self.prompts, "written": written}
+        stored = {"clips": self.clips, "prompts": self.prompts, "origins": self.origins}
+        return {**stored, "written": written}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state["clips"].shape != self.clips.shape:
+        if state["clips"].shape != self.clips.shape or "origins" not in state:
             raise ValueError(
-                f"The stored predictions have the shape {tuple(state['clips'].shape)}, this run "
-                "needs "
-                f"{tuple(self.clips.shape)}; resume with the run's own config."
+                f"The stored predictions have the shape {tuple(state['clips'].shape)} or were "
+                f"written by an older version; this run needs {tuple(self.clips.shape)} with "
+                "origins. Resume with the run's own config and version, or start a new run."
             )
         self.clips.copy_(state["clips"])
         self.prompts.copy_(state["prompts"])
+        self.origins.copy_(state["origins"])
         self.written = int(state["written"])

@@ -15,9 +15,10 @@ from .student import Student
 class Points:
     """One batch of trajectory points, everything that needs no gradient already computed.
 
-    ``latents`` (B, C, F, h, w) at ``t_from`` (B,); ``target`` the stop-gradient target
-    ``f(z_{t_to})``; ``earlier`` the prediction that a replayed point was made from, with
-    ``anchored`` (B,) 1 where it counts; ``rows`` (B,) prompt rows.
+    ``latents`` (B, C, F, h, w) at ``t_from`` (B,); ``target`` (B, C, F, h, w) the end of the
+    teacher's trajectory, or the stop-gradient target ``f(z_{t_to})``; ``earlier`` the prediction
+    that a replayed point was made from, with ``anchored`` (B,) 1 where it counts; ``rows`` (B,)
+    prompt rows.
     """
 
     latents: Tensor
@@ -31,10 +32,10 @@ class Points:
 
 @torch.no_grad()
 def trajectory_points(student: Student, batch: Batch) -> Points:
-    """Points from real trajectories, new predictions and stored predictions, with their consistency
-    targets.
+    """Points from real trajectories, new predictions and stored predictions, with what their motion
+    is compared with.
     """
-    earlier, following = batch.earlier, torch.zeros_like(batch.noise)
+    earlier = batch.earlier
     if batch.own is not None:
         text = batch.text.index_select(0, batch.own.places)
         made = student.generate(batch.own.start, text)
@@ -42,8 +43,15 @@ def trajectory_points(student: Student, batch: Batch) -> Points:
     latents = student.model.schedule.add_noise(earlier, batch.noise, batch.t_from)
     if batch.real is not None:
         latents = latents.index_copy(0, batch.real.places, batch.real.latents)
-        if batch.real.next is not None:
-            following = following.index_copy(0, batch.real.places, batch.real.next)
+    target = _consistency_target(student, batch, latents) if batch.ends is None else batch.ends
+    return Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored, batch.rows)
+
+
+def _consistency_target(student: Student, batch: Batch, latents: Tensor) -> Tensor:
+    """``f(z_{t_to})`` of the student (paper, eq. 3), one teacher step on from ``latents``."""
+    following = torch.zeros_like(latents)
+    if batch.real is not None and batch.real.next is not None:
+        following = following.index_copy(0, batch.real.places, batch.real.next)
     if batch.asked is not None:
         stepped = student.teacher_step(
             latents.index_select(0, batch.asked),
@@ -54,5 +62,4 @@ def trajectory_points(student: Student, batch: Batch) -> Points:
             batch.guidance.index_select(0, batch.asked),
         )
         following = following.index_copy(0, batch.asked, stepped)
-    target = student.target(following, batch.t_to, batch.text)
-    return Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored, batch.rows)
+    return student.target(following, batch.t_to, batch.text)

@@ -24,7 +24,7 @@ from .checkpointing import compile_blocks, enable_checkpointing
 from .decoding import FrameDecoder
 from .ema import ParameterEma
 from .frames import RealFrames
-from .motions import MotionSource, Replay
+from .motions import MotionSource, Replay, TrajectoryLibrary
 from .optimizers import build_optimizer
 from .precision import (
     base_dtype,
@@ -73,6 +73,12 @@ class Session:
     @property
     def model(self) -> VideoModel:
         return self.student.model
+
+    @property
+    def library(self) -> TrajectoryLibrary | None:
+        """The teacher's rollouts if the motion loss aims at their ends, else None."""
+        found = self.motions if self.config.aims_at_ends else None
+        return found if isinstance(found, TrajectoryLibrary) else None
 
     @property
     def parameters(self) -> list[nn.Parameter]:

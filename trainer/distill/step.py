@@ -23,12 +23,13 @@ from .session import Session
 @dataclass(frozen=True)
 class Outcome:
     """Scalars to log by name, and the student's ``prediction`` (B, C, F, h, w), all detached and on
-    the device; ``rows`` (B,) are the prompt rows.
+    the device; ``rows`` (B,) of prompts and ``origins`` (B,) in the motion source.
     """
 
     logs: dict[str, Tensor]
     prediction: Tensor
     rows: Tensor
+    origins: Tensor
 
 
 def gradients(session: Session, batch: Batch, share: float) -> Outcome:
@@ -39,31 +40,22 @@ def gradients(session: Session, batch: Batch, share: float) -> Outcome:
     points = trajectory_points(s.student, batch)
     prediction = s.student.predict(points.latents, points.t_from, points.text)
     motion = motion_losses(prediction, points, s.representation, s.config.motion)
-    style = None if batch.style is None else _style(s, prediction, batch.style)
+    style = None if batch.style is None else _style(s, prediction, points.target, batch.style)
     logs = _motion_logs(s, motion, points)
     if style is not None:
-        logs |= {"adversarial": style.adversarial, "caption": style.caption}
+        logs |= {name: getattr(style, name) for name in ("adversarial", "caption", "content")}
     features = () if style is None else style.features
     weight = _backward(s, prediction, motion, style, share)
     if batch.style is not None:
         logs |= {"style_weight": weight} | _judge_logs(judge(s, batch.style, features, share))
     detached = {name: value.detach().float() for name, value in logs.items()}
-    return Outcome(detached, prediction.detach(), points.rows)
+    return Outcome(detached, prediction.detach(), batch.rows, batch.origins)
 
 
-def _style(s: Session, prediction: Tensor, batch: StyleBatch) -> StyleLoss:
+def _style(s: Session, prediction: Tensor, target: Tensor, batch: StyleBatch) -> StyleLoss:
     assert s.features is not None and s.discriminator is not None
     return style_losses(
-        prediction,
-        batch.frames,
-        batch.augment_fake,
-        s.decoder,
-        s.features,
-        s.discriminator,
-        batch.text,
-        batch.captions,
-        s.config.adversarial.loss,
-        s.config.adversarial.caption_weight,
+        prediction, target, batch, s.decoder, s.features, s.discriminator, s.config.adversarial
     )
 
 

@@ -64,6 +64,14 @@ class TrajectoryConfig(Part):
         description="Share of the student's own points that come from stored earlier predictions "
         "instead of a new one. High values cure the wash-out at 4 and 8 steps.",
     )
+    real_min_timestep: int = Field(
+        default=800,
+        ge=0,
+        le=999,
+        description="Points on the teacher's trajectory lie at this timestep or above. Below, they "
+        "show the base model's look, which few-step sampling in a style never meets. Counts with "
+        "`motion.target` endpoint.",
+    )
     few_step_bias: float = Field(
         default=0.7,
         ge=0.0,
@@ -82,11 +90,18 @@ class TrajectoryConfig(Part):
 
 
 class MotionConfig(Part):
-    """The consistency loss on motion, and the terms that hold colour and movement."""
+    """The loss on motion, and the terms that hold colour and movement."""
 
+    target: Literal["endpoint", "consistency"] = Field(
+        default="endpoint",
+        description="What motion is compared with: endpoint, the clip at which the teacher's "
+        "stored trajectory ends and which stays as it is; or consistency, the student's own "
+        "prediction one teacher step on (the paper), which moves with the student. Videos have no "
+        "stored trajectory and always use consistency.",
+    )
     representation: Representation = Field(
         default="diff",
-        description="What the consistency loss compares: raw latents (plain LCM), frame "
+        description="What the motion loss compares: raw latents (plain LCM), frame "
         "differences, frequency bands, correlations of frames, or a learned head (the"
         " paper).",
     )
@@ -101,7 +116,7 @@ class MotionConfig(Part):
         description="Where the Huber loss turns from square to linear, in latent units.",
     )
     weight: float = Field(
-        default=1.0, ge=0.0, le=100.0, description="Weight of the motion consistency loss."
+        default=1.0, ge=0.0, le=100.0, description="Weight of the motion loss."
     )
     energy_weight: float = Field(
         default=0.2,
@@ -111,11 +126,11 @@ class MotionConfig(Part):
         "colours. Raise it when clips stand still. 0 turns it off.",
     )
     anchor_weight: float = Field(
-        default=0.05,
+        default=0.0,
         ge=0.0,
         le=10.0,
-        description="Weight of the low-pass anchor to the consistency target. Raise it when "
-        "colours of the prompt are lost; too high keeps the teacher's look. 0 turns "
+        description="Weight of the low-pass anchor to the motion target. 0.05 helps when colours "
+        "of the prompt are lost; it also keeps the teacher's look, watermarks included. 0 turns "
         "it off.",
     )
     self_anchor_weight: float = Field(
@@ -148,7 +163,7 @@ class AdversarialConfig(Part):
     weight_mode: Literal["gradient_ratio", "fixed"] = Field(
         default="gradient_ratio",
         description="gradient_ratio keeps the adversary's push at `adversarial.ratio` of the "
-        "consistency loss's; fixed uses `adversarial.weight` as it is (the paper).",
+        "motion loss's; fixed uses `adversarial.weight` as it is (the paper).",
     )
     weight: float = Field(
         default=1.0,
@@ -161,7 +176,7 @@ class AdversarialConfig(Part):
         default=1.75,
         ge=0.0,
         le=20.0,
-        description="rho: gradient of the adversary over that of consistency. Raise it (2.5) for "
+        description="rho: gradient of the adversary over that of the motion loss. Raise it for "
         "more style, lower it for more motion.",
     )
     ratio_ema: float = Field(
@@ -184,6 +199,14 @@ class AdversarialConfig(Part):
         le=10.0,
         description="Weight of the caption loss of a frozen frame network. Raise it when the "
         "prompt's colours or things are lost. 0 turns it off.",
+    )
+    content_weight: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=100.0,
+        description="Weight of the content loss: what is where in a frame, seen in the deep maps "
+        "of the feature network, shall be as in the motion target's frame. Raise it when things "
+        "lose their shape, lower it when the style does not come through. 0 turns it off.",
     )
     r1_weight: float = Field(
         default=0.0,

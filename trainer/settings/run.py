@@ -325,6 +325,11 @@ class TrainConfig(Part):
         default_factory=CheckpointConfig, description="Checkpoints"
     )
 
+    @property
+    def aims_at_ends(self) -> bool:
+        """Whether motion is compared with the ends of the teacher's stored trajectories."""
+        return self.motion.target == "endpoint" and self.videos is None
+
     @model_validator(mode="after")
     def _frames_fit(self) -> TrainConfig:
         if self.data.frames is not None and self.data.frames_per_clip > self.data.frames:
