@@ -109,6 +109,7 @@ class Setting:
                 "adversarial.weight_mode": "fixed",
                 "adversarial.content_weight": 0.0,
                 "motion.target": "consistency",
+                "trajectory.snr_power": 0.0,
                 "hardware.device": self.device,
                 "hardware.precision": self.precision,
                 "hardware.gradient_checkpointing": checkpointing,

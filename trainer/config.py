@@ -29,6 +29,7 @@ from .settings import Part, TrainConfig
 
 _OFF_EXTRAS: dict[str, Any] = {
     "trajectory.real_min_timestep": 0,
+    "trajectory.snr_power": 0.0,
     "trajectory.replay_probability": 0.0,
     "trajectory.few_step_bias": 0.0,
     "motion.target": "consistency",

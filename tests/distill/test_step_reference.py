@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer.config import load_config
+from trainer.config import load_config, with_overrides
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
 from trainer.distill.losses import motion_losses, pick_frames, style_losses
 from trainer.distill.points import trajectory_points
 from trainer.distill.session import build_session
+from trainer.distill.step import gradients
 from trainer.lora.adapter import adapter_disabled, lora_parameters
 from trainer.runs.guards import NanGuard
 
@@ -159,18 +162,18 @@ def test_losses_equal_their_formulas(session, draws):
     assert float(style.adversarial) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
     assert float(style.content) == pytest.approx(float(np.mean(contents)), rel=1e-4)
     weights = session.config.adversarial
-    total = style.adversarial + weights.caption_weight * style.caption + style.content
+    total = style.adversarial + weights.caption_weight * style.caption
+    total = total + weights.content_weight * style.content
     assert float(style.total) == pytest.approx(float(total), rel=1e-5)
 
 
 def naive_content(maps, wanted):
-    """1 - cosine, place by place, of the two deeper maps of one frame less their means."""
+    """1 - cosine of the two deeper maps of one frame, less their means over the frame."""
     total = 0.0
     for a, b in zip(maps[2:], wanted[2:], strict=True):
-        a, b = (m[0].double().flatten(1).T.numpy() for m in (a, b))
-        a, b = a - a.mean(0), b - b.mean(0)
-        cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        total += float((1 - cosines).mean())
+        a, b = (m[0].double().flatten(1).numpy() for m in (a, b))
+        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+        total += 1 - float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
     return total
 
 
@@ -187,6 +190,29 @@ def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(sess
 
     assert content(clip) < 1e-5
     assert content(clip.flip(-1)) > 0.01
+
+
+def test_every_level_moves_the_unet_as_its_power_of_the_snr_says(session, draws):
+    """d x0 / d eps is -sigma / alpha, so with power 1 the gradient at eps has one size."""
+    batch = make_batch(session, draws, 0)
+
+    def gradients_of(power):
+        seen = []
+
+        def keep(module, inputs, out):
+            if out.sample.requires_grad:
+                out.sample.retain_grad()
+                seen.append(out.sample)
+
+        hook = session.model.unet.register_forward_hook(keep)
+        config = with_overrides(session.config, {"trajectory.snr_power": power})
+        gradients(replace(session, config=config), batch, 1.0)
+        hook.remove()
+        return seen[0].grad.flatten(1).norm(dim=1)
+
+    plain, weighted = gradients_of(0.0), gradients_of(0.5)
+    alpha, sigma = session.model.schedule.alpha_sigma(batch.t_from, 1)
+    torch.testing.assert_close(weighted, plain * (alpha / sigma).sqrt(), rtol=0.05, atol=0)
 
 
 def test_a_step_changes_the_adapter_and_nothing_else(session):

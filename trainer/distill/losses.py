@@ -118,21 +118,22 @@ def style_losses(
 
 
 def content_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """How differently two frames are laid out (N,): 1 - cosine of their deep features, place by
-    place, summed over the deeper half of the maps (N, C_i, h_i, w_i).
+    """How differently two frames are laid out (N,): 1 - cosine of their deep features, summed over
+    the deeper half of the maps (N, C_i, h_i, w_i).
 
-    Each map is taken against its mean over the frame: what the whole frame has in common is look,
-    what differs from place to place is content.
+    Each map is taken less its mean over the frame: what a whole frame has in common is look, what
+    stands out somewhere is content. One cosine over all places lets the things that stand out
+    count, and not the texture of a background.
     """
     deep = len(maps) // 2
     pairs = zip(maps[deep:], wanted[deep:], strict=True)
-    each = [1 - functional.cosine_similarity(_places(a), _places(b), dim=1) for a, b in pairs]
-    return torch.stack([value.mean(dim=1) for value in each]).sum(dim=0)
+    each = [functional.cosine_similarity(_layout(a), _layout(b), dim=1) for a, b in pairs]
+    return (1 - torch.stack(each)).sum(dim=0)
 
 
-def _places(features: Tensor) -> Tensor:
-    flat = features.float().flatten(2)
-    return flat - flat.mean(dim=2, keepdim=True)
+def _layout(features: Tensor) -> Tensor:
+    places = features.float().flatten(2)
+    return (places - places.mean(dim=2, keepdim=True)).flatten(1)
 
 
 def latent_gradient(

@@ -45,7 +45,9 @@ def gradients(session: Session, batch: Batch, share: float) -> Outcome:
     if style is not None:
         logs |= {name: getattr(style, name) for name in ("adversarial", "caption", "content")}
     features = () if style is None else style.features
-    weight = _backward(s, prediction, motion, style, share)
+    alpha, sigma = s.model.schedule.alpha_sigma(points.t_from, prediction.ndim)
+    counts = (alpha / sigma) ** s.config.trajectory.snr_power
+    weight = _backward(s, prediction, motion, style, share, counts)
     if batch.style is not None:
         logs |= {"style_weight": weight} | _judge_logs(judge(s, batch.style, features, share))
     detached = {name: value.detach().float() for name, value in logs.items()}
@@ -79,11 +81,16 @@ def _judge_logs(loss: DiscriminatorLoss) -> dict[str, Tensor]:
 
 
 def _backward(
-    s: Session, prediction: Tensor, motion: MotionLoss, style: StyleLoss | None, share: float
+    s: Session,
+    prediction: Tensor,
+    motion: MotionLoss,
+    style: StyleLoss | None,
+    share: float,
+    counts: Tensor,
 ) -> Tensor:
     """Weigh both gradients at the prediction, then one pass through the UNet.
 
-    Returns the style weight.
+    ``counts`` (B, 1, 1, 1, 1) say how much each clip moves the UNet. Returns the style weight.
     """
     head = s.representation.parameters()
     by_motion, by_style, by_head = latent_gradient(
@@ -95,7 +102,7 @@ def _backward(
         if s.config.adversarial.weight_mode == "gradient_ratio":
             weight = s.ratio.update(by_motion, by_style) * s.config.adversarial.weight
         gradient = by_motion + weight * by_style
-    _through_the_unet(s, prediction, gradient * share)
+    _through_the_unet(s, prediction, gradient * counts * share)
     for parameter, value in zip(head, by_head, strict=True):
         _add_gradient(parameter, value * share)
     return weight

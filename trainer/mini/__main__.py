@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--framenet-steps", type=int, default=FRAMENET_STEPS)
     pretrain.add_argument("--judge-steps", type=int, default=JUDGE_STEPS)
-    pretrain.add_argument("--warmstart-steps", type=int, default=450)
+    pretrain.add_argument("--warmstart-steps", type=int, default=600)
     styles = commands.add_parser("styles", help="write the three example style folders again")
     styles.add_argument("--out", type=Path, default=MINI)
     return parser

@@ -72,6 +72,14 @@ class TrajectoryConfig(Part):
         "show the base model's look, which few-step sampling in a style never meets. Counts with "
         "`motion.target` endpoint.",
     )
+    snr_power: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="A point counts (alpha_t / sigma_t) to this power. An error of the predicted "
+        "noise reaches the clip multiplied by sigma_t / alpha_t: with 0 (the paper) the first "
+        "sampling step outweighs the later ones by far, with 1 all count the same.",
+    )
     few_step_bias: float = Field(
         default=0.7,
         ge=0.0,
@@ -119,7 +127,7 @@ class MotionConfig(Part):
         default=1.0, ge=0.0, le=100.0, description="Weight of the motion loss."
     )
     energy_weight: float = Field(
-        default=0.2,
+        default=0.5,
         ge=0.0,
         le=10.0,
         description="Weight of the motion energy term: where the clip moves, whatever its "
@@ -134,7 +142,7 @@ class MotionConfig(Part):
         "it off.",
     )
     self_anchor_weight: float = Field(
-        default=0.25,
+        default=0.1,
         ge=0.0,
         le=10.0,
         description="Weight that keeps replayed predictions where they were, after 2x2 pooling. "
@@ -173,7 +181,7 @@ class AdversarialConfig(Part):
         " turns it off.",
     )
     ratio: float = Field(
-        default=1.75,
+        default=4.0,
         ge=0.0,
         le=20.0,
         description="rho: gradient of the adversary over that of the motion loss. Raise it for "
@@ -201,7 +209,7 @@ class AdversarialConfig(Part):
         "prompt's colours or things are lost. 0 turns it off.",
     )
     content_weight: float = Field(
-        default=1.0,
+        default=0.6,
         ge=0.0,
         le=100.0,
         description="Weight of the content loss: what is where in a frame, seen in the deep maps "
