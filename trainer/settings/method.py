@@ -73,7 +73,7 @@ class TrajectoryConfig(Part):
         "`motion.target` endpoint.",
     )
     snr_power: float = Field(
-        default=0.5,
+        default=0.75,
         ge=0.0,
         le=1.0,
         description="A point counts (alpha_t / sigma_t) to this power. An error of the predicted "
@@ -209,7 +209,7 @@ class AdversarialConfig(Part):
         "prompt's colours or things are lost. 0 turns it off.",
     )
     content_weight: float = Field(
-        default=0.6,
+        default=0.8,
         ge=0.0,
         le=100.0,
         description="Weight of the content loss: what is where in a frame, seen in the deep maps "
