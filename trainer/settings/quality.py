@@ -26,7 +26,7 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
     ),
     "good": QualityPreset(
         "Good",
-        "600 steps: what the demo's numbers were made with, and the place to start.",
+        "600 steps: the place to start. About ten minutes on the mini model.",
         {
             "steps": 600, "preview.every": 50, "checkpoint.every": 100, "data.library_clips": 64,
             "preview.count": 3, "checkpoint.keep": 4,
