@@ -45,7 +45,7 @@ def test_defaults_are_the_recipe() -> None:
     config = load_config(overrides={"model": "no such folder"})
     assert config == with_overrides(TrainConfig(), {"model": "no such folder"})
     assert (config.motion.representation, config.motion.huber_c) == ("diff", 0.05)
-    assert (config.adversarial.weight_mode, config.adversarial.ratio) == ("gradient_ratio", 1.75)
+    assert (config.adversarial.weight_mode, config.adversarial.ratio) == ("gradient_ratio", 4.0)
     assert (config.trajectory.replay_probability, config.lora.rank) == (0.8, 16)
     assert (config.optim.betas, config.preview.steps) == ((0.9, 0.99), (1, 2, 4, 8))
 

@@ -168,12 +168,13 @@ def test_with_little_memory_the_result_is_the_same(native, base, unet, loras, st
     assert model.model.model_lowvram
     low = forward(network)
     model.detach()
-    assert torch.equal(low, full)
-    assert not torch.equal(full, forward(network))
+    # Where weights lie in memory differs, and with it the order in which a kernel adds up.
+    torch.testing.assert_close(low, full, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(full, forward(network), rtol=1e-3, atol=1e-3)
     wanted = merged(unet, loras / "official" / "unet_lora", strength)
     reference = network.__class__.from_config(unet.config)
     reference.load_state_dict(wanted.state_dict())
-    assert torch.equal(forward(reference), full)
+    torch.testing.assert_close(forward(reference), full, rtol=1e-5, atol=1e-6)
 
 
 def test_cores_own_loader_reads_the_trainers_file_to_the_same_weights(native, base, loras):
