@@ -123,9 +123,7 @@ class MotionConfig(Part):
         le=10.0,
         description="Where the Huber loss turns from square to linear, in latent units.",
     )
-    weight: float = Field(
-        default=1.0, ge=0.0, le=100.0, description="Weight of the motion loss."
-    )
+    weight: float = Field(default=1.0, ge=0.0, le=100.0, description="Weight of the motion loss.")
     energy_weight: float = Field(
         default=0.5,
         ge=0.0,
