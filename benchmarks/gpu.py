@@ -1,11 +1,11 @@
 """Full-size training and sampling on a graphics card, with random weights in the published shapes.
 
     python benchmarks/gpu.py --json benchmarks/results/gpu.json      on an NVIDIA card
-    python benchmarks/gpu.py --tiny --json /tmp/gpu.json             the same code, small, anywhere
+    python benchmarks/gpu.py --tiny --json gpu.json                  the same code, small, anywhere
 
-For both families: seconds and memory of a training step (batch 1, LoRA rank 64, all losses, one
-own prediction and one teacher step, optimizer included) with and without each option; beside it
-what `trainer.distill.estimate` foresaw; the share of the card's matrix peak, as model arithmetic
+For both families: seconds and memory of a training step of the recipe (batch 1, LoRA rank 64, all
+losses, one own prediction, optimizer included) with and without each option; beside it what
+`trainer.distill.estimate` foresaw; the share of the card's matrix peak, as model arithmetic
 (recomputed work does not count) over what a large matrix product reaches on the same card; and
 seconds for a clip of 16 frames in 1, 2, 4, 8 steps by the student and 50 guided steps by the
 teacher, decoding included. Weights are random: time and memory do not depend on them.

@@ -61,9 +61,7 @@ class ReferenceDistiller(Distiller):
         prediction = s.student.predict(latents, batch.t_from, batch.text)
         following = self.teacher_step(latents, batch)
         target = s.student.target(following, batch.t_to, batch.text)
-        points = Points(
-            latents, batch.t_from, batch.text, target, earlier, batch.anchored, batch.rows
-        )
+        points = Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored)
         motion = motion_losses(prediction, points, s.representation, s.config.motion)
         style = self._generator_style(prediction, batch.style)
         judged = [(p, p.grad) for p in s.discriminator.parameters()]

@@ -11,7 +11,7 @@ ModelScope at 256 px, since the cost of a step does not depend on what the weigh
 
 Variants: `reference` (its own shape), `ours` (videos encoded once), `library` (teacher rollouts),
 `checkpointing` and `library_checkpointing` (the same with gradient checkpointing), `recipe` (the
-library with the points of the default recipe: most own predictions replayed).
+library with points, target and losses of the default recipe: most own predictions replayed).
 
 `max_loss_difference` is relative, between `ours` and `reference` in fp32, over the consistency,
 energy, adversarial, caption and discriminator losses (`..._as_timed`: where ours decodes in

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from reference_step import ReferenceDistiller
 from torch import Tensor
 
-from trainer.config import TrainConfig, load_config, with_overrides
+from trainer.config import TrainConfig, fields, load_config, with_overrides
 from trainer.distill.distiller import Distiller
 from trainer.distill.draws import TRAJECTORY, Sizes, StepDraws, draw_step
 from trainer.distill.loop import make_accelerator
@@ -36,6 +36,13 @@ from trainer.mini.text import (
 )
 from trainer.runs.guards import NanGuard
 
+COMPARABLE = {
+    "adversarial.weight_mode": "fixed",
+    "adversarial.content_weight": 0.0,
+    "motion.target": "consistency",
+    "trajectory.snr_power": 0.0,
+}
+"""What makes a step equal the reference's; all variants but ``recipe`` have it."""
 IMAGE_SIDE = 64
 REPLAYS = 8
 TRAJECTORY_STEPS = 10
@@ -92,7 +99,7 @@ class Setting:
         return str(Path(self.workspace) / self.model) if stand_in else self.model
 
     def config(self, checkpointing: bool = False) -> TrainConfig:
-        """The recipe's defaults with a fixed style weight, which makes gradients comparable."""
+        """The recipe's defaults, as far as the reference has them too."""
         features = {"adversarial.features": "mini"} if self.model in STAND_INS else {}
         return load_config(
             overrides={
@@ -106,10 +113,7 @@ class Setting:
                 "data.batch_size": self.batch,
                 "data.library_clips": 2,
                 "trajectory.ddim_timesteps": TRAJECTORY_STEPS,
-                "adversarial.weight_mode": "fixed",
-                "adversarial.content_weight": 0.0,
-                "motion.target": "consistency",
-                "trajectory.snr_power": 0.0,
+                **COMPARABLE,
                 "hardware.device": self.device,
                 "hardware.precision": self.precision,
                 "hardware.gradient_checkpointing": checkpointing,
@@ -218,8 +222,8 @@ def build_variant(name: str, setting: Setting, shared: dict[str, Session] | None
     if not kind.library:
         session = replace(session, motions=_encoded(session, clips))
     if kind.recipe:
-        ratio = {"adversarial.weight_mode": "gradient_ratio"}
-        session = replace(session, config=with_overrides(session.config, ratio))
+        usual = {record.name: record.default for record in fields() if record.name in COMPARABLE}
+        session = replace(session, config=with_overrides(session.config, usual))
     rounds = balanced_draws(session, setting.repeats, replay=kind.recipe)
     if kind.reference:
         return Variant(name, ReferenceDistiller(session, NanGuard(), clips), rounds)

@@ -333,20 +333,3 @@ def _toml_value(value: Any) -> Any:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write ``config`` to a TOML file in one piece; an older file stays whole if that fails."""
     atomic_write(Path(path), to_toml(config).encode("utf-8"))
-
-
-def config_table() -> str:
-    """All settings as a Markdown table."""
-    rows = ["| Setting | Default | Allowed | Meaning |", "|---|---|---|---|"]
-    for record in fields():
-        default = "not set" if record.default is None else f"`{_shown(record.default)}`"
-        rows.append(f"| `{record.name}` | {default} | {record.allowed} | {record.help} |")
-    return "\n".join(rows) + "\n"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(str(item) for item in value)}]"
-    return str(value) or '""'

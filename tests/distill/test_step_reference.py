@@ -14,6 +14,7 @@ from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
 from trainer.distill.losses import motion_losses, pick_frames, style_losses
+from trainer.distill.motions import Replay
 from trainer.distill.points import trajectory_points
 from trainer.distill.session import build_session
 from trainer.distill.step import gradients
@@ -122,11 +123,12 @@ def relative(a, b):
 
 @torch.no_grad()
 def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
-    points = trajectory_points(session.student, make_batch(session, draws, 0))
+    batch = make_batch(session, draws, 0)
+    points = trajectory_points(session.student, batch)
     predicted = session.student.predict(points.latents, points.t_from, points.text)
     for row in range(len(draws.source)):
         z, target, prediction, prompt = naive_point(session, draws, row)
-        assert int(points.rows[row]) == prompt
+        assert int(batch.rows[row]) == prompt
         assert relative(points.latents[row], z) < 1e-5
         assert relative(points.target[row], target) < 1e-5
         assert relative(predicted[row], prediction) < 1e-5
@@ -134,7 +136,8 @@ def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
 
 @torch.no_grad()
 def test_losses_equal_their_formulas(session, draws):
-    points = trajectory_points(session.student, make_batch(session, draws, 0))
+    batch = make_batch(session, draws, 0)
+    points = trajectory_points(session.student, batch)
     predicted = session.student.predict(points.latents, points.t_from, points.text)
     motion = motion_losses(predicted, points, session.representation, session.config.motion)
     c = session.config.motion.huber_c
@@ -143,7 +146,6 @@ def test_losses_equal_their_formulas(session, draws):
         float((((p - q) ** 2 + c**2).sqrt() - c).mean()), rel=1e-5
     )
 
-    batch = make_batch(session, draws, 0)
     style = style_losses(
         predicted, points.target, batch.style, session.decoder, session.features,
         session.discriminator, session.config.adversarial,
@@ -237,3 +239,16 @@ def test_pick_frames_takes_the_drawn_frames_clip_by_clip():
     picked = pick_frames(clips, torch.tensor([[0, 4], [2, 3]]))
     expected = [clips[0, :, 0], clips[0, :, 4], clips[1, :, 2], clips[1, :, 3]]
     assert torch.equal(picked, torch.stack(expected))
+
+
+def test_predictions_keep_their_origin_through_a_checkpoint():
+    replay, again = Replay(4, (1, 2, 1, 1)), Replay(4, (1, 2, 1, 1))
+    clips = torch.arange(6.0).reshape(6, 1, 1, 1, 1).expand(6, 1, 2, 1, 1)
+    replay.add(clips, torch.arange(6), torch.arange(10, 16))  # a ring: the first two are gone
+    again.load_state_dict(replay.state_dict())
+    taken, prompts, origins = again.take(torch.arange(4))
+    assert taken[:, 0, 0, 0, 0].tolist() == prompts.tolist() == [4, 5, 2, 3]
+    assert origins.tolist() == [14, 15, 12, 13]
+    older = {k: v for k, v in replay.state_dict().items() if k != "origins"}
+    with pytest.raises(ValueError, match="older version"):
+        again.load_state_dict(older)

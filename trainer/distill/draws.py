@@ -116,14 +116,15 @@ def _draw_level(config: TrainConfig, source: Tensor, g: torch.Generator) -> Tens
     where few-step sampling stops, each number of steps as often as the others.
     """
     batch, count = len(source), config.trajectory.ddim_timesteps
-    biased = torch.rand(batch, generator=g) < config.trajectory.few_step_bias
-    which, where, uniform = (torch.rand(batch, generator=g).tolist() for _ in range(3))
+    ranges = [_range(config, kind) for kind in (TRAJECTORY, FRESH, REPLAY)]
+    stops = [_levels(steps, count).tolist() for steps in FEW_STEPS]
+    biased, which, where, uniform = torch.rand(4, batch, generator=g).tolist()
     drawn = []
     for k, kind in enumerate(source.tolist()):
-        low, high = _range(config, kind)
-        tables = [[v for v in _levels(n, count).tolist() if low <= v <= high] for n in FEW_STEPS]
-        tables = [table for table in tables if table]
-        if biased[k] and tables:
+        low, high = ranges[kind]
+        reached = [[stop for stop in row if low <= stop <= high] for row in stops]
+        tables = [row for row in reached if row]
+        if biased[k] < config.trajectory.few_step_bias and tables:
             table = tables[int(which[k] * len(tables))]
             drawn.append(table[int(where[k] * len(table))])
         else:

@@ -17,8 +17,7 @@ class Points:
 
     ``latents`` (B, C, F, h, w) at ``t_from`` (B,); ``target`` (B, C, F, h, w) the end of the
     teacher's trajectory, or the stop-gradient target ``f(z_{t_to})``; ``earlier`` the prediction
-    that a replayed point was made from, with ``anchored`` (B,) 1 where it counts; ``rows`` (B,)
-    prompt rows.
+    that a replayed point was made from, with ``anchored`` (B,) 1 where it counts.
     """
 
     latents: Tensor
@@ -27,7 +26,6 @@ class Points:
     target: Tensor
     earlier: Tensor
     anchored: Tensor
-    rows: Tensor
 
 
 @torch.no_grad()
@@ -44,7 +42,7 @@ def trajectory_points(student: Student, batch: Batch) -> Points:
     if batch.real is not None:
         latents = latents.index_copy(0, batch.real.places, batch.real.latents)
     target = _consistency_target(student, batch, latents) if batch.ends is None else batch.ends
-    return Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored, batch.rows)
+    return Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored)
 
 
 def _consistency_target(student: Student, batch: Batch, latents: Tensor) -> Tensor:

@@ -59,7 +59,6 @@ class Sampled(Protocol):
     """What a preview is made with: a training session, or a model with a stored adapter."""
 
     config: TrainConfig
-    accelerator: Any
     ema: Any
     height: int
     width: int
@@ -152,16 +151,15 @@ class Previewer:
     def _clips(self, sampler: str, steps: int, **options: Any) -> np.ndarray:
         s = self.session
         size = (s.latent_shape[1], s.height, s.width)
-        with s.accelerator.autocast():
-            clips = generate_clips(
-                s.model,
-                self.prompts,
-                sampler=sampler,
-                steps=steps,
-                seed=self.seed,
-                size=size,
-                **options,
-            )
+        clips = generate_clips(
+            s.model,
+            self.prompts,
+            sampler=sampler,
+            steps=steps,
+            seed=self.seed,
+            size=size,
+            **options,
+        )
         return as_frames(clips)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from ..config import TrainConfig, with_overrides
 from ..data.images import ImageSet, scan_images
@@ -33,7 +32,6 @@ class StoredStudent:
     run: Run
     step: int
     config: TrainConfig
-    accelerator: Accelerator
     model: VideoModel
     ema: ParameterEma
     prompts: PromptSet
@@ -69,8 +67,7 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     """The student of a checkpoint, on the run's device. Raises what loading its parts raises."""
     config = run.config()
     found = load_checkpoint(checkpoint_folder(run, step))
-    accelerator = make_accelerator(config)
-    device = accelerator.device
+    device = make_accelerator(config).device
     model = load_model(
         config.model,
         base_dtype(config.hardware.precision, device),
@@ -91,7 +88,6 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
         run=run,
         step=found.step,
         config=config,
-        accelerator=accelerator,
         model=model,
         ema=ema,
         prompts=prompts,

@@ -41,7 +41,8 @@ class TrajectoryConfig(Part):
         default=5.0,
         ge=0.0,
         le=30.0,
-        description="Lowest teacher guidance w that is drawn (a CFG scale of w + 1).",
+        description="Lowest teacher guidance w that is drawn (a CFG scale of w + 1). Counts with "
+        "`motion.target` consistency; stored trajectories have `data.library_guidance`.",
     )
     guidance_max: float = Field(
         default=15.0,
