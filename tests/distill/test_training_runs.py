@@ -187,19 +187,46 @@ def test_checkpoints_hold_everything_and_old_ones_go(straight):
     assert latest_checkpoint(straight).name == "step-000006"
 
 
-def test_two_processes_train_one_run(tiny_model, style_images, tmp_path):
-    path = tmp_path / "two"
-    values = settings(tiny_model, style_images, path, **{"steps": 2})
+def in_two_processes(values: dict) -> subprocess.Popen:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    done = subprocess.run(
+    return subprocess.Popen(
         [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m",
          *train_command(values)[2:]],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_processes_train_one_run(tiny_model, style_images, tmp_path):
+    path = tmp_path / "two"
+    process = in_two_processes(settings(tiny_model, style_images, path, **{"steps": 2}))
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors[-2000:]
     run = Run.open(path)
     assert read_state(run).status == "finished"
     assert [e["step"] for e in read_events(run.events_path, "step")] == [1, 2]
+
+
+@pytest.mark.parametrize("ending", ["finished", "stopped"])
+def test_two_processes_end_after_the_same_step(tiny_model, style_images, tmp_path, ending):
+    """Each has its own clock and looks for the stop file at its own time."""
+    more = {"steps": 100_000} | ({"minutes": 0.05} if ending == "finished" else {})
+    process = in_two_processes(settings(tiny_model, style_images, tmp_path / "two", **more))
+    if ending == "stopped":
+        wait_for_steps(process, tmp_path / "two", 3)
+        Run.open(tmp_path / "two").request_stop()
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors[-2000:]
+    assert read_state(Run.open(tmp_path / "two")).status == ending
+
+
+def test_the_cosine_schedule_ends_with_the_time_budget(tiny_model, style_images, tmp_path):
+    more = {"steps": 100_000, "minutes": 0.05, "optim.schedule": "cosine", "optim.warmup_steps": 0}
+    values = settings(tiny_model, style_images, tmp_path / "timed", **more)
+    run = Run.create(tmp_path / "timed", load_config(overrides=values))
+    assert train(run).status == "finished"
+    rates = [event["lr"] for event in read_events(run.events_path, "step")]
+    assert len(rates) > 3 and rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(1e-4) and rates[-1] < 0.5e-4
 
 
 def test_gradient_checkpointing_gives_the_same_run(straight, tiny_model, style_images, tmp_path):

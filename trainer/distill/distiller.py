@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +36,13 @@ class Distiller:
         self.session = session
         self.guard = guard
 
-    def step(self, step: int) -> StepReport:
-        """Optimizer step ``step`` (from 0).
+    def step(self, step: int, done: float = 0.0) -> StepReport:
+        """Optimizer step ``step`` (from 0) of a run of which the share ``done`` (0 to 1) is over.
 
         Gradients of all its micro-batches, the NaN check, both updates.
         """
         s = self.session
-        self._set_learning_rates(step)
+        self._set_learning_rates(step, done)
         for optimizer in (s.optimizer, s.discriminator_optimizer):
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
@@ -99,12 +100,11 @@ class Distiller:
             parameter.grad = flat[start : start + grad.numel()].view_as(grad).clone()
             start += grad.numel()
 
-    def _set_learning_rates(self, step: int) -> None:
+    def _set_learning_rates(self, step: int, done: float) -> None:
         s, optim = self.session, self.session.config.optim
         factor = min(1.0, (step + 1) / max(optim.warmup_steps, 1))
         if optim.schedule == "cosine":
-            done = torch.tensor(min(step / max(s.config.steps, 1), 1.0) * torch.pi)
-            factor *= float(0.5 * (1 + done.cos()))
+            factor *= 0.5 * (1 + math.cos(math.pi * done))
         for group, base in zip(
             s.optimizer.param_groups, (optim.lr, s.config.motion.head_lr), strict=False
         ):

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig
@@ -45,6 +46,7 @@ class Loop:
     state: RunState
     step: int = 0
     trained_seconds: float = 0.0
+    stopping: bool = False
     _state_written: float = field(default=0.0, repr=False)
 
     def resume(self) -> None:
@@ -67,7 +69,7 @@ class Loop:
         with Progress(self.config.steps, self.run.name, self.step, log=self.log) as progress:
             while not self._is_over():
                 begun = time.monotonic()
-                report = self.distiller.step(self.step)
+                report = self.distiller.step(self.step, self.done)
                 self.step += 1
                 self.trained_seconds += time.monotonic() - begun
                 shown = {k: report.values[k] for k in BAR_VALUES if k in report.values}
@@ -75,8 +77,9 @@ class Loop:
                 self._follow_the_clock(progress)
                 self._record(report, progress)
                 self._occasionally()
-        if self.stop.requested:
-            self.log(f"Stopping at step {self.step} ({self.stop.reason}): saving and exporting.")
+        if self.stopping:
+            reason = self.stop.reason or "another process was asked to"
+            self.log(f"Stopping at step {self.step} ({reason}): saving and exporting.")
             return "stopped"
         return "finished"
 
@@ -88,11 +91,27 @@ class Loop:
         fitting = self.step + int(left / progress.seconds_per_step)
         progress.set_total(min(self.config.steps, max(fitting, self.step)))
 
+    @property
+    def done(self) -> float:
+        """Share of the run that is over, by its steps or its time, whichever is further: 0 to 1."""
+        minutes, by_steps = self.config.minutes, self.step / self.config.steps
+        by_time = 0.0 if minutes is None else self.trained_seconds / (60 * minutes)
+        return min(max(by_steps, by_time), 1.0)
+
     def _is_over(self) -> bool:
-        if self.step >= self.config.steps or self.stop.requested:
-            return True
-        minutes = self.config.minutes
-        return minutes is not None and self.trained_seconds >= 60 * minutes
+        self._agree()
+        return self.stopping or self.done >= 1
+
+    def _agree(self) -> None:
+        """Bring all processes to one clock and one mind about stopping.
+
+        One that left alone would leave the others waiting for its gradients.
+        """
+        self.stopping, accelerator = self.stop.requested, self.session.accelerator
+        if accelerator.num_processes > 1:
+            mine = torch.tensor([self.stopping, self.trained_seconds], device=accelerator.device)
+            asked, self.trained_seconds = accelerator.reduce(mine, reduction="mean").tolist()
+            self.stopping = asked > 0
 
     def _record(self, report: StepReport, progress: Progress) -> None:
         if not self.session.accelerator.is_main_process:
@@ -112,7 +131,8 @@ class Loop:
 
     def _occasionally(self) -> None:
         """Preview and checkpoint when their turn comes; the end of the run makes its own."""
-        if not self.session.accelerator.is_main_process or self._is_over():
+        over = self.done >= 1 or self.stop.requested
+        if over or not self.session.accelerator.is_main_process:
             return
         every = self.config.preview.every
         if self.run.take_preview_request() or (every and self.step % every == 0):

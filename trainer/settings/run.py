@@ -131,8 +131,8 @@ class OptimConfig(Part):
     warmup_steps: int = Field(default=10, ge=0, le=100_000, description="Steps of linear warm-up.")
     schedule: Literal["constant", "cosine"] = Field(
         default="constant",
-        description="Learning rate after the warm-up; cosine falls to zero at `steps`, whatever "
-        "`minutes` says.",
+        description="Learning rate after the warm-up; cosine falls to zero where the run "
+        "ends, by `steps` or `minutes`.",
     )
     ema_decay: float = Field(
         default=0.95,
