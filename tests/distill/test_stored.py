@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from trainer.cli.main import main
 from trainer.config import load_config
 from trainer.distill.loop import train
-from trainer.distill.stored import checkpoint_steps, export_checkpoint, preview_checkpoint
+from trainer.distill.stored import best_checkpoint, export_checkpoint, preview_checkpoint
 from trainer.lora.files import read_metadata
-from trainer.runs.events import read_events
+from trainer.runs.checkpoints import checkpoint_steps
+from trainer.runs.events import EventLog, read_events
 from trainer.runs.folder import Run, RunError
 
 
@@ -78,3 +79,34 @@ def test_what_is_not_there_is_named(run, tmp_path):
     empty = Run.create(tmp_path / "empty", load_config(overrides={"run": tmp_path / "empty"}))
     with pytest.raises(RunError, match="no checkpoint yet"):
         export_checkpoint(empty)
+
+
+def test_the_best_preview_decides_what_is_exported_and_its_checkpoint_stays(
+    tiny_model, style_images, tmp_path
+):
+    overrides = {
+        "model": str(tiny_model), "images": str(style_images), "run": str(tmp_path / "best"),
+        "steps": 2, "data.library_clips": 2, "data.batch_size": 2, "data.min_side": 16,
+        "trajectory.ddim_timesteps": 8, "lora.rank": 2, "lora.alpha": 2.0, "optim.lr": 0.01,
+        "preview.every": 1, "preview.steps": (1, 2), "preview.teacher_steps": 2,
+        "checkpoint.every": 1, "checkpoint.keep": 1, "hardware.device": "cpu",
+    }  # fmt: skip
+    run = Run.create(tmp_path / "best", load_config(overrides=overrides))
+    assert train(run).status == "finished"
+    with EventLog(run.events_path) as events:  # as good as a preview can be
+        perfect = {"1": 1.0, "2": 1.0}
+        events.append("preview", step=2, motion_kept=perfect, style_reached=perfect)
+    assert main(["resume", str(run.path), "--steps", "5"]) == 0
+    assert checkpoint_steps(run) == [2, 5], "the best one stays beside the one that is kept"
+    assert read_metadata(run.export_path)["ss_steps"] == "2"
+    assert read_events(run.events_path, "export")[-1]["step"] == 2
+    assert "step 2 is exported" in run.log_path.read_text(encoding="utf-8")
+    out = tmp_path / "again.safetensors"
+    assert main(["export", str(run.path), "--checkpoint", "best", "--out", str(out)]) == 0
+    ours, theirs = load_file(out), load_file(run.export_path)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_without_a_scored_preview_there_is_no_best(run):
+    with pytest.raises(RunError, match="measured its style; name a step, one of"):
+        best_checkpoint(Run.create(run.path.with_name("none"), run.config()))

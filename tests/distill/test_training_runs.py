@@ -226,7 +226,7 @@ def test_the_cosine_schedule_ends_with_the_time_budget(tiny_model, style_images,
     assert train(run).status == "finished"
     rates = [event["lr"] for event in read_events(run.events_path, "step")]
     assert len(rates) > 3 and rates == sorted(rates, reverse=True)
-    assert rates[0] == pytest.approx(1e-4) and rates[-1] < 0.5e-4
+    assert rates[0] == run.config().optim.lr and rates[-1] < rates[0] / 2
 
 
 def test_gradient_checkpointing_gives_the_same_run(straight, tiny_model, style_images, tmp_path):

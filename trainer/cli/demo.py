@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from ..config import load_config
     from ..distill.loop import train
     from ..mini.styles import style_folder
+    from ..runs.events import read_events
     from ..runs.folder import Run
 
     images = options.images or style_folder(options.style)
@@ -55,8 +56,8 @@ def run(options: argparse.Namespace) -> int:
     }
     folder = Run.create(path, load_config(overrides=overrides))
     state = train(folder)
-    last = folder.samples / f"step-{state.step:06d}"
-    _present(folder, last)
+    exported = read_events(folder.events_path, "export")[-1]["step"]
+    _present(folder, folder.samples / f"step-{exported:06d}")
     return 0 if state.status in ("finished", "stopped") else 1
 
 
@@ -69,15 +70,15 @@ def _free(path: Path) -> Path:
     return candidate
 
 
-def _present(folder, last: Path) -> None:
+def _present(folder, preview: Path) -> None:
     import shutil
 
     for name in ("grid.webp", "grid.png"):
-        if (last / name).is_file():
-            shutil.copyfile(last / name, folder.path / name.replace("grid", "comparison"))
+        if (preview / name).is_file():
+            shutil.copyfile(preview / name, folder.path / name.replace("grid", "comparison"))
     clip = folder.path / "clip.mp4"
-    if (last / "prompt-1-steps-4.mp4").is_file():
-        shutil.copyfile(last / "prompt-1-steps-4.mp4", clip)
+    if (preview / "prompt-1-steps-4.mp4").is_file():
+        shutil.copyfile(preview / "prompt-1-steps-4.mp4", clip)
     print(
         f"\nLoRA         {folder.export_path}\n"
         f"Clip         {clip} ({PROMPTS[0]!r}, 4 steps)\n"

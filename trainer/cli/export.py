@@ -1,4 +1,6 @@
-"""Write the LoRA of a run's checkpoint: the newest one, or the one with the best previews.
+"""Write the LoRA of a run's checkpoint: the newest, one by its step, or the best.
+
+The best has most motion and style in its preview; the end of a training exports it by itself.
 
   python -m trainer export runs/my-style --checkpoint 300
   python -m trainer export runs/my-style --out ../ComfyUI/models/loras/my-style.safetensors
@@ -14,7 +16,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="its step (the newest)")
+    parser.add_argument(
+        "--checkpoint", type=_step, metavar="STEP", help='its step, or "best" (the newest)'
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -24,12 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace the file at --out")
 
 
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
+
+
 def run(options: argparse.Namespace) -> int:
-    from ..distill.stored import export_checkpoint
+    from ..distill.stored import best_checkpoint, export_checkpoint
     from ..runs.folder import Run
 
     if options.out is not None and options.out.exists() and not options.force:
         raise ValueError(f"{options.out} exists; give another name, or --force to replace it.")
-    made = export_checkpoint(Run.open(options.folder), options.checkpoint, options.out)
+    folder = Run.open(options.folder)
+    step = best_checkpoint(folder) if options.checkpoint == "best" else options.checkpoint
+    made = export_checkpoint(folder, step, options.out)
     print(f"Wrote {made.path} ({made.modules} modules, sha256 {made.sha256}).")
     return 0

@@ -15,8 +15,15 @@ import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig
-from ..runs.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from ..runs.events import EventLog
+from ..runs.best import best_step
+from ..runs.checkpoints import (
+    checkpoint_path,
+    checkpoint_steps,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ..runs.events import EventLog, read_events
 from ..runs.folder import Run, RunError
 from ..runs.guards import NanGuard, StopSignal
 from ..runs.lock import RunLock
@@ -167,9 +174,32 @@ class Loop:
             {"trained_seconds": self.trained_seconds},
             self.config.checkpoint.keep,
             self.distiller.optimizer_states(),
+            self._best(),
         )
         self.distiller.guard.last_checkpoint = saved
         self.events.append("checkpoint", step=self.step, folder=saved.name)
+
+    def _best(self) -> int | None:
+        """Step of the checkpoint whose preview is best, by motion and style together."""
+        previews = read_events(self.run.events_path, "preview")
+        return best_step(previews, checkpoint_steps(self.run))
+
+    def _take_the_best(self) -> int:
+        """Put the averaged adapter of the best checkpoint in place for the export.
+
+        Returns its step: the last one, unless the previews say that an earlier one is better.
+        """
+        best = self._best()
+        if best is None or best == self.step:
+            return self.step
+        found = load_checkpoint(checkpoint_path(self.run, best), self.session.model.device)
+        self.session.ema.load_state_dict(found.tensors["ema"])
+        self.log(
+            f"The previews of step {best} have more motion and style than those of step "
+            f"{self.step}: step {best} is exported. The last one is written by `python -m trainer "
+            f"export {self.run.path} --checkpoint {self.step}`."
+        )
+        return best
 
     def update(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
@@ -182,11 +212,12 @@ class Loop:
             return
         self.update(status="stopping", step=self.step, eta_seconds=None)
         self.checkpoint()
-        folder = self.preview() if self.config.preview.every else None
-        exported = export_run(self.run, self.session, self.step, folder)
-        self.events.append(
-            "export", step=self.step, file=exported.path.name, sha256=exported.sha256
-        )
+        if self.config.preview.every:
+            self.preview()
+        step = self._take_the_best()
+        folder = self.run.samples / f"step-{step:06d}"
+        exported = export_run(self.run, self.session, step, folder)
+        self.events.append("export", step=step, file=exported.path.name, sha256=exported.sha256)
         self.log(f"Exported {exported.path} ({exported.modules} modules, read back and matched).")
         self.update(status=status, step=self.step, message=f"LoRA: {exported.path.name}")
 

@@ -12,8 +12,14 @@ from ..data.images import ImageSet, scan_images
 from ..families import VideoModel, load_model
 from ..lora.adapter import lora_parameters
 from ..lora.export import Exported
-from ..runs.checkpoints import latest_checkpoint, load_checkpoint
-from ..runs.events import EventLog
+from ..runs.best import best_step
+from ..runs.checkpoints import (
+    checkpoint_path,
+    checkpoint_steps,
+    latest_checkpoint,
+    load_checkpoint,
+)
+from ..runs.events import EventLog, read_events
 from ..runs.folder import Run, RunError
 from ..runs.state import read_state
 from .ema import ParameterEma
@@ -45,7 +51,7 @@ class StoredStudent:
 def checkpoint_folder(run: Run, step: int | None = None) -> Path:
     """Folder of the checkpoint after ``step`` steps, or of the newest; `RunError` without one."""
     if step is not None:
-        folder = run.checkpoints / f"step-{step:06d}"
+        folder = checkpoint_path(run, step)
         if folder.is_dir():
             return folder
     newest = latest_checkpoint(run)
@@ -57,10 +63,15 @@ def checkpoint_folder(run: Run, step: int | None = None) -> Path:
     raise RunError(f"{run.name} has no checkpoint of step {step}; there are {steps}.")
 
 
-def checkpoint_steps(run: Run) -> list[int]:
-    """Steps of which there is a checkpoint, in order."""
-    names = [entry.name for entry in run.checkpoints.glob("step-*") if entry.is_dir()]
-    return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+def best_checkpoint(run: Run) -> int:
+    """Step of the checkpoint with most motion and style in its preview; `RunError` without one."""
+    step = best_step(read_events(run.events_path, "preview"), checkpoint_steps(run))
+    if step is None:
+        raise RunError(
+            f"No checkpoint of {run.name} has a preview that measured its style; name a step, one "
+            f"of {', '.join(map(str, checkpoint_steps(run))) or 'none'}."
+        )
+    return step
 
 
 def load_student(run: Run, step: int | None = None) -> StoredStudent:

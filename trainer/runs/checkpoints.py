@@ -53,16 +53,17 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 3,
     torch_state: Mapping[str, Any] | None = None,
+    spare: int | None = None,
 ) -> Path:
     """Save the state after ``step`` steps and return its folder.
 
     ``torch_state`` takes optimizer and generator states: containers of tensors and plain values.
-    The newest ``keep`` checkpoints stay. Later ones than ``step`` are deleted: they belong to a
+    The newest ``keep`` checkpoints stay, and that of step ``spare``. Later ones than ``step`` are deleted: they belong to a
     history that was left by resuming before them. Raises `DiskFullError`, `CheckpointError`.
     """
     if keep < 1 or step < 0:
         raise ValueError(f"`keep`={keep}, `step`={step} is not allowed; use keep >= 1, step >= 0.")
-    target = run.checkpoints / f"step-{step:06d}"
+    target = checkpoint_path(run, step)
     files = _serialise(tensors, state, torch_state or {})
     require_disk(run.checkpoints, sum(len(content) for content in files.values()))
     restore_set_aside(run.checkpoints)
@@ -73,7 +74,7 @@ def save_checkpoint(
             listed[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"format": 1, "step": step, "created": time.time(), "files": listed}
         write_synced(staged / _MANIFEST, json.dumps(manifest, indent=1).encode("utf-8"))
-    _prune(run, step, keep)
+    _prune(run, step, keep, spare)
     return target
 
 
@@ -128,11 +129,21 @@ def _folders(run: Run) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), entry) for match, entry in found if match)
 
 
-def _prune(run: Run, step: int, keep: int) -> None:
+def checkpoint_path(run: Run, step: int) -> Path:
+    """Folder of the checkpoint after ``step`` steps, there or not."""
+    return run.checkpoints / f"step-{step:06d}"
+
+
+def checkpoint_steps(run: Run) -> list[int]:
+    """Steps of all checkpoints in the run folder, ascending, whole or not."""
+    return [step for step, _ in _folders(run)]
+
+
+def _prune(run: Run, step: int, keep: int, spare: int | None) -> None:
     folders = _folders(run)
-    kept = [entry for number, entry in folders if number <= step][-keep:]
-    for _, entry in folders:
-        if entry not in kept:
+    kept = [number for number, _ in folders if number <= step][-keep:]
+    for number, entry in folders:
+        if number not in kept and (number != spare or number > step):
             try:
                 remove_folder(entry)
             except OSError as error:

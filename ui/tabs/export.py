@@ -8,6 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+from trainer.runs.best import best_step
+from trainer.runs.checkpoints import checkpoint_steps
+
 from ..export import copy_to_comfyui, describe, lora_file, lora_files, workflow_file
 from ..site import QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
@@ -77,9 +80,14 @@ class ExportTab:
         )
 
     def _checkpoints(self, moment: Moment) -> Any:
-        steps = [] if moment.status is None else _steps(moment)
-        choices = [(f"step {step}", str(step)) for step in reversed(steps)]
-        return gr.update(choices=[NEWEST, *choices])
+        if moment.status is None:
+            return gr.update(choices=[NEWEST])
+        steps = checkpoint_steps(moment.status.run)
+        best = best_step([e for e in moment.events if e["kind"] == "preview"], steps)
+        labels = {step: f"step {step}" for step in reversed(steps)}
+        if best is not None:
+            labels[best] += ", the best by motion and style"
+        return gr.update(choices=[NEWEST, *((label, str(k)) for k, label in labels.items())])
 
     def _files(self, moment: Moment) -> Any:
         run = None if moment.status is None else moment.status.run
@@ -129,10 +137,3 @@ class ExportTab:
 def _described(path: Path, changed: int) -> tuple[str, Path | None]:
     """Description and workflow file of a LoRA; read again when it has ``changed``."""
     return describe(path), workflow_file(path)
-
-
-def _steps(moment: Moment) -> list[int]:
-    assert moment.status is not None
-    folder = moment.status.run.checkpoints
-    names = [entry.name[5:] for entry in folder.glob("step-*") if entry.is_dir()]
-    return sorted(int(name) for name in names if name.isdecimal())
