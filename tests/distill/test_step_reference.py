@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from trainer.adversarial.content import ContentLoss
 from trainer.config import load_config, with_overrides
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
@@ -148,9 +149,9 @@ def test_losses_equal_their_formulas(session, draws):
 
     style = style_losses(
         predicted, points.target, batch.style, session.decoder, session.features,
-        session.discriminator, session.config.adversarial,
+        session.discriminator, ContentLoss(), session.config.adversarial,
     )  # fmt: skip
-    logits, contents = [], []
+    logits, seen = [], ([], [])
     session.discriminator.eval()
     for row in range(len(predicted)):
         for k, frame in enumerate(draws.frames[row].tolist()):
@@ -159,24 +160,29 @@ def test_losses_equal_their_formulas(session, draws):
                 for clip in (predicted, points.target)
             )
             logits.append(session.discriminator(maps, batch.style.text[2 * row + k][None]))
-            contents.append(naive_content(maps, wanted))
+            for side, deep in zip(seen, (maps, wanted), strict=True):
+                side.append([m[0].double().numpy() for m in deep[2:]])
     session.discriminator.train()
     assert float(style.adversarial) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
-    assert float(style.content) == pytest.approx(float(np.mean(contents)), rel=1e-4)
+    assert float(style.content) == pytest.approx(naive_content(*seen), rel=2e-3), "stored as half"
     weights = session.config.adversarial
     total = style.adversarial + weights.caption_weight * style.caption
     total = total + weights.content_weight * style.content
     assert float(style.total) == pytest.approx(float(total), rel=1e-5)
 
 
-def naive_content(maps, wanted):
-    """1 - cosine of the two deeper maps of one frame, less their means over the frame."""
+def naive_content(ours, wanted):
+    """Mean over frames of 1 - cosine, summed over maps: each map less the average of its side (here
+    the frames of one batch), and less its mean over the frame.
+    """
     total = 0.0
-    for a, b in zip(maps[2:], wanted[2:], strict=True):
-        a, b = (m[0].double().flatten(1).numpy() for m in (a, b))
-        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-        total += 1 - float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
-    return total
+    for level in range(len(ours[0])):
+        a, b = (np.stack([frame[level] for frame in side]) for side in (ours, wanted))
+        a, b = (m - m.mean(0) for m in (a, b))
+        a, b = (m - m.mean((2, 3), keepdims=True) for m in (a, b))
+        for x, y in zip(a, b, strict=True):
+            total += 1 - float((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y))
+    return total / len(ours)
 
 
 @torch.no_grad()
@@ -187,10 +193,10 @@ def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(sess
     def content(prediction):
         return float(style_losses(
             prediction, clip, batch.style, session.decoder, session.features,
-            session.discriminator, session.config.adversarial,
+            session.discriminator, ContentLoss(), session.config.adversarial,
         ).content)  # fmt: skip
 
-    assert content(clip) < 1e-5
+    assert content(clip) < 1e-3
     assert content(clip.flip(-1)) > 0.01
 
 

@@ -46,7 +46,8 @@ class StyleBatch:
 
     ``frames`` (B, K); ``text`` (N, D) and ``captions`` of the student's frames; ``pixels``
     (N, 3, H, W) of real frames with ``real_text`` (N, D), their ``wrong_text`` (N, D) and ``mask``
-    (N,) where it counts; ``r1_weight`` of this step.
+    (N,) where it counts; ``wanted`` maps of the frames that content is compared with, where they
+    are known; ``r1_weight`` of this step.
     """
 
     frames: Tensor
@@ -58,6 +59,7 @@ class StyleBatch:
     mask: Tensor | None
     augment_fake: AugmentDraws
     augment_real: AugmentDraws
+    wanted: list[Tensor] | None
     r1_weight: float
 
 
@@ -114,7 +116,7 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
         own=_own(s, draws, origins),
         ends=None if library is None else library.clean[origins].to(draws.noise),
         asked=_places(~known) if library is None else None,
-        style=_style(s, draws, rows, step),
+        style=_style(s, draws, rows, origins, step),
     )
     return replace(to_device(batch, device), rows=rows, origins=origins)
 
@@ -163,7 +165,9 @@ def _real(s: Session, draws: StepDraws, t_from: Tensor) -> RealPoints | None:
     return RealPoints(places, points.latents, points.next)
 
 
-def _style(s: Session, draws: StepDraws, rows: Tensor, step: int) -> StyleBatch | None:
+def _style(
+    s: Session, draws: StepDraws, rows: Tensor, origins: Tensor, step: int
+) -> StyleBatch | None:
     if s.discriminator is None:
         return None
     options, per_clip = s.config.adversarial, s.config.data.frames_per_clip
@@ -188,6 +192,7 @@ def _style(s: Session, draws: StepDraws, rows: Tensor, step: int) -> StyleBatch 
         mask=mask,
         augment_fake=draws.augment_fake,
         augment_real=draws.augment_real,
+        wanted=None if s.end_maps is None else s.end_maps(origins, draws.frames),
         r1_weight=options.r1_weight if step % options.r1_every == 0 else 0.0,
     )
 
@@ -196,6 +201,8 @@ def to_device(value: Any, device: torch.device | str) -> Any:
     """``value`` with every tensor in it, and in the records inside it, on ``device``."""
     if isinstance(value, Tensor):
         return value.to(device)
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
     if not hasattr(value, "__dataclass_fields__"):
         return value
     moved = {f.name: to_device(getattr(value, f.name), device) for f in fields(value)}

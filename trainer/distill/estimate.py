@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adversarial.augment import draw_augment
+from ..adversarial.content import deeper_half
 from ..config import TrainConfig, with_overrides
 from ..families import VideoModel, load_model
 from .batch import Batch, OwnPoints, RealPoints, StyleBatch, to_device
@@ -139,6 +140,7 @@ def bare_session(
         motions=cast(Any, None),
         frames=cast(Any, None),
         replay=cast(Any, None),
+        end_maps=None,
         latent_shape=shape,
         height=height,
         width=width,
@@ -196,22 +198,34 @@ def _made_style(session: Session, device: torch.device) -> StyleBatch:
     count = data.batch_size * data.frames_per_clip
     text = torch.randn(count, session.model.text_dim, device=device)
     draws = draw_augment(options.augment, count, torch.Generator().manual_seed(0))
+    pixels = torch.rand(count, 3, session.height, session.width, device=device) * 2 - 1
     return StyleBatch(
         frames=torch.arange(data.frames_per_clip).repeat(data.batch_size, 1),
         text=text,
         captions=[""] * count,
-        pixels=torch.rand(count, 3, session.height, session.width, device=device) * 2 - 1,
+        pixels=pixels,
         real_text=text.clone(),
         wrong_text=text.clone() if options.mismatched_captions else None,
         mask=torch.ones(count) if options.mismatched_captions else None,
         augment_fake=draws,
         augment_real=draws,
+        wanted=_made_maps(session, pixels) if session.config.aims_at_ends else None,
         r1_weight=options.r1_weight,
     )
+
+
+@torch.no_grad()
+def _made_maps(session: Session, pixels: Tensor) -> list[Tensor] | None:
+    features = session.features
+    if features is None or not session.config.adversarial.content_weight:
+        return None
+    return [maps.half() for maps in deeper_half(features(pixels))]
 
 
 def _tensors_of(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, list):
+        return [tensor for item in value for tensor in _tensors_of(item)]
     fields = getattr(value, "__dataclass_fields__", {})
     return [tensor for name in fields for tensor in _tensors_of(getattr(value, name))]

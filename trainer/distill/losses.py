@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..adversarial.augment import apply_augment
+from ..adversarial.content import ContentLoss, deeper_half
 from ..adversarial.features import FeatureNetwork
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import frozen, generator_loss
@@ -92,13 +92,15 @@ def style_losses(
     decode: Callable[[Tensor], Tensor],
     features: FeatureNetwork,
     discriminator: Discriminator,
+    content_loss: ContentLoss,
     config: AdversarialConfig,
 ) -> StyleLoss:
     """Adversarial loss of decoded frames (paper, eq. 8), the content loss, and the caption loss
     where the network can read.
 
-    ``prediction`` and ``target`` (B, C, F, h, w); ``decode`` turns latents (N, C, h, w) into pixels
-    (N, 3, H, W). The discriminator is frozen here. A term of weight 0 is not computed.
+    ``prediction`` and ``target`` (B, C, F, h, w), of which the target is decoded only where the
+    batch does not bring its maps; ``decode`` turns latents (N, C, h, w) into pixels (N, 3, H, W).
+    The discriminator is frozen here. A term of weight 0 is not computed.
     """
     pixels = decode(pick_frames(prediction, batch.frames))
     maps = features(apply_augment(pixels, batch.augment_fake))
@@ -106,34 +108,16 @@ def style_losses(
         adversarial = generator_loss(discriminator(maps, batch.text), config.loss)
     content, caption = prediction.new_zeros(()), prediction.new_zeros(())
     if config.content_weight:
-        with torch.no_grad():
-            shown = decode(pick_frames(target, batch.frames))
-            wanted = features(apply_augment(shown, batch.augment_fake))
-        content = content_loss(maps, wanted).mean()
+        wanted = batch.wanted
+        if wanted is None:
+            with torch.no_grad():
+                wanted = deeper_half(features(decode(pick_frames(target, batch.frames))))
+        content = content_loss(deeper_half(features(pixels)), wanted).mean()
     if config.caption_weight:
         scores = features.score_captions(pixels, batch.captions)
         caption = caption if scores is None else scores.mean()
     total = adversarial + config.caption_weight * caption + config.content_weight * content
     return StyleLoss(total, adversarial, caption, content, tuple(m.detach() for m in maps))
-
-
-def content_loss(maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """How differently two frames are laid out (N,): 1 - cosine of their deep features, summed over
-    the deeper half of the maps (N, C_i, h_i, w_i).
-
-    Each map is taken less its mean over the frame: what a whole frame has in common is look, what
-    stands out somewhere is content. One cosine over all places lets the things that stand out
-    count, and not the texture of a background.
-    """
-    deep = len(maps) // 2
-    pairs = zip(maps[deep:], wanted[deep:], strict=True)
-    each = [functional.cosine_similarity(_layout(a), _layout(b), dim=1) for a, b in pairs]
-    return (1 - torch.stack(each)).sum(dim=0)
-
-
-def _layout(features: Tensor) -> Tensor:
-    places = features.float().flatten(2)
-    return (places - places.mean(dim=2, keepdim=True)).flatten(1)
 
 
 def latent_gradient(

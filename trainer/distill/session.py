@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..adversarial.content import ContentLoss
 from ..adversarial.features import FeatureNetwork, build_features
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
@@ -23,6 +24,7 @@ from ..motion.learned import MotionRepresentation, build_representation
 from .checkpointing import compile_blocks, enable_checkpointing
 from .decoding import FrameDecoder
 from .ema import ParameterEma
+from .ends import EndMaps
 from .frames import RealFrames
 from .motions import MotionSource, Replay, TrajectoryLibrary
 from .optimizers import build_optimizer
@@ -48,7 +50,11 @@ REPLAY_CAPACITY = 256
 
 @dataclass
 class Session:
-    """The parts of one run. ``discriminator`` is None when the adversarial weight is 0."""
+    """The parts of one run.
+
+    ``discriminator`` is None when the adversarial weight is 0, ``end_maps`` also when content is
+    not compared with the ends of stored trajectories.
+    """
 
     config: TrainConfig
     accelerator: Accelerator
@@ -62,6 +68,8 @@ class Session:
     features: FeatureNetwork | None
     discriminator: Discriminator | None
     ratio: GradientRatio
+    content: ContentLoss
+    end_maps: EndMaps | None
     optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer | None
     ema: ParameterEma
@@ -111,6 +119,8 @@ def build_session(
     student = build_student(config, model, device, log)
     motions, prompts = load_motions(config, student, prompts, shape, (height, width), log, progress)
     decoder = build_decoder(config, model, device)
+    parts = trained_parts(config, model, device)
+    compared = config.aims_at_ends and config.adversarial.content_weight and parts["features"]
     return Session(
         config=config,
         accelerator=accelerator,
@@ -120,11 +130,12 @@ def build_session(
         motions=motions,
         frames=real_frames(images, motions, decoder, device, prompts),
         replay=Replay(REPLAY_CAPACITY, shape),
+        end_maps=EndMaps(motions.clean, decoder, parts["features"], device) if compared else None,
         latent_shape=shape,
         height=height,
         width=width,
         fps=config.data.fps or model.fps,
-        **trained_parts(config, model, device),
+        **parts,
     )
 
 
@@ -190,6 +201,7 @@ def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) 
         "representation": representation,
         "features": features,
         "discriminator": discriminator,
+        "content": ContentLoss(),
         "ratio": GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema),
         "ema": ParameterEma(
             parameters, config.optim.ema_decay, "cpu" if config.optim.offload else None

@@ -57,7 +57,14 @@ def gradients(session: Session, batch: Batch, share: float) -> Outcome:
 def _style(s: Session, prediction: Tensor, target: Tensor, batch: StyleBatch) -> StyleLoss:
     assert s.features is not None and s.discriminator is not None
     return style_losses(
-        prediction, target, batch, s.decoder, s.features, s.discriminator, s.config.adversarial
+        prediction,
+        target,
+        batch,
+        s.decoder,
+        s.features,
+        s.discriminator,
+        s.content,
+        s.config.adversarial,
     )
 
 

@@ -1,0 +1,59 @@
+"""Feature maps of the frames that the student's content is compared with, each computed once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..adversarial.content import deeper_half
+from ..adversarial.features import FeatureNetwork
+
+KEPT_BYTES = 1 << 30
+
+
+class EndMaps:
+    """The deeper feature maps of ``clips`` (N, C, F, h, w), the ends of the teacher's trajectories.
+
+    A clip is decoded by ``decode`` and looked at when one of its frames is first asked for, whole,
+    so that its maps are the same whatever else is in the batch. They are kept in half precision in
+    main memory, up to `KEPT_BYTES`; beyond that the oldest are dropped and made again.
+    """
+
+    def __init__(
+        self,
+        clips: Tensor,
+        decode: Callable[[Tensor], Tensor],
+        features: FeatureNetwork,
+        device: torch.device,
+    ):
+        self.clips, self.decode, self.features, self.device = clips, decode, features, device
+        self._kept: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, rows: Tensor, frames: Tensor) -> list[Tensor]:
+        """Maps (B * K, C_i, h_i, w_i) on the device of ``frames`` (B, K) of the clips ``rows``
+        (B,), clip by clip.
+        """
+        pairs = zip(rows.tolist(), frames.cpu(), strict=True)
+        each = [[maps[numbers] for maps in self._maps(row)] for row, numbers in pairs]
+        return [torch.cat(maps).to(self.device) for maps in zip(*each, strict=True)]
+
+    def _maps(self, row: int) -> list[Tensor]:
+        if row not in self._kept:
+            self._kept[row] = made = self._look(row)
+            self._bytes += _bytes(made)
+            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= _bytes(self._kept.popitem(last=False)[1])
+        return self._kept[row]
+
+    @torch.no_grad()
+    def _look(self, row: int) -> list[Tensor]:
+        frames = self.clips[row].float().to(self.device).transpose(0, 1)
+        return [maps.half().cpu() for maps in deeper_half(self.features(self.decode(frames)))]
+
+
+def _bytes(maps: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in maps)
