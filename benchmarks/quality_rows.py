@@ -161,8 +161,8 @@ def _packed(watched: tuple[Observation, float]) -> dict[str, torch.Tensor]:
     seen, seconds = watched
     arrays = {"frames": seen.frames, "videos": seen.videos, "flow": seen.flow}
     arrays |= {f"hits.{name}": hits for name, hits in seen.hits.items()}
-    if seen.watermark is not None:
-        arrays["watermark"] = seen.watermark
+    optional = {"watermark": seen.watermark, "clipsim": seen.clipsim}
+    arrays |= {name: array for name, array in optional.items() if array is not None}
     packed = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return packed | {"seconds": torch.tensor([seconds], dtype=torch.float64)}
 

@@ -35,6 +35,7 @@ LABELS = {
     "init_lora": "Start from this LoRA",
     "preset": "Method",
     "data.library_clips": "Teacher clips",
+    "data.library_steps": "Teacher steps",
     "data.library_guidance": "Teacher guidance",
     "data.batch_size": "Clips in a step",
     "data.frames_per_clip": "Frames judged per clip",

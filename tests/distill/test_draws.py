@@ -56,8 +56,17 @@ def timesteps(overrides, *kinds):
 
 
 def test_aiming_at_ends_the_trajectory_gives_the_beginning_and_the_student_the_rest():
-    assert timesteps({}, TRAJECTORY) == set(range(819, 1000, 20))  # 819: the first from 800 on
+    every = {"data.library_steps": 50}
+    assert timesteps(every, TRAJECTORY) == set(range(819, 1000, 20))  # 819: the first from 800 on
     assert timesteps({}, FRESH, REPLAY) == set(range(19, 980, 20))
+
+
+def test_points_lie_where_a_rollout_in_fewer_steps_has_been():
+    assert timesteps({"data.library_steps": 25}, TRAJECTORY) == set(range(839, 1000, 40))
+    assert timesteps({"data.library_steps": 17}, TRAJECTORY) == set(range(839, 1000, 40)), "or more"
+    assert timesteps({"data.library_steps": 10}, TRAJECTORY) == {899, 999}
+    assert timesteps({"data.library_steps": 1}, TRAJECTORY) == {999}
+    assert timesteps({"data.library_steps": 10}, FRESH, REPLAY) == set(range(19, 980, 20))
 
 
 @pytest.mark.parametrize(

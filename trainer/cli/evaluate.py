@@ -2,6 +2,8 @@
 interval.
 
   python -m trainer evaluate --lora ink.safetensors --style my_style --count 64 --json out.json
+  python -m trainer evaluate --model modelscope --lora ink.safetensors --prompts vbench.txt \\
+    --style my_style --videomae videomae-base --clip clip-vit-base-patch32 --videos my_videos
 """
 
 from __future__ import annotations
@@ -43,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", default="auto", help="feature network for models other than mini (auto)"
     )
     parser.add_argument("--features-path", type=Path, metavar="DIR", help="its folder")
+    parser.add_argument(
+        "--videomae", type=Path, metavar="DIR", help="VideoMAE folder for the distances of clips"
+    )
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP folder for CLIPSIM")
+    parser.add_argument(
+        "--videos", type=Path, metavar="DIR", help="real videos to measure the distance to"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
 
 
@@ -71,6 +80,9 @@ def run(options: argparse.Namespace) -> int:
         prompts=options.prompts,
         features=options.features,
         features_path=options.features_path,
+        videomae=options.videomae,
+        clip=options.clip,
+        videos=options.videos,
         progress=progress,
     )
     print(result.text())

@@ -129,7 +129,13 @@ def _draw_level(config: TrainConfig, source: Tensor, g: torch.Generator) -> Tens
             drawn.append(table[int(where[k] * len(table))])
         else:
             drawn.append(low + int(uniform[k] * (high - low + 1)))
-    return torch.tensor(drawn)
+    return torch.where(source == TRAJECTORY, _visited(config, drawn), torch.tensor(drawn))
+
+
+def _visited(config: TrainConfig, levels: list[int]) -> Tensor:
+    """The next place at or above each of ``levels`` at which the teacher's rollout has been."""
+    top, stride = config.trajectory.ddim_timesteps - 1, config.library_stride
+    return torch.tensor([top - (top - level) // stride * stride for level in levels])
 
 
 def _range(config: TrainConfig, source: int) -> tuple[int, int]:

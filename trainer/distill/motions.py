@@ -57,11 +57,13 @@ class MotionSource(Protocol):
 class TrajectoryLibrary:
     """Teacher rollouts.
 
-    ``states`` (N, T + 1, C, F, h, w) fp16, from timestep 0 up to 999; ``prompts`` (N,) rows.
+    ``states`` (N, S + 1, C, F, h, w) fp16, from timestep 0 up to 999; ``prompts`` (N,) rows. Of the
+    T places on the trajectory every ``stride``-th was visited, from the top: all T with 1.
     """
 
     states: Tensor
     prompts: Tensor
+    stride: int = 1
 
     def __len__(self) -> int:
         return len(self.states)
@@ -76,10 +78,13 @@ class TrajectoryLibrary:
         return self.states[:, -1]
 
     def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
-        """Both sides of the step are stored, so neither noise nor the teacher is needed."""
-        rows, level = rows.cpu(), level.cpu()
+        """Both sides of the step are stored, so neither noise nor the teacher is needed.
+
+        With a ``stride`` the step is that much longer, and ``level`` must be a visited place.
+        """
+        rows, place = rows.cpu(), level.cpu() // self.stride
         return MotionPoints(
-            self.states[rows, level + 1].to(noise), self.states[rows, level].to(noise)
+            self.states[rows, place + 1].to(noise), self.states[rows, place].to(noise)
         )
 
 
@@ -114,17 +119,20 @@ def roll_out(
     guidance: float,
     seed: int,
     steps: int,
+    stride: int = 1,
     batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TrajectoryLibrary:
     """Guided DDIM rollouts of the teacher for ``prompts[row]`` of each of ``rows`` (N,).
 
-    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T, ``batch`` the
-    clips of one pass (by `clips_at_once` if not given). ``progress`` is told how many clips are
-    complete. Raises FloatingPointError when the teacher leaves the finite numbers.
+    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T, of which every
+    ``stride``-th is taken, ``batch`` the clips of one pass (by `clips_at_once` if not given).
+    ``progress`` is told how many clips are complete. Raises FloatingPointError when the teacher
+    leaves the finite numbers.
     """
     model, batch = student.model, batch or clips_at_once(shape)
-    timesteps = ddim_timesteps(steps).flip(0).tolist() + [0]
+    timesteps = ddim_timesteps(steps).flip(0)[::stride].tolist() + [0]
+    steps = len(timesteps) - 1
     states = torch.empty(len(rows), steps + 1, *shape, dtype=torch.float16)
     empty = model.encode_text([""])
     for start in range(0, len(rows), batch):
@@ -148,7 +156,7 @@ def roll_out(
             f"The teacher's rollout at guidance {guidance} is not finite; lower "
             "`data.library_guidance` or use fp32."
         )
-    return TrajectoryLibrary(states, rows.clone())
+    return TrajectoryLibrary(states, rows.clone(), stride)
 
 
 class Replay:

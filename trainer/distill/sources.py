@@ -25,7 +25,7 @@ from .motions import EncodedVideos, MotionSource, TrajectoryLibrary, roll_out
 from .prompts import Prompt, PromptSet
 from .student import Student
 
-LIBRARY_VERSION = 1
+LIBRARY_VERSION = 2
 
 Log = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -132,15 +132,16 @@ def _library(
     From the cache, or made now and kept.
     """
     count, guidance = config.data.library_clips, config.data.library_guidance
-    steps = config.trajectory.ddim_timesteps
+    steps, stride = config.trajectory.ddim_timesteps, config.library_stride
     rows = torch.randint(len(prompts), (count,), generator=generator_for(0, count, stream=1))
     if len(prompts) <= count:
         rows = torch.arange(count) % len(prompts)
     cache = ContentCache(config.data.cache)
-    parts = (student.model.base_hash, prompts.hash, str(shape), count, guidance, steps)
+    parts = (student.model.base_hash, prompts.hash, str(shape), count, guidance, steps, stride)
 
     def compute() -> dict[str, Tensor]:
-        log(f"The teacher rolls out {count} clips in {steps} steps, once for every later style.")
+        taken = -(-steps // stride)
+        log(f"The teacher rolls out {count} clips in {taken} steps, once for every later style.")
         library = roll_out(
             student,
             [p.text for p in prompts.prompts],
@@ -149,12 +150,13 @@ def _library(
             guidance=guidance,
             seed=0,
             steps=steps,
+            stride=stride,
             progress=lambda done: progress("trajectory library", done, count),
         )
         return {"states": library.states, "prompts": library.prompts}
 
     stored = cache.fetch(cache.key("library", LIBRARY_VERSION, *parts), compute)
-    return TrajectoryLibrary(stored["states"], stored["prompts"])
+    return TrajectoryLibrary(stored["states"], stored["prompts"], stride)
 
 
 @torch.no_grad()

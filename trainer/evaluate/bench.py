@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.videos import VideoSet, scan_videos
 from ..families.base import VideoModel
 from ..lora.adapter import apply_lora
 from ..lora.formats import LoraFile
@@ -93,6 +94,20 @@ class Bench:
         """Features (M, E) of true clips in ``look``, `TRUE_CLIPS_PER_PROMPT` of each caption."""
         many = self.captions * TRUE_CLIPS_PER_PROMPT
         return self.network.features(as_pixels(true_clips(many, look, self.seed)))[1]
+
+    def real_videos(self, folder: Path) -> np.ndarray:
+        """Features (M, E) of clips of the videos in ``folder``, at the model's frames and size: at
+        least as many as there are captions.
+
+        Errors as ``trainer.data.videos.VideoSet``.
+        """
+        model, batch = self.model, 8
+        found = scan_videos(folder, frames=model.frames, fps=model.fps)
+        videos = VideoSet(found, model.frames, model.fps, model.height, model.width)
+        rng = np.random.default_rng(self.seed)
+        count = -(-max(len(videos), len(self.captions)) // batch)
+        seen = [self.network.features(videos.batch(batch, rng)[0])[1] for _ in range(count)]
+        return np.concatenate(seen)
 
     def style_frames(self, folder: Path) -> np.ndarray:
         """Features (M, D) of the images of a style folder, cropped to the model's frame."""

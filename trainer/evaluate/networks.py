@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,9 @@ class Measuring:
     ``frame_features`` maps (N, 3, H, W) in [-1, 1] to (N, D), ``video_features`` (B, 3, F, H, W) to
     (B, E). Without the latter a clip's features are those of its frames averaged over time, and the
     average size of the change between neighbouring frames: a plain "Frechet-<net>", not FVD.
-    ``judge`` reads captions; it is None where nothing can.
+    ``judge`` reads the captions of the mini world, ``similarity`` maps clips and their N prompts to
+    (N,) of CLIPSIM; each is None where nothing can. ``also`` names the further networks, each with
+    its hash.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Measuring:
     frame_features: Callable[[Tensor], Tensor]
     video_features: Callable[[Tensor], Tensor] | None = None
     judge: Judge | None = None
+    similarity: Callable[[Tensor, Sequence[str]], np.ndarray] | None = None
+    also: tuple[tuple[str, str], ...] = ()
 
     def features(self, clips: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Frame features (B, F, D) and clip features (B, E) of ``clips`` (B, 3, F, H, W)."""

@@ -20,6 +20,7 @@ from .watermark import watermark_score
 LEVEL = 0.95
 MEASURES = (
     *ATTRIBUTES,
+    "clipsim",
     "style_kid",
     "flow",
     "flow_ratio",
@@ -59,7 +60,8 @@ class Observation:
 
     ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels a frame,
     ``hits`` has (N,) of 1, 0 or NaN by attribute (empty where no judge reads captions).
-    ``watermark`` (N,) is the mini world's stamp; None for other models.
+    ``watermark`` (N,) is the mini world's stamp; None for other models. ``clipsim`` (N,) is the
+    similarity of clip and prompt; None without a CLIP.
     """
 
     frames: np.ndarray
@@ -67,6 +69,7 @@ class Observation:
     flow: np.ndarray
     hits: dict[str, np.ndarray]
     watermark: np.ndarray | None = None
+    clipsim: np.ndarray | None = None
 
 
 def observe(clips: Tensor, captions: Sequence[str], network: Measuring) -> Observation:
@@ -76,7 +79,8 @@ def observe(clips: Tensor, captions: Sequence[str], network: Measuring) -> Obser
     frames, videos = network.features(clips)
     shown = as_frames(clips)
     stamp = None if judge is None else watermark_score(shown)
-    return Observation(frames, videos, clip_flow(shown).magnitude, hits, stamp)
+    similar = None if network.similarity is None else network.similarity(clips, captions)
+    return Observation(frames, videos, clip_flow(shown).magnitude, hits, stamp, similar)
 
 
 def measure(seen: Observation, references: References, seed: int) -> dict[str, Any]:
@@ -95,9 +99,9 @@ def measure(seen: Observation, references: References, seed: int) -> dict[str, A
 
     add("flow", lambda rows: float(seen.flow[rows].mean()))
     add("frame_consistency", lambda rows: float(consistency[rows].mean()))
-    stamp = seen.watermark
-    if stamp is not None:
-        add("watermark", lambda rows: float(stamp[rows].mean()))
+    for name, values in (("watermark", seen.watermark), ("clipsim", seen.clipsim)):
+        if values is not None:
+            add(name, partial(_mean, values))
     if references.style_frames is not None:
         add("style_kid", ClipKid(seen.frames, references.style_frames))
     teacher = references.teacher_flow
@@ -107,6 +111,10 @@ def measure(seen: Observation, references: References, seed: int) -> dict[str, A
     for name, other in _video_references(references).items():
         add(name, partial(_video_distance, seen.videos, other))
     return row
+
+
+def _mean(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean())
 
 
 def _accuracies(hits_by_name: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..sheets import Row
 from .bench import SEEDS_PER_RUN, TRUE_CLIPS_PER_PROMPT, Bench, Progress, Sight, machine, merged
 from .distances import RESAMPLES
 from .networks import feature_network, judge_network
+from .published import with_clip, with_videomae
 from .rows import LEVEL, MEASURES, References
 from .truth import bundled_look, draw_prompts
 
@@ -60,8 +61,9 @@ class EvaluationResult:
         table += [[_cell(row, name, intervals) for name in table[0]] for row in lines]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         aligned = ["  ".join(_aligned(cells, widths)).rstrip() for cells in table]
-        features = self.meta.get("features", {})
-        note = f"features: {features.get('name')} sha256 {str(features.get('sha256'))[:12]}"
+        networks = [self.meta.get("features", {}), *self.meta.get("also_features", [])]
+        note = ", ".join(f"{n.get('name')} sha256 {str(n.get('sha256'))[:12]}" for n in networks)
+        note = f"features: {note}"
         return "\n".join([*aligned, f"{note}, {self.meta.get('count')} clips a row"]) + "\n"
 
 
@@ -78,6 +80,9 @@ def evaluate(
     prompts: Path | None = None,
     features: str = "auto",
     features_path: Path | None = None,
+    videomae: Path | None = None,
+    clip: Path | None = None,
+    videos: Path | None = None,
     batch_size: int | None = None,
     examples: int = 4,
     progress: Progress | None = None,
@@ -88,7 +93,9 @@ def evaluate(
     file it is the model as it stands, a LoRA in training included (that is off for the teacher).
     ``style`` is a folder of images. The mini model uses its own captions, judge and true clips;
     any other needs ``prompts``, a text file, and is measured by the feature network ``features``:
-    captions and distances to true clips are then left out.
+    captions and distances to true clips are then left out. ``videomae`` and ``clip`` are folders of
+    such networks for the distances of clips and for CLIPSIM, ``videos`` a folder of real videos to
+    measure the distance to.
 
     Raises ``ValueError`` for too few clips, missing prompts or bad steps, LoraError or DataError
     for a LoRA or folder that cannot be used.
@@ -99,11 +106,15 @@ def evaluate(
     if not steps or min(*steps, teacher_steps) < 1:
         raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
     network = judge_network() if mini else feature_network(features, model.name, features_path)
+    network = network if videomae is None else with_videomae(network, videomae)
+    network = network if clip is None else with_clip(network, clip)
     file = None if lora is None else read_lora(lora, model.unet)
     captions = draw_prompts(count, seed, prompts)
     bench = Bench(model, network, captions, seed, batch_size, progress)
     worlds = _true_worlds(style) if mini and prompts is None else {}
     references, images = _references(bench, style, worlds)
+    if videos is not None:
+        references = replace(references, public_videos=bench.real_videos(videos))
     teacher = bench.watch("teacher", teacher_steps, "ddim", guidance_scale, lora=False)
     rows = [_row("teacher", teacher_steps, bench, teacher, references)]
     rows[0] |= {"flow_ratio": 1.0, "flow_ratio_ci": [1.0, 1.0]}
@@ -119,6 +130,7 @@ def evaluate(
         _row(name, None, bench, bench.watch_true(name, look), references)
         for name, look in worlds.items()
     ]
+    meta["videos"] = None if videos is None else videos.name
     meta["style"] = None if style is None else {"name": style.name, "images": images}
     meta["lora"] = None
     if lora is not None and file is not None:
@@ -170,6 +182,7 @@ def _meta(
     return {
         "model": {"name": model.name, "family": model.family.name, "sha256": model.base_hash},
         "features": {"name": network.name, "sha256": network.hash},
+        "also_features": [{"name": name, "sha256": sha256} for name, sha256 in network.also],
         "count": len(bench.captions),
         "clip": {"frames": model.frames, "height": model.height, "width": model.width},
         "seed": bench.seed,

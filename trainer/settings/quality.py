@@ -28,7 +28,7 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
         "Good",
         "600 steps: the place to start. About ten minutes on the mini model.",
         {
-            "steps": 600, "preview.every": 50, "checkpoint.every": 100, "data.library_clips": 64,
+            "steps": 600, "preview.every": 50, "checkpoint.every": 100, "data.library_clips": 128,
             "preview.count": 3, "checkpoint.keep": 4,
         },
     ),
@@ -37,7 +37,7 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
         "2000 steps and more motion from the teacher: for a style that is worth the wait.",
         {
             "steps": 2000, "preview.every": 100, "checkpoint.every": 200,
-            "data.library_clips": 128, "preview.count": 4, "checkpoint.keep": 6,
+            "data.library_clips": 256, "preview.count": 4, "checkpoint.keep": 6,
         },
     ),
 }  # fmt: skip

@@ -64,11 +64,19 @@ class DataConfig(Part):
         description="Images with a shorter side than this, in pixels, are refused and listed.",
     )
     library_clips: int = Field(
-        default=64,
+        default=128,
         ge=1,
         le=100_000,
         description="Clips in the teacher's trajectory library. Made once and shared by all "
         "styles; more clips follow more prompts, at one full teacher sampling each.",
+    )
+    library_steps: int = Field(
+        default=25,
+        ge=1,
+        le=250,
+        description="Steps in which the library's teacher samples, half as many take half the "
+        "time. At least so many are taken, at most `trajectory.ddim_timesteps`. Counts with "
+        "`motion.target` endpoint; consistency needs every timestep.",
     )
     library_guidance: float = Field(
         default=8.0,
@@ -330,6 +338,13 @@ class TrainConfig(Part):
     def aims_at_ends(self) -> bool:
         """Whether motion is compared with the ends of the teacher's stored trajectories."""
         return self.motion.target == "endpoint" and self.videos is None
+
+    @property
+    def library_stride(self) -> int:
+        """Every how manieth timestep of the trajectory the library's teacher visits."""
+        if not self.aims_at_ends:
+            return 1
+        return max(1, self.trajectory.ddim_timesteps // self.data.library_steps)
 
     @model_validator(mode="after")
     def _frames_fit(self) -> TrainConfig:
