@@ -39,6 +39,7 @@ from trainer.runs.guards import NanGuard
 COMPARABLE = {
     "adversarial.weight_mode": "fixed",
     "adversarial.content_weight": 0.0,
+    "adversarial.statistics_weight": 0.0,
     "motion.target": "consistency",
     "trajectory.snr_power": 0.0,
 }

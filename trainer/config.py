@@ -39,6 +39,7 @@ _OFF_EXTRAS: dict[str, Any] = {
     "adversarial.mismatched_captions": False,
     "adversarial.caption_weight": 0.0,
     "adversarial.content_weight": 0.0,
+    "adversarial.statistics_weight": 0.0,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -55,6 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lora.rank": 64,
         "lora.alpha": 64.0,
         "optim.lr": 5e-6,
+        "optim.schedule": "constant",
     },
     # Latent consistency distillation alone: the baseline, and the warm start that all styles share.
     "lcm": {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer.adversarial.content import ContentLoss
+from trainer.adversarial.statistics import StatisticsLoss
+from trainer.adversarial.terms import FrameTerms
 from trainer.config import load_config, with_overrides
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
@@ -150,7 +151,7 @@ def test_losses_equal_their_formulas(session, draws):
 
     style = style_losses(
         predicted, points.target, batch.style, session.decoder, session.features,
-        session.discriminator, ContentLoss(), session.config.adversarial,
+        session.discriminator, FrameTerms(), session.config.adversarial,
     )  # fmt: skip
     logits, seen = [], ([], [])
     session.discriminator.eval()
@@ -169,6 +170,7 @@ def test_losses_equal_their_formulas(session, draws):
     weights = session.config.adversarial
     total = style.adversarial + weights.caption_weight * style.caption
     total = total + weights.content_weight * style.content
+    total = total + weights.statistics_weight * style.statistics
     assert float(style.total) == pytest.approx(float(total), rel=1e-5)
 
 
@@ -194,11 +196,28 @@ def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(sess
     def content(prediction):
         return float(style_losses(
             prediction, clip, batch.style, session.decoder, session.features,
-            session.discriminator, ContentLoss(), session.config.adversarial,
+            session.discriminator, FrameTerms(), session.config.adversarial,
         ).content)  # fmt: skip
 
     assert content(clip) < 1e-3
     assert content(clip.flip(-1)) > 0.01
+
+
+@torch.no_grad()
+def test_statistics_are_of_plain_frames_and_plain_images(session, draws):
+    batch = make_batch(session, draws, 0)
+    clip = session.motions.clean[batch.origins].float()
+    terms, by_hand = FrameTerms(), StatisticsLoss()
+    frames = session.decoder(pick_frames(clip, batch.style.frames))
+    for _ in range(2):
+        style = style_losses(
+            clip, clip, batch.style, session.decoder, session.features,
+            session.discriminator, terms, session.config.adversarial,
+        )  # fmt: skip
+        sides = (session.features(pixels)[:2] for pixels in (frames, batch.style.pixels))
+        expected = by_hand(*sides)
+    assert float(style.statistics) == pytest.approx(float(expected), rel=1e-5)
+    assert float(style.statistics) > 0.1, "the teacher's frames are not in the style"
 
 
 def test_every_level_moves_the_unet_as_its_power_of_the_snr_says(session, draws):
@@ -215,7 +234,7 @@ def test_every_level_moves_the_unet_as_its_power_of_the_snr_says(session, draws)
 
         hook = session.model.unet.register_forward_hook(keep)
         config = with_overrides(session.config, {"trajectory.snr_power": power})
-        gradients(replace(session, config=config), batch, 1.0)
+        gradients(replace(session, config=config, terms=FrameTerms()), batch, 1.0)
         hook.remove()
         return seen[0].grad.flatten(1).norm(dim=1)
 

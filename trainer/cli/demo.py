@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "steps": 100_000,
         "minutes": options.minutes,
+        "data.library_clips": 128,
         "preview.prompts": PROMPTS,
         "preview.count": len(PROMPTS),
         "preview.every": 200,

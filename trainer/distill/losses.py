@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..adversarial.augment import apply_augment
-from ..adversarial.content import ContentLoss, deeper_half
+from ..adversarial.content import deeper_half
 from ..adversarial.features import FeatureNetwork
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import frozen, generator_loss
+from ..adversarial.statistics import shallower_half
+from ..adversarial.terms import FrameTerms
 from ..motion.learned import MotionRepresentation
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
 from ..settings.method import AdversarialConfig, MotionConfig
@@ -43,6 +45,7 @@ class StyleLoss:
     adversarial: Tensor
     caption: Tensor
     content: Tensor
+    statistics: Tensor
     features: tuple[Tensor, ...]
 
 
@@ -92,11 +95,11 @@ def style_losses(
     decode: Callable[[Tensor], Tensor],
     features: FeatureNetwork,
     discriminator: Discriminator,
-    content_loss: ContentLoss,
+    terms: FrameTerms,
     config: AdversarialConfig,
 ) -> StyleLoss:
-    """Adversarial loss of decoded frames (paper, eq. 8), the content loss, and the caption loss
-    where the network can read.
+    """Adversarial loss of decoded frames (paper, eq. 8), content and statistics loss, and the
+    caption loss where the network can read.
 
     ``prediction`` and ``target`` (B, C, F, h, w), of which the target is decoded only where the
     batch does not bring its maps; ``decode`` turns latents (N, C, h, w) into pixels (N, 3, H, W).
@@ -106,18 +109,31 @@ def style_losses(
     maps = features(apply_augment(pixels, batch.augment_fake))
     with frozen(discriminator):
         adversarial = generator_loss(discriminator(maps, batch.text), config.loss)
-    content, caption = prediction.new_zeros(()), prediction.new_zeros(())
+    caption, content, statistics = (prediction.new_zeros(()) for _ in range(3))
+    plain = features(pixels) if config.content_weight or config.statistics_weight else []
     if config.content_weight:
         wanted = batch.wanted
         if wanted is None:
-            with torch.no_grad():
-                wanted = deeper_half(features(decode(pick_frames(target, batch.frames))))
-        content = content_loss(deeper_half(features(pixels)), wanted).mean()
+            wanted = _deeper_maps(target, batch, decode, features)
+        content = terms.content(deeper_half(plain), wanted).mean()
+    if config.statistics_weight:
+        with torch.no_grad():
+            real = features(batch.pixels)
+        statistics = terms.statistics(shallower_half(plain), shallower_half(real))
     if config.caption_weight:
         scores = features.score_captions(pixels, batch.captions)
         caption = caption if scores is None else scores.mean()
-    total = adversarial + config.caption_weight * caption + config.content_weight * content
-    return StyleLoss(total, adversarial, caption, content, tuple(m.detach() for m in maps))
+    total = adversarial + config.caption_weight * caption
+    total = total + config.content_weight * content + config.statistics_weight * statistics
+    seen = tuple(m.detach() for m in maps)
+    return StyleLoss(total, adversarial, caption, content, statistics, seen)
+
+
+@torch.no_grad()
+def _deeper_maps(
+    target: Tensor, batch: StyleBatch, decode: Callable[[Tensor], Tensor], features: FeatureNetwork
+) -> list[Tensor]:
+    return deeper_half(features(decode(pick_frames(target, batch.frames))))
 
 
 def latent_gradient(

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..adversarial.content import ContentLoss
 from ..adversarial.features import FeatureNetwork, build_features
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
+from ..adversarial.terms import FrameTerms
 from ..config import TrainConfig
 from ..data.cache import ContentCache
 from ..families import VideoModel, load_model
@@ -68,7 +68,7 @@ class Session:
     features: FeatureNetwork | None
     discriminator: Discriminator | None
     ratio: GradientRatio
-    content: ContentLoss
+    terms: FrameTerms
     end_maps: EndMaps | None
     optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer | None
@@ -201,7 +201,7 @@ def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) 
         "representation": representation,
         "features": features,
         "discriminator": discriminator,
-        "content": ContentLoss(),
+        "terms": FrameTerms(),
         "ratio": GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema),
         "ema": ParameterEma(
             parameters, config.optim.ema_decay, "cpu" if config.optim.offload else None

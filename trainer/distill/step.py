@@ -19,6 +19,8 @@ from .points import Points, trajectory_points
 from .precision import gradient_scale
 from .session import Session
 
+STYLE_TERMS = ("adversarial", "caption", "content", "statistics")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -43,7 +45,7 @@ def gradients(session: Session, batch: Batch, share: float) -> Outcome:
     style = None if batch.style is None else _style(s, prediction, points.target, batch.style)
     logs = _motion_logs(s, motion, points)
     if style is not None:
-        logs |= {name: getattr(style, name) for name in ("adversarial", "caption", "content")}
+        logs |= {name: getattr(style, name) for name in STYLE_TERMS}
     features = () if style is None else style.features
     alpha, sigma = s.model.schedule.alpha_sigma(points.t_from, prediction.ndim)
     counts = (alpha / sigma) ** s.config.trajectory.snr_power
@@ -63,7 +65,7 @@ def _style(s: Session, prediction: Tensor, target: Tensor, batch: StyleBatch) ->
         s.decoder,
         s.features,
         s.discriminator,
-        s.content,
+        s.terms,
         s.config.adversarial,
     )
 

@@ -25,6 +25,7 @@ ABOUT = {
         "adversarial.lr": 1e-3,
         "trajectory.guidance_min": 1.0,
         "trajectory.guidance_max": 3.0,
+        "data.library_clips": 256,
         "data.library_guidance": 2.0,
     },
 }

@@ -201,7 +201,7 @@ class AdversarialConfig(Part):
         description="Show style images with wrong captions as fakes; prompts are followed better.",
     )
     caption_weight: float = Field(
-        default=0.2,
+        default=0.4,
         ge=0.0,
         le=10.0,
         description="Weight of the caption loss of a frozen frame network. Raise it when the "
@@ -214,6 +214,15 @@ class AdversarialConfig(Part):
         description="Weight of the content loss: what is where in a frame, seen in the deep maps "
         "of the feature network, shall be as in the motion target's frame. Raise it when things "
         "lose their shape, lower it when the style does not come through. 0 turns it off.",
+    )
+    statistics_weight: float = Field(
+        default=2.0,
+        ge=0.0,
+        le=100.0,
+        description="Weight of the statistics loss: mean and deviation of the feature network's "
+        "shallow maps, place by place, shall be spread like those of the style images. Raise it "
+        "when the style does not come through or a watermark stays, lower it when things lose "
+        "their shape. 0 turns it off.",
     )
     r1_weight: float = Field(
         default=0.0,

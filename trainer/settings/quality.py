@@ -26,9 +26,9 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
     ),
     "good": QualityPreset(
         "Good",
-        "600 steps: the place to start. About ten minutes on the mini model.",
+        "800 steps: the place to start. About ten minutes on the mini model.",
         {
-            "steps": 600, "preview.every": 50, "checkpoint.every": 100, "data.library_clips": 128,
+            "steps": 800, "preview.every": 50, "checkpoint.every": 100, "data.library_clips": 128,
             "preview.count": 3, "checkpoint.keep": 4,
         },
     ),

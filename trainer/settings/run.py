@@ -138,7 +138,7 @@ class OptimConfig(Part):
     )
     warmup_steps: int = Field(default=10, ge=0, le=100_000, description="Steps of linear warm-up.")
     schedule: Literal["constant", "cosine"] = Field(
-        default="constant",
+        default="cosine",
         description="Learning rate after the warm-up; cosine falls to zero where the run "
         "ends, by `steps` or `minutes`.",
     )

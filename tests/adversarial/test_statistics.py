@@ -1,0 +1,111 @@
+"""The statistics loss: what a crowd of frames looks like, where, and how varied it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.adversarial.statistics import (
+    CAPACITY,
+    ENOUGH,
+    StatisticsLoss,
+    cell_statistics,
+    shallower_half,
+)
+
+
+def maps(seed: int, count: int = 32, shift: float = 0.0, spread: float = 1.0):
+    """Two levels; each frame has a brightness of its own, drawn with this mean and deviation."""
+    g = torch.Generator().manual_seed(seed)
+    own = shift + spread * torch.randn(count, 1, 1, 1, generator=g)
+    sizes = ((6, 16), (4, 8))
+    return [own + torch.randn(count, c, side, side, generator=g) for c, side in sizes]
+
+
+def settled(ours, real) -> float:
+    """The loss of new frames once both crowds are full."""
+    loss = StatisticsLoss()
+    for seed in (0, 100):
+        loss(ours(seed), real(seed + 1))
+    return float(loss(ours(200), real(201)))
+
+
+def test_statistics_are_mean_and_deviation_of_each_cell():
+    (level, _) = maps(0, count=2)
+    found = cell_statistics(level).reshape(2, 2, 6, 4, 4)
+    cell = level[1, 3, 4:8, 8:12]
+    assert float(found[1, 0, 3, 1, 2]) == pytest.approx(float(cell.mean()), abs=1e-5)
+    assert float(found[1, 1, 3, 1, 2]) == pytest.approx(float(cell.std(correction=0)), abs=1e-3)
+    assert [len(shallower_half(range(n))) for n in (2, 4)] == [1, 2]
+
+
+def test_frames_like_the_real_ones_cost_least():
+    same = settled(maps, maps)
+    brighter = settled(lambda seed: maps(seed, shift=2.0), maps)
+    assert same < 0.5 * brighter
+
+
+def test_frames_that_are_all_alike_cost_more_than_varied_ones():
+    """The nearest single point to a crowd is its middle; being there is no likeness."""
+    same = settled(lambda seed: maps(seed, spread=2.0), lambda seed: maps(seed, spread=2.0))
+    middle = settled(lambda seed: maps(seed, spread=0.0), lambda seed: maps(seed, spread=2.0))
+    assert middle > same + 0.05
+
+
+def test_a_mark_in_one_corner_costs():
+    def marked(seed):
+        levels = maps(seed)
+        for level in levels:
+            level[..., : level.shape[-1] // 4, : level.shape[-1] // 4] += 3
+        return levels
+
+    assert settled(marked, maps) > settled(maps, maps) + 0.1
+    assert settled(marked, marked) < settled(marked, maps) - 0.1
+
+
+def test_the_loss_is_the_energy_distance_to_both_crowds():
+    loss = StatisticsLoss()
+    (old, _), (real, _), (ours, _) = maps(0), maps(1, shift=1.0), maps(2)
+    loss([old], [real])
+    crowd, real_crowd = cell_statistics(old).double(), cell_statistics(real).double()
+    found = float(loss([ours], [real[:0]]))
+    scale = real_crowd.std(0) + 0.05 * real_crowd.std(0).mean()
+    x = cell_statistics(ours).double()
+
+    def mean_distance(a, b):
+        return float(torch.cdist(a / scale, b / scale).mean()) / x.shape[1] ** 0.5
+
+    expected = 2 * mean_distance(x, real_crowd) - 2 * mean_distance(x, crowd)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_few_frames_cost_nothing_and_still_have_a_gradient():
+    ours = [m.requires_grad_() for m in maps(0, count=1)]
+    loss = StatisticsLoss()
+    for _ in range(ENOUGH):
+        value = loss(ours, maps(1, count=1))
+        assert float(value.detach()) == 0
+    value.backward()
+    assert all(torch.equal(m.grad, torch.zeros_like(m)) for m in ours)
+    assert float(loss(ours, maps(1, count=1)).detach()) != 0
+
+
+def test_a_step_along_the_gradient_brings_the_frames_nearer():
+    loss = StatisticsLoss()
+    ours = [m.requires_grad_() for m in maps(0, shift=2.0)]
+    loss(ours, maps(1))
+    value = loss(ours, maps(2))
+    value.backward()
+    with torch.no_grad():
+        assert all(float(m.grad.mean()) > 0 for m in ours), "darker is nearer"
+
+
+def test_crowds_are_the_last_frames_and_go_on_from_their_state():
+    loss = StatisticsLoss()
+    for seed in range(4):
+        loss(maps(seed), maps(seed + 50))
+    assert {len(crowd) for crowd in loss.crowds.values()} == {CAPACITY}
+    assert torch.equal(loss.crowds["ours.0"][-32:], cell_statistics(maps(3)[0]))
+    again = StatisticsLoss()
+    again.load_state_dict({name: value.clone() for name, value in loss.state_dict().items()})
+    assert torch.equal(again(maps(8), maps(9)), loss(maps(8), maps(9)))

@@ -1,0 +1,85 @@
+"""What frames of a style look like on the whole: the statistics loss on shallow feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GRID = 4
+CAPACITY = 64
+ENOUGH = 8
+"""Vectors of a side without which no distance is taken: a spread of fewer means little."""
+
+
+def shallower_half(maps: Sequence[Tensor]) -> list[Tensor]:
+    """The maps that tell looks apart; the deeper ones tell things apart."""
+    return list(maps[: len(maps) // 2])
+
+
+def cell_statistics(maps: Tensor) -> Tensor:
+    """Mean and deviation of every channel in every cell of a `GRID` x `GRID` grid.
+
+    ``maps`` (N, C, h, w) give (N, 2 * C * GRID**2), fp32. Mean and deviation of feature maps are
+    the style of a picture (Huang and Belongie 2017); the grid tells where in the frame, so that a
+    mark that is always in one corner shows.
+    """
+    maps = maps.float()
+    mean = functional.adaptive_avg_pool2d(maps, GRID)
+    variance = functional.adaptive_avg_pool2d(maps.square(), GRID) - mean.square()
+    deviation = (variance.clamp_min(0) + 1e-4).sqrt()
+    return torch.cat((mean, deviation), dim=1).flatten(1)
+
+
+class StatisticsLoss:
+    """How far the student's frames are, as a crowd, from the real ones: the energy distance
+    (Szekely and Rizzo 2013) of their `cell_statistics`.
+
+    Twice the mean distance to the real frames, less that to the student's own earlier frames. The
+    first alone would draw every frame to the middle of the style; the second keeps them as far from
+    each other as real ones are. Both crowds are the last `CAPACITY` frames seen. Unlike a
+    discriminator it has nothing to learn and cannot be fooled: it pulls from the first step on,
+    and as hard when the student is far off.
+    """
+
+    def __init__(self) -> None:
+        self.crowds: dict[str, Tensor] = {}
+
+    def __call__(self, ours: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+        """Scalar, the mean over frames and the sum over maps ``ours`` (N, C_i, h_i, w_i), with
+        gradients, and ``real`` (M, C_i, h_i, w_i); both join their crowds.
+        """
+        losses = [self._level(i, *pair) for i, pair in enumerate(zip(ours, real, strict=True))]
+        return torch.stack(losses).sum()
+
+    def _level(self, index: int, ours: Tensor, real: Tensor) -> Tensor:
+        found = cell_statistics(ours)
+        wanted = self._join(f"real.{index}", cell_statistics(real))
+        earlier = self.crowds.get(f"ours.{index}", found.detach()[:0])
+        self._join(f"ours.{index}", found)
+        if len(wanted) < ENOUGH or len(earlier) < ENOUGH:
+            return 0.0 * found.sum()
+        spread = wanted.std(dim=0)
+        scale = (spread + 0.05 * spread.mean()).clamp_min(1e-6) * found.shape[1] ** 0.5
+        near = _distances(found / scale, wanted / scale)
+        return 2 * near.mean() - 2 * _distances(found / scale, earlier / scale).mean()
+
+    def _join(self, name: str, found: Tensor) -> Tensor:
+        known = self.crowds.get(name)
+        both = found.detach() if known is None else torch.cat((known, found.detach()))
+        self.crowds[name] = both[-CAPACITY:]
+        return self.crowds[name]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.crowds)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.crowds = dict(state)
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (N, M) of the rows of two matrices; MPS lacks the backward of cdist."""
+    squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
+    return squares.clamp_min(1e-8).sqrt()
