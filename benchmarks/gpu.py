@@ -19,7 +19,7 @@ import gc
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,10 +49,10 @@ def main() -> int:
         )
         return 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = measure(options, device)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    options.json.with_suffix(".md").write_text(table(found), encoding="utf-8")
+    for found in measure(options, device):  # written row by row: a lent card may be gone soon
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.with_suffix(".md").write_text(table(found), encoding="utf-8")
     print(table(found))
     return 0
 
@@ -73,13 +73,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All rows, the matrix peak and the machine; an out-of-memory error becomes a row."""
+def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The rows so far, the matrix peak and the machine, again with each new row; an out-of-memory
+    error becomes a row.
+    """
     peak = matrix_peak(device)
     chosen = variants(device)
     if options.variant:
         chosen = {name: chosen[name] for name in options.variant}
-    steps, clips = [], []
+    steps: list[dict[str, Any]] = []
+    clips: list[dict[str, Any]] = []
+    found = {
+        "steps": steps,
+        "clips": clips,
+        "matrix_peak_tflops": peak / 1e12,
+        "tiny": options.tiny,
+        "machine": machine(device),
+        "date": datetime.date.today().isoformat(),
+    }
     for family in options.family:
         flop = step_operations(family, options)
         for name, settings in chosen.items():
@@ -88,15 +99,9 @@ def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
                 row["peak_share"] = flop / row["seconds"] / peak
             steps.append(row)
             print({k: short(v) for k, v in row.items()}, flush=True)
+            yield found
         clips += [{"family": family} | row for row in clip_rows(family, options, device)]
-    return {
-        "steps": steps,
-        "clips": clips,
-        "matrix_peak_tflops": peak / 1e12,
-        "tiny": options.tiny,
-        "machine": machine(device),
-        "date": datetime.date.today().isoformat(),
-    }
+        yield found
 
 
 def step_row(

@@ -101,9 +101,9 @@ def make_table(job: Job, log: Callable[[str], None] = print) -> dict[str, Any]:
         trained[student.name] = _training(run, student, file)
         against = [style for style in worlds if student.style in (None, style and style.name)]
         rows += [maker.row(s, style) for s in student_sources(student, file) for style in against]
-    claims, missing = decide_claims(rows)
     known = [style for style in worlds if style is None or style.look is not None]
     references = [maker.true_row(style) for style in known]
+    claims, missing = decide_claims(rows, references)
     found = {"students": trained, "undecided": missing, "references": references}
     return {"rows": rows, "claims": claims, "meta": _meta(job) | found}
 

@@ -31,13 +31,16 @@ def who(row: Row) -> str:
     return row["student"] or row["method"]
 
 
-def decide_claims(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The claims that ``rows`` can decide, and the texts of those whose rows are missing.
+def decide_claims(
+    rows: Sequence[Row], references: Sequence[Row] = ()
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The claims that ``rows`` can decide, and the texts of those whose rows are missing;
+    ``references`` are the rows of true videos.
 
     A claim has "claim", "holds" and "values": by number of steps the compared numbers with their
     intervals, "holds" (the intervals are apart) and "point" (the numbers alone would say so).
     """
-    table = _Table(rows)
+    table = _Table(rows, references)
     decided: list[dict[str, Any]] = []
     missing: list[str] = []
     for text, values in (*_without_style(table), *_with_style(table), *_ideas(table)):
@@ -56,13 +59,16 @@ Compare = Callable[[int], dict[str, Any] | None]
 
 
 class _Table:
-    def __init__(self, rows: Sequence[Row]):
-        self.rows = {(who(row), row["style"], row["steps"]): row for row in rows}
+    def __init__(self, rows: Sequence[Row], references: Sequence[Row]):
+        known = (*rows, *references)
+        self.rows = {(who(row), row["style"], row["steps"]): row for row in known}
         self.names = list(dict.fromkeys(who(row) for row in rows))
         trained = ((who(row), row["trained_on"]) for row in rows)
         self.trained_on = {name: style for name, style in trained if style}
 
-    def number(self, name: str, style: str | None, steps: int, column: str) -> list[float] | None:
+    def number(
+        self, name: str, style: str | None, steps: int | None, column: str
+    ) -> list[float] | None:
         """``[value, low, high]``; None where there is no such row or number."""
         row = self.rows.get((name, style, steps), {})
         if row.get(column) is None:
@@ -152,7 +158,16 @@ def _style_goals(table: _Table, name: str, style: str) -> dict[str, Compare]:
     if table.has("fd_style", style):
         text = "Frechet distance to true videos in the style <= 0.5 x the LCM student's"
         goals[text] = against_lcm("fd_style", 0.5)
+    true = table.number("true video", style, None, "flow")
+    if true is not None:
+        goals["flow within 0.8 to 1.25 x that of true videos in the style"] = lambda steps: _within(
+            f"{name} / true", _over(own(steps, "flow"), true[0]), 0.8, 1.25
+        )
     return goals
+
+
+def _over(numbers: list[float] | None, whole: float) -> list[float] | None:
+    return None if numbers is None else [number / whole for number in numbers]
 
 
 def _ideas(table: _Table) -> Iterator[tuple[str, Values]]:

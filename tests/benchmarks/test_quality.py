@@ -284,6 +284,20 @@ def test_what_has_no_rows_is_listed_and_a_folder_without_true_videos_has_no_such
     assert "mcm-ink: without the mixed trajectory `style_kid` is worse" in texts
 
 
+def test_flow_is_also_held_against_that_of_true_videos_in_the_style():
+    text = "mcm-ink: flow within 0.8 to 1.25 x that of true videos in the style"
+    true = {"method": "true video", "student": None, "style": "ink", "steps": None}
+    true |= {"trained_on": None, "flow": 2.0, "flow_ci": [1.9, 2.1]}
+
+    def holds(flow: float) -> bool:
+        rows = [{**row, "flow": flow, "flow_ci": [flow - 0.01, flow + 0.01]} for row in made_up()]
+        claims, _ = decide_claims(rows, [true])
+        (found,) = (claim for claim in claims if claim["claim"] == text)
+        return found["holds"]
+
+    assert holds(2.0) and holds(1.62) and not holds(1.6) and not holds(2.5)
+
+
 def test_the_page_shows_each_number_with_half_of_its_interval():
     claims, _ = decide_claims(made_up())
     page = markdown(made_up(), claims, [])
