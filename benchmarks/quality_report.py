@@ -24,6 +24,8 @@ COLUMNS = {
     "watermark": ("watermark", 2),
 }
 NAMES = {"ddim": "teacher, DDIM", "dpmpp": "teacher, DPM++ 2M"}
+SMALLEST = 1e-3
+"""An unbiased distance may be zero or below; a logarithmic axis has no place for that."""
 _HEAVY = {"lcm": "#444444", "mcm": "#1f77b4"}
 
 
@@ -79,8 +81,9 @@ def _cell(row: Row, column: str) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Style distance (left is better) against motion accuracy (up is better), a panel a style.
 
-    One line a student through 1, 2, 4 and 8 steps; without any style the panel shows the Frechet
-    distance to real videos. The dotted line is the teacher in 50 steps.
+    One line a student through 1, 2, 4 and 8 steps, distances on a logarithmic axis; without any
+    style the panel shows the Frechet distance to real videos. The dotted line is the teacher in 50
+    steps.
     """
     import matplotlib
 
@@ -108,7 +111,8 @@ def _panel(axis: Any, rows: Sequence[Row], style: str | None) -> None:
             continue
         main = name == f"mcm-{style}"
         colour = "#d62728" if main else _HEAVY.get(name) or next(colours)
-        x, y = [row[across] for row in shown], [row["motion"] for row in shown]
+        x = [max(row[across], SMALLEST) for row in shown]
+        y = [row["motion"] for row in shown]
         axis.plot(x, y, "-o", color=colour, label=name, lw=2.2 if main else 1.2, ms=4)
         for row, left, up in zip(shown, x, y, strict=True):
             offset = {"xytext": (3, 4), "textcoords": "offset points", "fontsize": 8}
@@ -117,6 +121,7 @@ def _panel(axis: Any, rows: Sequence[Row], style: str | None) -> None:
     if teacher and teacher[0].get("motion") is not None:
         axis.axhline(teacher[0]["motion"], color="#999999", ls=":", lw=1.2, label="teacher, 50")
     label = "Frechet distance to real videos" if style is None else "style distance (KID)"
+    axis.set_xscale("log")
     axis.set_xlabel(f"{label}, lower is better")
     axis.set_ylabel("motion accuracy")
     axis.set_title("without style images" if style is None else f"style: {style}")
