@@ -131,7 +131,8 @@ class ReferenceDistiller(Distiller):
         if s.config.adversarial.caption_weight and scores is not None:
             caption = scores.mean()
         total = adversarial + s.config.adversarial.caption_weight * caption
-        return StyleLoss(total, adversarial, caption, torch.zeros_like(caption), ())
+        zero = torch.zeros_like(caption)
+        return StyleLoss(total, adversarial, caption, content=zero, statistics=zero, features=())
 
     @torch.no_grad()
     def _second_look(self, prediction: Tensor, batch: StyleBatch) -> tuple[Tensor, ...]:
