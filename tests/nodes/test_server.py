@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 import re
 import struct
 from pathlib import Path
@@ -153,14 +154,17 @@ def test_previews_of_several_frames_arrive_while_sampling(comfy_server):
 def test_memory_is_given_back_and_the_seed_still_means_the_same_clip(comfy_server):
     graph = text_to_images(TRAINED, seed=21)
     first = images_of(comfy_server, comfy_server.run(graph))
-    status, _ = comfy_server.post("/free", {"unload_models": True, "free_memory": True})
-    assert status == 200
-    entry = comfy_server.run(graph)
-    (cached,) = [data for name, data in entry["status"]["messages"] if name == "execution_cached"]
-    assert cached["nodes"] == []
-    again = images_of(comfy_server, entry)
-    difference = np.abs(first.astype(int) - again).max()
-    assert difference <= 1, "levels of 255; where the weights lie in memory may decide the rounding"
+    for _ in range(5):
+        status, _ = comfy_server.post("/free", {"unload_models": True, "free_memory": True})
+        assert status == 200
+        time.sleep(1)  # the server's worker frees when it wakes, and would take the graph first
+        entry = comfy_server.run(graph)
+        told = entry["status"]["messages"]
+        (cached,) = [data["nodes"] for name, data in told if name == "execution_cached"]
+        if not cached:
+            break
+    assert cached == []
+    assert np.array_equal(first, images_of(comfy_server, entry))
 
 
 def test_the_clip_of_the_command_line_comes_out_the_same(comfy_server, tmp_path, monkeypatch):
