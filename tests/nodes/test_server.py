@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 import re
 import struct
+import time
 from pathlib import Path
 
 import av
