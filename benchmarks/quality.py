@@ -42,6 +42,7 @@ from quality_students import (  # noqa: E402
 )
 
 from trainer.config import fields  # noqa: E402
+from trainer.data.files import file_sha256  # noqa: E402
 from trainer.evaluate.bench import Bench, machine  # noqa: E402
 from trainer.evaluate.distances import RESAMPLES  # noqa: E402
 from trainer.evaluate.networks import Measuring, judge_network  # noqa: E402
@@ -74,8 +75,7 @@ def prepare(options: argparse.Namespace, network: Measuring | None = None) -> Jo
     styles = _styles(options)
     table = student_table(styles, options.work, options.model)
     model = load_model(options.model)
-    kinds = ("*.safetensors", "prompts.txt")
-    model_hash = digest(*(files_hash(model.path, kind) for kind in kinds))
+    model_hash = _model_hash(model.path)
     budget = Budget(options.minutes, options.train_steps)
     shared = {"model": options.model, "seed": options.seed, **settings}
     plans = [
@@ -116,6 +116,14 @@ def _styles(options: argparse.Namespace) -> list[Style]:
     if len(set(names)) < len(names):
         raise ValueError(f"`--styles`: two of {', '.join(names)} have one name; rename a folder.")
     return styles
+
+
+def _model_hash(folder: Path) -> str:
+    """Of the model's weights and prompts; LoRAs that lie beside them are no part of it."""
+    parts = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "loras")
+    weights = [files_hash(part, "*.safetensors") for part in parts]
+    loose = [*folder.glob("*.safetensors"), *folder.glob("prompts.txt")]
+    return digest(*weights, *(file_sha256(path) for path in sorted(loose)))
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ for place in (ROOT, ROOT / "tests"):
     if str(place) not in sys.path:
         sys.path.append(str(place))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each worker: two with two threads each crawl
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,12 +22,21 @@ def maps(seed: int, count: int = 32, shift: float = 0.0, spread: float = 1.0):
     return [own + torch.randn(count, c, side, side, generator=g) for c, side in sizes]
 
 
+def silent(levels):
+    """Captions of frames that have none: all alike."""
+    return torch.ones(len(levels[0]), 8) * torch.arange(8)
+
+
+def distance(loss, ours, real):
+    return loss(ours, real, silent(ours), silent(real))
+
+
 def settled(ours, real) -> float:
     """The loss of new frames once both crowds are full."""
     loss = StatisticsLoss()
     for seed in (0, 100):
-        loss(ours(seed), real(seed + 1))
-    return float(loss(ours(200), real(201)))
+        distance(loss, ours(seed), real(seed + 1))
+    return float(distance(loss, ours(200), real(201)))
 
 
 def test_statistics_are_mean_and_deviation_of_each_cell():
@@ -66,9 +75,9 @@ def test_a_mark_in_one_corner_costs():
 def test_the_loss_is_the_energy_distance_to_both_crowds():
     loss = StatisticsLoss()
     (old, _), (real, _), (ours, _) = maps(0), maps(1, shift=1.0), maps(2)
-    loss([old], [real])
+    distance(loss, [old], [real])
     crowd, real_crowd = cell_statistics(old).double(), cell_statistics(real).double()
-    found = float(loss([ours], [real[:0]]))
+    found = float(distance(loss, [ours], [real[:0]]))
     scale = real_crowd.std(0) + 0.05 * real_crowd.std(0).mean()
     x = cell_statistics(ours).double()
 
@@ -83,18 +92,18 @@ def test_few_frames_cost_nothing_and_still_have_a_gradient():
     ours = [m.requires_grad_() for m in maps(0, count=1)]
     loss = StatisticsLoss()
     for _ in range(ENOUGH):
-        value = loss(ours, maps(1, count=1))
+        value = distance(loss, ours, maps(1, count=1))
         assert float(value.detach()) == 0
     value.backward()
     assert all(torch.equal(m.grad, torch.zeros_like(m)) for m in ours)
-    assert float(loss(ours, maps(1, count=1)).detach()) != 0
+    assert float(distance(loss, ours, maps(1, count=1)).detach()) != 0
 
 
 def test_a_step_along_the_gradient_brings_the_frames_nearer():
     loss = StatisticsLoss()
     ours = [m.requires_grad_() for m in maps(0, shift=2.0)]
-    loss(ours, maps(1))
-    value = loss(ours, maps(2))
+    distance(loss, ours, maps(1))
+    value = distance(loss, ours, maps(2))
     value.backward()
     with torch.no_grad():
         assert all(float(m.grad.mean()) > 0 for m in ours), "darker is nearer"
@@ -103,9 +112,49 @@ def test_a_step_along_the_gradient_brings_the_frames_nearer():
 def test_crowds_are_the_last_frames_and_go_on_from_their_state():
     loss = StatisticsLoss()
     for seed in range(4):
-        loss(maps(seed), maps(seed + 50))
+        distance(loss, maps(seed), maps(seed + 50))
     assert {len(crowd) for crowd in loss.crowds.values()} == {CAPACITY}
+    assert set(loss.crowds) == {
+        f"{side}.{what}" for side in ("ours", "real") for what in (0, 1, "text")
+    }
     assert torch.equal(loss.crowds["ours.0"][-32:], cell_statistics(maps(3)[0]))
     again = StatisticsLoss()
     again.load_state_dict({name: value.clone() for name, value in loss.state_dict().items()})
-    assert torch.equal(again(maps(8), maps(9)), loss(maps(8), maps(9)))
+    assert torch.equal(distance(again, maps(8), maps(9)), distance(loss, maps(8), maps(9)))
+
+
+def spoken(seed: int, swapped: bool = False):
+    """Dark and bright frames, each with a caption that says which."""
+    bright = torch.arange(32) % 2 == 0
+    levels = [m + 3.0 * bright[:, None, None, None] for m in maps(seed, spread=0.3)]
+    said = torch.where(bright, 0, 1) if not swapped else torch.where(bright, 1, 0)
+    return levels, torch.eye(2)[said].repeat(1, 4)
+
+
+def test_frames_that_show_what_another_caption_says_cost_more():
+    """The crowds of looks are the same; only who has which caption differs."""
+
+    def cost(swapped: bool) -> float:
+        loss = StatisticsLoss()
+        for seed in (0, 10, 20):
+            (ours, text), (real, real_text) = spoken(seed, swapped), spoken(seed + 1)
+            value = loss(ours, real, text, real_text)
+        return float(value)
+
+    assert cost(swapped=True) > cost(swapped=False) + 0.3
+
+
+def test_a_frame_is_drawn_to_the_real_ones_of_its_caption():
+    """Between dark and bright ones it goes where its caption says, and nowhere without captions."""
+
+    def pull(text, real_text) -> float:
+        loss = StatisticsLoss()
+        ours = [m.requires_grad_() for m in maps(5, shift=1.5, spread=0.1)]
+        real, _ = spoken(1)
+        loss(ours, real, text, real_text)
+        loss(ours, real, text, real_text).backward()
+        return -float(ours[0].grad.mean())
+
+    _, said = spoken(1)
+    plain = pull(silent(maps(0)), silent(maps(0)))
+    assert pull(said[:1].expand(32, -1), said) > plain + 1e-6 > pull(said[1:2].expand(32, -1), said)

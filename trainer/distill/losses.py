@@ -119,7 +119,8 @@ def style_losses(
     if config.statistics_weight:
         with torch.no_grad():
             real = features(batch.pixels)
-        statistics = terms.statistics(shallower_half(plain), shallower_half(real))
+        looks = shallower_half(plain), shallower_half(real)
+        statistics = terms.statistics(*looks, batch.text, batch.real_text)
     if config.caption_weight:
         scores = features.score_captions(pixels, batch.captions)
         caption = caption if scores is None else scores.mean()
