@@ -9,13 +9,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from trainer.adversarial.common import CommonLoss
 from trainer.adversarial.statistics import StatisticsLoss
 from trainer.adversarial.terms import FrameTerms
 from trainer.config import load_config, with_overrides
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
-from trainer.distill.losses import motion_losses, pick_frames, style_losses
+from trainer.distill.losses import COMMON_SHARE, motion_losses, pick_frames, style_losses
 from trainer.distill.motions import Replay
 from trainer.distill.points import trajectory_points
 from trainer.distill.session import build_session
@@ -150,7 +151,7 @@ def test_losses_equal_their_formulas(session, draws):
     )
 
     style = style_losses(
-        predicted, points.target, batch.style, session.decoder, session.features,
+        predicted, points, batch.style, session.decoder, session.features,
         session.discriminator, FrameTerms(), session.config.adversarial,
     )  # fmt: skip
     logits, seen = [], ([], [])
@@ -192,10 +193,11 @@ def naive_content(ours, wanted):
 def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(session, draws):
     batch = make_batch(session, draws, 0)
     clip = session.motions.clean[batch.origins].float()
+    points = replace(trajectory_points(session.student, batch), target=clip)
 
     def content(prediction):
         return float(style_losses(
-            prediction, clip, batch.style, session.decoder, session.features,
+            prediction, points, batch.style, session.decoder, session.features,
             session.discriminator, FrameTerms(), session.config.adversarial,
         ).content)  # fmt: skip
 
@@ -207,15 +209,18 @@ def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(sess
 def test_statistics_are_of_plain_frames_and_plain_images(session, draws):
     batch = make_batch(session, draws, 0)
     clip = session.motions.clean[batch.origins].float()
-    terms, by_hand = FrameTerms(), StatisticsLoss()
+    points = trajectory_points(session.student, batch)
+    level = (points.t_from / 1000).repeat_interleave(2)
+    terms, crowds, common = FrameTerms(), StatisticsLoss(), CommonLoss()
     frames = session.decoder(pick_frames(clip, batch.style.frames))
     for _ in range(2):
         style = style_losses(
-            clip, clip, batch.style, session.decoder, session.features,
+            clip, points, batch.style, session.decoder, session.features,
             session.discriminator, terms, session.config.adversarial,
         )  # fmt: skip
-        sides = (session.features(pixels)[:2] for pixels in (frames, batch.style.pixels))
-        expected = by_hand(*sides, batch.style.text, batch.style.real_text)
+        sides = [session.features(pixels)[:2] for pixels in (frames, batch.style.pixels)]
+        expected = crowds(*sides, batch.style.text, batch.style.real_text)
+        expected = expected + COMMON_SHARE * common(*sides, level)
     assert float(style.statistics) == pytest.approx(float(expected), rel=1e-5)
     assert float(style.statistics) > 0.1, "the teacher's frames are not in the style"
 

@@ -118,8 +118,7 @@ class Distiller:
             "ema": s.ema.state_dict(),
         }
         groups["replay"] = s.replay.state_dict()
-        groups["content"] = s.terms.content.state_dict()
-        groups["statistics"] = s.terms.statistics.state_dict()
+        groups |= s.terms.tensors()
         groups["motion_head"] = s.representation.state_dict()
         if s.discriminator is not None:
             groups["discriminator"] = s.discriminator.state_dict()
@@ -141,8 +140,7 @@ class Distiller:
         load_lora_state(s.model.unet, _unflatten(tensors["lora"], s.config.lora.alpha))
         s.ema.load_state_dict(tensors["ema"])
         s.replay.load_state_dict(tensors["replay"])
-        s.terms.content.load_state_dict(tensors.get("content", {}))
-        s.terms.statistics.load_state_dict(tensors.get("statistics", {}))
+        s.terms.load(tensors)
         s.representation.load_state_dict(tensors.get("motion_head", {}))
         if s.discriminator is not None and s.discriminator_optimizer is not None:
             s.discriminator.load_state_dict(tensors["discriminator"])

@@ -15,6 +15,7 @@ from ..adversarial.heads import Discriminator
 from ..adversarial.losses import frozen, generator_loss
 from ..adversarial.statistics import shallower_half
 from ..adversarial.terms import FrameTerms
+from ..diffusion.solver import TRAIN_TIMESTEPS
 from ..motion.learned import MotionRepresentation
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
 from ..settings.method import AdversarialConfig, MotionConfig
@@ -22,6 +23,8 @@ from .batch import StyleBatch
 from .points import Points
 
 ANCHOR_POOL = 2
+COMMON_SHARE = 2.0
+"""Of the common loss beside the distance of the crowds, in the statistics loss."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def pick_frames(latents: Tensor, frames: Tensor) -> Tensor:
 
 def style_losses(
     prediction: Tensor,
-    target: Tensor,
+    points: Points,
     batch: StyleBatch,
     decode: Callable[[Tensor], Tensor],
     features: FeatureNetwork,
@@ -101,9 +104,9 @@ def style_losses(
     """Adversarial loss of decoded frames (paper, eq. 8), content and statistics loss, and the
     caption loss where the network can read.
 
-    ``prediction`` and ``target`` (B, C, F, h, w), of which the target is decoded only where the
-    batch does not bring its maps; ``decode`` turns latents (N, C, h, w) into pixels (N, 3, H, W).
-    The discriminator is frozen here. A term of weight 0 is not computed.
+    ``prediction`` (B, C, F, h, w) of ``points``, whose target is decoded only where the batch does
+    not bring its maps; ``decode`` turns latents (N, C, h, w) into pixels (N, 3, H, W). The
+    discriminator is frozen here. A term of weight 0 is not computed.
     """
     pixels = decode(pick_frames(prediction, batch.frames))
     maps = features(apply_augment(pixels, batch.augment_fake))
@@ -114,13 +117,12 @@ def style_losses(
     if config.content_weight:
         wanted = batch.wanted
         if wanted is None:
-            wanted = _deeper_maps(target, batch, decode, features)
+            wanted = _deeper_maps(points.target, batch, decode, features)
         content = terms.content(deeper_half(plain), wanted).mean()
     if config.statistics_weight:
         with torch.no_grad():
-            real = features(batch.pixels)
-        looks = shallower_half(plain), shallower_half(real)
-        statistics = terms.statistics(*looks, batch.text, batch.real_text)
+            real = shallower_half(features(batch.pixels))
+        statistics = _statistics(shallower_half(plain), real, points, batch, terms)
     if config.caption_weight:
         scores = features.score_captions(pixels, batch.captions)
         caption = caption if scores is None else scores.mean()
@@ -128,6 +130,15 @@ def style_losses(
     total = total + config.content_weight * content + config.statistics_weight * statistics
     seen = tuple(m.detach() for m in maps)
     return StyleLoss(total, adversarial, caption, content, statistics, seen)
+
+
+def _statistics(
+    ours: list[Tensor], real: list[Tensor], points: Points, batch: StyleBatch, terms: FrameTerms
+) -> Tensor:
+    """Distance of the crowds and, with its share, of what all their frames have in common."""
+    level = (points.t_from / TRAIN_TIMESTEPS).repeat_interleave(batch.frames.shape[1])
+    crowds = terms.statistics(ours, real, batch.text, batch.real_text)
+    return crowds + COMMON_SHARE * terms.common(ours, real, level)
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def gradients(session: Session, batch: Batch, share: float) -> Outcome:
     points = trajectory_points(s.student, batch)
     prediction = s.student.predict(points.latents, points.t_from, points.text)
     motion = motion_losses(prediction, points, s.representation, s.config.motion)
-    style = None if batch.style is None else _style(s, prediction, points.target, batch.style)
+    style = None if batch.style is None else _style(s, prediction, points, batch.style)
     logs = _motion_logs(s, motion, points)
     if style is not None:
         logs |= {name: getattr(style, name) for name in STYLE_TERMS}
@@ -56,11 +56,11 @@ def gradients(session: Session, batch: Batch, share: float) -> Outcome:
     return Outcome(detached, prediction.detach(), batch.rows, batch.origins)
 
 
-def _style(s: Session, prediction: Tensor, target: Tensor, batch: StyleBatch) -> StyleLoss:
+def _style(s: Session, prediction: Tensor, points: Points, batch: StyleBatch) -> StyleLoss:
     assert s.features is not None and s.discriminator is not None
     return style_losses(
         prediction,
-        target,
+        points,
         batch,
         s.decoder,
         s.features,
