@@ -58,8 +58,9 @@ def save_checkpoint(
     """Save the state after ``step`` steps and return its folder.
 
     ``torch_state`` takes optimizer and generator states: containers of tensors and plain values.
-    The newest ``keep`` checkpoints stay, and that of step ``spare``. Later ones than ``step`` are deleted: they belong to a
-    history that was left by resuming before them. Raises `DiskFullError`, `CheckpointError`.
+    The newest ``keep`` checkpoints stay, and that of step ``spare``. Later ones than ``step`` are
+    deleted: they belong to a history that was left by resuming before them. Raises `DiskFullError`,
+    `CheckpointError`.
     """
     if keep < 1 or step < 0:
         raise ValueError(f"`keep`={keep}, `step`={step} is not allowed; use keep >= 1, step >= 0.")

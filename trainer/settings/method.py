@@ -219,10 +219,10 @@ class AdversarialConfig(Part):
         default=2.0,
         ge=0.0,
         le=100.0,
-        description="Weight of the statistics loss: mean and deviation of the feature network's "
-        "shallow maps, place by place, shall be spread like those of the style images. Raise it "
-        "when the style does not come through or a watermark stays, lower it when things lose "
-        "their shape. 0 turns it off.",
+        description="Weight of the statistics loss: the feature network's shallow maps shall be "
+        "spread, place by place and caption by caption, like those of the style images, and share "
+        "what those share. Raise it when the style does not come through or a watermark stays, "
+        "lower it when things lose their shape. 0 turns it off.",
     )
     r1_weight: float = Field(
         default=0.0,
