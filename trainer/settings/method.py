@@ -201,7 +201,7 @@ class AdversarialConfig(Part):
         description="Show style images with wrong captions as fakes; prompts are followed better.",
     )
     caption_weight: float = Field(
-        default=0.4,
+        default=0.6,
         ge=0.0,
         le=10.0,
         description="Weight of the caption loss of a frozen frame network. Raise it when the "
