@@ -57,14 +57,14 @@ def test_an_average_reaches_back_over_the_frames_of_its_band():
     for seed in range(4):
         loss(maps(seed), real, HALF)
     loss(maps(9, mark=5.0), real, torch.zeros(8))
-    average = loss.averages["ours.0"]
+    average = loss.kept["ours.0"]
     assert average.shape == (BANDS, 4, 16, 16)
     expected = torch.cat([maps(seed)[0] for seed in range(4)]).mean(0)
     assert torch.allclose(average[2], expected, atol=1e-5)
     assert torch.allclose(average[0], maps(9, mark=5.0)[0].mean(0), atol=1e-5)
     for seed in range(40):
         loss(maps(seed), real, HALF)
-    assert loss.averages["seen.ours.0"].tolist() == [8, 0, MEMORY, 0]
+    assert loss.kept["seen.ours.0"].tolist() == [8, 0, MEMORY, 0]
 
 
 def test_a_faint_mark_stands_out_of_noise_when_it_is_always_there():

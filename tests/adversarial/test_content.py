@@ -49,7 +49,7 @@ def test_averages_follow_the_frames_and_go_on_from_their_state():
     content(maps(0), maps(1))
     content(maps(2), maps(3))
     expected = DECAY * maps(0)[0].mean(0, keepdim=True) + (1 - DECAY) * maps(2)[0].mean(0, True)
-    torch.testing.assert_close(content.averages["ours.0"], expected)
+    torch.testing.assert_close(content.kept["ours.0"], expected)
     again = ContentLoss()
     again.load_state_dict({name: value.clone() for name, value in content.state_dict().items()})
     torch.testing.assert_close(again(maps(4), maps(5)), content(maps(4), maps(5)))

@@ -113,11 +113,11 @@ def test_crowds_are_the_last_frames_and_go_on_from_their_state():
     loss = StatisticsLoss()
     for seed in range(4):
         distance(loss, maps(seed), maps(seed + 50))
-    assert {len(crowd) for crowd in loss.crowds.values()} == {CAPACITY}
-    assert set(loss.crowds) == {
+    assert {len(crowd) for crowd in loss.kept.values()} == {CAPACITY}
+    assert set(loss.kept) == {
         f"{side}.{what}" for side in ("ours", "real") for what in (0, 1, "text")
     }
-    assert torch.equal(loss.crowds["ours.0"][-32:], cell_statistics(maps(3)[0]))
+    assert torch.equal(loss.kept["ours.0"][-32:], cell_statistics(maps(3)[0]))
     again = StatisticsLoss()
     again.load_state_dict({name: value.clone() for name, value in loss.state_dict().items()})
     assert torch.equal(distance(again, maps(8), maps(9)), distance(loss, maps(8), maps(9)))

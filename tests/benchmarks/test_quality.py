@@ -136,6 +136,21 @@ def test_the_halves_of_a_style_share_no_image_not_even_as_a_copy(named, tmp_path
         find_style(str(named), tmp_path, images=9)
 
 
+def test_kept_rows_are_of_the_model_and_not_of_the_loras_that_lie_beside_it(tmp_path):
+    """A LoRA that is exported anew must not make every measured row stale."""
+    files = ["unet/x.safetensors", "warm_start.safetensors", "prompts.txt"]
+    for name in ("loras/style.safetensors", *files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"before")
+    found = [quality._model_hash(tmp_path)]
+    (tmp_path / "loras/style.safetensors").write_bytes(b"after")
+    assert [quality._model_hash(tmp_path)] == found
+    for name in files:
+        (tmp_path / name).write_bytes(b"after")
+        found.append(quality._model_hash(tmp_path))
+    assert len(set(found)) == 4
+
+
 def test_the_usual_students_are_the_rows_that_the_table_needs(named, tmp_path):
     styles = [find_style(name, tmp_path) for name in ("poster", "ink")]
     table = student_table(styles, tmp_path)

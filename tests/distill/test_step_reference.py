@@ -13,6 +13,7 @@ from trainer.adversarial.common import CommonLoss
 from trainer.adversarial.statistics import StatisticsLoss
 from trainer.adversarial.terms import FrameTerms
 from trainer.config import load_config, with_overrides
+from trainer.diffusion.solver import TRAIN_TIMESTEPS
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
@@ -210,7 +211,7 @@ def test_statistics_are_of_plain_frames_and_plain_images(session, draws):
     batch = make_batch(session, draws, 0)
     clip = session.motions.clean[batch.origins].float()
     points = trajectory_points(session.student, batch)
-    level = (points.t_from / 1000).repeat_interleave(2)
+    level = (points.t_from / TRAIN_TIMESTEPS).repeat_interleave(2)
     terms, crowds, common = FrameTerms(), StatisticsLoss(), CommonLoss()
     frames = session.decoder(pick_frames(clip, batch.style.frames))
     for _ in range(2):
@@ -261,6 +262,22 @@ def test_a_step_changes_the_adapter_and_nothing_else(session):
     assert changed
     assert all(p.grad is None for p in session.model.vae.parameters())
     assert all(p.grad is None for p in session.features.parameters())
+
+
+def test_a_step_with_a_nan_leaves_no_trace_in_later_ones(session):
+    distiller = Distiller(session, NanGuard())
+    distiller.step(0)
+    remembered = session.terms.tensors()
+    weight = next(iter(lora_parameters(session.model.unet)))
+    healthy = weight.detach().clone()
+    weight.data.fill_(torch.nan)
+    assert not distiller.step(1).taken
+    weight.data.copy_(healthy)
+    for name, kept in session.terms.tensors().items():
+        assert kept and kept.keys() == remembered[name].keys()
+        assert all(torch.equal(kept[key], remembered[name][key]) for key in kept), name
+    report = distiller.step(2)
+    assert report.taken and np.isfinite(list(report.values.values())).all()
 
 
 def test_pick_frames_takes_the_drawn_frames_clip_by_clip():

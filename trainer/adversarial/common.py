@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .memory import FrameMemory
+
 BANDS = 4
 """Of noise levels, each with an average of its own: clips made of much noise and of little differ,
 and in one average a brightness too high here would make up for one too low there."""
@@ -14,7 +16,7 @@ MEMORY = 160
 """Frames that an average reaches back."""
 
 
-class CommonLoss:
+class CommonLoss(FrameMemory):
     """How far the average of the student's frames is from the average of the real ones.
 
     What differs from frame to frame is gone in an average. What is the same in all of them, as a
@@ -22,9 +24,6 @@ class CommonLoss:
     full resolution. Each place counts in units of the deviation of the real frames there, with a
     pseudo-Huber norm, so that a background far off does not outweigh all the rest.
     """
-
-    def __init__(self) -> None:
-        self.averages: dict[str, Tensor] = {}
 
     def __call__(self, ours: Sequence[Tensor], real: Sequence[Tensor], level: Tensor) -> Tensor:
         """Scalar, the mean over frames and the sum over maps ``ours`` (N, C_i, h_i, w_i), with
@@ -51,18 +50,12 @@ class CommonLoss:
     def _average(self, name: str, maps: Tensor, member: Tensor) -> Tensor:
         """Running averages (G, C, h, w) of the groups in which ``member`` (N, G) puts the maps."""
         now, count = _means(maps.detach(), member), member.sum(dim=0)
-        known = self.averages.get(name, torch.zeros_like(now))
-        seen = self.averages.get(f"seen.{name}", torch.zeros_like(count))
-        self.averages[f"seen.{name}"] = seen = (seen + count).clamp_max(MEMORY)
+        known = self.kept.get(name, torch.zeros_like(now))
+        seen = self.kept.get(f"seen.{name}", torch.zeros_like(count))
+        self.kept[f"seen.{name}"] = seen = (seen + count).clamp_max(MEMORY)
         share = (count / seen.clamp_min(1)).clamp_max(1)
-        self.averages[name] = known.lerp(now, share[:, None, None, None])
-        return self.averages[name]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.averages)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.averages = dict(state)
+        self.kept[name] = known.lerp(now, share[:, None, None, None])
+        return self.kept[name]
 
 
 def _means(maps: Tensor, member: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .memory import FrameMemory
+
 DECAY = 0.95
 
 
@@ -16,7 +18,7 @@ def deeper_half(maps: Sequence[Tensor]) -> list[Tensor]:
     return list(maps[len(maps) // 2 :])
 
 
-class ContentLoss:
+class ContentLoss(FrameMemory):
     """How differently two frames are laid out: 1 - cosine of their deep features.
 
     Each side is first taken less its own average over the frames so far, place by place. What all
@@ -25,9 +27,6 @@ class ContentLoss:
     others. Then each map is taken less its mean over the frame. One cosine over all places lets the
     things that stand out count, and not the texture of a background.
     """
-
-    def __init__(self) -> None:
-        self.averages: dict[str, Tensor] = {}
 
     def __call__(self, ours: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         """The loss (N,), summed over maps (N, C_i, h_i, w_i) of the student's frames and of those
@@ -42,15 +41,9 @@ class ContentLoss:
 
     def _average(self, name: str, maps: Tensor) -> Tensor:
         now = maps.detach().float().mean(dim=0, keepdim=True)
-        known = self.averages.get(name)
-        self.averages[name] = now if known is None else known.lerp(now, 1 - DECAY)
-        return self.averages[name]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.averages)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.averages = dict(state)
+        known = self.kept.get(name)
+        self.kept[name] = now if known is None else known.lerp(now, 1 - DECAY)
+        return self.kept[name]
 
 
 def _layout(maps: Tensor) -> Tensor:

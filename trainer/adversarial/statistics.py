@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .memory import FrameMemory
+
 GRID = 4
 CAPACITY = 64
 CAPTION_SHARE = 4.0
@@ -35,7 +37,7 @@ def cell_statistics(maps: Tensor) -> Tensor:
     return torch.cat((mean, deviation), dim=1).flatten(1)
 
 
-class StatisticsLoss:
+class StatisticsLoss(FrameMemory):
     """How far the student's frames are, as a crowd, from the real ones: the energy distance
     (Szekely and Rizzo 2013) of their `cell_statistics` together with their captions.
 
@@ -46,9 +48,6 @@ class StatisticsLoss:
     and as hard when the student is far off. The caption counts as one more coordinate, so that a
     red thing is drawn to the red ones of the style more than to others.
     """
-
-    def __init__(self) -> None:
-        self.crowds: dict[str, Tensor] = {}
 
     def __call__(
         self, ours: Sequence[Tensor], real: Sequence[Tensor], text: Tensor, real_text: Tensor
@@ -70,7 +69,7 @@ class StatisticsLoss:
         said = functional.layer_norm(text.float(), text.shape[1:])
         real_said = functional.layer_norm(real_text.float(), real_text.shape[1:])
         wanted = self._join("real.text", real_said)
-        earlier = self.crowds.get("ours.text", said[:0])
+        earlier = self.kept.get("ours.text", said[:0])
         self._join("ours.text", said)
         spread = wanted.var(dim=0, correction=0).sum()
         unit = CAPTION_SHARE * (spread > 1e-3 * said.shape[1]) / spread.clamp_min(1e-6)
@@ -81,7 +80,7 @@ class StatisticsLoss:
     ) -> Tensor:
         found = cell_statistics(ours)
         wanted = self._join(f"real.{index}", cell_statistics(real))
-        earlier = self.crowds.get(f"ours.{index}", found.detach()[:0])
+        earlier = self.kept.get(f"ours.{index}", found.detach()[:0])
         self._join(f"ours.{index}", found)
         if len(wanted) < ENOUGH or len(earlier) < ENOUGH:
             return 0.0 * found.sum()
@@ -92,16 +91,10 @@ class StatisticsLoss:
         return 2 * near.mean() - 2 * far.mean()
 
     def _join(self, name: str, found: Tensor) -> Tensor:
-        known = self.crowds.get(name)
+        known = self.kept.get(name)
         both = found.detach() if known is None else torch.cat((known, found.detach()))
-        self.crowds[name] = both[-CAPACITY:]
-        return self.crowds[name]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.crowds)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.crowds = dict(state)
+        self.kept[name] = both[-CAPACITY:]
+        return self.kept[name]
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Distiller:
         for optimizer in (s.optimizer, s.discriminator_optimizer):
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
+        remembered = s.terms.tensors()
         count, rank = s.config.optim.accumulation, s.accelerator.process_index
         sizes = Sizes(s.latent_shape, len(s.prompts), len(s.motions), len(s.replay))
         outcomes = [
@@ -53,6 +54,8 @@ class Distiller:
             for micro in range(count)
         ]
         report = self.update([outcome.logs for outcome in outcomes])
+        if not report.taken:  # one NaN in an average would be in every later step
+            s.terms.load(remembered)
         for outcome in outcomes:  # only now: the copy to the host waits for the device
             s.replay.add(outcome.prediction, outcome.rows, outcome.origins)
         return report

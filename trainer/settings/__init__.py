@@ -4,18 +4,18 @@ The command line, the web form, the docs and ``config.toml`` are all made from t
 that a default or a range is written nowhere else. Reading, writing and presets: `trainer.config`.
 """
 
-from .base import Part
-from .method import AUGMENTATIONS, AdversarialConfig, MotionConfig, TrajectoryConfig
-from .quality import QUALITY_PRESETS, QualityPreset
-from .run import (
+from .around import (
     CheckpointConfig,
     DataConfig,
     HardwareConfig,
     LoraConfig,
     OptimConfig,
     PreviewConfig,
-    TrainConfig,
 )
+from .base import Part
+from .method import AUGMENTATIONS, AdversarialConfig, MotionConfig, TrajectoryConfig
+from .quality import QUALITY_PRESETS, QualityPreset
+from .run import TrainConfig
 
 __all__ = [
     "AUGMENTATIONS",
