@@ -95,7 +95,13 @@ class Head:
         return gr.update(value=self.site.first_shown(name))
 
     def _choices(self, moment: Moment) -> Any:
+        """The runs to choose from, and a choice only where that of the page is none of them.
+
+        A look takes time. What was chosen meanwhile, as by Start, must not be taken back.
+        """
         names = [run.name for run in self.site.runs()]
+        if moment.name == moment.asked:
+            return gr.update(choices=names)
         return gr.update(choices=names, value=moment.name)
 
     def _can_stop(self, moment: Moment) -> Any:

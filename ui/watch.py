@@ -18,6 +18,8 @@ class Moment:
     """What is known at one look: the chosen run, its status and its events."""
 
     site: Site
+    asked: str | None
+    """The run that the page named; ``name`` is another one where there is no such run."""
     name: str | None
     status: RunStatus | None
     events: Events
@@ -54,7 +56,7 @@ class Watch:
         chosen = site.chosen(name)
         status = site.status(chosen)
         events = [] if status is None else site.events.read(status.run.events_path)
-        moment = Moment(site, chosen, status, events, preview, lora)
+        moment = Moment(site, name, chosen, status, events, preview, lora)
         updates, now = [], dict(seen or {})
         for number, show in enumerate(self.functions):
             try:

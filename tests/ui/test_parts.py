@@ -130,6 +130,29 @@ def test_a_run_in_the_queue_waits_and_one_that_begins_cannot_be_stopped_yet(site
     assert site.chosen(None) in ("one", "two") and site.chosen("two") == "two"
 
 
+def test_a_look_takes_back_no_choice_that_was_made_meanwhile(site):
+    """A look that began before Start ends after it, and knows the new run already."""
+    import gradio as gr
+
+    from ui.app import Head
+    from ui.watch import Watch
+
+    make_run(site, "first", status="finished")
+    with gr.Blocks():
+        watch = Watch(site)
+        head = Head(site, watch)
+    place = watch.components.index(head.choice)
+
+    def choice(asked: str | None) -> dict:
+        return watch.look(asked, None, None, {})[place]
+
+    make_run(site, "started by now", status="running")
+    update = choice("first")
+    assert "value" not in update and set(update["choices"]) == {"first", "started by now"}
+    assert choice("deleted")["value"] == "started by now", "the one that trains"
+    assert choice(None)["value"] == "started by now"
+
+
 def test_nothing_that_a_run_says_is_html(site):
     from ui.monitor import log_tail, monitor
     from ui.samples import samples
