@@ -92,8 +92,9 @@ class ExportTab:
     def _files(self, moment: Moment) -> Any:
         run = None if moment.status is None else moment.status.run
         names = lora_files(run)
-        value = moment.lora if moment.lora in names else next(iter(names), None)
-        return gr.update(choices=names, value=value)
+        if moment.lora in names:  # as the choice of a run: what is chosen meanwhile stays
+            return gr.update(choices=names)
+        return gr.update(choices=names, value=next(iter(names), None))
 
     def _busy(self, moment: Moment) -> str:
         task = moment.site.tasks.status("export")
