@@ -8,7 +8,8 @@ losses, one own prediction, optimizer included) with and without each option; be
 `trainer.distill.estimate` foresaw; the share of the card's matrix peak, as model arithmetic
 (recomputed work does not count) over what a large matrix product reaches on the same card; and
 seconds for a clip of 16 frames in 1, 2, 4, 8 steps by the student and 50 guided steps by the
-teacher, decoding included. Weights are random: time and memory do not depend on them.
+teacher, decoding included. Weights are random: time and memory do not depend on them. Rows of an
+earlier call in OUT, of the same card and PyTorch, stay unless they are measured again.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def main() -> int:
         return 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.json.parent.mkdir(parents=True, exist_ok=True)
+    before = earlier(options.json, device)
     for found in measure(options, device):  # written row by row: a lent card may be gone soon
+        found = joined(before, found)
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         options.json.with_suffix(".md").write_text(table(found), encoding="utf-8")
     print(table(found))
@@ -71,6 +74,24 @@ def arguments() -> argparse.Namespace:
     add("--repeats", type=int, default=5, help="timed steps (5)")
     add("--features", default="efficientnet-lite0", help="feature network of the discriminator")
     return parser.parse_args()
+
+
+def earlier(path: Path, device: torch.device) -> dict[str, Any]:
+    """What an earlier call left at ``path``; empty if there is nothing or it is of another machine."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["machine"] == machine(device) else {}
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """``now`` with those rows of ``before`` that it does not measure again."""
+    found = dict(now)
+    for key, names in (("steps", ("family", "variant")), ("clips", ("family", "who", "steps"))):
+        seen = {tuple(row[name] for name in names) for row in now[key]}
+        kept = [r for r in before.get(key, []) if tuple(r[name] for name in names) not in seen]
+        found[key] = kept + now[key]
+    return found
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:

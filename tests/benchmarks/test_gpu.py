@@ -47,6 +47,20 @@ def test_clips_are_timed_for_student_and_teacher(found):
         assert all(row["seconds"] > 0 for row in rows)
 
 
+def test_a_second_call_adds_rows_and_replaces_those_measured_again(found, tmp_path):
+    out, family = tmp_path / "gpu.json", next(iter(MEMORY_PRESETS))
+    old = {**found["steps"][0], "family": family, "seconds": 1e9}
+    before = {**found, "steps": [old, {**old, "variant": "bf16"}]}
+    out.write_text(json.dumps(before), encoding="utf-8")
+    chosen = ("--family", family, "--variant", VARIANT)
+    assert run("--tiny", "--repeats", "1", "--json", str(out), *chosen).returncode == 0
+    after = json.loads(out.read_text(encoding="utf-8"))
+    seconds = {row["variant"]: row["seconds"] for row in after["steps"]}
+    assert set(seconds) == {VARIANT, "bf16"}
+    assert seconds["bf16"] == 1e9 and seconds[VARIANT] < 1e9
+    assert len(after["clips"]) == len(found["clips"])
+
+
 def test_without_a_card_it_says_so(tmp_path):
     done = run("--json", str(tmp_path / "gpu.json"))
     assert done.returncode == 1 and "No graphics card" in done.stdout
