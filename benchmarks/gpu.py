@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
 
 
 def earlier(path: Path, device: torch.device) -> dict[str, Any]:
-    """What an earlier call left at ``path``; empty if there is nothing or it is of another machine."""
+    """What an earlier call on this machine left at ``path``, if anything."""
     if not path.is_file():
         return {}
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
