@@ -23,6 +23,8 @@ COLUMNS = {
     "frame_consistency": ("frame consistency", 3),
     "watermark": ("watermark", 2),
 }
+BRIEF = ("style_kid", "fd_style", "fd_video", "colour", "shape", "motion", "flow_ratio", "watermark")
+"""Columns of the short table; Frechet distance to real videos only where there is no style."""
 NAMES = {"ddim": "teacher, DDIM", "dpmpp": "teacher, DPM++ 2M"}
 SMALLEST = 1e-3
 """An unbiased distance may be zero or below; a logarithmic axis has no place for that."""
@@ -32,14 +34,14 @@ _HEAVY = {"lcm": "#444444", "mcm": "#1f77b4"}
 def markdown(
     rows: Sequence[Row], claims: Sequence[dict[str, Any]], references: Sequence[Row]
 ) -> str:
-    """A table without a style and one a style, then the claims; numbers are value +- half of the
-    95 % interval.
+    """For no style and each style a short table, a line a student, and a full one with value +-
+    half of the 95 % interval; then the claims.
     """
     parts = []
     for style in dict.fromkeys(row["style"] for row in rows):
         title = "Without style images" if style is None else f"Style `{style}`"
         own = [row for row in (*rows, *references) if row["style"] == style]
-        parts.append(f"### {title}\n\n{_table(own)}")
+        parts.append(f"### {title}\n\n{_short(own)}\n{_table(own)}")
     if claims:
         lines = ["| claim | holds | at steps |", "|---|---|---|"]
         for claim in claims:
@@ -53,6 +55,30 @@ def _steps_of(values: dict[str, Any]) -> str:
     """The numbers of steps at which a claim holds, intervals apart."""
     good = (k for k, v in values.items() if v.get("holds") or v.get("verdict") == "worse")
     return ", ".join(good) or "none"
+
+
+def _short(rows: Sequence[Row]) -> str:
+    """A line a solver or student, its values at all numbers of steps, fewest first."""
+    filled = [name for name in BRIEF if any(row.get(name) is not None for row in rows)]
+    columns = [c for c in filled if c != "fd_video" or "style_kid" not in filled]
+    lines = [_line(["", "steps", *(COLUMNS[name][0] for name in columns)])]
+    lines.append(_line(["---"] * (len(columns) + 2)))
+    for name in dict.fromkeys(map(who, rows)):
+        own = sorted((r for r in rows if who(r) == name), key=lambda row: row["steps"] or 0)
+        steps = " / ".join(str(row["steps"] or "-") for row in own)
+        cells = [" / ".join(_brief(row, column) for row in own) for column in columns]
+        lines.append(_line([NAMES.get(name, name), steps, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _brief(row: Row, column: str) -> str:
+    """The value without its leading zero; distances of clips and flow to fewer digits."""
+    value = row.get(column)
+    if value is None:
+        return "-"
+    places = {"fd_style": 0, "flow_ratio": 1}.get(column, COLUMNS[column][1])
+    text = f"{round(value, places) + 0.0:.{places}f}"  # never "-0"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -91,10 +117,14 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     styles = [s for s in dict.fromkeys(row["style"] for row in rows) if s is not None] or [None]
+    across = min(len(styles), 2)
+    down = -(-len(styles) // across)
     figure, axes = plt.subplots(
-        1, len(styles), figsize=(6.4 * len(styles), 5.2), squeeze=False, layout="constrained"
+        down, across, figsize=(6.4 * across, 5.2 * down), squeeze=False, layout="constrained"
     )
-    for axis, style in zip(axes[0], styles, strict=True):
+    for axis in axes.flat[len(styles) :]:
+        axis.remove()
+    for axis, style in zip(axes.flat, styles, strict=False):
         _panel(axis, [row for row in rows if row["style"] == style], style)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -102,6 +132,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _panel(axis: Any, rows: Sequence[Row], style: str | None) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     across = "fd_video" if style is None else "style_kid"
     colours = cycle(("C1", "C2", "C4", "C5", "C6", "C8", "C9", "C7"))
     for name in dict.fromkeys(who(row) for row in rows if row["student"]):
@@ -122,6 +154,9 @@ def _panel(axis: Any, rows: Sequence[Row], style: str | None) -> None:
         axis.axhline(teacher[0]["motion"], color="#999999", ls=":", lw=1.2, label="teacher, 50")
     label = "Frechet distance to real videos" if style is None else "style distance (KID)"
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel(f"{label}, lower is better")
     axis.set_ylabel("motion accuracy")
     axis.set_title("without style images" if style is None else f"style: {style}")

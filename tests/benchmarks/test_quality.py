@@ -318,4 +318,8 @@ def test_the_page_shows_each_number_with_half_of_its_interval():
     page = markdown(made_up(), claims, [])
     assert "| `mcm-ink` | 4 | 2.000 ± 0.040 | 100.0 ± 2.0 |" in page
     assert "| teacher, DDIM | 50 |" in page
+    short = "2.000 / 2.000 / 2.000 / 2.000 | 100 / 100 / 100 / 100 |"
+    (line,) = (line for line in page.splitlines() if line.startswith("| mcm-ink |"))
+    assert line.startswith(f"| mcm-ink | 1 / 2 / 4 / 8 | {short}")
+    assert line.endswith("| .01 / .01 / .01 / .01 |")
     assert "| mcm-ink: motion >= 0.9 x the teacher's | **yes** | 1, 2, 4, 8 |" in page
