@@ -29,6 +29,7 @@ import datetime
 import json
 import platform
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,20 +58,31 @@ def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as workspace:
         setting = setting_of(options, workspace).prepare()
-        found = measure(setting)
-        if options.sweep or options.all:
-            found["sweep"] = sweep(setting, family_of(resolve_model(setting.model_folder)).frames)
-        if options.processes or options.all:
-            found["scaling"] = scaling(setting)
-        if options.sampling or options.all:
-            found |= {"sampling": (sampled := sampling(setting))}
-            found["sampling_ratio"] = sampled["sampling_ratio"]
-    found |= {"setting": shown(setting), "machine": machine(setting)}
-    found["date"] = datetime.date.today().isoformat()
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
+        found: dict[str, object] = {"date": datetime.date.today().isoformat()}
+        found |= {"setting": shown(setting), "machine": machine(setting)}
+        for part in parts(options, setting):  # written part by part: the whole takes an hour
+            found |= part
+            save(found, options.json)
     plot(found["breakdown"], options.plot or options.json.with_suffix(".png"))
     print(json.dumps({k: v for k, v in rounded(found).items() if not isinstance(v, dict | list)}))
+
+
+def parts(options: argparse.Namespace, setting: Setting) -> Iterator[dict[str, object]]:
+    """The numbers of the contract, then whatever else is asked for."""
+    yield measure(setting)
+    if options.processes or options.all:
+        yield {"scaling": scaling(setting)}
+    if options.sampling or options.all:
+        sampled = sampling(setting)
+        yield {"sampling": sampled, "sampling_ratio": sampled["sampling_ratio"]}
+    if options.sweep or options.all:
+        frames = family_of(resolve_model(setting.model_folder)).frames
+        yield {"sweep": sweep(setting, frames)}
+
+
+def save(found: dict[str, object], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:
