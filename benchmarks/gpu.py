@@ -34,6 +34,7 @@ from trainer.distill.batch import Batch
 from trainer.distill.distiller import Distiller
 from trainer.distill.estimate import META, bare_session, estimate, made_batch
 from trainer.distill.step import gradients
+from trainer.runs.files import atomic_write
 
 GIB = 1 << 30
 WARM_UP = 3
@@ -51,11 +52,11 @@ def main() -> int:
         return 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    before = earlier(options.json, device)
+    before = earlier(options, device)
     for found in measure(options, device):  # written row by row: a lent card may be gone soon
         found = joined(before, found)
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        options.json.with_suffix(".md").write_text(table(found), encoding="utf-8")
+        atomic_write(options.json, (json.dumps(found, indent=1) + "\n").encode("utf-8"))
+        atomic_write(options.json.with_suffix(".md"), table(found).encode("utf-8"))
     print(table(found))
     return 0
 
@@ -76,12 +77,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def earlier(path: Path, device: torch.device) -> dict[str, Any]:
-    """What an earlier call on this machine left at ``path``, if anything."""
-    if not path.is_file():
+def earlier(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What an earlier call left in OUT, if it was of this machine and of models of this size."""
+    if not options.json.is_file():
         return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found if found["machine"] == machine(device) else {}
+    found: dict[str, Any] = json.loads(options.json.read_text(encoding="utf-8"))
+    alike = (found["machine"], found["tiny"]) == (machine(device), options.tiny)
+    return found if alike else {}
 
 
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

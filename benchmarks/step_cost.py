@@ -45,6 +45,7 @@ from torch import Tensor
 from trainer.distill.distiller import Distiller
 from trainer.distill.motions import MotionPoints, TrajectoryLibrary
 from trainer.families import family_of, load_model, resolve_model
+from trainer.runs.files import atomic_write
 from trainer.runs.guards import NanGuard
 
 COMPARED = ("consistency", "energy", "adversarial", "caption", "discriminator")
@@ -82,7 +83,7 @@ def parts(options: argparse.Namespace, setting: Setting) -> Iterator[dict[str, o
 
 def save(found: dict[str, object], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
+    atomic_write(path, (json.dumps(rounded(found), indent=1) + "\n").encode("utf-8"))
 
 
 def arguments() -> argparse.Namespace:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..families.base import VideoModel
-from ..lora.formats import read_lora
+from ..lora.formats import LoraFile, read_lora
 from ..mini.looks import Look, public_video
 from ..sheets import Row
 from .bench import SEEDS_PER_RUN, TRUE_CLIPS_PER_PROMPT, Bench, Progress, Sight, machine, merged
 from .distances import RESAMPLES
-from .networks import feature_network, judge_network
+from .networks import Measuring, feature_network, judge_network
 from .published import with_clip, with_videomae
 from .rows import LEVEL, MEASURES, References
 from .truth import bundled_look, draw_prompts
@@ -106,8 +106,7 @@ def evaluate(
     if not steps or min(*steps, teacher_steps) < 1:
         raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
     network = judge_network() if mini else feature_network(features, model.name, features_path)
-    network = network if videomae is None else with_videomae(network, videomae)
-    network = network if clip is None else with_clip(network, clip)
+    network = _with_extra(network, videomae, clip)
     file = None if lora is None else read_lora(lora, model.unet)
     captions = draw_prompts(count, seed, prompts)
     bench = Bench(model, network, captions, seed, batch_size, progress)
@@ -132,10 +131,21 @@ def evaluate(
     ]
     meta["videos"] = None if videos is None else videos.name
     meta["style"] = None if style is None else {"name": style.name, "images": images}
-    meta["lora"] = None
-    if lora is not None and file is not None:
-        meta["lora"] = {"name": lora.name, "sha256": file.hashes.tensors_sha256}
+    meta["lora"] = _lora_meta(lora, file)
     return EvaluationResult(rows, meta, _examples(bench, [teacher, *sights], examples))
+
+
+def _with_extra(network: Measuring, videomae: Path | None, clip: Path | None) -> Measuring:
+    """``network`` with those of the user's own for clips and for CLIPSIM."""
+    if videomae is not None:
+        network = with_videomae(network, videomae)
+    return network if clip is None else with_clip(network, clip)
+
+
+def _lora_meta(path: Path | None, file: LoraFile | None) -> dict[str, Any] | None:
+    if path is None or file is None:
+        return None
+    return {"name": path.name, "sha256": file.hashes.tensors_sha256}
 
 
 def _references(
