@@ -103,7 +103,7 @@ def teacher_and_student() -> Graph:
             few_step_sampler((lora, "MODEL"), positive, negative, latents, steps, seed=3)
         )
     for number, sampler in enumerate(samplers):
-        sampler.column = 2 + number // 2
+        sampler.column = 2 + 2 * (number // 2)  # in pairs; their decoders stand between
     decoded = [decode(sampler, loader) for sampler in samplers]
     sampled = [node for pair in zip(samplers, decoded, strict=True) for node in pair]
     labels = ["teacher, 50 steps", "1 step", "2 steps", "4 steps", "8 steps"]
@@ -272,14 +272,15 @@ def animatediff() -> Graph:
 
 
 EXAMPLES = {
-    "mini-text-to-video": text_to_video,
-    "mini-teacher-and-student": teacher_and_student,
-    "mini-video-to-video": video_to_video,
-    "mini-two-loras": two_loras,
-    "mini-long-clip": long_clip,
-    "modelscope-official-lora": modelscope,
-    "animatediff-official-lora": animatediff,
+    "1 Text to video in 4 steps": text_to_video,
+    "2 AnimateDiff, official LoRA": animatediff,
+    "3 ModelScope, official LoRA": modelscope,
+    "4 Video to video": video_to_video,
+    "5 Longer clip": long_clip,
+    "6 Teacher beside student": teacher_and_student,
+    "7 Two LoRAs": two_loras,
 }
+"""In the order of use, by the names that the template browser shows (`NAME.json`)."""
 
 
 def example(name: str) -> str:

@@ -19,8 +19,12 @@ PACK_VERSION = "0.1.0"
 CORE = "comfy-core"
 CORE_VERSION = "0.3.75"
 COLUMN_GAP, ROW_GAP = 60, 70
-BELOW_SOURCE = {"MCM_EmptyLatentVideo", "VAEDecode", "VAEEncode", "CreateVideo"}
+BELOW_SOURCE = {"MCM_EmptyLatentVideo", "VAEEncode", "CreateVideo"}
 """Small steps of a chain: they stand below what they take, so that a graph fits a screen."""
+BESIDE_SOURCE = {"VAEDecode"}
+"""They stand right of their first source, at its height."""
+PREVIEW_ROOM = {"KSampler": 360}
+"""Pixels that a node may grow by while it shows a preview; nothing stands there."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ KINDS: dict[str, Kind] = {
         ("width", "height", "frames", "videos"),
         (300, 180),
     ),
-    "MCM_SideBySide": Kind(_COLUMNS, _IMAGE, tuple(f"label_{n}" for n in range(1, 6)), (300, 330)),
+    "MCM_SideBySide": Kind(_COLUMNS, _IMAGE, tuple(f"label_{n}" for n in range(1, 6)), (300, 390)),
     "CheckpointLoaderSimple": Kind((), _LOADED, ("ckpt_name",), (340, 110)),
     "LoraLoaderModelOnly": Kind(
         (("model", "MODEL"),), _ONE_MODEL, ("lora_name", "strength_model"), (320, 110)
@@ -184,20 +188,23 @@ def _widget_values(node: Node) -> list[Any]:
 def _place(nodes: Sequence[Node], records: Sequence[dict[str, Any]]) -> None:
     """Columns from left to right by the longest way to a node, each filled from the top."""
     depth: dict[int, int] = {}
+    tops: dict[int, int] = {}
     for node in nodes:
         step = 0 if node.type in BELOW_SOURCE else 1
         sources = [depth[id(source)] + step for source, _ in node.links.values()]
         depth[id(node)] = max(sources, default=0) if node.column is None else node.column
-    columns = sorted(set(depth.values()))
     left = 0
-    for column in columns:
+    for column in sorted(set(depth.values())):
         top, widest = 0, 0
         for node, record in zip(nodes, records, strict=True):
             if depth[id(node)] != column:
                 continue
+            if node.type in BESIDE_SOURCE:
+                top = max(top, tops[id(next(iter(node.links.values()))[0])])
             width, height = KINDS[node.type].size
-            record["pos"] = [left, top]
-            top, widest = top + height + ROW_GAP, max(widest, width)
+            record["pos"], tops[id(node)] = [left, top], top
+            top += height + PREVIEW_ROOM.get(node.type, 0) + ROW_GAP
+            widest = max(widest, width)
         left += widest + COLUMN_GAP
 
 
