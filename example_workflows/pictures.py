@@ -105,15 +105,16 @@ def prompt_of(file: Path) -> str:
 def moving(clips: list[tuple[str, list[Image.Image]]], prompt: str, fps: int = 8) -> bytes:
     """Animated WebP of `SIDE` pixels: the clips in a grid under their labels, then the prompt."""
     columns = math.ceil(math.sqrt(len(clips)))
-    cell = (SIDE - GAP * (columns - 1)) // columns
     rows = math.ceil(len(clips) / columns)
+    cell = min((SIDE - GAP * (columns - 1)) // columns, (SIDE - BAND) // rows - BAND)
     size = (SIDE, rows * (cell + BAND) + BAND)
+    margin = (SIDE - columns * cell - GAP * (columns - 1)) // 2
     pages = []
     for number in range(max(len(frames) for _, frames in clips)):
         page = Image.new("RGB", size, GROUND)
         for place, (label, frames) in enumerate(clips):
             row, column = divmod(place, columns)
-            left, top = column * (cell + GAP), row * (cell + BAND)
+            left, top = margin + column * (cell + GAP), row * (cell + BAND)
             frame = frames[number % len(frames)].convert("RGB")
             page.paste(frame.resize((cell, cell), Image.Resampling.LANCZOS), (left, top))
             write(page, label, left + cell // 2, top + cell + BAND // 2, 18, WORDS)
@@ -129,10 +130,11 @@ def still(graph: Image.Image, lines: tuple[str, ...]) -> bytes:
     """JPEG of `SIDE` pixels: the graph, and in words what it does and what it needs."""
     page = Image.new("RGB", (SIDE, SIDE), GROUND)
     height = round(graph.height * SIDE / graph.width)
-    page.paste(graph.resize((SIDE, height), Image.Resampling.LANCZOS), (0, BAND))
+    top = (SIDE - 36 * (len(lines) + 1) - height) // 2
+    page.paste(graph.resize((SIDE, height), Image.Resampling.LANCZOS), (0, top))
     for number, line in enumerate(lines):
-        top = BAND + height + (SIDE - BAND - height) * (number + 1) // (len(lines) + 1)
-        write(page, line, SIDE // 2, top, 22 if number == 0 else 19, WORDS if number < 2 else FAINT)
+        top = SIDE - BAND - 36 * (len(lines) - 1 - number)
+        write(page, line, SIDE // 2, top, 24 if number == 0 else 20, WORDS if number < 2 else FAINT)
     return jpeg(page)
 
 
