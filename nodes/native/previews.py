@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .core import wrap
 from .info import video_info
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,7 @@ MAX_VIDEOS = 4
 
 def add_previews(model: Any) -> None:
     """Make the samplers play previews for MODEL ``model`` (a ModelPatcher), and its clones."""
-    from comfy.patcher_extension import WrappersMP
-
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "mcm_previews", _sample_with_previews)
+    wrap(model, "OUTER_SAMPLE", "mcm_previews", _sample_with_previews)
 
 
 def _sample_with_previews(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -37,7 +36,7 @@ def _sample_with_previews(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
     names = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback")
     position = names.index("callback")
     callback = args[position] if len(args) > position else kwargs.get("callback")
-    player = start_player(executor.class_obj.model_patcher) if callback else None
+    player = start_player(executor.class_obj) if callback else None
     if player is None:
         return executor(*args, **kwargs)
 
@@ -55,9 +54,9 @@ def _sample_with_previews(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         player.close()
 
 
-def start_player(model: Any) -> Player | None:
-    """A player for ``model``'s clips; None where previews are off (``--preview-method none``) or no
-    node is being executed.
+def start_player(guider: Any) -> Player | None:
+    """A player for the clips that ``guider`` samples; None where previews are off
+    (``--preview-method none``) or no node is being executed.
     """
     import latent_preview
     from comfy_api.latest import ComfyAPISync
@@ -65,10 +64,11 @@ def start_player(model: Any) -> Player | None:
 
     if get_executing_context() is None:
         return None
+    model = guider.model_patcher
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     if previewer is None:
         return None
-    frames = model.model_options["transformer_options"].get("mcm_frames")
+    frames = guider.model_options["transformer_options"].get("mcm_frames")
     return Player(
         decode=lambda rows: preview_frames(previewer, rows, frames),
         send=ComfyAPISync().execution.set_progress,

@@ -1,0 +1,6 @@
+"""Placeholder until merged."""
+import logging
+
+
+def tell(text, settings=None):
+    logging.warning(text)
