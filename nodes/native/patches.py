@@ -147,17 +147,17 @@ def _block_hooks(unet: Any, options: Options, patches: Mapping) -> list[Any]:
     """
     hooks = []
     kept, after, out = (list(patches.get(kind) or ()) for kind in BLOCKS)
-    inputs = down_layers(unet) if kept or after else []
-    followers = [*inputs[1:], middle_layer(unet)] if after else []
-    for layer in inputs if kept else []:
-        hooks.append(layer.exit.register_forward_hook(partial(_after, layer, kept, options)))
-    for layer, follower in zip(inputs, followers, strict=False):
-        hook = partial(_before, partial(_run, after, layer, options))
-        hooks.append(follower.entry.register_forward_pre_hook(hook, with_kwargs=True))
-    for layer in up_layers(unet) if out else []:
-        hook = partial(_before, partial(_joined, out, layer, options))
-        hooks.append(layer.entry.register_forward_pre_hook(hook, with_kwargs=True))
-    return hooks
+    inputs = down_layers(unet)
+    followers = [*inputs[1:], middle_layer(unet)]
+    for layer, follower in zip(inputs, followers, strict=True):
+        if kept:
+            change = partial(_run, kept, layer, options)
+            hooks.append(layer.exit.register_forward_hook(partial(_after, change)))
+        if after:
+            change = partial(_run, after, layer, options)
+            before = partial(_before, change)
+            hooks.append(follower.entry.register_forward_pre_hook(before, with_kwargs=True))
+    return hooks + (OutputBlocks(unet, out, options).hooks if out else [])
 
 
 def _run(patches: list, layer: Layer, options: Options, h: Tensor) -> Tensor:
@@ -166,19 +166,10 @@ def _run(patches: list, layer: Layer, options: Options, h: Tensor) -> Tensor:
     return h
 
 
-def _joined(patches: list, layer: Layer, options: Options, both: Tensor) -> Tensor:
-    """`both` is (rows, C + layer.skip, h, w): what comes from below and the skip connection."""
-    h, skip = both.split([both.shape[1] - layer.skip, layer.skip], dim=1)
-    h, skip = h.clone(), skip.clone()  # FreeU changes its argument in place
-    for patch in patches:
-        h, skip = patch(h, skip, {**options, "block": layer.place})
-    return torch.cat([h, skip], dim=1)
-
-
-def _after(layer: Layer, patches: list, options: Options, module: nn.Module, args, output):
+def _after(change: Callable[[Tensor], Tensor], module: nn.Module, args, output):
     if isinstance(output, tuple):
-        return (_run(patches, layer, options, output[0]), *output[1:])
-    return _run(patches, layer, options, output)
+        return (change(output[0]), *output[1:])
+    return change(output)
 
 
 def _before(change: Callable[[Tensor], Tensor], module: nn.Module, args: tuple, named: dict):
@@ -187,3 +178,54 @@ def _before(change: Callable[[Tensor], Tensor], module: nn.Module, args: tuple, 
         return (change(args[0]), *args[1:]), named
     name = next(iter(named))
     return args, {**named, name: change(named[name])}
+
+
+class OutputBlocks:
+    """Calls ``patch(h, skip, options) -> (h, skip)`` before core's output blocks join the two.
+
+    Diffusers joins them inside its up blocks, so `h` is changed where it leaves the layer before
+    and the skip connection where the layer has it joined; a patch may give `h` the size of `skip`
+    (Deep Shrink), not the other way round. All tensors are (rows, C, h, w).
+    """
+
+    def __init__(self, unet: Any, patches: list, options: Options) -> None:
+        self.patches, self.options = patches, options
+        self.sizes: list[torch.Size] = []  # of the skip connections of one forward, from the top
+        self.skips: list[Tensor] = []  # of the up block at work, the next one last
+        self.hooks: list[Any] = []
+        for layer in down_layers(unet):
+            self.hooks.append(layer.exit.register_forward_hook(self._note_size))
+        layers = up_layers(unet)
+        for block in unet.up_blocks:
+            own, layers = layers[: len(block.resnets)], layers[len(block.resnets) :]
+            enter = partial(self._enter, own[0])
+            self.hooks.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+            for layer, following in zip(own, own[1:], strict=False):
+                change = partial(_after, partial(self._patched, following))
+                self.hooks.append(layer.exit.register_forward_hook(change))
+                joined = partial(_before, partial(self._with_skip, following))
+                entered = following.entry.register_forward_pre_hook(joined, with_kwargs=True)
+                self.hooks.append(entered)
+
+    def _note_size(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.sizes.append((output[0] if isinstance(output, tuple) else output).shape[-2:])
+
+    def _enter(self, first: Layer, block: Any, args: tuple, named: dict) -> tuple[tuple, dict]:
+        """An up block begins: its first layer's two inputs are still apart."""
+        self.skips = list(named["res_hidden_states_tuple"])
+        h = self._patched(first, named["hidden_states"])
+        given = (*named["res_hidden_states_tuple"][:-1], self.skips.pop())
+        del self.sizes[-len(block.resnets) :]
+        above = {"upsample_size": self.sizes[-1]} if self.sizes else {}
+        return args, {**named, **above, "hidden_states": h, "res_hidden_states_tuple": given}
+
+    def _patched(self, layer: Layer, h: Tensor) -> Tensor:
+        skip = self.skips[-1].clone()
+        h = h.clone()  # FreeU changes its argument in place
+        for patch in self.patches:
+            h, skip = patch(h, skip, {**self.options, "block": layer.place})
+        self.skips[-1] = skip
+        return h
+
+    def _with_skip(self, layer: Layer, joined: Tensor) -> Tensor:
+        return torch.cat([joined[:, : -layer.skip], self.skips.pop()], dim=1)
