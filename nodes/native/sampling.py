@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .advice import advise
 from .info import video_info
 
 TIMESTEP_SCALING = 4.0
@@ -53,6 +54,7 @@ def apply_model_sampling(
     clone = model.clone()
     clone.add_object_patch("model_sampling", sampling)
     _add_step_noise(clone)
+    advise(clone)
     return clone
 
 
