@@ -95,7 +95,7 @@ def wrong_values(
     if name and SAMPLER not in name:
         found["sampler_name"] = (SAMPLER, f"sampler '{name}'")
     if not evenly_spread(sigmas, levels):
-        found["scheduler"] = (SCHEDULER, "a scheduler whose noise levels are not even")
+        found["scheduler"] = (SCHEDULER, "another scheduler")
     return found
 
 

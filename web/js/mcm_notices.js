@@ -10,6 +10,7 @@ const MARGIN = 10; // of a DOM widget on the classic canvas
 const SETTERS = ["SIGMAS", "SAMPLER", "GUIDER"]; // sockets of nodes that hold a custom sampler's values
 const STYLE = `
 .mcm-notices { display: flex; flex-direction: column; width: 100%; pointer-events: auto; }
+.lg-node:has(.mcm-notice) { z-index: 1000 !important; }
 .mcm-notices > div { display: flex; flex-direction: column; gap: 6px; }
 .mcm-notice { position: relative; box-sizing: border-box; padding: 8px 26px 8px 10px; border-radius: 6px;
   border-left: 4px solid #e5a50a; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
@@ -179,7 +180,14 @@ function addView(node) {
   views.set(node, view);
   view.observer = new ResizeObserver(() => fit(node, view));
   view.observer.observe(inside);
+  requestAnimationFrame(() => requestAnimationFrame(() => mount(node, element)));
   return view;
+}
+
+/** Frontend 1.32's Nodes 2.0 no longer sees new widgets once a value of the node was changed. */
+function mount(node, element) {
+  if (element.isConnected || !views.has(node)) return;
+  document.querySelector(`.lg-node[data-node-id="${node.id}"] .lg-node-widgets`)?.append(element);
 }
 
 /** Give the widget the height of its text; it changes with the width of the node. */
@@ -195,6 +203,7 @@ function removeView(node, view) {
   views.delete(node);
   node.onSerialize = view.onSerialize;
   node.removeWidget(view.widget);
+  view.widget.element.remove();
   if (node.size[1] > view.size[1]) node.setSize([node.size[0], view.size[1]]);
   node.setDirtyCanvas?.(true, true);
 }
