@@ -2,6 +2,7 @@
 
 Core's previews show row 0 of a latent batch. Here a wrapper on the MODEL looks at the same
 intermediate results and plays all frames, one after another, until the next step or the end.
+Then the images go away (``web/js/mcm_previews.js``): what the clip became is shown elsewhere.
 Nothing of core is replaced: its callback still runs, draws the progress bar and can be interrupted.
 """
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from .core import wrap
 from .info import video_info
+from .notices import PREVIEW_END, executed_node, send
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,9 @@ def start_player(guider: Any) -> Player | None:
     """
     import latent_preview
     from comfy_api.latest import ComfyAPISync
-    from comfy_execution.utils import get_executing_context
 
-    if get_executing_context() is None:
+    node = executed_node()
+    if node is None:
         return None
     model = guider.model_patcher
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
@@ -73,6 +75,7 @@ def start_player(guider: Any) -> Player | None:
         decode=lambda rows: preview_frames(previewer, rows, frames),
         send=ComfyAPISync().execution.set_progress,
         fps=video_info(model).fps,
+        ended=lambda: send(PREVIEW_END, node),
     )
 
 
@@ -96,8 +99,10 @@ class Player:
         decode: Callable[[Tensor], list[Any]],
         send: Callable[..., None],
         fps: float,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._decode, self._send, self._pause = decode, send, 1 / max(1.0, fps)
+        self._ended = ended
         self._images: list[Any] = []
         self._progress = (0, 1)
         self._stop = threading.Event()
@@ -111,10 +116,13 @@ class Player:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop; returns when nothing more will be sent."""
+        """Stop; returns when nothing more will be sent. The browser then takes the last image away:
+        it would stay as a still, and cover what lies below the sampler.
+        """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._ended()
 
     def _play(self) -> None:
         shown = 0

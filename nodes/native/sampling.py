@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .advice import advise
 from .core import core_moves_step_seed, wrap
 from .info import video_info
 from .latents import frames_of
@@ -55,6 +56,7 @@ def apply_model_sampling(
     clone = model.clone()
     clone.add_object_patch("model_sampling", sampling)
     wrap(clone, "SAMPLER_SAMPLE", WRAPPER_KEY, _with_step_seed)
+    advise(clone)
     return clone
 
 

@@ -68,6 +68,8 @@ class ComfyServer:
             self.port = free.getsockname()[1]
         command = [sys.executable, str(comfyui / "main.py"), "--cpu", "--port", str(self.port)]
         command += ["--disable-auto-launch", "--disable-api-nodes", "--base-directory", str(base)]
+        if os.environ.get("COMFYUI_FRONTEND"):  # the folder `static` of another frontend package
+            command += ["--front-end-root", os.environ["COMFYUI_FRONTEND"]]
         self.log_path = base / "server.log"
         env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
         with self.log_path.open("wb") as log:

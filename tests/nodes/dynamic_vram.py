@@ -2,7 +2,8 @@
 
 ComfyUI switches it on by setting `model_patcher.CoreModelPatcher`. Its `ModelPatcherDynamic` hands
 CPU devices to the plain class, leaves large layers to the card and asks `comfy_aimdo` for pinned
-memory; these three are taken out, everything else is core's code. Before 0.12 there is nothing to switch on.
+memory; these three are taken out, everything else is core's code. Before 0.12 there is nothing to
+switch on.
 """
 
 from __future__ import annotations

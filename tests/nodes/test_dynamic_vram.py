@@ -29,9 +29,8 @@ def clip_of(native, loaded, lora=True, steps=2):
     model, clip, vae = loaded
     if lora:
         model = native("lora").load_lora(model, LORA, 1.0)
-    texts = [
-        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a red star growing", "")
-    ]
+    prompts = ("a red star growing", "")
+    texts = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
     latent = native("latents").empty_latents(64, 64, 8, 1, model)["samples"]
     noise = comfy.sample.prepare_noise(latent, 3)
     out = comfy.sample.sample(
