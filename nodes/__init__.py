@@ -6,6 +6,8 @@ from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
+from .install import explained
+
 FILES = (
     "load_model",
     "animatediff",
@@ -22,4 +24,4 @@ class McmExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         modules = [import_module(f".{name}", __name__) for name in FILES]
-        return [node for module in modules for node in module.NODES]
+        return [explained(node) for module in modules for node in module.NODES]
