@@ -20,7 +20,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_+~!&,;='-]+")
 
 
 def unmet(requirements: Path) -> list[str]:
-    """``"diffusers"`` or ``"diffusers 0.20 (0.36 or newer is needed)"`` for each unmet line.
+    """``"diffusers"`` or ``"diffusers 0.32 or newer (it has 0.20)"`` for each unmet line.
 
     ``requirements`` holds lines ``name`` or ``name>=version`` and comments.
     """
@@ -35,7 +35,7 @@ def unmet(requirements: Path) -> list[str]:
             found.append(name.strip())
             continue
         if _numbers(have) < _numbers(least):
-            found.append(f"{name.strip()} {have} ({least.strip()} or newer is needed)")
+            found.append(f"{name.strip()} {least.strip()} or newer (it has {have})")
     return found
 
 
@@ -60,7 +60,7 @@ def load_remarks(custom_nodes: Iterable[Path]) -> list[str]:
     """
     remarks = []
     if missing := unmet(PACK / "requirements-nodes.txt"):
-        remarks.append(explain(f"missing {', '.join(missing)}"))
+        remarks.append(explain(_lacks(missing)))
     if others := copies(PACK, custom_nodes):
         places = ", ".join(f"'{each}'" for each in (PACK, *others))
         remarks.append(
@@ -98,13 +98,17 @@ def explained(node: type) -> Any:
             except (ImportError, RuntimeError) as error:
                 if not isinstance(error, ImportError) and not _from_import(error):
                     raise
-                missing = ", ".join(unmet(PACK / "requirements-nodes.txt"))
-                problem = f"missing {missing}" if missing else _first_line(error)
+                missing = unmet(PACK / "requirements-nodes.txt")
+                problem = _lacks(missing) if missing else _first_line(error)
                 raise ImportError(explain(problem)) from error
 
     Explained.__name__, Explained.__doc__ = node.__name__, node.__doc__
     Explained.__module__, Explained.__qualname__ = node.__module__, node.__qualname__
     return Explained
+
+
+def _lacks(missing: list[str]) -> str:
+    return f"this ComfyUI's Python lacks {', '.join(missing)}"
 
 
 def _from_import(error: BaseException) -> bool:
