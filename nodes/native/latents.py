@@ -27,7 +27,6 @@ KEEPING = {
     Tensor.contiguous,
     Tensor.detach,
     Tensor.repeat,
-    Tensor.__deepcopy__,
     torch.clone,
     torch.cat,
     torch.nn.functional.interpolate,
@@ -51,6 +50,13 @@ class VideoLatents(Tensor):
         tensors = args[0] if func is torch.cat else args[:1]
         found = {frames_of(tensor) for tensor in tensors}
         return video_latents(out, found.pop()) if len(found) == 1 else out
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Stored as a plain tensor, which can be read without this pack."""
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
 
 def video_latents(samples: Tensor, frames: int | None) -> Tensor:

@@ -196,7 +196,8 @@ def noise_of(order: str, seed: int, shape: Sequence[int], frames: int | None) ->
     if len(shape) != 4 or shape[0] % (frames or shape[0]):
         raise ValueError(
             f"Latents of shape {tuple(shape)} are not whole videos of {frames or 'any'} frames "
-            "(videos * frames, C, h, w). Take them from Empty Latent Video."
+            "(videos * frames, C, h, w), or belong to another kind of model. Take them from Empty "
+            "Latent Video."
         )
     return NOISE_ORDERS[order](seed, shape, frames or shape[0])
 
