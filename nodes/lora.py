@@ -74,7 +74,11 @@ class LoraInfo(io.ComfyNode):
             display_name="MCM LoRA Info",
             category="MCM/utils",
             **found_by("settings for few step", "settings for style", "trigger word"),
-            description="What a LoRA recommends, to connect to KSampler and Empty Latent Video.",
+            description=(
+                "What a few-step LoRA recommends, to connect to KSampler and Empty Latent Video. "
+                "Any other LoRA recommends no steps, CFG or size: a node connected to these stops "
+                "and says so."
+            ),
             inputs=[_name_input()],
             outputs=[
                 io.Int.Output("steps", display_name="steps", tooltip="Recommended sampling steps."),
@@ -106,13 +110,13 @@ class LoraInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        from .native.lora import lora_info
+        from .native.lora import lora_info, no_value
 
         found, summary = lora_info(lora_name)
         size = (found.width, found.height, found.frames)
-        return io.NodeOutput(
-            found.steps, found.guidance_scale, found.trigger, *size, found.strength, summary
-        )
+        values = (found.steps, found.guidance_scale, found.trigger, *size, found.strength)
+        told = (no_value(lora_name) if value is None else value for value in values)
+        return io.NodeOutput(*told, summary)
 
 
 NODES = (LoadLora, LoraInfo)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...trainer.paths import MINI
+from .advice import advise
 from .info import VideoInfo, video_info
 from .sampling import ORIGINAL_STEPS, TIMESTEP_SCALING, apply_model_sampling
 
@@ -28,17 +29,20 @@ HASH_BYTES = 2**28
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What a few-step LoRA wants; its own metadata, or what the official LoRAs were made for."""
+    """What a LoRA recommends: by its own metadata, or what the official LoRAs were made for.
 
-    steps: int
-    guidance_scale: float
+    None where a LoRA that is not for few steps recommends nothing.
+    """
+
     strength: float
     trigger: str
-    width: int
-    height: int
-    frames: int
-    timestep_scaling: float
-    original_steps: int
+    steps: int | None = None
+    guidance_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    timestep_scaling: float = TIMESTEP_SCALING
+    original_steps: int = ORIGINAL_STEPS
 
 
 def list_loras() -> list[str]:
@@ -98,18 +102,21 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     Strength 0 leaves the model as it is, sampling included. Raises ValueError, with nothing
     applied, unless every weight of the LoRA has its place in the model.
     """
-    from ...trainer.lora.few_step import fit_few_step
-    from ...trainer.lora.formats import read_lora
+    from ...trainer.lora.few_step import STYLE, fit_few_step
 
     info = video_info(model)
     if strength == 0:
         return model.clone()
-    found = read_lora(resolve_lora(name))
+    found = read_or_why(resolve_lora(name))
+    if isinstance(found, str):
+        raise ValueError(f"{found} {STYLE}")
     unet = model.model.diffusion_model
     pairs = fit_few_step(found, unet, info.family, info.name, name)
     settings = settings_of(found)
     _warn(found, info, name)
     patched = apply_model_sampling(model, settings.timestep_scaling, settings.original_steps)
+    allowed = found.metadata.get("mcm.steps_allowed")
+    advise(patched, settings.steps, settings.guidance_scale, allowed)
     add_pairs(patched, pairs, strength)
     return patched
 
@@ -133,8 +140,11 @@ def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
 
 def settings_of(found: Any) -> LoraSettings:
     """The settings of LoraFile ``found``. Raises ValueError for metadata that is no number."""
+    from ...trainer.lora.few_step import few_step_kind
     from ...trainer.lora.match import guess_base, pair_widths
 
+    if few_step_kind(found) is None:
+        return plain_settings(found.metadata)
     base = guess_base(pair_widths(found.pairs))
     width, height, frames = SIZES.get(base.name if base else "", SIZES["modelscope"])
 
@@ -152,6 +162,11 @@ def settings_of(found: Any) -> LoraSettings:
         timestep_scaling=number("timestep_scaling", TIMESTEP_SCALING, float),
         original_steps=number("original_steps", ORIGINAL_STEPS),
     )
+
+
+def plain_settings(metadata: Mapping[str, str]) -> LoraSettings:
+    """Of a LoRA that is not for few steps: its trigger, and 1, the strength it was trained at."""
+    return LoraSettings(strength=1.0, trigger=metadata.get("modelspec.trigger_phrase", ""))
 
 
 def _number(
@@ -172,42 +187,121 @@ def _number(
     return value
 
 
+def tell(text: str) -> None:
+    """Say what is allowed but may disappoint."""
+    log.warning("%s", text)
+
+
 def _warn(found: Any, info: VideoInfo, name: str) -> None:
-    """Say in the log what is allowed but may disappoint."""
+    """Say what is allowed but may disappoint."""
+    from ...trainer.lora.few_step import OFFICIAL, as_published, few_step_kind
+
+    if few_step_kind(found) == OFFICIAL and not as_published(found):
+        tell(
+            f"'{name}' says nothing of itself. It updates the layers that the official MCM LoRAs "
+            "update, and is sampled as one of them: few steps, sampler lcm, CFG 1. If it is a "
+            "style LoRA, load it with ComfyUI's own 'LoraLoaderModelOnly'."
+        )
     if found.hash_ok is False:
-        log.warning("'%s': the weights do not have the hash its metadata names.", name)
+        tell(f"'{name}': the weights do not have the hash its metadata names.")
     declared = found.metadata.get("mcm.base_hash")
     size = sum(file.stat().st_size for file in info.weight_files)
     if declared and 0 < size <= HASH_BYTES and declared != info.base_hash:
-        log.warning(
-            "'%s' was trained on other weights of '%s' than those loaded; expect a difference.",
-            name,
-            found.metadata.get("mcm.base_model", info.name),
+        base = found.metadata.get("mcm.base_model", info.name)
+        tell(
+            f"'{name}' was trained on other weights of '{base}' than those loaded; expect a "
+            "difference."
         )
 
 
 def lora_info(name: str) -> tuple[LoraSettings, str]:
-    """``(settings, summary)`` of LoRA ``name``; the summary is a few lines for people."""
+    """``(settings, summary)`` of LoRA ``name``; the summary is a few lines for people.
+
+    Raises ValueError for a file that is missing or damaged. A LoRA that is not for few steps, also
+    of a kind that only core's loader reads, has settings without values.
+    """
+    from ...trainer.lora.few_step import few_step_kind
+
+    path = resolve_lora(name)
+    found = read_or_why(path)
+    if isinstance(found, str):
+        return plain_settings(_metadata(path)), "\n".join([f"{Path(name).stem}", PLAIN, found])
+    settings, told = settings_of(found), found.metadata
+    lines = [f"{told.get('modelspec.title') or Path(name).stem}: a LoRA for {_base_of(found)}"]
+    plain = few_step_kind(found) is None
+    lines += [PLAIN] if plain else _recommended(settings, told)
+    lines += _file_lines(found, settings)
+    if not plain and "mcm.version" not in told:
+        lines.append("It says nothing of itself: these are the values of the official MCM LoRAs.")
+    return settings, "\n".join(lines)
+
+
+def read_or_why(path: Path) -> Any:
+    """The LoraFile at ``path``; or, for a whole file that is not this pack's, why it is not read:
+    style LoRAs come in forms (text encoder, LoHa) that only core's loader knows.
+
+    Raises LoraError for a missing or damaged file, and for a few-step LoRA that cannot be read.
+    """
+    from ...trainer.lora.few_step import declares_few_step
     from ...trainer.lora.formats import read_lora
-    from ...trainer.lora.inspect import HASH_WORDS
+    from ...trainer.lora.pairs import LoraError
+
+    try:
+        return read_lora(path)
+    except LoraError as error:
+        if declares_few_step(_metadata(path)):
+            raise
+        return str(error)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from ...trainer.lora.files import read_metadata
+    from ...trainer.lora.formats import locate
+
+    return read_metadata(locate(path))
+
+
+def _base_of(found: Any) -> str:
     from ...trainer.lora.match import describe_base, pair_widths
 
-    found = read_lora(resolve_lora(name))
-    settings, told = settings_of(found), found.metadata
-    base = told.get("mcm.base_model") or describe_base(pair_widths(found.pairs))
-    licence = told.get("modelspec.license") or told.get("mcm.base_license")
-    sampler = f"sampler {told.get('mcm.sampler', 'lcm')}, scheduler simple"
+    return found.metadata.get("mcm.base_model") or describe_base(pair_widths(found.pairs))
+
+
+def _recommended(settings: LoraSettings, told: Mapping[str, str]) -> list[str]:
     allowed = told.get("mcm.steps_allowed", "1,2,4,8").replace(",", ", ")
-    lines = [
-        f"{told.get('modelspec.title') or Path(name).stem}: a LoRA for {base}",
-        f"{settings.steps} steps (made for {allowed}), CFG {settings.guidance_scale:g}, {sampler}, "
-        f"strength {settings.strength:g}",
+    return [
+        f"{settings.steps} steps (made for {allowed}), CFG {settings.guidance_scale:g}, sampler "
+        f"{told.get('mcm.sampler', 'lcm')}, scheduler simple, strength {settings.strength:g}",
         f"{settings.frames} frames of {settings.width} x {settings.height} pixels",
+    ]
+
+
+def _file_lines(found: Any, settings: LoraSettings) -> list[str]:
+    from ...trainer.lora.inspect import HASH_WORDS
+
+    told = found.metadata
+    licence = told.get("modelspec.license") or told.get("mcm.base_license")
+    return [
         f"trigger: {settings.trigger or 'none'}",
         f"licence: {licence or 'not stated'}",
         f"{found.format} format, {len(found.pairs)} layers, AutoV2 {found.hashes.autov2}, tensor "
         f"hash {HASH_WORDS[found.hash_ok]}",
     ]
-    if "mcm.version" not in told:
-        lines.append("It says nothing of itself: these are the values of the official MCM LoRAs.")
-    return settings, "\n".join(lines)
+
+
+def no_value(name: str) -> Any:
+    """An output without a value: a node that is connected to it stops with this sentence, all
+    others run.
+    """
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    return ExecutionBlocker(
+        f"'{name}' is not a few-step LoRA: it recommends no steps, CFG or size. Type the value "
+        "here in place of the link from 'MCM LoRA Info', or choose a few-step LoRA there."
+    )
+
+
+PLAIN = (
+    "Not a few-step LoRA: it recommends no steps, CFG or size, and 'Load MCM LoRA' does not take "
+    "it. Load it with ComfyUI's own LoRA loader (with AnimateDiff: before the motion module)."
+)

@@ -2,9 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .formats import LoraFile
-from .match import Model, describe_base, fit_pairs, match, pair_widths
-from .pairs import LoraError, LoraPair, weight_shapes
+from .match import TEMPORAL_MARKERS, Model, describe_base, fit_pairs, match, pair_widths
+from .pairs import KOHYA_PREFIX, UNCOVERED_ROOTS, LoraError, LoraPair, weight_shapes
+
+DECLARED, OFFICIAL = "declared", "official"
+OFFICIAL_RANK = 64
+EVERYWHERE = ("resnets", "samplers", "attn1", "attn2", "ff", "time_emb_proj", "mid_block")
+"""Pieces of the module names that the official LoRAs have beside motion layers; a style LoRA for
+images lacks the motion, one for motion alone all of these."""
+HASH = "modelspec.hash_sha256"
+"""Metadata that a conversion adds to a file which else says nothing."""
+
+
+def few_step_kind(found: LoraFile) -> str | None:
+    """How we know that ``found`` is a few-step LoRA; None for any other, such as a style LoRA.
+
+    "declared": its own metadata says so (``mcm.*``). "official": it says nothing of itself, as the
+    published MCM LoRAs do, and updates the layers that they do, in every part of a video model.
+    What another trainer has signed (``ss_*``, ``modelspec.*``) is no official LoRA.
+    """
+    if declares_few_step(found.metadata):
+        return DECLARED
+    if any(key.startswith(("ss_", "modelspec.")) and key != HASH for key in found.metadata):
+        return None
+    return OFFICIAL if _everywhere(found.pairs) else None
+
+
+def declares_few_step(metadata: Mapping[str, str]) -> bool:
+    """Whether a LoRA with this metadata was exported by this pack's trainer."""
+    return "mcm.family" in metadata or "mcm.version" in metadata
+
+
+def as_published(found: LoraFile) -> bool:
+    """Whether a LoRA of the kind "official" also has the form and rank of the published files."""
+    ranks = {pair.rank for pair in found.pairs.values()}
+    return found.format == "peft" and ranks == {OFFICIAL_RANK}
+
+
+def _everywhere(names: Mapping[str, LoraPair]) -> bool:
+    """By paths or underscore names: all kinds of layers, motion too, and none of the four that the
+    official LoRAs leave alone."""
+    wanted = all(any(piece in name for name in names) for piece in EVERYWHERE)
+    moves = any(marker in name for name in names for marker in TEMPORAL_MARKERS)
+    plain = (name.removeprefix(KOHYA_PREFIX) for name in names)
+    return wanted and moves and not any(name.startswith(UNCOVERED_ROOTS) for name in plain)
 
 
 def fit_few_step(
@@ -14,8 +58,8 @@ def fit_few_step(
     them.
 
     A file that says nothing of itself, as the official ones do, must cover every module that they
-    cover. Raises LoraError for a LoRA of another family, of other shapes, or for a part of one; the
-    message says which base it wants.
+    cover. Raises LoraError for a LoRA of another family, of other shapes, for a part of one, and
+    for a style LoRA that another trainer signed; the message says which base it wants.
     """
     wanted = found.metadata.get("mcm.family")
     if wanted and wanted != family:
@@ -31,7 +75,18 @@ def fit_few_step(
         raise LoraError(
             f"'{file_name}' covers {len(report.matched)} layers of the MODEL and leaves out "
             f"{len(report.missing)}: it is made for {describe_base(pair_widths(found.pairs))} and "
-            "is no few-step LoRA, or a part of one is missing (then download it again). A style "
-            "LoRA goes into ComfyUI's own 'LoraLoaderModelOnly', beside a few-step LoRA."
+            f"is no few-step LoRA, or a part of one is missing (then download it again). {STYLE}"
+        )
+    if few_step_kind(found) is None:
+        raise LoraError(
+            f"'{file_name}' is no few-step LoRA of this pack: its metadata is another trainer's "
+            f"and says nothing of few steps. {STYLE}"
         )
     return pairs
+
+
+STYLE = (
+    "A style LoRA goes into ComfyUI's own 'LoraLoaderModelOnly', beside a few-step LoRA (with "
+    "AnimateDiff: before the motion module)."
+)
+"""What to do with a LoRA that is not for few steps."""

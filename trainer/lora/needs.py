@@ -54,7 +54,7 @@ def needed_folder(name: str, directory: str = FOLDERS) -> list[Entry]:
     """The entry for the diffusers folder ``name``, of a whole model or of a motion adapter.
 
     It names a file inside: the frontend cannot see whether a folder is there, and would ask for it
-    always. `web/js/mcm_missing.js` says what is missing, the note in the graph where it is to be had.
+    always. `web/js/mcm_missing.js` says that it is missing, the note in the graph where to get it.
     """
     place = PUBLIC_FOLDERS.get(name)
     url = f"{HUB}/{place}" if place else NOT_PUBLISHED
