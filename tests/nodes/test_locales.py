@@ -101,7 +101,7 @@ NAMES = """() => {
 
 WANTED = {
     "zh": ["加载 MCM LoRA", ["LoRA名称", "强度"], "步数"],
-    "de": ["MCM-LoRA laden", ["Name der LoRA", "Stärke"], "Schritte"],
+    "de": ["MCM-LoRA laden", ["LoRA-Datei", "Stärke"], "Schritte"],
 }
 
 
