@@ -25,7 +25,7 @@ class AnimateDiff(io.ComfyNode):
                     "model",
                     tooltip=(
                         "MODEL of a Stable Diffusion 1.5 checkpoint from Load Checkpoint, with or "
-                        "without LoRAs. Attention patches cannot act on the result."
+                        "without LoRAs and patches such as FreeU or PAG."
                     ),
                 ),
                 io.Combo.Input(

@@ -6,10 +6,8 @@ from comfy_api.latest import io
 
 
 class EmptyLatentVideo(io.ComfyNode):
-    """Latents are frames-as-batch: several videos lie one after another in the batch.
-
-    A LATENT's extra keys never reach a model in ComfyUI, so the frames of one video travel on the
-    MODEL. One video needs no MODEL here.
+    """Latents are frames-as-batch: several videos lie one after another in the batch, and the
+    LATENT knows how long one is. The MODEL output is for LATENTs that do not (VAE Encode).
     """
 
     @classmethod
@@ -19,8 +17,8 @@ class EmptyLatentVideo(io.ComfyNode):
             display_name="Empty Latent Video",
             category="MCM/latent",
             description=(
-                "Empty frames for one or several videos. For several videos connect MODEL through "
-                "this node to the sampler: it tells the model where one video ends."
+                "Empty frames for one or several videos. Connect MODEL and the size is checked "
+                "against what it can make; a new node takes over its size and frames."
             ),
             inputs=[
                 io.Int.Input(
@@ -44,20 +42,25 @@ class EmptyLatentVideo(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Videos in one batch. More than 1 needs `model` connected.",
+                    tooltip="Videos in one batch, each with its own noise.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
                     tooltip=(
-                        "Connect to check size and frames against the model, and for several "
-                        "videos. Then give this node's MODEL to the sampler."
+                        "Connect to take over the model's size and frames, and to check them "
+                        "before sampling."
                     ),
                 ),
             ],
             outputs=[
                 io.Latent.Output(tooltip="(videos x frames) empty latents, for a sampler."),
-                io.Model.Output(tooltip="`model` that knows `frames`; needed for several videos."),
+                io.Model.Output(
+                    tooltip=(
+                        "`model` that knows `frames`, also for a LATENT of VAE Encode that holds "
+                        "several videos."
+                    )
+                ),
             ],
         )
 
