@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ SHOWN, SHOWN_FRAMES = 2, 4
 class Stack:
     """The mini model, both students' updates, and the eye that looks at what they make."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, clips: int, seed: int) -> None:
         self.model = load_model("mini")
-        self.bench = Bench(self.model, judge_network(), draw_prompts(count, seed), seed)
+        self.bench = Bench(self.model, judge_network(), draw_prompts(clips, seed), seed)
         self.styles = {n: self.bench.style_frames(style_folder(n)) for n in (FIRST, SECOND)}
         self.modules = base_modules(self.model.unet)
         files = {
@@ -76,8 +77,8 @@ class Stack:
         if mix.weights is not None:
             self.put(mix.weights(self.deltas))
             return self.bench.watch(mix.name, steps, "lcm")
-        if mix.each_step:
-            with self._both():
+        if mix.outputs != "blend":
+            with self._both(turns=mix.outputs == "turns"):
                 return self.bench.watch(mix.name, steps, "lcm")
         clips = []
         for name in ("first", "second"):
@@ -86,19 +87,22 @@ class Stack:
         return self.look(mix.name, (clips[0] + clips[1]) / 2)
 
     @contextmanager
-    def _both(self) -> Iterator[None]:
-        """The UNet predicts the mean of what both students do."""
-        forward = self.model.unet.forward
+    def _both(self, turns: bool) -> Iterator[None]:
+        """The UNet predicts the mean of what both students do, or what one does in its turn (for
+        an even number of steps).
+        """
+        forward, pair, calls = self.model.unet.forward, ("first", "second"), count()
 
-        def mean(*inputs: Any, **named: Any) -> Any:
+        def predict(*inputs: Any, **named: Any) -> Any:
+            names = (pair[next(calls) % 2],) if turns else pair
             total = 0
-            for name in ("first", "second"):
+            for name in names:
                 self.put(self.deltas[name])
                 made = forward(*inputs, **named)
-                total = total + (made[0] if isinstance(made, tuple) else made.sample) / 2
+                total = total + (made[0] if isinstance(made, tuple) else made.sample) / len(names)
             return (total,) if isinstance(made, tuple) else type(made)(sample=total)
 
-        self.model.unet.forward = mean
+        self.model.unet.forward = predict
         try:
             yield
         finally:
@@ -132,8 +136,8 @@ def is_mix(row: dict[str, Any], base: dict[str, Any]) -> bool:
     return nearer and row["watermark_ci"][1] < WATERMARK and row["motion"] > MOTION
 
 
-def make_table(count: int, seed: int) -> tuple[dict[str, Any], dict[str, Sight]]:
-    stack = Stack(count, seed)
+def make_table(clips: int, seed: int) -> tuple[dict[str, Any], dict[str, Sight]]:
+    stack = Stack(clips, seed)
     rows = stack.true_rows()
     base, shown = rows[0], {}
     for mix in MIXES:
@@ -147,7 +151,7 @@ def make_table(count: int, seed: int) -> tuple[dict[str, Any], dict[str, Sight]]
         row["is_mix"] = row["group"] not in ("true clips", "one LoRA") and is_mix(row, base)
     meta = {
         "command": "python benchmarks/stacking.py",
-        "count": count,
+        "count": clips,
         "seed": seed,
         "loras": stack.hashes,
         "machine": machine(stack.model),

@@ -22,6 +22,8 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 SIZES = {"modelscope": (256, 256, 16), "animatediff": (512, 512, 16), "mini": (64, 64, 8)}
 """Recognised base -> (width, height in pixels, frames) where a LoRA says nothing, as the official
 PEFT LoRAs do."""
+STUDENTS = "mcm_few_step_loras"
+"""Attachment of a MODEL: names of the few-step LoRAs on it, in order."""
 HASH_BYTES = 2**28
 """Weight files up to this size in all are hashed to compare them with a LoRA's base."""
 
@@ -115,7 +117,24 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     _warn(found, info, name)
     patched = apply_model_sampling(model, settings.timestep_scaling, settings.original_steps)
     add_pairs(patched, pairs, strength)
+    note_student(patched, name)
     return patched
+
+
+def note_student(model: Any, name: str) -> None:
+    """Remember on MODEL ``model`` that it carries few-step LoRA ``name``, and say what becomes of a
+    second one. Style LoRAs of core's loader are not noted.
+    """
+    before = model.get_attachment(STUDENTS) or ()
+    model.set_attachments(STUDENTS, (*before, name))
+    if before:
+        tell(
+            f"'{name}' is the second few-step LoRA on this MODEL, after '{before[-1]}'. Two of "
+            "them do not mix: at 0.5 + 0.5 the base model's own look comes back, at 1 + 1 the "
+            "shapes break (docs/stacking.md). Use one, at strength 1, or train one LoRA on images "
+            "of the look you want. Style LoRAs without few steps can be added with ComfyUI's "
+            "'LoraLoaderModelOnly'."
+        )
 
 
 def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
