@@ -6,6 +6,9 @@ from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
+from .install import explained
+from .native.routes import add_routes
+
 FILES = (
     "load_model",
     "animatediff",
@@ -21,5 +24,6 @@ class McmExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_routes()
         modules = [import_module(f".{name}", __name__) for name in FILES]
-        return [node for module in modules for node in module.NODES]
+        return [explained(node) for module in modules for node in module.NODES]

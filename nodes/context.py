@@ -39,7 +39,7 @@ class ContextWindows(io.ComfyNode):
                 io.Combo.Input(
                     "context_schedule",
                     options=list(SCHEDULES),
-                    default=SCHEDULES[0],
+                    default="standard_uniform",
                     tooltip=(
                         "standard_uniform moves the windows from step to step, standard_static "
                         "does not, looped_uniform lets them run over the end into the beginning."

@@ -7,7 +7,6 @@ paths of diffusers' `UNetMotionModel`, whose layers ComfyUI then casts, offloads
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,20 @@ from ...trainer.families.animatediff import LICENCE, SCHEDULER_CONFIG
 from ...trainer.models.motion_module import MotionModule, MotionModuleError
 from ...trainer.models.sd15 import TEXT_WIDTH
 from ...trainer.models.weights import check_fit
+from .core import quantised_as
 from .info import VideoInfo, video_info
-from .model import build_native_model, cast_weights, wrap_model
+from .model import build_native_model, wrap_model
+from .notices import tell
+from .patches import unsupported
 
 PREFIX = "diffusion_model."
 
 
-def apply_motion_module(model: Any, module: MotionModule) -> Any:
+def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool = False) -> Any:
     """A new MODEL of clips from `model`, a MODEL of Stable Diffusion 1.5, and a motion module.
 
-    Weights are shared where they lie on the offload device already. `model` stays as it was.
+    Weights are shared where they lie on the offload device in the model's type already; with
+    dynamic VRAM a checkpoint keeps its file's type, and they are copied. `model` stays as it was.
     Raises MotionModuleError, with nothing changed, when the two do not belong together.
     """
     from .motion_unet import NativeMotionUNet
@@ -42,11 +45,25 @@ def apply_motion_module(model: Any, module: MotionModule) -> Any:
     names = key_names(config)
     fill_weights(native.diffusion_model, model, module, names)
     info = motion_info(module)
-    native.diffusion_model.info = info
-    out = wrap_model(native, info)
+    out = wrap_model(native, info, _loader(model, module), disable_dynamic)
     out.load_device, out.offload_device = model.load_device, model.offload_device
     carry_over(model, out, names)
     return out
+
+
+def _loader(model: Any, module: MotionModule) -> tuple | None:
+    """``(function, arguments)`` that makes the same MODEL once more, for core; None where the image
+    model's own loader is not known.
+    """
+    again = getattr(model, "cached_patcher_init", None)
+    return (_apply_again, (again, module)) if again else None
+
+
+def _apply_again(again: tuple, module: MotionModule, disable_dynamic: bool = False) -> Any:
+    load, arguments, *which = again
+    options = {"disable_dynamic": True} if disable_dynamic else {}
+    found = load(*arguments, **options)
+    return apply_motion_module(found[which[0]] if which else found, module, disable_dynamic)
 
 
 def check_base(model: Any, module: MotionModule) -> None:
@@ -65,13 +82,10 @@ def check_base(model: Any, module: MotionModule) -> None:
             f"{inputs} input channels); motion modules are made for Stable Diffusion 1.5 (text "
             f"width {TEXT_WIDTH}, 4 channels). Load an SD 1.5 checkpoint that is no inpainting one."
         )
-    quantised = base.model_config.custom_operations or getattr(
-        base.model_config, "scaled_fp8", None
-    )
-    if quantised or getattr(base.model_config, "layer_quant_config", None):
+    if quantised_as(base.model_config):
         raise MotionModuleError(
-            "The checkpoint's layers are quantised (GGUF, scaled fp8 or the like), which cannot be "
-            "renamed. Load it as fp32, fp16, bf16 or plain fp8."
+            "The checkpoint's layers are quantised (GGUF, scaled fp8, nvfp4 or the like), which "
+            "cannot be renamed. Load it as fp32, fp16, bf16 or plain fp8."
         )
     widths = tuple(config["model_channels"] * factor for factor in config["channel_mult"])
     layers = tuple(config["num_res_blocks"])
@@ -116,15 +130,13 @@ def unet_options(unet_config: Mapping[str, Any], module: MotionModule) -> dict[s
 
 
 def fill_weights(unet: Any, model: Any, module: MotionModule, names: Mapping[str, str]) -> None:
-    """Give `unet`, on meta so far, the unpatched weights of `model` and those of the module.
+    """Give `unet`, on meta so far, the unpatched weights of `model` and those of the module, each
+    in the type that `unet` has for it. Positional encodings stay in fp32.
 
     Raises MotionModuleError naming what does not fit.
     """
     device = model.offload_device
-    encodings = {path: value for path, value in module.weights.items() if path.endswith(".pe")}
-    motion = {path: value for path, value in module.weights.items() if path not in encodings}
-    motion = cast_weights(motion, model.model.get_dtype()) | encodings  # these stay in fp32
-    state = {path: value.to(device) for path, value in motion.items()}
+    state = {path: value.to(device) for path, value in module.weights.items()}
     for key, entry in model.get_key_patches(PREFIX).items():
         path = names.get(key.removeprefix(PREFIX))
         if path is not None:
@@ -135,6 +147,8 @@ def fill_weights(unet: Any, model: Any, module: MotionModule, names: Mapping[str
         raise MotionModuleError(
             f"Motion module '{module.name}' and the checkpoint make no complete model. {error}"
         ) from error
+    types = {path: value.dtype for path, value in unet.named_parameters()}
+    state = {path: value.to(types.get(path, value.dtype)) for path, value in state.items()}
     unet.load_state_dict(state, assign=True)
 
 
@@ -151,8 +165,7 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
         else:
             out.patches[PREFIX + path] = patches[:]
     out.model_options = copy.deepcopy(model.model_options)
-    options = out.model_options["transformer_options"]
-    lost += [*options.pop("patches", {}), *options.pop("patches_replace", {})]
+    lost += unsupported(out.model_options["transformer_options"])
     for kind, wrappers in model.wrappers.items():
         for key, found in wrappers.items():
             out.wrappers.setdefault(kind, {}).setdefault(key, []).extend(found)
@@ -163,11 +176,10 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
             lost.append(name)
     lost += [*model.injections, *model.weight_wrapper_patches, *model.additional_models]
     if lost:
-        logging.warning(
-            "MCM AnimateDiff: these changes made to the image model cannot act on the clip model "
-            "and were left out: %s. Model sampling nodes go after AnimateDiff Motion Module; "
-            "attention and block patches (FreeU, PAG, IPAdapter and the like) are not supported.",
-            ", ".join(sorted(set(map(str, lost)))),
+        tell(
+            "These changes made to the image model cannot act on the video model: "
+            f"{', '.join(sorted(set(map(str, lost))))}. Model sampling nodes go after AnimateDiff "
+            "Motion Module."
         )
 
 

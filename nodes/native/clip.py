@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ from ...trainer.models.weights import read_json, read_weights
 PREFIX = "text_model."
 
 
-def load_native_clip(folder: Path, dtype: torch.dtype | None = None) -> Any:
+def load_native_clip(
+    folder: Path, dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> Any:
     """CLIP of ``folder``'s ``text_encoder`` and ``tokenizer``.
 
-    ``dtype`` is what the weights are stored in; None leaves the choice to ComfyUI. Raises
-    ValueError for a text encoder that is none of CLIP's, or whose weights do not fit.
+    ``dtype`` is what the weights are stored in; None leaves the choice to ComfyUI.
+    ``disable_dynamic`` asks for core's plain patcher. Raises ValueError for a text encoder that is
+    none of CLIP's, or whose weights do not fit.
     """
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
@@ -35,14 +40,25 @@ def load_native_clip(folder: Path, dtype: torch.dtype | None = None) -> Any:
     tokens = getattr(tokenizer(), f"clip_{name}")
     special = {"start": tokens.start_token, "end": tokens.end_token, "pad": tokens.pad_token}
     model = partial(_text_model, config, special, name)
-    clip = comfy.sd.CLIP(
-        ClipTarget(tokenizer, model),
-        embedding_directory=_embedding_folders(),
-        parameters=sum(value.numel() for value in weights.values()),
-        model_options={"dtype": dtype} if dtype is not None else {},
+    clip = _filled(
+        partial(
+            comfy.sd.CLIP,
+            ClipTarget(tokenizer, model),
+            embedding_directory=_embedding_folders(),
+            parameters=sum(value.numel() for value in weights.values()),
+            model_options={"dtype": dtype} if dtype is not None else {},
+        ),
+        weights,
+        folder / "text_encoder",
+        {"disable_dynamic": disable_dynamic},
     )
-    _fill(clip, weights, folder / "text_encoder")
+    clip.patcher.cached_patcher_init = load_clip_patcher, (folder, dtype)
     return clip
+
+
+def load_clip_patcher(folder: Path, dtype: torch.dtype | None, disable_dynamic: bool = False):
+    """The patcher of a CLIP loaded once more, for core (hooks, a second GPU)."""
+    return load_native_clip(folder, dtype, disable_dynamic).patcher
 
 
 def normalise_keys(weights: dict[str, Tensor], width: int) -> dict[str, Tensor]:
@@ -141,8 +157,20 @@ def _embedding_folders() -> list[str]:
     return folder_paths.get_folder_paths("embeddings")
 
 
-def _fill(clip: Any, weights: dict[str, Tensor], source: Path) -> None:
+def _filled(
+    build: Callable[..., Any], weights: dict[str, Tensor], source: Path, options: dict[str, Any]
+) -> Any:
+    """The CLIP that ``build()`` makes, with ``weights``; ``options`` where core has them.
+
+    Current versions may load it into memory at once, and with dynamic VRAM keep what lay there:
+    they take the weights before that.
+    """
+    import comfy.sd
+
+    options = {"state_dict": [weights], **options}
+    known = signature(comfy.sd.CLIP.__init__).parameters
     try:
+        clip = build(**{name: value for name, value in options.items() if name in known})
         missing, unexpected = clip.load_sd(weights)
     except RuntimeError as error:  # how torch reports another shape
         raise ValueError(
@@ -154,3 +182,4 @@ def _fill(clip: Any, weights: dict[str, Tensor], source: Path) -> None:
             f"{len(unexpected)} unexpected ({'; '.join([*missing, *unexpected][:3])}). Download "
             "the model again."
         )
+    return clip

@@ -1,31 +1,46 @@
-"""Clips longer than the model: overlapping windows in every step, blended, on core's schedules.
+"""Clips longer than the model: overlapping windows in every step, blended.
 
-Core's handler of context windows takes one timestep for the batch, while frames-as-batch latents
-have one a row, and it would window over several videos as if they were one. The subclass here
-corrects both, and hands each window its own frames of per-frame prompts and ControlNet images.
+Core has context windows too, but their handler takes one timestep for the batch, where latents of
+frames-as-batch have one a row; it would window over several videos as if they were one; and it
+changes often. So the windows here stand on one wrapper around core's ``calc_cond_batch``, and the
+schedules (those of AnimateDiff, as core has them) are our own.
 """
 
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...trainer.words import allowed_frames
+from .core import wrap
 from .info import video_info
+from .latents import split_videos
 
-SCHEDULES = ("standard_uniform", "standard_static", "looped_uniform")
 FUSE_METHODS = ("pyramid", "flat")
+KEY = "mcm_context"
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """How a clip is cut: windows of `length` frames, each sharing `overlap` with the next."""
+
+    length: int
+    overlap: int
+    schedule: str
+    closed_loop: bool
+    fuse: str
 
 
 def add_context_windows(
     model: Any,
     context_length: int,
     context_overlap: int,
-    context_schedule: str = SCHEDULES[0],
+    context_schedule: str = "standard_uniform",
     closed_loop: bool = False,
     fuse_method: str = FUSE_METHODS[0],
 ) -> Any:
@@ -35,8 +50,6 @@ def add_context_windows(
     A clip that is not longer is sampled as without windows. Raises ValueError for a MODEL of
     another pack, a length that it cannot make, and an overlap that leaves nothing to advance by.
     """
-    import comfy.context_windows as core
-
     info = video_info(model)
     if context_length not in info.frames:
         raise ValueError(
@@ -49,107 +62,161 @@ def add_context_windows(
             f"`context_length`={context_length}; a quarter of it is usual."
         )
     clone = model.clone()
-    clone.model_options["context_handler"] = _handler_class()(
-        context_schedule=core.get_matching_context_schedule(context_schedule),
-        fuse_method=core.get_matching_fuse_method(fuse_method),
-        context_length=context_length,
-        context_overlap=context_overlap,
-        closed_loop=closed_loop,
+    clone.model_options[KEY] = ContextOptions(
+        context_length, context_overlap, context_schedule, closed_loop, fuse_method
     )
-    core.create_prepare_sampling_wrapper(clone)
+    wrap(clone, "CALC_COND_BATCH", KEY, _in_windows)
+    wrap(clone, "PREPARE_SAMPLING", KEY, _memory_of_a_window)
     return clone
 
 
-@lru_cache(1)
-def _handler_class() -> type:
-    from comfy.context_windows import IndexListContextHandler, IndexListContextWindow
-
-    class VideoWindow(IndexListContextWindow):
-        """Rows of a batch; core indexes with a list in a list, which torch is about to change."""
-
-        def get_tensor(self, full: Tensor, device=None, *_args, **_options) -> Tensor:
-            return full if full.shape[0] == 1 else full[self.index_list].to(device or full.device)
-
-        def add_window(self, full: Tensor, to_add: Tensor, *_args, **_options) -> Tensor:
-            full[self.index_list] += to_add
-            return full
-
-    class VideoContextHandler(IndexListContextHandler):
-        """Windows over the frames of each video of a frames-as-batch latent (videos * F, ...)."""
-
-        def should_use_context(self, model, conds, x_in, timestep, model_options):
-            return _frames(x_in, model_options) > self.context_length
-
-        def set_step(self, timestep: Tensor, model_options: dict[str, Any]) -> None:
-            """The step that ``timestep`` (videos * F,) of noise levels lies in.
-
-            Samplers that call the model between two levels (heun, dpm_2, ...) stay in their step.
-            """
-            levels = model_options["transformer_options"]["sample_sigmas"]
-            passed = int((levels >= timestep[0] * (1 - 1e-4)).sum())
-            self._step = max(0, passed - 1)
-
-        def get_context_windows(self, model, x_in, model_options):
-            windows = super().get_context_windows(model, x_in, model_options)
-            return [VideoWindow(window.index_list) for window in windows]
-
-        def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
-            frames = _frames(x_in, model_options)
-            options = model_options["transformer_options"]
-            inside = {
-                **model_options,
-                "transformer_options": {**options, "mcm_frames": self.context_length},
-            }
-            parts = []
-            for start in range(0, x_in.shape[0], frames):
-                rows = slice(start, start + frames)
-                video = VideoWindow(list(range(start, start + frames)))
-                own = [self.get_resized_cond(cond, x_in, video) for cond in conds]
-                parts.append(
-                    super().execute(calc_cond_batch, model, own, x_in[rows], timestep[rows], inside)
-                )
-            return [torch.cat(predicted) for predicted in zip(*parts, strict=True)]
-
-        def get_resized_cond(self, cond_in, x_in, window, device=None):
-            resized = super().get_resized_cond(cond_in, x_in, window, device or x_in.device)
-            for cond in resized or ():
-                own_rows(cond, x_in.shape[0], window)
-            return resized
-
-    return VideoContextHandler
+def _memory_of_a_window(executor: Any, model: Any, noise_shape: Any, *args: Any, **named: Any):
+    """Around core's ``prepare_sampling``: memory is that of one window, not of the whole clip."""
+    options: ContextOptions = model.model_options[KEY]
+    rows = min(noise_shape[0], options.length)
+    return executor(model, [rows, *noise_shape[1:]], *args, **named)
 
 
-def _frames(x_in: Tensor, model_options: dict[str, Any]) -> int:
-    """Frames of one video of ``x_in`` (videos * F, ...)."""
-    return model_options["transformer_options"].get("mcm_frames") or x_in.shape[0]
-
-
-def own_rows(cond: dict[str, Any], rows: int, window: Any) -> None:
-    """Cut what core leaves whole in ``cond`` down to ``window``: model inputs and ControlNet images
-    that have one row for each of ``rows`` frames.
+def _in_windows(executor: Any, model: Any, conds: list, x_in: Tensor, timestep: Tensor, told: dict):
+    """Around core's ``calc_cond_batch(model, conds, x_in (rows, C, h, w), timestep (rows,),
+    model_options)``: its predictions, one (rows, C, h, w) for each of ``conds``.
     """
-    inputs = dict(cond.get("model_conds", {}))
-    for key, value in inputs.items():
-        held = getattr(value, "cond", None)
-        if isinstance(held, Tensor) and held.ndim and held.shape[0] == rows:
-            inputs[key] = value._copy_with(window.get_tensor(held))
-    cond["model_conds"] = inputs
-    if cond.get("control") is not None:
-        cond["control"] = control_window(cond["control"], rows, window)
+    options: ContextOptions = told[KEY]
+    transformer = told["transformer_options"]
+    frames = transformer.get("mcm_frames") or x_in.shape[0]
+    if frames <= options.length:
+        return executor(model, conds, x_in, timestep, told)
+    inside = {**told, "transformer_options": {**transformer, "mcm_frames": options.length}}
+    step = current_step(timestep, transformer["sample_sigmas"])
+    windows = SCHEDULES[options.schedule](frames, options, step)
+    weights = torch.tensor(fuse_weights(options), device=x_in.device).view(-1, 1, 1, 1)
+    sums = [torch.zeros_like(x_in) for _ in conds]
+    counts = torch.zeros_like(x_in[:, :1, :1, :1])
+    for video in split_videos(x_in.shape[0], frames):
+        for window in windows:
+            _stop_if_asked()
+            rows = torch.tensor([video[index] for index in window], device=x_in.device)
+            cut = Window(rows, x_in.shape[0])
+            own = [cut.conditions(cond) for cond in conds]
+            found = executor(model, own, x_in[rows], timestep[rows], inside)
+            for total, predicted in zip(sums, found, strict=True):
+                total.index_add_(0, rows, predicted * weights.to(predicted.dtype))
+            counts.index_add_(0, rows, weights.to(counts.dtype))
+    return [total / counts for total in sums]
 
 
-def control_window(control: Any, rows: int, window: Any) -> Any:
-    """``control`` (a ControlBase) for the frames of ``window``; equal arguments give one object,
-    which lets core run the prompt and the negative prompt in one batch.
+def _stop_if_asked() -> None:
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def current_step(timestep: Tensor, levels: Tensor) -> int:
+    """The step that ``timestep`` (rows,) of noise levels lies in; ``levels`` fall to 0.
+
+    Samplers that call the model between two levels (heun, dpm_2, ...) stay in their step.
     """
-    made = window.__dict__.setdefault("mcm_controls", {})
-    if id(control) not in made:
-        part = copy.copy(control)
-        images = control.cond_hint_original
-        if isinstance(images, Tensor) and images.shape[0] == rows:
-            part.cond_hint_original = window.get_tensor(images)
-            part.cond_hint = None
-        if control.previous_controlnet is not None:
-            part.previous_controlnet = control_window(control.previous_controlnet, rows, window)
-        made[id(control)] = part
-    return made[id(control)]
+    return max(0, int((levels >= timestep[0] * (1 - 1e-4)).sum()) - 1)
+
+
+class Window:
+    """One window of a batch of ``count`` rows: what core gives a network, cut to ``rows``."""
+
+    def __init__(self, rows: Tensor, count: int) -> None:
+        self.rows, self.count = rows, count
+        self._controls: dict[int, Any] = {}
+
+    def cut(self, value: Any) -> Any:
+        """Tensors with one row for each of the batch; everything else as it is."""
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.count:
+            return value[self.rows.to(value.device)]
+        return value
+
+    def conditions(self, conds: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """Prompts with their masks, model inputs and ControlNets, for this window."""
+        if conds is None:
+            return None
+        return [self._condition(cond) for cond in conds]
+
+    def _condition(self, cond: dict[str, Any]) -> dict[str, Any]:
+        own = {name: self.cut(value) for name, value in cond.items()}
+        inputs = dict(cond.get("model_conds", {}))
+        for name, value in inputs.items():
+            held = getattr(value, "cond", None)
+            if isinstance(held, Tensor) and self.cut(held) is not held:
+                inputs[name] = value._copy_with(self.cut(held))
+        own["model_conds"] = inputs
+        if cond.get("control") is not None:
+            own["control"] = self.control(cond["control"])
+        return own
+
+    def control(self, control: Any) -> Any:
+        """``control`` (a ControlBase) for this window; equal arguments give one object, which lets
+        core run the prompt and the negative prompt in one batch.
+        """
+        if id(control) not in self._controls:
+            part = copy.copy(control)
+            images = self.cut(control.cond_hint_original)
+            if images is not control.cond_hint_original:
+                part.cond_hint_original, part.cond_hint = images, None
+            if control.previous_controlnet is not None:
+                part.previous_controlnet = self.control(control.previous_controlnet)
+            self._controls[id(control)] = part
+        return self._controls[id(control)]
+
+
+def fuse_weights(options: ContextOptions) -> list[float]:
+    """What each frame of a window counts in an overlap: 1 2 3 3 2 1 (pyramid) or all the same."""
+    if options.fuse == "flat":
+        return [1.0] * options.length
+    return [float(min(i, options.length - 1 - i) + 1) for i in range(options.length)]
+
+
+def static_windows(frames: int, options: ContextOptions, step: int) -> list[list[int]]:
+    """The same windows in every step, the last moved back to end with the clip."""
+    last = frames - options.length
+    starts = [*range(0, last, options.length - options.overlap), last]
+    return [list(range(start, start + options.length)) for start in starts]
+
+
+def looped_windows(frames: int, options: ContextOptions, step: int) -> list[list[int]]:
+    """Windows that move from step to step and run over the end into the beginning."""
+    moved = round(frames * halving(step))
+    end = frames + moved - (0 if options.closed_loop else options.overlap)
+    starts = range(moved, end, options.length - options.overlap)
+    return [[(start + i) % frames for i in range(options.length)] for start in starts]
+
+
+def uniform_windows(frames: int, options: ContextOptions, step: int) -> list[list[int]]:
+    """As `looped_windows`, but a window that would run over the end stands at the end, and where
+    the next one does not begin the clip again, one more does.
+    """
+    open_end = ContextOptions(options.length, options.overlap, "", False, "")
+    windows = looped_windows(frames, open_end, step)
+    placed: list[list[int]] = []
+    for index, window in enumerate(windows):
+        if window[0] <= window[-1]:
+            placed.append(window)
+            continue
+        placed.append(list(range(frames - options.length, frames)))
+        last = index + 1 == len(windows)
+        if 0 not in (placed[0] if last else windows[index + 1]):
+            placed.append(list(range(options.length)))
+    return [window for index, window in enumerate(placed) if window not in placed[:index]]
+
+
+def halving(step: int) -> float:
+    """Fractions of 1 that fill the gaps evenly: 0, 1/2, 1/4, 3/4, 1/8, ... (van der Corput)."""
+    fraction, part = 0.0, 0.5
+    while step:
+        fraction += part * (step & 1)
+        step, part = step >> 1, part / 2
+    return fraction
+
+
+SCHEDULES: dict[str, Callable[[int, ContextOptions, int], list[list[int]]]] = {
+    "standard_uniform": uniform_windows,
+    "standard_static": static_windows,
+    "looped_uniform": looped_windows,
+}
+"""Name -> ``(frames of the clip, options, step)`` -> the frames of each window."""

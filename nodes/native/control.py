@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .blocks import Layer
+from .core import wrap
+
 Residual = Tensor | None
 
 
@@ -59,20 +62,11 @@ def read_control(control: Mapping[str, Sequence[Residual]], layers: int) -> Resi
     return Residuals(inputs=inputs, middle=middle, skips=skips[::-1])
 
 
-def down_layers(unet: nn.Module) -> list[nn.Module]:
-    """The modules whose outputs are the skip connections of a `UNetMotionModel`, in order."""
-    layers = [unet.conv_in]
-    for block in unet.down_blocks:
-        layers += block.motion_modules
-        layers += block.downsamplers or ()
-    return layers
-
-
 @contextmanager
-def input_residuals(layers: Sequence[nn.Module], residuals: Sequence[Residual]) -> Iterator[None]:
+def input_residuals(layers: Sequence[Layer], residuals: Sequence[Residual]) -> Iterator[None]:
     """While open, each layer's output gets its residual added (T2I-Adapter)."""
     hooks = [
-        layer.register_forward_hook(_adding(residual))
+        layer.exit.register_forward_hook(_adding(residual))
         for layer, residual in zip(layers, residuals, strict=True)
         if residual is not None
     ]
@@ -107,9 +101,7 @@ def check_rows(residuals: Residuals, rows: int) -> None:
 
 def refuse_control_loras(model: Any) -> None:
     """Make sampling with MODEL `model` (a ModelPatcher), or its clones, refuse Control-LoRAs."""
-    from comfy.patcher_extension import WrappersMP
-
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "mcm_control", _without_control_loras)
+    wrap(model, "OUTER_SAMPLE", "mcm_control", _without_control_loras)
 
 
 def _without_control_loras(executor: Any, *args: Any, **kwargs: Any) -> Tensor:

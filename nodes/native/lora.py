@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...trainer.paths import MINI
+from .advice import advise
 from .info import VideoInfo, video_info
 from .sampling import ORIGINAL_STEPS, TIMESTEP_SCALING, apply_model_sampling
 
@@ -116,6 +117,8 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     settings = settings_of(found)
     _warn(found, info, name)
     patched = apply_model_sampling(model, settings.timestep_scaling, settings.original_steps)
+    allowed = found.metadata.get("mcm.steps_allowed")
+    advise(patched, settings.steps, settings.guidance_scale, allowed)
     add_pairs(patched, pairs, strength)
     note_student(patched, name)
     return patched

@@ -17,8 +17,11 @@ from ...trainer.models.weights import (
     read_weights,
     weight_files,
 )
+from .core import new_patcher, wrap
 from .info import VideoInfo, attach_info
+from .latents import sample_videos
 from .operations import swap_operations
+from .patches import report_lost_patches
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,8 @@ def build_native_model(
     def on_meta(operations: Any = None, **_config: Any) -> Any:
         with torch.device("meta"):
             unet = unet_class(**options)
+        for parameter in unet.parameters():  # ComfyUI notes these as the types to load into
+            parameter.data = parameter.data.to(storage_dtype(parameter, dtype))
         left = swap_operations(unet, operations)
         if left:
             raise ValueError(f"Layers {left[:3]} of {unet_class.__name__} cannot be offloaded.")
@@ -149,22 +154,21 @@ def _base_class() -> type:
     return NativeVideoModel
 
 
-def wrap_model(model: Any, info: VideoInfo) -> Any:
-    """The ModelPatcher (MODEL) of a filled BaseModel, on ComfyUI's devices, with previews of every
-    frame.
-    """
-    from comfy import model_management
-    from comfy.model_patcher import ModelPatcher
+def wrap_model(
+    model: Any, info: VideoInfo, loader: tuple | None = None, disable_dynamic: bool = False
+) -> Any:
+    """The ModelPatcher (MODEL) of a filled BaseModel, on ComfyUI's devices: it reads the frames of
+    its latents, reports patches that cannot act, and shows every frame while it samples.
 
+    ``loader`` and ``disable_dynamic`` are those of `core.new_patcher`.
+    """
     from .control import refuse_control_loras
     from .previews import add_previews
 
     attach_info(model, info)
-    patcher = ModelPatcher(
-        model,
-        load_device=model_management.get_torch_device(),
-        offload_device=model_management.unet_offload_device(),
-    )
+    patcher = new_patcher(model, loader, disable_dynamic)
+    wrap(patcher, "OUTER_SAMPLE", "mcm_videos", sample_videos)  # first, so that it is outermost
+    wrap(patcher, "OUTER_SAMPLE", "mcm_patches", report_lost_patches)
     add_previews(patcher)
     refuse_control_loras(patcher)
     return patcher
@@ -185,23 +189,32 @@ def choose_dtype(weight_dtype: str, weights: dict[str, Tensor]) -> torch.dtype:
     return DTYPES[weight_dtype]
 
 
-def cast_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """``weights`` in ``dtype``; with fp8, biases and norms keep half precision (they are small and
-    suffer most).
+def storage_dtype(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What weight ``value`` of a model in ``dtype`` is stored in.
+
+    With fp8, biases and norms keep half precision (they are small and suffer most). Whole numbers
+    stay what they are.
     """
-    small = torch.float16 if dtype.itemsize == 1 else dtype
-    return {
-        name: value.to(dtype if value.ndim > 1 else small) if value.is_floating_point() else value
-        for name, value in weights.items()
-    }
+    if not value.is_floating_point():
+        return value.dtype
+    return torch.float16 if dtype.itemsize == 1 and value.ndim <= 1 else dtype
+
+
+def cast_weights(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """``weights`` as a model in ``dtype`` stores them."""
+    return {name: value.to(storage_dtype(value, dtype)) for name, value in weights.items()}
 
 
 def load_native_model(
-    folder: Path, weight_dtype: str = "default", latent_format: Any = None
+    folder: Path,
+    weight_dtype: str = "default",
+    latent_format: Any = None,
+    disable_dynamic: bool = False,
 ) -> Any:
     """MODEL (a ModelPatcher) of the diffusers text-to-video ``folder``.
 
-    Raises ValueError naming the part that is missing, damaged or of another kind.
+    ``disable_dynamic`` asks for core's plain patcher where it would take the dynamic one. Raises
+    ValueError naming the part that is missing, damaged or of another kind.
     """
     from diffusers import UNet3DConditionModel
 
@@ -222,7 +235,8 @@ def load_native_model(
     model.diffusion_model.load_state_dict(cast_weights(weights, dtype), assign=True)
     info = read_info(folder, config, scheduler)
     log.info("%s (%s): licence of the weights: %s", info.name, info.family, info.licence)
-    return wrap_model(model, info)
+    loader = load_native_model, (folder, weight_dtype, latent_format)
+    return wrap_model(model, info, loader, disable_dynamic)
 
 
 def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -> VideoInfo:

@@ -7,7 +7,8 @@ from typing import Any
 from diffusers import UNetMotionModel
 from torch import Tensor
 
-from .control import check_rows, down_layers, input_residuals, read_control
+from .blocks import down_layers
+from .control import check_rows, input_residuals, read_control
 from .unet import NativeVideoUNet, split_rows
 
 

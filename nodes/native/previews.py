@@ -2,6 +2,7 @@
 
 Core's previews show row 0 of a latent batch. Here a wrapper on the MODEL looks at the same
 intermediate results and plays all frames, one after another, until the next step or the end.
+Then the images go away (``web/js/mcm_previews.js``): what the clip became is shown elsewhere.
 Nothing of core is replaced: its callback still runs, draws the progress bar and can be interrupted.
 """
 
@@ -15,7 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .core import wrap
 from .info import video_info
+from .notices import PREVIEW_END, executed_node, send
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +28,7 @@ MAX_VIDEOS = 4
 
 def add_previews(model: Any) -> None:
     """Make the samplers play previews for MODEL ``model`` (a ModelPatcher), and its clones."""
-    from comfy.patcher_extension import WrappersMP
-
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "mcm_previews", _sample_with_previews)
+    wrap(model, "OUTER_SAMPLE", "mcm_previews", _sample_with_previews)
 
 
 def _sample_with_previews(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -37,7 +38,7 @@ def _sample_with_previews(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
     names = ("noise", "latent_image", "sampler", "sigmas", "denoise_mask", "callback")
     position = names.index("callback")
     callback = args[position] if len(args) > position else kwargs.get("callback")
-    player = start_player(executor.class_obj.model_patcher) if callback else None
+    player = start_player(executor.class_obj) if callback else None
     if player is None:
         return executor(*args, **kwargs)
 
@@ -55,24 +56,26 @@ def _sample_with_previews(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         player.close()
 
 
-def start_player(model: Any) -> Player | None:
-    """A player for ``model``'s clips; None where previews are off (``--preview-method none``) or no
-    node is being executed.
+def start_player(guider: Any) -> Player | None:
+    """A player for the clips that ``guider`` samples; None where previews are off
+    (``--preview-method none``) or no node is being executed.
     """
     import latent_preview
     from comfy_api.latest import ComfyAPISync
-    from comfy_execution.utils import get_executing_context
 
-    if get_executing_context() is None:
+    node = executed_node()
+    if node is None:
         return None
+    model = guider.model_patcher
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     if previewer is None:
         return None
-    frames = model.model_options["transformer_options"].get("mcm_frames")
+    frames = guider.model_options["transformer_options"].get("mcm_frames")
     return Player(
         decode=lambda rows: preview_frames(previewer, rows, frames),
         send=ComfyAPISync().execution.set_progress,
         fps=video_info(model).fps,
+        ended=lambda: send(PREVIEW_END, node),
     )
 
 
@@ -96,8 +99,10 @@ class Player:
         decode: Callable[[Tensor], list[Any]],
         send: Callable[..., None],
         fps: float,
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._decode, self._send, self._pause = decode, send, 1 / max(1.0, fps)
+        self._ended = ended
         self._images: list[Any] = []
         self._progress = (0, 1)
         self._stop = threading.Event()
@@ -111,10 +116,13 @@ class Player:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop; returns when nothing more will be sent."""
+        """Stop; returns when nothing more will be sent. The browser then takes the last image away:
+        it would stay as a still, and cover what lies below the sampler.
+        """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._ended()
 
     def _play(self) -> None:
         shown = 0

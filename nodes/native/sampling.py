@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .advice import advise
+from .core import core_moves_step_seed, wrap
 from .info import video_info
+from .latents import frames_of
 
 TIMESTEP_SCALING = 4.0
 ORIGINAL_STEPS = 50
@@ -52,7 +55,8 @@ def apply_model_sampling(
     )
     clone = model.clone()
     clone.add_object_patch("model_sampling", sampling)
-    _add_step_noise(clone)
+    wrap(clone, "SAMPLER_SAMPLE", WRAPPER_KEY, _with_step_seed)
+    advise(clone)
     return clone
 
 
@@ -98,25 +102,21 @@ def _sampling_class(prediction: str) -> type:
     return FewStepSampling
 
 
-def _add_step_noise(model: Any) -> None:
-    """Let core's ``lcm`` draw fresh noise in its steps.
-
-    On the CPU it would start from the seed of the initial noise, and its first new noise would be
-    the initial noise again. Only this MODEL is concerned; no function of core is replaced.
-    """
-    from comfy.patcher_extension import WrappersMP
-
-    model.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
-    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, _with_step_seed)
-
-
 def _with_step_seed(executor: Any, guider: Any, sigmas: Any, extra_args: dict, *rest, **named):
-    """Around ``KSAMPLER.sample(guider, sigmas, extra_args, ...)``."""
+    """Around ``KSAMPLER.sample(guider, sigmas, extra_args, ...)``: fresh noise in the steps of
+    core's ``lcm``.
+
+    Before 0.7 it starts on the CPU from the seed of the initial noise, so that its first new noise
+    is the initial noise again; since then it adds 1 itself, and fails for the largest seed. Only
+    MODELs of this pack are concerned; no function of core is replaced.
+    """
     from comfy.k_diffusion.sampling import sample_lcm
 
     seed = extra_args.get("seed")
     if getattr(executor.class_obj, "sampler_function", None) is sample_lcm and seed is not None:
-        extra_args = {**extra_args, "seed": (seed + 1) % SEEDS}
+        seed = (seed + (0 if core_moves_step_seed() else 1)) % SEEDS
+        # torch takes -1 for the largest seed, and 1 can be added to it
+        extra_args = {**extra_args, "seed": -1 if seed == SEEDS - 1 else seed}
     return executor(guider, sigmas, extra_args, *rest, **named)
 
 
@@ -148,13 +148,10 @@ def few_step_sigmas(model: Any, steps: int, denoise: float = 1.0) -> Tensor:
 
 
 def core_noise(seed: int, shape: Sequence[int], frames: int) -> Iterator[Tensor]:
-    """ComfyUI's own order: every draw is the whole batch; the steps start from ``seed + 1``."""
+    """KSampler's start noise: the whole batch in one draw."""
     import comfy.sample
 
     yield comfy.sample.prepare_noise(torch.empty(tuple(shape)), seed)
-    generator = _generator(seed + 1)
-    while True:
-        yield torch.randn(tuple(shape), generator=generator)
 
 
 def video_noise(seed: int, shape: Sequence[int], frames: int) -> Iterator[Tensor]:
@@ -199,7 +196,8 @@ def noise_of(order: str, seed: int, shape: Sequence[int], frames: int | None) ->
     if len(shape) != 4 or shape[0] % (frames or shape[0]):
         raise ValueError(
             f"Latents of shape {tuple(shape)} are not whole videos of {frames or 'any'} frames "
-            "(videos * frames, C, h, w). Take them from Empty Latent Video."
+            "(videos * frames, C, h, w), or belong to another kind of model. Take them from Empty "
+            "Latent Video."
         )
     return NOISE_ORDERS[order](seed, shape, frames or shape[0])
 
@@ -211,18 +209,32 @@ class StartNoise:
         self.seed, self.order = seed, order
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """Noise (videos * F, C, h, w) float32 for LATENT ``input_latent``."""
-        shape = input_latent["samples"].shape
-        return next(noise_of(self.order, self.seed, shape, input_latent.get("mcm_frames")))
+        """Noise (videos * F, C, h, w) float32 for LATENT ``input_latent``.
+
+        It says who drew it: a MODEL that knows more of the videos than the LATENT draws it again
+        (`latents.sample_videos`).
+        """
+        samples = input_latent["samples"]
+        noise = self.draw(samples.shape, frames_of(samples))
+        noise.drawn_by = self
+        return noise
+
+    def draw(self, shape: Sequence[int], frames: int | None) -> Tensor:
+        """The same for latents of ``shape`` (videos * F, C, h, w) in videos of ``frames``."""
+        return next(noise_of(self.order, self.seed, shape, frames))
 
 
 def few_step_sampler(order: str) -> Any:
     """SAMPLER: core's ``lcm`` with the noise of its steps in one of ``NOISE_ORDERS``.
 
     Its generators first pass over the start noise, which `StartNoise` draws from the same seed.
+    The order "core" is KSampler's own ``lcm``, whatever that draws on this machine.
     """
     from comfy.k_diffusion.sampling import sample_lcm
     from comfy.samplers import KSAMPLER
+
+    if order == "core":
+        return KSAMPLER(sample_lcm)
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         extra_args = extra_args or {}

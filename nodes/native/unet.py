@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from diffusers import UNet3DConditionModel
+from einops import rearrange
 from torch import Tensor
 
 from .info import VideoInfo
-
-log = logging.getLogger(__name__)
+from .patches import core_patches
 
 
 def split_rows(rows: int, options: dict[str, Any]) -> tuple[int, int]:
     """``(videos, frames)`` of a batch of ``rows`` frames.
 
     ``options`` are ComfyUI's transformer options: ``cond_or_uncond`` has one entry a conditioning
-    chunk (prompt, negative prompt, ...), each with the same videos; ``mcm_frames``, set by Empty
-    Latent Video on its MODEL, is the length of one video. Without it a chunk is one video. Raises
+    chunk (prompt, negative prompt, ...), each with the same videos; ``mcm_frames`` is the length of
+    one video, which `latents.sample_videos` sets. Without it a chunk is one video. Raises
     ValueError when the rows do not divide.
     """
     chunks = max(1, len(options.get("cond_or_uncond") or ()))
@@ -36,12 +35,12 @@ def split_rows(rows: int, options: dict[str, Any]) -> tuple[int, int]:
 
 def fold(x: Tensor, videos: int) -> Tensor:
     """Latents (videos * F, C, h, w) as (videos, C, F, h, w)."""
-    return x.unflatten(0, (videos, -1)).transpose(1, 2)
+    return rearrange(x, "(videos f) c h w -> videos c f h w", videos=videos)
 
 
 def unfold(x: Tensor) -> Tensor:
     """Latents (videos, C, F, h, w) as (videos * F, C, h, w)."""
-    return x.transpose(1, 2).flatten(0, 1)
+    return rearrange(x, "videos c f h w -> (videos f) c h w")
 
 
 def one_per_video(values: Tensor, videos: int, frames: int) -> Tensor:
@@ -102,18 +101,18 @@ class NativeVideoUNet:
             self.info.check_frames(frames)
         if context is None:
             raise ValueError("The model got no text. Connect `positive` from a CLIP Text Encode.")
-        self._warn_about_patches(transformer_options)
         self.compute_dtype = x.dtype
         if self.text_rows_per_video:
             context = one_per_video(context, videos, frames)
         residuals = self.residuals(control, videos, frames) if control else {}
-        predicted = super().forward(
-            fold(x, videos),
-            one_per_video(timesteps, videos, frames),
-            encoder_hidden_states=context,
-            return_dict=False,
-            **residuals,
-        )[0]
+        with core_patches(self, transformer_options, x.shape):
+            predicted = super().forward(
+                fold(x, videos),
+                one_per_video(timesteps, videos, frames),
+                encoder_hidden_states=context,
+                return_dict=False,
+                **residuals,
+            )[0]
         return unfold(predicted)
 
     def residuals(self, control: dict[str, Any], videos: int, frames: int) -> dict[str, Any]:
@@ -126,18 +125,6 @@ class NativeVideoUNet:
             f"'{name}' has no ControlNets. Remove Apply ControlNet, or use an SD 1.5 checkpoint "
             "with AnimateDiff Motion Module, which takes SD 1.5 ControlNets."
         )
-
-    def _warn_about_patches(self, options: dict[str, Any]) -> None:
-        """Say once which patches of core's own UNet cannot act on this one."""
-        found = {name for key in ("patches", "patches_replace") for name in options.get(key, {})}
-        told = self.__dict__.setdefault("told_patches", set())
-        if found - told:
-            log.warning(
-                "These model patches have no effect on a video model: %s. They change layers of "
-                "core's image UNet (FreeU, PAG, IPAdapter, ...); remove the node that adds them.",
-                ", ".join(sorted(found - told)),
-            )
-            told |= found
 
 
 class NativeUNet3D(NativeVideoUNet, UNet3DConditionModel):

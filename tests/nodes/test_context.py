@@ -92,18 +92,42 @@ def test_a_step_is_the_weighted_mean_of_its_windows(native, base):
     assert near(long, torch.cat([first[:4], middle, second[4:]]))
 
 
+def options(native, schedule, overlap=2, closed=False, length=LENGTH):
+    return native("context").ContextOptions(length, overlap, schedule, closed, "flat")
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_frame_is_in_a_window_of_the_right_length_in_every_step(native, base, schedule):
+def test_every_frame_is_in_a_window_of_the_right_length_in_every_step(native, schedule):
+    make = native("context").SCHEDULES[schedule]
     for overlap in range(LENGTH):
         for closed in (False, True):
-            model = native("context").add_context_windows(base, LENGTH, overlap, schedule, closed)
-            handler = model.model_options["context_handler"]
+            told = options(native, schedule, overlap, closed)
             for frames in range(LENGTH + 1, 4 * LENGTH + 2):
-                for handler._step in range(8):
-                    found = handler.get_context_windows(None, torch.empty(frames), {})
-                    windows = [window.index_list for window in found]
+                for step in range(8):
+                    windows = make(frames, told, step)
                     assert all(len(set(w)) == LENGTH for w in windows), (frames, overlap, windows)
                     assert {i for w in windows for i in w} == set(range(frames))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_windows_are_those_of_core(comfy, native, schedule):
+    import comfy.context_windows as core
+
+    make = core.get_matching_context_schedule(schedule).func
+    for overlap in (0, 1, 4, 7):
+        for closed in (False, True):
+            told = options(native, schedule, overlap, closed)
+            for frames in range(LENGTH + 1, 4 * LENGTH + 2):
+                for step in range(9):
+                    handler = SimpleNamespace(
+                        context_length=LENGTH,
+                        context_overlap=overlap,
+                        context_stride=1,
+                        closed_loop=closed,
+                        _step=step,
+                    )
+                    own = native("context").SCHEDULES[schedule](frames, told, step)
+                    assert own == make(frames, handler, {}), (frames, overlap, closed, step)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -134,14 +158,11 @@ def test_samplers_that_look_between_two_levels_work(native, base, sampler):
     assert torch.isfinite(sample(model, 12, sampler, steps=2)).all()
 
 
-def test_the_step_is_found_by_its_noise_level(native, base):
-    handler = (
-        native("context").add_context_windows(base, LENGTH, 2).model_options["context_handler"]
-    )
-    options = {"transformer_options": {"sample_sigmas": torch.tensor([9.0, 4.0, 1.0, 0.0])}}
+def test_the_step_is_found_by_its_noise_level(native):
+    levels = torch.tensor([9.0, 4.0, 1.0, 0.0])
     for level, step in ((9.0, 0), (5.0, 0), (4.0, 1), (3.9999, 1), (1.0, 2), (0.5, 2)):
-        handler.set_step(torch.full((12,), level), options)
-        assert handler._step == step, level
+        found = native("context").current_step(torch.full((12,), level), levels)
+        assert found == step, level
 
 
 def test_each_window_gets_the_prompts_of_its_frames(native, base):
@@ -169,16 +190,45 @@ def test_each_window_gets_the_controlnet_images_of_its_frames(native, base):
     single = control(None, torch.zeros(1, 3))
     chain = control(single, torch.arange(12.0).view(12, 1))
     kept = copy.copy(chain)
-    handler = (
-        native("context").add_context_windows(base, LENGTH, 4).model_options["context_handler"]
-    )
-    window = handler.get_context_windows(None, torch.empty(12), {})[-1]
-    part = native("context").control_window(chain, 12, window)
-    assert part.cond_hint_original.flatten().tolist() == window.index_list == [*range(4, 12)]
+    window = native("context").Window(torch.arange(4, 12), 12)
+    part = window.control(chain)
+    assert part.cond_hint_original.flatten().tolist() == [*range(4, 12)]
     assert part.cond_hint is None
     assert part.previous_controlnet.cond_hint_original is single.cond_hint_original
-    assert native("context").control_window(chain, 12, window) is part
+    assert window.control(chain) is part
     assert chain.__dict__ == kept.__dict__
+
+
+@pytest.mark.parametrize("frames", [24, 40])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_two_long_videos_are_two_runs_of_one(native, base, frames, schedule):
+    """Through the whole few-step path of the nodes: latents, noise, sampler."""
+    model = native("context").add_context_windows(base, LENGTH, 2, schedule, True)
+    both = few_steps(native, model, frames, videos=2, seed=SEED)
+    for video in (0, 1):
+        alone = few_steps(native, model, frames, videos=1, seed=SEED + video)
+        assert near(both[video * frames :][:frames], alone)
+
+
+def few_steps(native, model, frames, videos, seed):
+    import comfy.sample
+
+    sampling = native("sampling")
+    latent = native("latents").empty_latents(32, 32, frames, videos, model)
+    noise = sampling.StartNoise(seed, "video")
+    with torch.inference_mode():
+        return comfy.sample.sample_custom(
+            model,
+            noise.generate_noise(latent),
+            1.0,
+            sampling.few_step_sampler("video"),
+            sampling.few_step_sigmas(model, 2),
+            [[texts()[0], {}]],
+            [[texts()[1], {}]],
+            latent["samples"],
+            seed=seed,
+            disable_pbar=True,
+        ).clone()
 
 
 def test_errors_say_what_to_do(native, base):
@@ -202,6 +252,7 @@ def test_the_node_adds_the_windows(comfy, base):
         closed_loop=True,
         fuse_method="flat",
     ).result
-    handler = model.model_options["context_handler"]
-    assert (handler.context_length, handler.context_overlap, handler.closed_loop) == (8, 2, True)
-    assert "context_handler" not in base.model_options
+    told = model.model_options["mcm_context"]
+    assert (told.length, told.overlap, told.closed_loop, told.fuse) == (8, 2, True, "flat")
+    assert told.schedule == "looped_uniform"
+    assert "mcm_context" not in base.model_options

@@ -252,30 +252,44 @@ def test_a_video_does_not_depend_on_its_batch_in_the_video_order(native):
         assert torch.equal(next(both)[FRAMES:], next(second))
 
 
-def test_the_core_order_starts_as_random_noise_and_never_repeats(native):
-    import comfy.sample
-
-    shape = (FRAMES, 4, SIDE, SIDE)
-    noise = native("sampling").noise_of("core", SEED, shape, None)
-    draws = [next(noise) for _ in range(3)]
-    assert torch.equal(draws[0], comfy.sample.prepare_noise(torch.zeros(shape), SEED))
-    assert not torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[1], draws[2])
-
-
-def test_the_core_order_is_plain_ksampler(native, student, texts):
+@pytest.mark.parametrize("seed", [SEED, 2**64 - 1])
+def test_the_core_order_is_plain_ksampler(native, student, texts, seed):
     sampling = native("sampling")
     latent = {"samples": torch.zeros(FRAMES, 4, SIDE, SIDE)}
-    noise = sampling.StartNoise(SEED, "core").generate_noise(latent)
-    found = custom(student, sampling.few_step_sampler("core"), noise, 4, texts, 1.0, native)
-    assert torch.equal(found, ksampler(student, 4, 1.0, texts))
+    noise = sampling.StartNoise(seed, "core").generate_noise(latent)
+    sampler = sampling.few_step_sampler("core")
+    found = custom(student, sampler, noise, 4, texts, 1.0, native, seed=seed)
+    assert torch.equal(found, ksampler(student, 4, 1.0, texts, seed))
+
+
+def test_the_steps_of_ksampler_draw_from_the_next_seed(native, student, texts):
+    """On the CPU, whatever core does by itself: one step of noise, written out."""
+    sigmas = native("sampling").few_step_sigmas(student, 2)
+    first = ksampler_from(student, sigmas[[0, 2]], texts, start=start_noise(SEED) * sigmas[0])
+    generator = torch.Generator().manual_seed(SEED + 1)
+    noisy = first + torch.randn(first.shape, generator=generator) * sigmas[1]
+    assert near(ksampler(student, 2, 1.0, texts), ksampler_from(student, sigmas[1:], texts, noisy))
+
+
+def start_noise(seed):
+    shape = (FRAMES, 4, SIDE, SIDE)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def ksampler_from(model, sigmas, texts, start):
+    """One model call of core's euler, whose one step to 0 is the prediction, from ``start``."""
+    import comfy.samplers
+
+    sampler = comfy.samplers.ksampler("euler")
+    return custom(model, sampler, start / sigmas[0], 1, texts, 1.0, None, sigmas=sigmas)
 
 
 def test_the_largest_seed_works(native, student, texts):
     sampling = native("sampling")
     seed = 2**64 - 1
     assert torch.isfinite(ksampler(student, 2, 1.0, texts, seed)).all()
-    for order in sampling.NOISE_ORDERS:
+    for order in ("video", "frames"):
         draws = sampling.noise_of(order, seed, (FRAMES, 4, SIDE, SIDE), FRAMES // 2)
         assert torch.isfinite(next(draws)).all()
         assert torch.isfinite(next(draws)).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 
 import pytest
@@ -169,23 +168,6 @@ def test_wrong_frame_counts_are_errors_not_garbage(model, rows, options, message
             context=seeded(rows, PROMPT_ROWS, WIDTH),
             transformer_options=options,
         )
-
-
-@torch.inference_mode()
-def test_patches_that_cannot_act_are_named_once(native, tiny_model, caplog):
-    model = native("model").load_native_model(tiny_model, "fp32").clone()
-    model.set_model_attn2_patch(lambda *args: args)
-    caplog.set_level(logging.WARNING)
-    for _ in range(2):
-        model.model.diffusion_model(
-            seeded(FRAMES, 4, SIDE, SIDE),
-            torch.zeros(FRAMES),
-            context=seeded(FRAMES, PROMPT_ROWS, WIDTH),
-            transformer_options=model.model_options["transformer_options"],
-        )
-    told = [record for record in caplog.records if "no effect on a video model" in record.message]
-    assert len(told) == 1
-    assert "attn2_patch" in told[0].message
 
 
 @torch.inference_mode()

@@ -193,12 +193,13 @@ def test_cores_lora_loader_works_after_the_motion_module(clip_model, tiny):
 
 def test_lost_changes_are_named_in_one_warning(mcm, sd15, motion, caplog):
     sd15.set_model_attn2_patch(lambda q, k, v, extra: (q, k, v))
+    sd15.set_model_patch(lambda x, extra: x, "middle_patch")
     sd15.add_object_patch("model_sampling", object())
     with caplog.at_level(logging.WARNING):
         model = mcm.animatediff.apply_motion_module(sd15, motion)
     assert len(caplog.records) == 1
-    assert "attn2_patch, model_sampling" in caplog.text
-    assert "patches" not in model.model_options["transformer_options"]
+    assert "middle_patch, model_sampling." in caplog.text
+    assert "attn2_patch" in model.model_options["transformer_options"]["patches"]
     assert not model.object_patches
 
 

@@ -1,0 +1,320 @@
+"""What the pack shows on the canvas while one works, in the classic canvas and in Nodes 2.0."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, drop_file, frontend, press_run
+from comfyui import error_of
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+WRONG = {"steps": 20, "cfg": 7, "sampler_name": "euler", "scheduler": "normal"}
+RIGHT = {"steps": 4, "cfg": 1, "sampler_name": "lcm", "scheduler": "simple"}
+NOTICE = ".mcm-notice"
+USE = "Use these settings"
+
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).exists(), reason=f"Install Debian's chromium ({CHROMIUM})."
+)
+
+HELPERS = """window.mcm = {
+    all(graph = app.rootGraph ?? app.graph) {
+        return graph.nodes.flatMap(
+            one => [one, ...(one.subgraph ? mcm.all(one.subgraph) : [])]);
+    },
+    node(kind) { return mcm.all().find(each => each.type === kind); },
+    widget(kind, name) { return mcm.node(kind).widgets.find(each => each.name === name); },
+    values(kind) {
+        const kept = mcm.node(kind).widgets.filter(each => each.serialize !== false);
+        return Object.fromEntries(kept.map(each => [each.name, each.value]));
+    },
+    set(kind, values) {
+        for (const [name, value] of Object.entries(values)) {
+            const widget = mcm.widget(kind, name);
+            widget.value = value;
+            widget.callback?.(value, app.canvas, mcm.node(kind));
+        }
+    },
+    add(kind) {
+        const node = LiteGraph.createNode(kind);
+        app.graph.add(node);
+        return node;
+    },
+    link(from, output, to, input) {
+        const slot = (slots, name) => slots.findIndex(each => each.name === name);
+        from.connect(slot(from.outputs, output), to, slot(to.inputs, input));
+    },
+    saved() {  // Save Video makes room for its video by itself
+        const nodes = mcm.all().filter(each => each.type !== "SaveVideo");
+        return JSON.stringify(nodes.map(each => each.serialize()));
+    },
+    wide(width) {
+        const nodes = mcm.all().filter(each => each.type === "MCM_EmptyLatentVideo");
+        return nodes.filter(each => each.widgets[0].value === width).length;
+    },
+    async settled() {  // sizes and positions stay for some drawings
+        for (let before = "", same = 0; same < 20; before = mcm.saved()) {
+            await new Promise(requestAnimationFrame);
+            same = before === mcm.saved() ? same + 1 : 0;
+        }
+    },
+};"""
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
+def page(request, comfy_server):
+    with frontend(comfy_server, nodes2=request.param) as opened:
+        opened.evaluate(HELPERS)
+        assert opened.evaluate("() => Boolean(LiteGraph.vueNodesMode)") == request.param
+        yield opened
+
+
+@pytest.fixture
+def sampler(page):
+    """The text-to-video example with KSampler's usual values, which are wrong for it."""
+    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    page.evaluate("values => mcm.set('KSampler', values)", WRONG)
+    page.evaluate("() => mcm.settled()")
+
+
+def run(page, server):
+    entry = press_run(page, server)
+    assert not error_of(entry), error_of(entry)
+
+
+def values(page, kind):
+    return page.evaluate("kind => mcm.values(kind)", kind)
+
+
+def test_wrong_values_are_told_on_the_node_and_set_by_its_button(page, comfy_server, sampler):
+    saved = page.evaluate("() => mcm.saved()")
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    text = page.locator(NOTICE).inner_text()
+    assert "sampler 'lcm', scheduler 'simple', CFG 1, 1 to 8 steps (best: 4)" in text
+    assert "20 steps, CFG 7, sampler 'euler', another scheduler" in text
+    page.evaluate("() => mcm.settled()")
+    assert page.evaluate("() => mcm.saved()") == saved
+    page.get_by_role("button", name=USE).click()
+    page.locator(NOTICE).wait_for(state="detached")
+    assert {name: values(page, "KSampler")[name] for name in RIGHT} == RIGHT
+    run(page, comfy_server)
+    page.wait_for_function("() => app.nodeOutputs && Object.keys(app.nodeOutputs).length > 0")
+    assert page.locator(NOTICE).count() == 0
+
+
+def test_a_notice_goes_with_the_next_run_that_has_none(page, comfy_server, sampler):
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    page.evaluate("values => mcm.set('KSampler', values)", {**RIGHT, "seed": 5})
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for(state="detached")
+
+
+def test_a_notice_can_be_closed_and_the_node_is_as_it_was(page, comfy_server, sampler):
+    before = page.evaluate("() => [...mcm.node('KSampler').size]")
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    page.get_by_role("button", name="Close", exact=True).click()
+    page.locator(NOTICE).wait_for(state="detached")
+    page.evaluate("() => mcm.settled()")
+    assert page.evaluate("() => [...mcm.node('KSampler').size]") == pytest.approx(before, abs=1)
+    assert values(page, "KSampler")["steps"] == 20
+
+
+def test_undo_and_another_workflow_do_not_lose_or_misplace_it(page, comfy_server, sampler):
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    workflow = page.evaluate("() => (app.rootGraph ?? app.graph).serialize()")
+    other = copy.deepcopy(workflow)
+    other["id"] = "00000000-0000-4000-8000-000000000001"
+    page.evaluate("workflow => app.loadGraphData(workflow)", other)
+    page.locator(NOTICE).wait_for(state="detached")
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    page.locator(NOTICE).wait_for()
+    changed = copy.deepcopy(workflow)
+    (node,) = [each for each in changed["nodes"] if each["type"] == "KSampler"]
+    node["widgets_values"][2] = 4
+    page.evaluate("workflow => app.loadGraphData(workflow)", changed)
+    page.locator(NOTICE).wait_for(state="detached")
+
+
+def test_it_works_inside_a_subgraph(page, comfy_server, sampler):
+    page.evaluate("() => app.graph.convertToSubgraph(new Set([mcm.node('KSampler')]))")
+    assert page.evaluate("() => app.graph.nodes.every(each => each.type !== 'KSampler')")
+    page.evaluate("() => mcm.settled()")
+    saved = page.evaluate("() => mcm.saved()")
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    page.evaluate("() => mcm.settled()")
+    assert page.evaluate("() => mcm.saved()") == saved
+    page.get_by_role("button", name=USE).click()
+    page.locator(NOTICE).wait_for(state="detached")
+    assert {name: values(page, "KSampler")[name] for name in RIGHT} == RIGHT
+
+
+CUSTOM = """() => {
+    const old = mcm.node("KSampler");
+    const [model, latent] = [mcm.node("MCM_EmptyLatentVideo"), mcm.node("MCM_EmptyLatentVideo")];
+    const texts = mcm.all().filter(each => each.type === "CLIPTextEncode");
+    const decode = mcm.node("VAEDecode");
+    const advanced = mcm.add("SamplerCustomAdvanced");
+    const [noise, guider] = [mcm.add("RandomNoise"), mcm.add("CFGGuider")];
+    const [select, scheduler] = [mcm.add("KSamplerSelect"), mcm.add("BasicScheduler")];
+    mcm.link(model, "MODEL", guider, "model");
+    mcm.link(texts[0], "CONDITIONING", guider, "positive");
+    mcm.link(texts[1], "CONDITIONING", guider, "negative");
+    mcm.link(model, "MODEL", scheduler, "model");
+    mcm.link(noise, "NOISE", advanced, "noise");
+    mcm.link(guider, "GUIDER", advanced, "guider");
+    mcm.link(select, "SAMPLER", advanced, "sampler");
+    mcm.link(scheduler, "SIGMAS", advanced, "sigmas");
+    mcm.link(latent, "LATENT", advanced, "latent_image");
+    mcm.link(advanced, "output", decode, "samples");
+    app.graph.remove(old);
+    mcm.set("CFGGuider", {cfg: 7});
+    mcm.set("KSamplerSelect", {sampler_name: "euler"});
+    mcm.set("BasicScheduler", {scheduler: "normal", steps: 20, denoise: 1});
+}"""
+
+
+def test_the_button_reaches_the_nodes_of_a_custom_sampler(page, comfy_server, sampler):
+    page.evaluate(CUSTOM)
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    page.get_by_role("button", name=USE).dispatch_event("click")  # nodes lie over one another
+    page.locator(NOTICE).wait_for(state="detached")
+    assert values(page, "CFGGuider")["cfg"] == 1
+    assert values(page, "KSamplerSelect")["sampler_name"] == "lcm"
+    assert values(page, "BasicScheduler") == {"scheduler": "simple", "steps": 4, "denoise": 1}
+
+
+def test_a_value_that_comes_over_a_link_is_named_instead(page, comfy_server, sampler):
+    page.evaluate("""() => {
+        const source = mcm.add("PrimitiveInt");
+        source.widgets[0].value = 20;
+        mcm.link(source, source.outputs[0].name, mcm.node("KSampler"), "steps");
+    }""")
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    page.get_by_role("button", name=USE).dispatch_event("click")
+    told = "Connected to other nodes, to be set there: steps to 4."
+    page.locator(NOTICE).get_by_text(told).wait_for()
+    assert values(page, "KSampler")["cfg"] == 1
+
+
+FRESH = """names => {
+    app.graph.clear();
+    const nodes = names.map(each => mcm.add(each));
+    const latent = mcm.add("MCM_EmptyLatentVideo");
+    for (const [index, node] of [...nodes.slice(1), latent].entries()) {
+        const slot = node.inputs.findIndex(each => ["MODEL", "*"].includes(each.type));
+        nodes[index].connect(0, node, slot);
+    }
+}"""
+SIZED = "sides => ['width', 'height', 'frames'].every((name, i) => mcm.values(" + (
+    "'MCM_EmptyLatentVideo')[name] === sides[i])"
+)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["MCM_LoadVideoModel"],
+        ["MCM_LoadVideoModel", "Reroute", "MCM_ContextWindows", "MCM_ModelSampling"],
+        ["MCM_LoadVideoModel", "LoraLoaderModelOnly", "FreeU"],
+    ],
+    ids=lambda names: names[-1],
+)
+def test_a_new_empty_latent_offers_the_size_of_the_model(page, names):
+    page.evaluate(FRESH, names)
+    page.evaluate("() => mcm.set('MCM_LoadVideoModel', {model_name: 'mini'})")
+    page.wait_for_function(SIZED, arg=[64, 64, 8])
+    page.evaluate("() => mcm.set('MCM_LoadVideoModel', {model_name: 'text-to-video-ms-1.7b'})")
+    page.wait_for_function(SIZED, arg=[32, 32, 16])
+
+
+def test_the_size_of_a_lora_wins_and_typed_values_stay(page):
+    page.evaluate(FRESH, ["MCM_LoadVideoModel", "MCM_LoadLora"])
+    page.evaluate("() => mcm.set('MCM_LoadVideoModel', {model_name: 'text-to-video-ms-1.7b'})")
+    page.evaluate("() => mcm.set('MCM_LoadLora', {lora_name: 'trained ü.safetensors'})")
+    page.wait_for_function(SIZED, arg=[64, 64, 8])
+    page.evaluate("() => mcm.set('MCM_EmptyLatentVideo', {width: 96})")
+    page.evaluate("""() => {
+        mcm.link(mcm.node("MCM_LoadVideoModel"), "MODEL", mcm.add("MCM_EmptyLatentVideo"), "model");
+    }""")
+    page.wait_for_function("() => mcm.wide(32) === 1")
+    assert page.evaluate(SIZED, [96, 64, 8])
+
+
+def test_the_values_of_an_opened_workflow_stay(page):
+    page.evaluate(FRESH, ["MCM_LoadVideoModel"])
+    page.evaluate("() => mcm.set('MCM_LoadVideoModel', {model_name: 'mini'})")
+    page.wait_for_function(SIZED, arg=[64, 64, 8])
+    workflow = page.evaluate("() => app.graph.serialize()")
+    (node,) = [each for each in workflow["nodes"] if each["type"] == "MCM_EmptyLatentVideo"]
+    node["widgets_values"][:3] = [256, 256, 16]  # a new node's own values, but they were saved
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    page.evaluate("""() => {
+        const [loader, latent] = [mcm.node("MCM_LoadVideoModel"), mcm.node("MCM_EmptyLatentVideo")];
+        latent.disconnectInput(0);
+        mcm.link(loader, "MODEL", latent, "model");
+        mcm.link(loader, "MODEL", mcm.add("MCM_EmptyLatentVideo"), "model");
+    }""")
+    page.wait_for_function("() => mcm.wide(64) === 1")
+    assert page.evaluate(SIZED, [256, 256, 16])
+
+
+def test_names_that_are_not_here_are_told_on_opening(page, tmp_path):
+    workflow = json.loads((EXAMPLES / "mini-text-to-video.json").read_text(encoding="utf-8"))
+    named = {"MCM_LoadVideoModel": "no/such-model", "MCM_LoadLora": "absent.safetensors"}
+    for node in workflow["nodes"]:
+        if node["type"] in named:
+            node["widgets_values"][0] = named[node["type"]]
+    file = tmp_path / "elsewhere.json"
+    file.write_text(json.dumps(workflow), encoding="utf-8")
+    drop_file(page, file)
+    page.wait_for_function("() => document.querySelectorAll('.mcm-notice').length === 2")
+    texts = "\n".join(page.locator(NOTICE).all_inner_texts())
+    assert "Model folder 'no/such-model' is not here." in texts
+    assert "into models/diffusers and press R" in texts
+    assert "LoRA 'absent.safetensors' is not here." in texts
+    saved = page.evaluate("() => app.graph.serialize().nodes")
+    assert {each["id"]: each.get("widgets_values") or [] for each in saved} == {
+        each["id"]: each["widgets_values"] for each in workflow["nodes"]
+    }
+    page.evaluate("() => mcm.set('MCM_LoadVideoModel', {model_name: 'mini'})")
+    page.wait_for_function("() => document.querySelectorAll('.mcm-notice').length === 1")
+    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    page.wait_for_function("() => document.querySelectorAll('.mcm-notice').length === 0")
+
+
+PREVIEWED = """() => {
+    const node = mcm.node("KSampler");
+    const image = document.querySelector(`.lg-node[data-node-id="${node.id}"] img`);
+    return Boolean(node.imgs?.length || image);
+}"""
+
+
+def test_previews_are_shown_while_sampling_and_end_with_it(page, comfy_server, sampler):
+    page.evaluate("values => mcm.set('KSampler', values)", {**RIGHT, "steps": 8, "seed": 77})
+    page.evaluate("() => mcm.settled()")
+    saved = page.evaluate("() => mcm.saved()")
+    page.evaluate(f"""() => {{
+        window.seen = false;
+        const look = () => {{ window.seen ||= ({PREVIEWED})(); requestAnimationFrame(look); }};
+        look();
+    }}""")
+    run(page, comfy_server)
+    assert page.evaluate("() => window.seen")
+    page.wait_for_function(f"() => !({PREVIEWED})()")
+    page.evaluate("() => mcm.settled()")
+    assert not page.evaluate(PREVIEWED)
+    assert page.evaluate("() => mcm.saved()") == saved
+    page.evaluate("values => mcm.set('KSampler', values)", {"seed": 78})
+    page.evaluate("() => { window.seen = false; }")
+    run(page, comfy_server)
+    assert page.evaluate("() => window.seen")
