@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from comfyui import ComfyServer, error_of
 from PIL import Image
 from stock import PROMPT, TRAINED
@@ -63,6 +64,28 @@ def test_the_loras_settings_can_be_connected(comfy_server):
     assert not error_of(entry), error_of(entry)
     assert "2 steps (made for 1, 2, 4, 8), CFG 1" in entry["outputs"]["10"]["text"][0]
     assert len(comfy_server.files(entry)) == 8
+
+
+def test_a_style_lora_recommends_nothing_and_only_what_needs_it_stops(comfy_server):
+    from safetensors.torch import save_file
+
+    name = "kohya-style.safetensors"
+    tensors = {
+        f"lora_unet_mid_block_attentions_0_proj_in.lora_{part}.weight": torch.zeros(shape)
+        for part, shape in (("down", (4, 8)), ("up", (8, 4)))
+    }
+    file = comfy_server.base / "models" / "loras" / name
+    save_file(tensors, file, {"ss_network_module": "networks.lora"})
+    try:
+        graph = text_to_images(TRAINED)
+        graph["9"] = node("MCM_LoraInfo", lora_name=name)
+        graph["6"]["inputs"]["steps"] = ["9", 0]
+        graph["10"] = node("PreviewAny", source=["9", 7])
+        entry = comfy_server.run(graph)
+    finally:
+        file.unlink()
+    assert "Not a few-step LoRA" in entry["outputs"]["10"]["text"][0]
+    assert not comfy_server.files(entry)
 
 
 def test_cores_lora_loader_with_model_sampling_equals_load_mcm_lora(comfy_server):
