@@ -36,17 +36,17 @@ def test_copies_and_a_folder_name_that_is_not_served_are_in_the_log(comfy_path, 
         page = "/extensions/MCM%20Vid%C3%A9o/docs/MCM_LoadLora.md"
         with pytest.raises(urllib.error.HTTPError, match="404"):  # as the log says
             server.get_bytes(page)
-        entry = server.run({"1": node("MCM_LoraInfo", lora_name="mini-poster.safetensors"),
-                            "2": node("PreviewAny", source=["1", 7])})
+        info = node("MCM_LoraInfo", lora_name="mini-poster.safetensors")
+        entry = server.run({"1": info, "2": node("PreviewAny", source=["1", 7])})
         assert not error_of(entry), error_of(entry)  # the nodes run all the same
     finally:
         server.stop()
 
 
-def test_a_good_installation_says_nothing(comfy_server, install):
-    assert TITLE not in comfy_server.log()
+def test_a_good_installation_says_nothing(comfy_server):
+    log = comfy_server.log()
+    assert all(word not in log for word in ("lacks", "more than once", "from a folder called"))
     assert comfy_server.get_bytes("/extensions/mcm-video/docs/MCM_LoadLora.md")
-    assert install.load_remarks([]) in ([], [r for r in install.load_remarks([]) if "folder" in r])
 
 
 @pytest.mark.parametrize("name", ["mcm-video", "ComfyUI_MCM-main", "mcm+2"])
@@ -54,7 +54,7 @@ def test_names_that_are_served(install, name):
     assert install.PLAIN_NAME.fullmatch(name)
 
 
-@pytest.mark.parametrize("name", ["mcm video", "mcm-vidéo", "MCM (1)", "mcm-0.1.0", "mcm@1", "视频"])
+@pytest.mark.parametrize("name", ["mcm video", "mcm-vidéo", "MCM (1)", "mcm-0.1", "mcm@1", "视频"])
 def test_names_that_are_not(install, name):
     assert not install.PLAIN_NAME.fullmatch(name)
 
