@@ -15,25 +15,29 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 
+from trainer.lora.needs import (  # noqa: E402
+    CHECKPOINTS,
+    HUB,
+    LORAS,
+    MOTION,
+    needed_files,
+    needed_folder,
+)
 from trainer.lora.workflow import (  # noqa: E402
     Node,
     build_graph,
     few_step_sampler,
+    note,
     sample_nodes,
     save_nodes,
 )
 
 MINI_SIZE = (64, 64, 8)
 POSTER = "mini-poster.safetensors"
-HUB = "https://huggingface.co"
 MODELSCOPE = "text-to-video-ms-1.7b"
 OFFICIAL = f"{HUB}/yhzhai/mcm/resolve/main"
 OFFICIAL_FOLDER = f"{HUB}/yhzhai/mcm/tree/main"
 Graph = list[Node]
-
-
-def note(text: str) -> Node:
-    return Node("MarkdownNote", {"text": text}, column=0, title="Read me")
 
 
 def load_mini() -> Node:
@@ -85,7 +89,7 @@ def text_to_video() -> Graph:
         "*Load MCM LoRA* sets the noise levels too, so KSampler needs `lcm`, `simple`, CFG 1."
     )
     sampled = sample_nodes(
-        loader, (lora, "MODEL"), "a red star growing", size=MINI_SIZE, fps=8, steps=4, seed=3
+        loader, (lora, "MODEL"), "a red circle growing", size=MINI_SIZE, fps=8, steps=4, seed=3
     )
     return [told, loader, lora, *sampled]
 
@@ -103,7 +107,7 @@ def teacher_and_student() -> Graph:
             few_step_sampler((lora, "MODEL"), positive, negative, latents, steps, seed=3)
         )
     for number, sampler in enumerate(samplers):
-        sampler.column = 2 + number // 2
+        sampler.column = 2 + 2 * (number // 2)  # in pairs; their decoders stand between
     decoded = [decode(sampler, loader) for sampler in samplers]
     sampled = [node for pair in zip(samplers, decoded, strict=True) for node in pair]
     labels = ["teacher, 50 steps", "1 step", "2 steps", "4 steps", "8 steps"]
@@ -163,7 +167,7 @@ def long_clip() -> Graph:
     sampled = sample_nodes(
         loader,
         (windows, "MODEL"),
-        "a green star circling",
+        "a blue circle circling",
         size=(64, 64, 24),
         fps=8,
         steps=8,
@@ -174,25 +178,21 @@ def long_clip() -> Graph:
 
 def _official(name: str) -> dict[str, str]:
     file = "adapter_model.safetensors"
-    return {"name": f"{name}/{file}", "url": f"{OFFICIAL}/{name}/{file}", "directory": "loras"}
+    return {"name": f"{name}/{file}", "url": f"{OFFICIAL}/{name}/{file}", "directory": LORAS}
 
 
 def modelscope() -> Graph:
-    source = {
-        "name": f"{MODELSCOPE}/unet/diffusion_pytorch_model.fp16.safetensors",
-        "url": f"{HUB}/ali-vilab/{MODELSCOPE}",
-        "directory": "diffusers",
-    }
+    source = needed_folder(MODELSCOPE)
     loader = Node(
         "MCM_LoadVideoModel",
         {"model_name": MODELSCOPE, "weight_dtype": "fp16"},
-        models=[source],
+        models=source,
     )
     name = "modelscopet2v-laion"
     lora = load_lora((loader, "MODEL"), name, models=[_official(name)])
     told = note(
         "## ModelScopeT2V in 4 steps\n\n1. Put the diffusers folder "
-        f"[{MODELSCOPE}]({source['url']}) into `models/diffusers`.\n2. Put the folder "
+        f"[{MODELSCOPE}]({source[0]['url']}) into `models/diffusers`.\n2. Put the folder "
         f"[{name}]({OFFICIAL_FOLDER}/{name}) of the official MCM LoRAs (adapter_config.json and "
         "adapter_model.safetensors) into `models/loras`.\n\n"
         "**Licence of the base model: CC-BY-NC-4.0, no commercial use.**"
@@ -214,22 +214,14 @@ def animatediff() -> Graph:
     loader = Node(
         "CheckpointLoaderSimple",
         {"ckpt_name": checkpoint},
-        models=[{
-            "name": checkpoint,
-            "url": f"{HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main/{checkpoint}",
-            "directory": "checkpoints",
-        }],
-    )  # fmt: skip
+        models=needed_files(checkpoint, CHECKPOINTS),
+    )
     motion = Node(
         "MCM_AnimateDiff",
         {"motion_module": module},
         {"model": (loader, "MODEL")},
-        models=[{
-            "name": module,
-            "url": f"{HUB}/conrevo/AnimateDiff-A1111/resolve/main/motion_module/{module}",
-            "directory": "animatediff_models",
-        }],
-    )  # fmt: skip
+        models=needed_files(module, MOTION),
+    )
     name = "animatediff-laion"
     lora = load_lora((motion, "MODEL"), name, models=[_official(name)])
     told = note(
@@ -251,13 +243,14 @@ def animatediff() -> Graph:
 
 
 EXAMPLES = {
-    "mini-text-to-video": text_to_video,
-    "mini-teacher-and-student": teacher_and_student,
-    "mini-video-to-video": video_to_video,
-    "mini-long-clip": long_clip,
-    "modelscope-official-lora": modelscope,
-    "animatediff-official-lora": animatediff,
+    "1 Text to video in 4 steps": text_to_video,
+    "2 AnimateDiff, official LoRA": animatediff,
+    "3 ModelScope, official LoRA": modelscope,
+    "4 Video to video": video_to_video,
+    "5 Longer clip": long_clip,
+    "6 Teacher beside student": teacher_and_student,
 }
+"""In the order of use, by the names that the template browser shows (`NAME.json`)."""
 
 
 def example(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .found import VIDEO, found_by
 from .native.motion_files import list_motion_modules, resolve_motion_module
 
 
@@ -16,6 +17,7 @@ class AnimateDiff(io.ComfyNode):
             node_id="MCM_AnimateDiff",
             display_name="AnimateDiff Motion Module",
             category="MCM/loaders",
+            **found_by(*VIDEO, "animatediff", "animate diff", "motion", "mcm"),
             description=(
                 "Adds a motion module to a Stable Diffusion 1.5 checkpoint. LoRAs loaded before "
                 "it carry over. Latents are batches of frames; one clip is up to 32 frames."

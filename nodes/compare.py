@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .found import found_by
+
 COLUMNS = 5
 
 
@@ -29,6 +31,7 @@ class SideBySide(io.ComfyNode):
             node_id="MCM_SideBySide",
             display_name="Side by Side",
             category="MCM/utils",
+            **found_by("compare", "comparison", "video grid", "labels"),
             description=(
                 "Up to five image batches beside each other under labels, as one batch for Create "
                 "Video or Preview Image. Shorter ones start again until the longest has ended."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .found import found_by
 from .native.context import FUSE_METHODS, SCHEDULES
 
 
@@ -16,6 +17,7 @@ class ContextWindows(io.ComfyNode):
             node_id="MCM_ContextWindows",
             display_name="MCM Context Windows",
             category="MCM/sampling",
+            **found_by("long video", "longer video", "context for animatediff", "loop"),
             description=(
                 "Samples long clips in overlapping windows that are blended in every step. Put it "
                 "before Empty Latent Video, and connect that node's `model`."

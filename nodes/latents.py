@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .found import found_by
+
 
 class EmptyLatentVideo(io.ComfyNode):
     """Latents are frames-as-batch: several videos lie one after another in the batch, and the
@@ -16,6 +18,7 @@ class EmptyLatentVideo(io.ComfyNode):
             node_id="MCM_EmptyLatentVideo",
             display_name="Empty Latent Video",
             category="MCM/latent",
+            **found_by("latent for t2v", "latent for text to video", "frames for animatediff"),
             description=(
                 "Empty frames for one or several videos. Connect MODEL and the size is checked "
                 "against what it can make; a new node takes over its size and frames."

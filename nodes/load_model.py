@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .found import VIDEO, found_by
 from .native.catalog import list_models, resolve_model_name
 
 WEIGHT_DTYPES = ["default", "fp32", "fp16", "bf16", "fp8_e4m3fn"]
@@ -18,6 +19,7 @@ class LoadVideoModel(io.ComfyNode):
             node_id="MCM_LoadVideoModel",
             display_name="Load Video Model",
             category="MCM/loaders",
+            **found_by(*VIDEO, "video model", "modelscope", "zeroscope", "diffusers", "mcm"),
             description=(
                 "Loads a diffusers text-to-video model (ModelScopeT2V, ZeroScope, or the embedded "
                 "'mini') for the core nodes: CLIP Text Encode, KSampler, VAE Decode. Latents are "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .found import FEW_STEP, found_by
 from .native.lora import fingerprint, list_loras
 
 
@@ -27,6 +28,7 @@ class LoadLora(io.ComfyNode):
             node_id="MCM_LoadLora",
             display_name="Load MCM LoRA",
             category="MCM/loaders",
+            **found_by(*FEW_STEP, "style", "motion consistency", "mcm"),
             description=(
                 "Applies a few-step LoRA and the noise levels it was trained with: KSampler with "
                 "sampler 'lcm', scheduler 'simple', CFG 1 and 1 to 8 steps is then right."
@@ -71,6 +73,7 @@ class LoraInfo(io.ComfyNode):
             node_id="MCM_LoraInfo",
             display_name="MCM LoRA Info",
             category="MCM/utils",
+            **found_by("settings for few step", "settings for style", "trigger word"),
             description=(
                 "What a few-step LoRA recommends, to connect to KSampler and Empty Latent Video. "
                 "Any other LoRA recommends no steps, CFG or size: a node connected to these stops "

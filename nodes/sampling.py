@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .found import found_by
+
 ORDERS = ["video", "frames", "core"]
 ORDER_TOOLTIP = (
     "video: as `python -m trainer sample` and AnimateDiffPipeline, each video from its own seed. "
@@ -20,6 +22,7 @@ class ModelSampling(io.ComfyNode):
             node_id="MCM_ModelSampling",
             display_name="MCM Model Sampling",
             category="MCM/sampling",
+            **found_by("sampling for few step", "sampling for lcm", "sampling for consistency"),
             description=(
                 "Sets the noise levels and the consistency function of few-step LoRAs. Then "
                 "KSampler with sampler 'lcm', scheduler 'simple' and CFG 1 is right. Load MCM LoRA "
@@ -62,6 +65,7 @@ class Scheduler(io.ComfyNode):
             node_id="MCM_Scheduler",
             display_name="MCM Scheduler",
             category="MCM/sampling",
+            **found_by("sigmas for few step", "sigmas for lcm", "sigmas for consistency"),
             description="The noise levels of few-step sampling, for SamplerCustomAdvanced.",
             inputs=[
                 io.Model.Input("model", tooltip="MODEL of Load MCM LoRA or MCM Model Sampling."),
@@ -100,6 +104,7 @@ class Sampler(io.ComfyNode):
             node_id="MCM_Sampler",
             display_name="MCM Sampler",
             category="MCM/sampling",
+            **found_by("sampler for few step", "sampler for lcm", "sampler for consistency"),
             description=(
                 "Few-step sampler that draws noise as the trainer or a diffusers pipeline does: "
                 "the same seed gives the same clip there and here."
@@ -131,6 +136,7 @@ class Noise(io.ComfyNode):
             node_id="MCM_Noise",
             display_name="MCM Noise",
             category="MCM/sampling",
+            **found_by("noise for few step", "noise for video", "seed"),
             description="Start noise in the order of the trainer or of a diffusers pipeline.",
             inputs=[
                 io.Int.Input(

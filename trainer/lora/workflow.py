@@ -13,14 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .metadata import LoraCard
+from .needs import CHECKPOINTS, LORAS, MOTION, needed_files, needed_folder, note_text
 
 PACK = "mcm-video"
 PACK_VERSION = "0.1.0"
 CORE = "comfy-core"
 CORE_VERSION = "0.3.75"
+BUNDLED = "mini"
+"""The base model that comes with the pack."""
 COLUMN_GAP, ROW_GAP = 60, 70
-BELOW_SOURCE = {"MCM_EmptyLatentVideo", "VAEDecode", "VAEEncode", "CreateVideo"}
+BELOW_SOURCE = {"MCM_EmptyLatentVideo", "VAEEncode", "CreateVideo"}
 """Small steps of a chain: they stand below what they take, so that a graph fits a screen."""
+BESIDE_SOURCE = {"VAEDecode"}
+"""They stand right of their first source, at its height."""
+PREVIEW_ROOM = {"KSampler": 360}
+"""Pixels that a node may grow by while it shows a preview; nothing stands there."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ KINDS: dict[str, Kind] = {
         ("width", "height", "frames", "videos"),
         (300, 180),
     ),
-    "MCM_SideBySide": Kind(_COLUMNS, _IMAGE, tuple(f"label_{n}" for n in range(1, 6)), (300, 330)),
+    "MCM_SideBySide": Kind(_COLUMNS, _IMAGE, tuple(f"label_{n}" for n in range(1, 6)), (300, 390)),
     "CheckpointLoaderSimple": Kind((), _LOADED, ("ckpt_name",), (340, 110)),
     "LoraLoaderModelOnly": Kind(
         (("model", "MODEL"),), _ONE_MODEL, ("lora_name", "strength_model"), (320, 110)
@@ -184,20 +191,23 @@ def _widget_values(node: Node) -> list[Any]:
 def _place(nodes: Sequence[Node], records: Sequence[dict[str, Any]]) -> None:
     """Columns from left to right by the longest way to a node, each filled from the top."""
     depth: dict[int, int] = {}
+    tops: dict[int, int] = {}
     for node in nodes:
         step = 0 if node.type in BELOW_SOURCE else 1
         sources = [depth[id(source)] + step for source, _ in node.links.values()]
         depth[id(node)] = max(sources, default=0) if node.column is None else node.column
-    columns = sorted(set(depth.values()))
     left = 0
-    for column in columns:
+    for column in sorted(set(depth.values())):
         top, widest = 0, 0
         for node, record in zip(nodes, records, strict=True):
             if depth[id(node)] != column:
                 continue
+            if node.type in BESIDE_SOURCE:
+                top = max(top, tops[id(next(iter(node.links.values()))[0])])
             width, height = KINDS[node.type].size
-            record["pos"] = [left, top]
-            top, widest = top + height + ROW_GAP, max(widest, width)
+            record["pos"], tops[id(node)] = [left, top], top
+            top += height + PREVIEW_ROOM.get(node.type, 0) + ROW_GAP
+            widest = max(widest, width)
         left += widest + COLUMN_GAP
 
 
@@ -265,6 +275,11 @@ def save_nodes(images: tuple[Node, str], fps: float, prefix: str) -> list[Node]:
     return [video, Node("SaveVideo", values, {"video": (video, "VIDEO")})]
 
 
+def note(text: str) -> Node:
+    """Markdown at the top left."""
+    return Node("MarkdownNote", {"text": text}, column=0, title="Read me")
+
+
 def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
     """JSON of the graph that an exported LoRA carries in its header: drop the file on the canvas.
 
@@ -273,7 +288,8 @@ def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
     base = _base_nodes(card)
     loader = base[0]
     values = {"lora_name": file_name, "strength": card.strength}
-    lora = Node("MCM_LoadLora", values, {"model": (base[-1], "MODEL")})
+    files = needed_files(file_name, LORAS)
+    lora = Node("MCM_LoadLora", values, {"model": (base[-1], "MODEL")}, models=files)
     sampled = sample_nodes(
         loader,
         (lora, "MODEL"),
@@ -283,17 +299,29 @@ def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
         steps=card.steps,
         prefix=f"video/{file_name.removesuffix('.safetensors')}",
     )
-    return json.dumps(build_graph([*base, lora, *sampled], file_name), ensure_ascii=False)
+    told = note(note_text(card, file_name, [dict(m) for node in base for m in node.models]))
+    return json.dumps(build_graph([told, *base, lora, *sampled], file_name), ensure_ascii=False)
 
 
 def _base_nodes(card: LoraCard) -> list[Node]:
     """The loader of CLIP and VAE first, the node that gives the video MODEL last."""
     if not card.motion_module:
         named = {"model_name": card.base_model, "weight_dtype": "default"}
-        return [Node("MCM_LoadVideoModel", named)]
+        folder = [] if card.base_model == BUNDLED else needed_folder(card.base_model)
+        return [Node("MCM_LoadVideoModel", named, models=folder)]
     # A diffusers folder of an image model has no loader in ComfyUI: the same weights as one file
     # are named.
     checkpoint = card.base_file or f"{card.base_model}.safetensors"
-    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
-    module = {"motion_module": card.motion_module}
-    return [loader, Node("MCM_AnimateDiff", module, {"model": (loader, "MODEL")})]
+    loader = Node(
+        "CheckpointLoaderSimple",
+        {"ckpt_name": checkpoint},
+        models=needed_files(checkpoint, CHECKPOINTS),
+    )
+    module = card.motion_module
+    motion = Node(
+        "MCM_AnimateDiff",
+        {"motion_module": module},
+        {"model": (loader, "MODEL")},
+        models=needed_files(module, MOTION) or needed_folder(module, MOTION),
+    )
+    return [loader, motion]

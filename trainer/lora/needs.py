@@ -1,0 +1,86 @@
+"""Model files that a graph needs, as ComfyUI's frontend wants them told (``properties.models``).
+
+The frontend lists an entry as missing where its ``name`` is the value of a widget that does not
+offer it, under its ``directory``, and offers a download where the ``url`` is a file of Hugging Face
+or Civitai. An entry without a URL fails the frontend's check of the whole graph, so a file that
+nobody publishes has the address of ComfyUI's page on model folders, which is no download.
+"""
+
+from __future__ import annotations
+
+from .metadata import LoraCard
+
+HUB = "https://huggingface.co"
+NOT_PUBLISHED = "https://docs.comfy.org/development/core-concepts/models"
+CHECKPOINTS, MOTION, LORAS, FOLDERS = "checkpoints", "animatediff_models", "loras", "diffusers"
+"""Folders inside ComfyUI's ``models``."""
+
+PUBLIC_FILES = {
+    "v1-5-pruned-emaonly.safetensors": "stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main",
+    "v1-5-pruned-emaonly-fp16.safetensors": (
+        "Comfy-Org/stable-diffusion-v1-5-archive/resolve/main"
+    ),
+    "mm_sd_v14.ckpt": "guoyww/animatediff/resolve/main",
+    "mm_sd_v15.ckpt": "guoyww/animatediff/resolve/main",
+    "mm_sd_v15_v2.ckpt": "guoyww/animatediff/resolve/main",
+    "v3_sd15_mm.ckpt": "guoyww/animatediff/resolve/main",
+    "mm_sd15_v2.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
+    "mm_sd15_v3.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
+}
+"""Where base models and motion modules of these names lie on Hugging Face."""
+PUBLIC_FOLDERS = {
+    "text-to-video-ms-1.7b": "ali-vilab/text-to-video-ms-1.7b",
+    "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
+    "animatediff-motion-adapter-v1-5-2": "guoyww/animatediff-motion-adapter-v1-5-2",
+}
+IN_MODEL = "/unet/diffusion_pytorch_model.fp16.safetensors"
+IN_ADAPTER = "/diffusion_pytorch_model.safetensors"
+
+
+Entry = dict[str, str]
+SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def needed_files(name: str, directory: str) -> list[Entry]:
+    """The entry for the file ``name`` in ComfyUI's ``models/<directory>``; none for a folder."""
+    if not name.lower().endswith(SUFFIXES):
+        return []
+    place = PUBLIC_FILES.get(name.replace("\\", "/").rsplit("/", 1)[-1])
+    url = f"{HUB}/{place}/{name.rsplit('/', 1)[-1]}" if place else NOT_PUBLISHED
+    return [{"name": name, "url": url, "directory": directory}]
+
+
+def needed_folder(name: str, directory: str = FOLDERS) -> list[Entry]:
+    """The entry for the diffusers folder ``name``, of a whole model or of a motion adapter.
+
+    It names a file inside: the frontend cannot see whether a folder is there, and would ask for it
+    always. `web/js/mcm_missing.js` says that it is missing, the note in the graph where to get it.
+    """
+    place = PUBLIC_FOLDERS.get(name)
+    url = f"{HUB}/{place}" if place else NOT_PUBLISHED
+    inside = IN_MODEL if directory == FOLDERS else IN_ADAPTER
+    return [{"name": name + inside, "url": url, "directory": directory}]
+
+
+def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
+    """Markdown for the graph of a LoRA: what it is, and where its files go."""
+    lines = [f"## {card.title}", ""]
+    if card.trigger:
+        lines += [f"Its word for the prompt: `{card.trigger}`", ""]
+    lines += ["Below ComfyUI's `models`:", "", f"* `{LORAS}/{file_name}` (this file)"]
+    lines += [f"* `{entry['directory']}/{_shown(entry)}`{_where(entry)}" for entry in base_files]
+    if not base_files:
+        lines.append(f"* the base model `{card.base_model}` comes with this pack")
+    if base_files and card.base_hash:
+        lines += ["", f"SHA-256 of the base UNet's weights: `{card.base_hash[:10]}...`"]
+    if base_files and card.base_license:
+        lines += ["", f"Licence of the base model: {card.base_license}"]
+    return "\n".join([*lines, "", "Then press **R** and **Run**."])
+
+
+def _shown(entry: Entry) -> str:
+    return entry["name"].removesuffix(IN_MODEL).removesuffix(IN_ADAPTER)
+
+
+def _where(entry: Entry) -> str:
+    return "" if entry["url"] == NOT_PUBLISHED else f", [from here]({entry['url']})"
