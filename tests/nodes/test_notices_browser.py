@@ -79,7 +79,7 @@ SEEDS = count(1000)  # what ran before would not run again
 @pytest.fixture
 def sampler(page):
     """The text-to-video example with KSampler's usual values, which are wrong for it."""
-    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    drop_file(page, EXAMPLES / "1 Text to video in 4 steps.json")
     page.evaluate("values => mcm.set('KSampler', values)", {**WRONG, "seed": next(SEEDS)})
     page.evaluate("() => mcm.settled()")
 
@@ -274,7 +274,8 @@ def test_the_values_of_an_opened_workflow_stay(page):
 
 
 def test_names_that_are_not_here_are_told_on_opening(page, tmp_path):
-    workflow = json.loads((EXAMPLES / "mini-text-to-video.json").read_text(encoding="utf-8"))
+    file = EXAMPLES / "1 Text to video in 4 steps.json"
+    workflow = json.loads(file.read_text(encoding="utf-8"))
     named = {"MCM_LoadVideoModel": "no/such-model", "MCM_LoadLora": "absent.safetensors"}
     for node in workflow["nodes"]:
         if node["type"] in named:
@@ -293,7 +294,7 @@ def test_names_that_are_not_here_are_told_on_opening(page, tmp_path):
     }
     page.evaluate("() => mcm.set('MCM_LoadVideoModel', {model_name: 'mini'})")
     page.wait_for_function("() => document.querySelectorAll('.mcm-notice').length === 1")
-    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    drop_file(page, EXAMPLES / "1 Text to video in 4 steps.json")
     page.wait_for_function("() => document.querySelectorAll('.mcm-notice').length === 0")
 
 
