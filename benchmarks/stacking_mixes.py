@@ -24,7 +24,9 @@ class Mix:
     group: str
     name: str
     weights: Callable[[Deltas], Update] | None = None
-    each_step: bool = False
+    outputs: str = ""
+    """"mean": of both predictions in each step; "turns": one student a step; "blend": of the pixels
+    of both finished clips."""
     steps: tuple[int, ...] = (4,)
 
 
@@ -97,11 +99,13 @@ MIXES = (
     Mix(STACKED, "poster 1 + neon 1", _stack(1.0, 1.0), steps=FEW),
     Mix(ONCE, "poster 0.7 + neon 0.7", _styles(0.7, 0.7)),
     Mix(ONCE, "poster 1 + neon 1", _styles(1.0, 1.0), steps=FEW),
+    Mix(ONCE, "poster 1.2 + neon 1.2", _styles(1.2, 1.2), steps=(2, 4)),
     Mix(ONCE, "poster 1.5 + neon 1.5", _styles(1.5, 1.5)),
     Mix(ONCE, "poster 1 + neon 0.5", _styles(1.0, 0.5)),
     Mix(JOINED, "where signs agree (TIES)", ties),
     Mix(JOINED, "up blocks of poster, the rest of neon", _blocks("first", "second")),
     Mix(JOINED, "up blocks of neon, the rest of poster", _blocks("second", "first")),
-    Mix(OUTPUTS, "both predictions averaged in each step", each_step=True, steps=FEW),
-    Mix(OUTPUTS, "two finished clips averaged", steps=(4,)),
+    Mix(OUTPUTS, "both predictions averaged in each step", outputs="mean", steps=FEW),
+    Mix(OUTPUTS, "students take turns, poster first", outputs="turns"),
+    Mix(OUTPUTS, "two finished clips averaged", outputs="blend"),
 )

@@ -1,6 +1,6 @@
 """Write the example workflows of this folder again: ``python example_workflows/build.py``.
 
-The examples of the mini model run as they are: the model and its two example LoRAs come with the
+The examples of the mini model run as they are: the model and its example LoRAs come with the
 pack. The others name the files they need. The frontend offers single files for download; it cannot
 see whether a *folder* is there, so those are named by a file inside, which it does not ask for, and
 the note in the graph says where to get them.
@@ -33,7 +33,7 @@ from trainer.lora.workflow import (  # noqa: E402
 )
 
 MINI_SIZE = (64, 64, 8)
-POSTER, NEON = "mini-poster.safetensors", "mini-neon.safetensors"
+POSTER = "mini-poster.safetensors"
 MODELSCOPE = "text-to-video-ms-1.7b"
 OFFICIAL = f"{HUB}/yhzhai/mcm/resolve/main"
 OFFICIAL_FOLDER = f"{HUB}/yhzhai/mcm/tree/main"
@@ -149,27 +149,6 @@ def video_to_video() -> Graph:
     return [told, *parts, page, *saved]
 
 
-def two_loras() -> Graph:
-    loader = load_mini()
-    first = load_lora((loader, "MODEL"), POSTER, 0.5)
-    second = load_lora((first, "MODEL"), NEON, 0.5)
-    told = note(
-        "## Two LoRAs\n\nBoth LoRAs carry the few-step motion and half of each style: let their "
-        "strengths add up to 1. Style LoRAs without few-step training go into core's own LoRA "
-        "loader instead."
-    )
-    sampled = sample_nodes(
-        loader,
-        (second, "MODEL"),
-        "a yellow square circling",
-        size=MINI_SIZE,
-        fps=8,
-        steps=4,
-        seed=3,
-    )
-    return [told, loader, first, second, *sampled]
-
-
 def long_clip() -> Graph:
     loader = load_mini()
     lora = load_lora((loader, "MODEL"), POSTER)
@@ -270,7 +249,6 @@ EXAMPLES = {
     "4 Video to video": video_to_video,
     "5 Longer clip": long_clip,
     "6 Teacher beside student": teacher_and_student,
-    "7 Two LoRAs": two_loras,
 }
 """In the order of use, by the names that the template browser shows (`NAME.json`)."""
 

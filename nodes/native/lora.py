@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any
 from ...trainer.paths import MINI
 from .advice import advise
 from .info import VideoInfo, video_info
+from .notices import tell
 from .sampling import ORIGINAL_STEPS, TIMESTEP_SCALING, apply_model_sampling
-
-log = logging.getLogger(__name__)
 
 FOLDER = "loras"
 BUNDLED = MINI / "loras"
@@ -23,6 +21,8 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 SIZES = {"modelscope": (256, 256, 16), "animatediff": (512, 512, 16), "mini": (64, 64, 8)}
 """Recognised base -> (width, height in pixels, frames) where a LoRA says nothing, as the official
 PEFT LoRAs do."""
+STUDENTS = "mcm_few_step_loras"
+"""Attachment of a MODEL: names of the few-step LoRAs on it, in order."""
 HASH_BYTES = 2**28
 """Weight files up to this size in all are hashed to compare them with a LoRA's base."""
 
@@ -118,7 +118,24 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     allowed = found.metadata.get("mcm.steps_allowed")
     advise(patched, settings.steps, settings.guidance_scale, allowed)
     add_pairs(patched, pairs, strength)
+    note_student(patched, name)
     return patched
+
+
+def note_student(model: Any, name: str) -> None:
+    """Remember on MODEL ``model`` that it carries few-step LoRA ``name``, and say what becomes of a
+    second one. Style LoRAs of core's loader are not noted.
+    """
+    before = model.get_attachment(STUDENTS) or ()
+    model.set_attachments(STUDENTS, (*before, name))
+    if before:
+        tell(
+            f"'{name}' is the second few-step LoRA on this MODEL, after '{before[-1]}'. Two of "
+            "them do not mix: at 0.5 + 0.5 the base model's own look comes back, at 1 + 1 shapes "
+            "and motion suffer (docs/stacking.md). Use one, at strength 1, or train one LoRA on "
+            "images of the look you want. Style LoRAs without few steps can be added with "
+            "ComfyUI's 'LoraLoaderModelOnly'."
+        )
 
 
 def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
@@ -187,11 +204,6 @@ def _number(
     return value
 
 
-def tell(text: str) -> None:
-    """Say what is allowed but may disappoint."""
-    log.warning("%s", text)
-
-
 def _warn(found: Any, info: VideoInfo, name: str) -> None:
     """Say what is allowed but may disappoint."""
     from ...trainer.lora.few_step import OFFICIAL, as_published, few_step_kind
@@ -240,7 +252,8 @@ def read_or_why(path: Path) -> Any:
     """The LoraFile at ``path``; or, for a whole file that is not this pack's, why it is not read:
     style LoRAs come in forms (text encoder, LoHa) that only core's loader knows.
 
-    Raises LoraError for a missing or damaged file, and for a few-step LoRA that cannot be read.
+    Raises LoraError for a missing or damaged file, a PEFT folder that is not whole, and a few-step
+    LoRA that cannot be read.
     """
     from ...trainer.lora.few_step import declares_few_step
     from ...trainer.lora.formats import read_lora
@@ -249,7 +262,7 @@ def read_or_why(path: Path) -> Any:
     try:
         return read_lora(path)
     except LoraError as error:
-        if declares_few_step(_metadata(path)):
+        if path.is_dir() or declares_few_step(_metadata(path)):
             raise
         return str(error)
 

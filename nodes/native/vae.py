@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...trainer.models.weights import check_fit, init_options, read_json, read_weights
@@ -55,9 +56,9 @@ def fit_preview_colours(vae: Any, scale: float) -> tuple[list[list[float]], list
     weight = next(stage.parameters())
     latents = stage.encode((images * 2 - 1).to(weight)).float().cpu() * scale
     colours = nn.functional.adaptive_avg_pool2d(images * 2 - 1, latents.shape[-2:])
-    inputs = latents.movedim(1, -1).flatten(0, -2)
+    inputs = rearrange(latents, "n c h w -> (n h w) c")
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-    solution = torch.linalg.lstsq(inputs, colours.movedim(1, -1).flatten(0, -2)).solution
+    solution = torch.linalg.lstsq(inputs, rearrange(colours, "n c h w -> (n h w) c")).solution
     return solution[:-1].tolist(), solution[-1].tolist()
 
 

@@ -61,7 +61,7 @@ def test_every_widget_and_link_of_an_example_survives_the_frontend(page, file):
 
 
 def test_a_dropped_example_runs_to_a_video(page, comfy_server):
-    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    drop_file(page, EXAMPLES / "1 Text to video in 4 steps.json")
     entry = press_run(page, comfy_server)
     assert not error_of(entry), error_of(entry)
     (file,) = comfy_server.files(entry)
@@ -86,7 +86,7 @@ def test_a_dropped_lora_opens_its_own_graph_and_runs(page, comfy_server):
 
 
 def test_the_info_button_opens_a_nodes_help(page):
-    drop_file(page, EXAMPLES / "mini-text-to-video.json")
+    drop_file(page, EXAMPLES / "1 Text to video in 4 steps.json")
     page.evaluate(SELECT, "MCM_LoadLora")
     page.get_by_test_id("info-button").click()
     page.get_by_role("heading", name="Inputs").wait_for()

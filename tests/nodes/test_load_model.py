@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import shutil
@@ -236,11 +235,3 @@ def test_a_model_for_frames_leaves_the_original_as_it_was(native, tiny_model):
     clone = native("latents").model_for_frames(model, 8)
     assert clone.model_options["transformer_options"]["mcm_frames"] == 8
     assert "mcm_frames" not in model.model_options["transformer_options"]
-
-
-def test_a_missing_dependency_costs_the_nodes_and_one_log_line(comfy, monkeypatch, caplog):
-    monkeypatch.setattr(comfy, "NEEDED", (*comfy.NEEDED, "no_such_package"))
-    extension = asyncio.run(comfy.comfy_entrypoint())
-    assert asyncio.run(extension.get_node_list()) == []
-    [line] = [record.message for record in caplog.records if "pip install" in record.message]
-    assert "missing: no_such_package." in line

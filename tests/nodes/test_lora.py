@@ -209,12 +209,45 @@ def test_strength_0_is_the_base_model(native, base):
     assert not hasattr(model.get_model_object("model_sampling"), "original_steps")
 
 
-def test_two_loras_add_up(native, base):
+def test_a_second_few_step_lora_is_added_and_the_log_says_what_becomes_of_it(native, base, caplog):
     load = native("lora").load_lora
     one = load(base, "sub/ink.safetensors", 0.5)
+    assert "few-step LoRA on this MODEL" not in caplog.text
     two = load(one, "silent.safetensors", 0.5)
     assert {len(patches) for patches in one.patches.values()} == {1}
     assert {len(patches) for patches in two.patches.values()} == {2}
+    assert "'silent.safetensors' is the second" in caplog.text
+    assert "after 'sub/ink.safetensors'. Two of them do not mix" in caplog.text
+
+
+def test_branches_of_a_graph_do_not_see_each_others_loras(native, base, caplog):
+    for _ in range(2):
+        native("lora").load_lora(base, "sub/ink.safetensors", 1.0)
+    off = native("lora").load_lora(base, "silent.safetensors", 0.0)
+    native("lora").load_lora(off, "sub/ink.safetensors", 1.0)
+    assert "few-step LoRA on this MODEL" not in caplog.text
+
+
+def test_a_style_lora_of_cores_loader_stacks_silently(
+    comfy, native, base, pairs, own_folder, caplog
+):
+    import comfy.sd
+    import comfy.utils
+
+    some = {path: pair for path, pair in pairs.items() if "attentions" in path}
+    file = own_folder / write(own_folder, "style.safetensors", some)
+    write(own_folder, "ink.safetensors", pairs, **{"mcm.family": "modelscope"})
+    weights_of = comfy.utils.load_torch_file(str(file))
+    ours = native("lora").load_lora
+    before, _ = comfy.sd.load_lora_for_models(base, None, weights_of, 1.0, 0)
+    after, _ = comfy.sd.load_lora_for_models(
+        ours(base, "ink.safetensors", 1.0), None, weights_of, 1.0, 0
+    )
+    for model in (ours(before, "ink.safetensors", 1.0), after):
+        counts = [len(patches) for patches in model.patches.values()]
+        assert counts.count(2) == len(some) and counts.count(1) == len(pairs) - len(some)
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not [record for record in warned if record.name.startswith(comfy.__name__)]
 
 
 def test_info_tells_what_the_file_recommends(native):
@@ -293,6 +326,107 @@ def test_weights_that_do_not_fit_are_refused_as_a_whole(native, base, pairs, own
     with pytest.raises(ValueError, match="does not fit the loaded model.*Nothing was changed"):
         native("lora").load_lora(base, name, 1.0)
     assert base.patches == {}
+
+
+SIGNED = {"ss_network_module": "networks.lora", "modelspec.trigger_phrase": "in oil"}
+
+
+def test_a_lora_that_another_trainer_signed_is_not_sampled_in_few_steps(
+    native, base, pairs, own_folder
+):
+    name = write(own_folder, "oil.safetensors", pairs, **SIGNED)
+    with pytest.raises(ValueError, match="no few-step LoRA.*another trainer.*LoraLoaderModelOnly"):
+        native("lora").load_lora(base, name, 1.0)
+    assert base.patches == {}
+
+
+def test_a_lora_that_says_nothing_is_taken_as_official_and_the_log_says_so(
+    native, base, loras, caplog
+):
+    native("lora").load_lora(base, "silent.safetensors", 1.0)
+    assert "'silent.safetensors' says nothing of itself" in caplog.text
+    assert "If it is a style LoRA" in caplog.text
+
+
+def test_a_published_lora_is_known_by_its_form_and_rank(pairs, tmp_path):
+    from trainer.lora.export import export_kohya, export_peft
+    from trainer.lora.few_step import OFFICIAL, as_published, few_step_kind
+    from trainer.lora.formats import read_lora
+    from trainer.lora.pairs import LoraPair
+
+    wide = {
+        path: LoraPair(
+            torch.zeros(64, *pair.down.shape[1:]),
+            torch.zeros(pair.up.shape[0], 64, *pair.up.shape[2:]),
+            64.0,
+        )
+        for path, pair in pairs.items()
+    }
+    export_peft(wide, tmp_path / "wide")
+    export_peft(pairs, tmp_path / "narrow")
+    export_kohya(wide, tmp_path / "wide.safetensors", {})
+    found = [read_lora(tmp_path / name) for name in ("wide", "narrow", "wide.safetensors")]
+    assert [few_step_kind(file) for file in found] == [OFFICIAL] * 3
+    assert [as_published(file) for file in found] == [True, False, False]
+
+
+@pytest.mark.parametrize("kept", ["attentions", "temp_attentions", "resnets"])
+def test_a_part_of_the_layers_is_no_few_step_lora(pairs, own_folder, kept):
+    from trainer.lora.few_step import few_step_kind
+    from trainer.lora.formats import read_lora
+
+    some = {path: pair for path, pair in pairs.items() if kept in path}
+    name = write(own_folder, "some.safetensors", some)
+    assert few_step_kind(read_lora(own_folder / name)) is None
+
+
+def without_values(native, name):
+    found, summary = native("lora").lora_info(name)
+    numbers = (found.steps, found.guidance_scale, found.width, found.height, found.frames)
+    assert numbers == (None,) * 5 and found.strength == 1.0
+    assert "Not a few-step LoRA: it recommends no steps, CFG or size" in summary
+    return found, summary
+
+
+def test_info_recommends_nothing_for_a_style_lora(native, pairs, own_folder):
+    some = {path: pair for path, pair in pairs.items() if "temp_attentions" not in path}
+    found, summary = without_values(native, write(own_folder, "a.safetensors", some, **SIGNED))
+    assert found.trigger == "in oil" and "trigger: in oil" in summary
+    assert " steps (made for" not in summary and "says nothing of itself" not in summary
+
+
+def test_info_and_loader_point_to_cores_loader_for_kinds_that_only_it_reads(
+    native, base, own_folder
+):
+    import safetensors.torch
+
+    tensors = {}
+    for module in ("lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder"):
+        tensors[f"{module}.lora_down.weight"] = torch.zeros(4, 8)
+        tensors[f"{module}.lora_up.weight"] = torch.zeros(8, 4)
+    safetensors.torch.save_file(tensors, own_folder / "kohya.safetensors", SIGNED)
+    _, summary = without_values(native, "kohya.safetensors")
+    assert "Text-encoder weights" in summary
+    with pytest.raises(ValueError, match="Text-encoder weights.*LoraLoaderModelOnly"):
+        native("lora").load_lora(base, "kohya.safetensors", 1.0)
+
+
+def test_info_of_a_damaged_file_is_an_error(native, own_folder):
+    (own_folder / "bad.safetensors").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="not a usable LoRA file"):
+        native("lora").lora_info("bad.safetensors")
+
+
+def test_an_output_without_a_value_stops_only_what_is_connected_to_it(comfy, pairs, own_folder):
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    name = write(own_folder, "a.safetensors", pairs, **SIGNED)
+    node = import_module(f"{comfy.__name__}.nodes.lora").LoraInfo
+    steps, cfg, trigger, width, height, frames, strength, summary = node.execute(name).result
+    for value in (steps, cfg, width, height, frames):
+        assert isinstance(value, ExecutionBlocker)
+        assert "not a few-step LoRA: it recommends no steps, CFG or size" in value.message
+    assert (trigger, strength) == ("in oil", 1.0) and "Not a few-step LoRA" in summary
 
 
 def test_a_style_lora_is_sent_to_cores_loader(native, base, pairs, own_folder):

@@ -39,14 +39,14 @@ def frames_of(server, entry) -> list[np.ndarray]:
 
 
 def test_the_modelscope_example_runs_with_an_official_lora(comfy_server):
-    workflow, graph = example(comfy_server, "modelscope-official-lora")
+    workflow, graph = example(comfy_server, "3 ModelScope, official LoRA")
     frames = frames_of(comfy_server, comfy_server.run(graph, workflow))
     assert len(frames) == 16
     assert np.stack(frames).std() > 1
 
 
 def test_the_animatediff_example_runs_with_an_official_lora(comfy_server):
-    workflow, graph = example(comfy_server, "animatediff-official-lora")
+    workflow, graph = example(comfy_server, "2 AnimateDiff, official LoRA")
     for each in graph.values():
         if each["class_type"] == "CheckpointLoaderSimple":
             each |= node("TinyCheckpoint")
@@ -56,7 +56,7 @@ def test_the_animatediff_example_runs_with_an_official_lora(comfy_server):
 
 
 def test_without_a_checkpoint_the_server_names_the_file(comfy_server):
-    _, graph = example(comfy_server, "animatediff-official-lora")
+    _, graph = example(comfy_server, "2 AnimateDiff, official LoRA")
     status, answer = comfy_server.post("/prompt", {"prompt": graph})
     assert status == 400
     (problem,) = answer["node_errors"].values()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..adversarial.augment import apply_augment
@@ -88,7 +89,7 @@ def pick_frames(latents: Tensor, frames: Tensor) -> Tensor:
     """Frames ``frames`` (B, K) of ``latents`` (B, C, F, h, w) as (B * K, C, h, w), clip by clip."""
     index = frames[:, None, :, None, None]
     index = index.expand(-1, latents.shape[1], -1, *latents.shape[3:])
-    return latents.gather(2, index).transpose(1, 2).flatten(0, 1)
+    return rearrange(latents.gather(2, index), "b c k h w -> (b k) c h w")
 
 
 def style_losses(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
@@ -218,21 +219,21 @@ class VideoModel:
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """Latents (B, 4, F, h, w) of ``clips`` (B, 3, F, H, W), a few frames at a time."""
-        frames = clips.transpose(1, 2).flatten(0, 1)
+        frames = rearrange(clips, "b c f h w -> (b f) c h w")
         with self.awake(self.vae):
             at_once = frames_at_once(*clips.shape[3:])
             parts = [self.encode_frames(part) for part in frames.split(at_once)]
-        return torch.cat(parts).unflatten(0, (clips.shape[0], -1)).transpose(1, 2)
+        return rearrange(torch.cat(parts), "(b f) c h w -> b c f h w", b=len(clips))
 
     def decode_clips(self, latents: Tensor) -> Tensor:
         """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, 4, F, h, w), a few frames at a
         time.
         """
-        frames = latents.transpose(1, 2).flatten(0, 1)
+        frames = rearrange(latents, "b c f h w -> (b f) c h w")
         size = (side * self.latent_factor for side in latents.shape[3:])
         with self.awake(self.vae):
             pixels = torch.cat([self.decode_frames(p) for p in frames.split(frames_at_once(*size))])
-        return pixels.clamp(-1, 1).unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
+        return rearrange(pixels.clamp(-1, 1), "(b f) c h w -> b c f h w", b=len(latents))
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """``(C, F, h, w)`` of a clip; raises ValueError for sizes this model cannot make."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -121,7 +122,7 @@ def read_cells(cells: Tensor, batch: int) -> dict[str, Tensor]:
 
     ``cells`` (B * F, 12, 8, 8).
     """
-    flat = cells.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
+    flat = rearrange(cells, "(b f) c h w -> b c (f h w)", b=batch)
     presence, shape, colour = flat.split((1, len(SHAPES), len(COLOURS)), dim=1)
     weight = presence.softmax(dim=2)
     return {"shape": (shape * weight).sum(2), "colour": (colour * weight).sum(2)}

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..paths import MINI
@@ -112,17 +113,16 @@ class Judge(nn.Module):
         return self._features(*self._maps(pixels), len(pixels))
 
     def _maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        stem = self.stem(pixels.transpose(1, 2).flatten(0, 1))
+        stem = self.stem(rearrange(pixels, "b c f h w -> (b f) c h w"))
         return stem, self.body(stem)
 
     def _features(self, stem: Tensor, maps: Tensor, batch: int) -> Tensor:
-        frames = len(maps) // batch
-        weights = self.attention(maps).unflatten(0, (batch, frames)).transpose(1, 2)
-        weights = weights.flatten(2).softmax(dim=2)  # (B, heads, F * 64)
-        values = maps.unflatten(0, (batch, frames)).transpose(1, 2).flatten(2)
+        places = "(b f) c h w -> b c (f h w)"
+        weights = rearrange(self.attention(maps), places, b=batch).softmax(dim=2)
+        values = rearrange(maps, places, b=batch)
         seen = torch.einsum("bhp,bcp->bhc", weights, values).flatten(1)
-        peaks = maps.amax(dim=(2, 3)).unflatten(0, (batch, frames))
-        ground = stem.mean(dim=(2, 3)).unflatten(0, (batch, frames)).mean(dim=1)
+        peaks = rearrange(maps.amax(dim=(2, 3)), "(b f) c -> b f c", b=batch)
+        ground = rearrange(stem.mean(dim=(2, 3)), "(b f) c -> b f c", b=batch).mean(dim=1)
         parts = (seen, peaks.mean(dim=1), peaks.amax(dim=1), ground)
         content = F.silu(self.content(torch.cat(parts, dim=1)))
         return torch.cat((content, self._motion(maps, batch)), dim=1)
@@ -137,7 +137,7 @@ class Judge(nn.Module):
         y, x = torch.meshgrid(place, place, indexing="ij")
         grid = torch.stack((x, y)).expand(len(maps), -1, -1, -1)
         maps = torch.cat((self.reduce(maps), grid), dim=1)
-        volume = self.track(maps.unflatten(0, (batch, -1)).transpose(1, 2))
+        volume = self.track(rearrange(maps, "(b f) c h w -> b c f h w", b=batch))
         pooled = torch.cat((volume.mean(dim=(2, 3, 4)), volume.amax(dim=(2, 3, 4))), dim=1)
         return F.silu(self.motion(pooled))
 

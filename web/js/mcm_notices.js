@@ -58,8 +58,8 @@ export function forget(executionId, wanted) {
 
 /** A notice belongs to the values it was told about: undo and a fresh copy of a file may have others. */
 function stillTrue(notice, node) {
-  const values = JSON.stringify((node.widgets ?? []).filter((each) => each.serialize !== false)
-    .filter((each) => each.name in notice.settings).map((each) => each.value));
+  const saved = (node.widgets ?? []).filter((each) => each.serialize !== false);
+  const values = JSON.stringify(saved.map((each) => each.value));
   notice.values ??= values;
   return notice.values === values;
 }

@@ -46,10 +46,11 @@ async function offer(node) {
   if (!untouched(node)) return;
   const names = namesAbove(node);
   if (!names) return;
-  const answer = await api.fetchApi(`/mcm/video_size?${new URLSearchParams(names)}`);
+  const query = String(new URLSearchParams(names));
+  const answer = await api.fetchApi(`/mcm/video_size?${query}`);
   if (!answer.ok) return; // the loader itself says what is missing
   const size = await answer.json();
-  if (!untouched(node)) return;
+  if (!untouched(node) || query !== String(new URLSearchParams(namesAbove(node) ?? {}))) return;
   for (const side of SIDES) {
     const widget = widgetOf(node, side);
     widget.value = size[side];

@@ -98,3 +98,28 @@ def test_a_long_clip_is_sampled_in_windows(native, clip_model, text):
     long = native("context").add_context_windows(model, FRAMES, 2)
     assert torch.isfinite(comfy_clip(native, long, text, 2, frames=11)).all()
     assert torch.equal(comfy_clip(native, long, text, 2), comfy_clip(native, model, text, 2))
+
+
+@pytest.mark.parametrize("frames", [24, 40])
+@pytest.mark.parametrize("schedule", ["standard_uniform", "looped_uniform"])
+def test_longer_clips_in_windows(native, clip_model, frames, schedule):
+    """Two long videos in one batch are the two alone."""
+    import comfy.sample
+
+    model = native("sampling").apply_model_sampling(clip_model)
+    model = native("context").add_context_windows(model, 16, 4, schedule, True)
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(2 * frames, 4, 4, 4, generator=generator)
+    text = [[torch.randn(1, 7, 768, generator=generator), {}]]
+
+    def sample(start):
+        latent = native("latents").video_latents(torch.zeros_like(start), frames)
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                model, start, 2, 1.0, "euler", "simple", text, text, latent, disable_pbar=True
+            ).clone()
+
+    both = sample(noise)
+    for rows in (slice(0, frames), slice(frames, None)):
+        alone = sample(noise[rows])
+        assert float((both[rows] - alone).abs().max() / alone.abs().max()) <= 1e-5
