@@ -72,7 +72,8 @@ def test_node_types_are_those_of_the_server(object_info):
         info = object_info[name]
         sockets = [(label, of) for label, of, _ in inputs_of(info) if not is_widget(of)]
         assert list(kind.inputs) == sockets, name
-        assert list(kind.widgets) == widgets_of(info), name
+        known = len(kind.widgets)  # newer versions append widgets, which have defaults
+        assert list(kind.widgets) == widgets_of(info)[:known], name
         outputs = list(zip(info["output_name"], info["output"], strict=True))
         assert list(kind.outputs) == outputs, name
 
