@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
+import urllib.parse
 from pathlib import Path
 
 import av
@@ -67,10 +69,14 @@ def test_without_a_checkpoint_the_server_names_the_file(comfy_server):
 def test_examples_with_their_pictures_are_in_the_template_browser(comfy_server):
     names = {file.stem for file in EXAMPLES.glob("*.json")}
     assert set(comfy_server.get("/workflow_templates")["mcm-video"]) == names
+    assert sorted(name[:2] for name in names) == [f"{n} " for n in range(1, len(names) + 1)]
     for name in names:
-        data = comfy_server.get_bytes(f"/api/workflow_templates/mcm-video/{name}.jpg")
-        assert data[:3] == b"\xff\xd8\xff", name
+        place = urllib.parse.quote(f"/api/workflow_templates/mcm-video/{name}.jpg")
+        data = comfy_server.get_bytes(place)
         assert len(data) < 300_000
+        moves = getattr(Image.open(io.BytesIO(data)), "n_frames", 1) > 1
+        runs = '"mini"' in (EXAMPLES / f"{name}.json").read_text(encoding="utf-8")
+        assert moves == runs, name  # a still picture where the model is not here
 
 
 def test_a_video_model_is_no_place_for_a_motion_module(comfy_server):
