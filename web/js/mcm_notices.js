@@ -42,7 +42,7 @@ function noticesOf(executionId, workflow = workflowId()) {
 export function notify(executionId, text, { settings = {}, kind = "run", workflow = workflowId() } = {}) {
   const notices = noticesOf(executionId, workflow);
   const same = notices.find((each) => each.text === text);
-  if (same) Object.assign(same, { stale: false, settings });
+  if (same) Object.assign(same, { stale: false, settings, values: undefined });
   else notices.push({ text, settings, kind, stale: false });
   if (workflow === workflowId()) refresh(executionId);
 }
