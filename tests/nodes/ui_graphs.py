@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 FRONTEND_ONLY = {"MarkdownNote", "Note"}
-WIDGET_TYPES = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
+WIDGET_TYPES = {"COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN"}
 
 
 def inputs_of(info: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
