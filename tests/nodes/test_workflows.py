@@ -76,7 +76,7 @@ def test_node_types_are_those_of_the_server(object_info):
         known = widgets_of(info) if ours else widgets_of(info)[: len(kind.widgets)]
         assert list(kind.widgets) == known, name  # core may append more
         outputs = list(zip(info["output_name"], info["output"], strict=True))
-        assert list(kind.outputs) == outputs, name
+        assert list(kind.outputs) == (outputs if ours else outputs[: len(kind.outputs)]), name
 
 
 def test_values_are_ones_the_node_takes(graphs, object_info):
