@@ -87,7 +87,8 @@ def test_values_are_ones_the_node_takes(graphs, object_info):
                 files = label.endswith("_name") or label == "motion_module"
                 choices = kind if isinstance(kind, list) else options.get("options")
                 if choices and not files:
-                    assert value in choices, f"{name}: {label}"
+                    keys = [one["key"] if isinstance(one, dict) else one for one in choices]
+                    assert value in keys, f"{name}: {label}"
                 if kind in ("INT", "FLOAT"):
                     assert options["min"] <= value <= options["max"], f"{name}: {label}"
 
