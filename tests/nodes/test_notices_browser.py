@@ -50,7 +50,10 @@ HELPERS = """window.mcm = {
     },
     saved() {  // Save Video makes room for its video by itself
         const nodes = mcm.all().filter(each => each.type !== "SaveVideo");
-        return JSON.stringify(nodes.map(each => each.serialize()));
+        return JSON.stringify(nodes.map(each => each.serialize()).map(each => [
+            each.id, each.type, each.size.map(Math.round), each.widgets_values, each.properties,
+            (each.inputs ?? []).map(input => input.name),
+        ]));
     },
     wide(width) {
         const nodes = mcm.all().filter(each => each.type === "MCM_EmptyLatentVideo");

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 FRONTEND_ONLY = {"MarkdownNote", "Note"}
-WIDGET_TYPES = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
+WIDGET_TYPES = {"COMBO", "COMFY_DYNAMICCOMBO_V3", "INT", "FLOAT", "STRING", "BOOLEAN"}
 
 
 def inputs_of(info: dict[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -32,14 +32,22 @@ def widgets_of(info: dict[str, Any]) -> list[str]:
 
 
 def api_format(graph: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
-    """What the frontend queues for UI-format ``graph``: API format, widgets by their order."""
+    """What the frontend queues for UI-format ``graph``: API format, widgets by their order.
+
+    Widgets that a newer core appended get their defaults.
+    """
     links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
     prompt = {}
     for node in graph["nodes"]:
         if node["type"] in FRONTEND_ONLY:
             continue
         values, inputs = list(node["widgets_values"]), {}
-        for name in widgets_of(object_info[node["type"]]):
+        info = object_info[node["type"]]
+        defaults = {name: options.get("default") for name, _, options in inputs_of(info)}
+        for name in widgets_of(info):
+            if not values:
+                inputs[name] = defaults[name]
+                continue
             inputs[name.rstrip("!")] = values.pop(0)
             if name.endswith("!"):
                 values.pop(0)

@@ -3,7 +3,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { isLinked, nodesOfId, register, rootGraph, sourceOf, widgetOf } from "./mcm_graph.js";
+import { allNodes, isLinked, nodesOfId, register, rootGraph, sourceOf, widgetOf } from "./mcm_graph.js";
 
 const WIDGET = "mcm_notice";
 const MARGIN = 10; // of a DOM widget on the classic canvas
@@ -26,6 +26,7 @@ const STYLE = `
 
 const kept = new Map(); // workflow id -> execution id -> notices, also of a workflow that is not open
 const views = new WeakMap(); // node -> { element, widget, size, height }
+const alive = new Map(); // element -> its node
 
 function workflowId() {
   return String(rootGraph()?.id ?? "");
@@ -42,7 +43,7 @@ function noticesOf(executionId, workflow = workflowId()) {
 export function notify(executionId, text, { settings = {}, kind = "run", workflow = workflowId() } = {}) {
   const notices = noticesOf(executionId, workflow);
   const same = notices.find((each) => each.text === text);
-  if (same) Object.assign(same, { stale: false, settings });
+  if (same) Object.assign(same, { stale: false, settings, values: undefined });
   else notices.push({ text, settings, kind, stale: false });
   if (workflow === workflowId()) refresh(executionId);
 }
@@ -176,7 +177,11 @@ function addView(node) {
   node.onSerialize = function (data) {
     view.onSerialize?.call(this, data);
     data.size = [data.size[0], Math.min(data.size[1], view.size[1])]; // what is saved has no notice
+    const shown = data.properties?.proxyWidgets; // a subgraph's list of its widgets
+    if (Array.isArray(shown))
+      data.properties.proxyWidgets = shown.filter((each) => each[1] !== WIDGET);
   };
+  alive.set(element, node);
   views.set(node, view);
   view.observer = new ResizeObserver(() => fit(node, view));
   view.observer.observe(inside);
@@ -204,6 +209,7 @@ function removeView(node, view) {
   node.onSerialize = view.onSerialize;
   node.removeWidget(view.widget);
   view.widget.element.remove();
+  alive.delete(view.widget.element);
   if (node.size[1] > view.size[1]) node.setSize([node.size[0], view.size[1]]);
   node.setDirtyCanvas?.(true, true);
 }
@@ -240,6 +246,12 @@ register({
     document.head.append(style);
   },
   afterConfigureGraph() {
+    const nodes = new Set(allNodes());
+    for (const [element, node] of alive) {
+      if (nodes.has(node)) continue; // else of the workflow that was open before
+      element.remove();
+      alive.delete(element);
+    }
     for (const executionId of kept.get(workflowId())?.keys() ?? []) refresh(executionId);
   },
 });
