@@ -105,9 +105,11 @@ def test_a_blueprint_is_in_the_search_and_runs(comfy_server):
         page.get_by_role("option").filter(has_text="MCM text to video").first.wait_for()
         page.keyboard.press("Enter")
         page.wait_for_function("() => app.graph.nodes.some(node => node.subgraph)")
-        page.mouse.move(box["x"] + 450, box["y"] + 250)
-        page.mouse.click(box["x"] + 450, box["y"] + 250)  # newer frontends: it hangs on the mouse
-        page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
+        for _ in range(100):  # in newer frontends it hangs on the mouse, once the search has gone
+            if page.evaluate("() => app.canvas.state.ghostNodeId == null"):
+                break
+            page.mouse.click(box["x"] + 450, box["y"] + 250)
+            page.wait_for_timeout(200)
         page.evaluate("""() => {
             const [whole] = app.graph.nodes;
             const values = {steps: 2, frames: 16, seed: 5};
