@@ -41,6 +41,8 @@ def comfy(comfy_path: Path) -> ModuleType:
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
         importlib.import_module("comfy.cli_args")
+        # As main.py does: core's `nodes` puts comfy/ first, whose utils.py would be taken for it.
+        importlib.import_module("utils.extra_config")
     finally:
         sys.argv = kept
     spec = importlib.util.spec_from_file_location(
