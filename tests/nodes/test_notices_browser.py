@@ -150,7 +150,7 @@ def test_undo_and_another_workflow_do_not_lose_or_misplace_it(page, comfy_server
 
 
 def test_it_works_inside_a_subgraph(page, comfy_server, sampler):
-    page.evaluate("() => app.graph.convertToSubgraph(new Set([mcm.node('KSampler')]))")
+    page.evaluate("() => void app.graph.convertToSubgraph(new Set([mcm.node('KSampler')]))")
     assert page.evaluate("() => app.graph.nodes.every(each => each.type !== 'KSampler')")
     page.evaluate("() => mcm.settled()")
     saved = page.evaluate("() => mcm.saved()")
