@@ -113,7 +113,7 @@ def evenly_spread(sigmas: Tensor, levels: Tensor) -> bool:
     left = sigmas[sigmas > 0]
     places = [*level_numbers(left, levels), *([-1.0] if len(left) < len(sigmas) else [])]
     steps = [high - low for high, low in zip(places, places[1:], strict=False)]
-    return not steps or max(steps) - min(steps) <= UNEVEN
+    return not steps or bool(max(steps) - min(steps) <= UNEVEN)
 
 
 def level_numbers(sigmas: Tensor, levels: Tensor) -> Sequence[float]:

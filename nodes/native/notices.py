@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,17 +58,16 @@ def executed_node() -> dict[str, str] | None:
 
 def send(event: str, data: dict[str, Any]) -> None:
     """Send ``event`` to the browser that queued the run; a run that no browser queued has none."""
-    server = _server()
+    server = comfy_server()
     client = getattr(server, "client_id", None)
     if client is not None:
         server.send_sync(event, data, client)
 
 
-def _server() -> Any:
-    """ComfyUI's server; None where its parts are used without one."""
-    from server import PromptServer
-
-    return getattr(PromptServer, "instance", None)
+def comfy_server() -> Any:
+    """ComfyUI's server; None where its parts are used without one (it is not imported for this)."""
+    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
+    return getattr(prompt_server, "instance", None)
 
 
 def _workflow_id(prompt: str) -> str:
@@ -75,7 +75,7 @@ def _workflow_id(prompt: str) -> str:
 
     Several workflows can be open in a browser, each with a node 3.
     """
-    queue = getattr(_server(), "prompt_queue", None)
+    queue = getattr(comfy_server(), "prompt_queue", None)
     for item in list(getattr(queue, "currently_running", {}).values()):
         if len(item) > 3 and item[1] == prompt and isinstance(item[3], dict):
             workflow = (item[3].get("extra_pnginfo") or {}).get("workflow") or {}

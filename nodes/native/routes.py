@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .notices import comfy_server
+
 VIDEO_SIZE = "/mcm/video_size"
 NAMES = ("model_name", "motion_module", "lora_name")
 SIDES = ("width", "height", "frames")
@@ -19,9 +21,8 @@ def add_routes() -> None:
     twice.
     """
     from aiohttp import web
-    from server import PromptServer
 
-    server = getattr(PromptServer, "instance", None)
+    server = comfy_server()
     if server is None or VIDEO_SIZE in {getattr(route, "path", "") for route in server.routes}:
         return
 

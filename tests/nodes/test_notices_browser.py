@@ -125,7 +125,7 @@ def test_a_notice_can_be_closed_and_the_node_is_as_it_was(page, comfy_server, sa
     before = page.evaluate("() => [...mcm.node('KSampler').size]")
     run(page, comfy_server)
     page.locator(NOTICE).wait_for()
-    page.get_by_role("button", name="Close", exact=True).click()
+    page.locator(NOTICE).get_by_role("button", name="Close").click()
     page.locator(NOTICE).wait_for(state="detached")
     page.evaluate("() => mcm.settled()")
     assert page.evaluate("() => [...mcm.node('KSampler').size]") == pytest.approx(before, abs=1)
@@ -150,7 +150,7 @@ def test_undo_and_another_workflow_do_not_lose_or_misplace_it(page, comfy_server
 
 
 def test_it_works_inside_a_subgraph(page, comfy_server, sampler):
-    page.evaluate("() => app.graph.convertToSubgraph(new Set([mcm.node('KSampler')]))")
+    page.evaluate("() => void app.graph.convertToSubgraph(new Set([mcm.node('KSampler')]))")
     assert page.evaluate("() => app.graph.nodes.every(each => each.type !== 'KSampler')")
     page.evaluate("() => mcm.settled()")
     saved = page.evaluate("() => mcm.saved()")
@@ -292,8 +292,8 @@ def test_names_that_are_not_here_are_told_on_opening(page, tmp_path):
     assert "into models/diffusers and press R" in texts
     assert "LoRA 'absent.safetensors' is not here." in texts
     saved = page.evaluate("() => app.graph.serialize().nodes")
-    assert {each["id"]: each.get("widgets_values") or [] for each in saved} == {
-        each["id"]: each["widgets_values"] for each in workflow["nodes"]
+    assert {each["type"]: each["widgets_values"] for each in saved if each["type"] in named} == {
+        each["type"]: each["widgets_values"] for each in workflow["nodes"] if each["type"] in named
     }
     page.evaluate("() => mcm.set('MCM_LoadVideoModel', {model_name: 'mini'})")
     page.wait_for_function("() => document.querySelectorAll('.mcm-notice').length === 1")

@@ -191,7 +191,7 @@ function addView(node) {
 
 /** Frontend 1.32's Nodes 2.0 no longer sees new widgets once a value of the node was changed. */
 function mount(node, element) {
-  if (element.isConnected || !views.has(node)) return;
+  if (element.isConnected || !alive.has(element)) return;
   document.querySelector(`.lg-node[data-node-id="${node.id}"] .lg-node-widgets`)?.append(element);
 }
 

@@ -85,6 +85,9 @@ register({
   beforeRegisterNodeDef(nodeType, nodeData) {
     after(nodeType.prototype, "onConnectionsChange", offerSoon);
     if (nodeData.name !== LATENT) return;
+    after(nodeType.prototype, "onAdded", function () {
+      if (offered.has(this)) offered.set(this, sizesOf(this));
+    });
     after(nodeType.prototype, "onConfigure", function () {
       offered.delete(this); // opened, pasted or undone: these values are meant
     });
