@@ -57,7 +57,11 @@ def test_every_widget_and_link_of_an_example_survives_the_frontend(page, file):
     opened = page.evaluate("() => app.graph.serialize()")
     assert links_of(opened) == links_of(written)
     values = {node["id"]: node.get("widgets_values") or [] for node in opened["nodes"]}
-    assert values == {node["id"]: node["widgets_values"] for node in written["nodes"]}
+    for node in written["nodes"]:
+        kept, told = values.pop(node["id"]), node["widgets_values"]
+        ours = node["type"].startswith("MCM_")
+        assert (kept if ours else kept[: len(told)]) == told  # core may append more
+    assert not values
 
 
 def test_a_dropped_example_runs_to_a_video(page, comfy_server):
