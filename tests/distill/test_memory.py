@@ -38,17 +38,17 @@ def model(request, tiny_model):
     return loaded
 
 
-def inputs(model, dtype=torch.float32):
+def inputs(model, dtype=torch.float32, side=SIDE):
     generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(1, 4, FRAMES, SIDE, SIDE, generator=generator)
+    latents = torch.randn(1, 4, FRAMES, side, side, generator=generator)
     text = torch.randn(1, 7, model.text_dim, generator=generator)
     return latents, torch.tensor([500]), text.to(dtype)
 
 
-def gradients(model) -> list[torch.Tensor]:
+def gradients(model, side=SIDE) -> list[torch.Tensor]:
     for parameter in lora_parameters(model.unet):
         parameter.grad = None
-    model.predict_eps(*inputs(model, model.dtype)).square().mean().backward()
+    model.predict_eps(*inputs(model, model.dtype, side)).square().mean().backward()
     return [p.grad.clone() for p in lora_parameters(model.unet) if p.grad is not None]
 
 
@@ -100,7 +100,10 @@ def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model, tmp_path
 
 
 def test_half_weights_train_an_fp32_adapter_without_fp32_activations(model):
-    exact = gradients(model)
+    # Of 8 latents a side the deepest level has one: its GroupNorm normalises pairs of numbers, and
+    # the gradient through a pair turns around with rounding.
+    side = 2 * SIDE
+    exact = gradients(model, side)
     model.to("cpu", torch.bfloat16)
     for part in lora_parameters(model.unet):
         part.data = part.data.float()
@@ -119,12 +122,11 @@ def test_half_weights_train_an_fp32_adapter_without_fp32_activations(model):
                 part.register_forward_hook(
                     lambda _, args, out: seen.update((args[0].dtype, out.dtype))
                 )
-    found = gradients(model)
+    found = gradients(model, side)
     assert seen == {torch.bfloat16}
     assert {g.dtype for g in found} == {torch.float32}
     ours, theirs = (torch.cat([g.flatten() for g in group]) for group in (found, exact))
-    # Random weights amplify rounding: the direction is what counts.
-    assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.95
+    assert float(torch.cosine_similarity(ours, theirs, dim=0)) > 0.99
 
 
 def test_channels_last_changes_the_order_of_weights_and_no_result(model):
