@@ -3,7 +3,7 @@
 | of core | since | what stands in where it is missing or other |
 |---|---|---|
 | `model_patcher.CoreModelPatcher` (dynamic VRAM on NVIDIA cards) | 0.12 | `ModelPatcher` |
-| `ModelPatcher.cached_patcher_init`: how to load a MODEL once more (several GPUs, hooks) | 0.15 | an attribute nobody reads |
+| `ModelPatcher.cached_patcher_init`: how to load a MODEL, CLIP or VAE once more (several GPUs, hooks) | 0.15 | an attribute nobody reads |
 | `default_noise_sampler` draws from seed + 1 on the CPU | 0.7 | `_with_step_seed` in sampling.py adds the 1 |
 | `quant_config` of a checkpoint (before: `layer_quant_config`, `scaled_fp8`) | 0.4 | whichever the config has |
 | wrappers `OUTER_SAMPLE`, `PREPARE_SAMPLING`, `SAMPLER_SAMPLE`, `CALC_COND_BATCH`, `DIFFUSION_MODEL` | before 0.3.60 | - |
