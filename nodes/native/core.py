@@ -33,13 +33,14 @@ def new_patcher(base_model: Any, loader: tuple | None = None, disable_dynamic: b
     `loader` is ``(function, arguments)`` that loads the same MODEL once more and takes
     ``disable_dynamic``; core calls it for a second GPU. None where that is not possible.
     """
-    import comfy.model_patcher as core
     from comfy import model_management
+    from comfy.model_patcher import ModelPatcher
 
-    kind = core.ModelPatcher
-    if not disable_dynamic:
-        kind = getattr(core, "CoreModelPatcher", kind)
-    patcher = kind(
+    try:
+        from comfy.model_patcher import CoreModelPatcher
+    except ImportError:  # before 0.12
+        CoreModelPatcher = ModelPatcher
+    patcher = (ModelPatcher if disable_dynamic else CoreModelPatcher)(
         base_model,
         load_device=model_management.get_torch_device(),
         offload_device=model_management.unet_offload_device(),
