@@ -34,7 +34,7 @@ def full_model(mcm):
     names = {path for path in native.diffusion_model.state_dict() if ".motion_modules." not in path}
     assert names == set(unet.state_dict())
     return mcm.animatediff.wrap_model(
-        native, mcm.animatediff.motion_info(meta_module(mcm, adapter))
+        native, mcm.animatediff.motion_info(meta_module(mcm, adapter), mcm.animatediff.SCHEDULER_CONFIG)
     )
 
 
