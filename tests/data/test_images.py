@@ -12,7 +12,6 @@ from PIL import Image
 from trainer.data.images import DataError, ImageFolder, ImageRecord, ImageSet, load_image
 from trainer.data.images import scan_images as scan
 
-
 BLANK = "looks blank: one colour and nothing else"
 
 
@@ -94,8 +93,9 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
         ("a.png", b"\0\0\0\x18ftypisom" + bytes(9), "refused", "it is a video"),
         ("a.webp", b"version https://git-lfs.github.com", "refused", "a pointer of git-lfs"),
         ("a.png", b"<svg xmlns=", "refused", "it is an SVG drawing"),
-        ("photo", b"\x89PNG\r\n", "ignored", "its content is a PNG; give its name that suffix"),
+        ("photo", b"\x89PNG\r\n", "ignored", "content is a PNG; give its name the suffix .png"),
         ("a.jpg_large", b"\xff\xd8\xff\xe0", "ignored", "its content is a JPEG"),
+        ("a.tmp", b"RIFF\0\0\0\0WEBPVP8 ", "ignored", "content is a WebP"),
         ("a.md", b"hello", "ignored", "not an image"),
     ],
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from .captions import DEFAULT_TEMPLATE, CaptionRules
 from .pixels import (
     LARGE_PIXELS,
+    READABLE,
     SIDEWAYS,
     WHITE,
     content_of,
@@ -237,8 +238,9 @@ class ImageSet:
 def _hidden_image(path: Path) -> str:
     """Why a file of an unknown suffix is left out, if its content is an image; else ""."""
     what = content_of(path)
-    readable = what in ("a PNG", "a JPEG", "a GIF", "a BMP", "a TIFF")
-    return f"its content is {what}; give its name that suffix to use it" if readable else ""
+    if what not in READABLE:
+        return ""
+    return f"its content is {what}; give its name the suffix {READABLE[what]} to use it"
 
 
 def _inspect(path: Path, min_side: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _TURNS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_HEIC, _AVIF = "a HEIC image (of a telephone)", "an AVIF image that this Pillow cannot read"
+_HEIC, _AVIF = "a HEIC image (of a telephone)", "an AVIF image"
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), _HEIC),
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
@@ -59,6 +59,12 @@ _MARKUP = (
     (b"<svg", "an SVG drawing"),
     (b"version https://git-lfs", "a pointer of git-lfs, not the picture itself"),
 )
+READABLE = {
+    "a PNG": ".png", "a JPEG": ".jpg", "a GIF": ".gif", "a BMP": ".bmp", "a TIFF": ".tif",
+    "a WebP": ".webp", _AVIF: ".avif",
+}  # fmt: skip
+"""The answers of `content_of` for images that are read, and the suffix they should have."""
+STARTS = 512
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error)
 
 
@@ -97,7 +103,13 @@ def open_image(path: Path) -> Image.Image:
 def content_of(path: Path) -> str:
     """What the first bytes of a file say it is ("a HEIC image"), or "" where they say nothing."""
     with path.open("rb") as file:
-        start = file.read(512)
+        return content_of_bytes(file.read(STARTS))
+
+
+def content_of_bytes(start: bytes) -> str:
+    """`content_of` a file that begins with ``start`` (`STARTS` bytes of it are enough)."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "a WebP"
     if start[4:8] == b"ftyp":
         brands = start[8:12], start[16:20]
         return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), "a video")

@@ -17,7 +17,7 @@ from ..form import component
 from ..places import EXAMPLES
 from ..site import EXPECTED, QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
-from ..uploads import KEPT, copy_folder, receive
+from ..uploads import copy_folder, receive
 from ..watch import Moment, Watch
 
 NOTHING = '<p class="empty">Choose a folder or upload images, then press <b>Check folder</b>.</p>'
@@ -56,7 +56,6 @@ class DataTab:
                 self.upload = gr.UploadButton(
                     "Upload images or a zip",
                     file_count="multiple",
-                    file_types=[*sorted(KEPT), ".zip"],
                     elem_id="upload-images",
                 )
         with gr.Row(equal_height=True):
