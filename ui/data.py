@@ -85,7 +85,7 @@ class Scans:
             if key in self._seen:
                 return self._seen[key]
         try:
-            look = examine(record.path)
+            look = examine(record)
         except (OSError, ValueError):
             return None
         with self._lock:

@@ -36,11 +36,11 @@ class Seen:
     thumbnail: np.ndarray
 
 
-def examine(path: Path) -> Seen:
-    """Open the image at ``path`` and measure it. Raises what Pillow and `to_rgb` raise."""
-    with open_image(path) as image:
+def examine(record: ImageRecord) -> Seen:
+    """Open the image of ``record`` and measure it. Raises what Pillow and `to_rgb` raise."""
+    with open_image(record.path) as image:
         image.draft("RGB", (_LOOKED_AT, _LOOKED_AT))
-        rgb = to_rgb(image)[0]
+        rgb = to_rgb(image, record.background)[0]
     small = np.asarray(rgb.resize((16, 16), Image.Resampling.BOX), np.float32)
     rgb.thumbnail((_LOOKED_AT, _LOOKED_AT), Image.Resampling.LANCZOS)
     return Seen(sharpness(np.asarray(rgb.convert("L"))), small)
