@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import Protocol
 
 from trainer.data.files import natural_key
 from trainer.data.images import OTHER_IMAGES, SUFFIXES, UNSUPPORTED
@@ -26,6 +26,12 @@ IMAGES = SUFFIXES | OTHER_IMAGES | UNSUPPORTED.keys()
 _NUMBER_LETTERS = 6
 
 
+class Readable(Protocol):
+    """What of a binary stream is used."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Arrival:
     """One file that came in.
@@ -36,7 +42,7 @@ class Arrival:
 
     source: int
     inside: PurePosixPath
-    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    open: Callable[[], AbstractContextManager[Readable]]
     limit: int
 
 

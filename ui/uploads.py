@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -23,7 +22,7 @@ from trainer.runs.files import remove_folder, staged_folder
 from trainer.runs.folder import slug
 from trainer.runs.guards import disk_errors
 
-from .arrivals import IMAGES, Arrival, Plan, plan
+from .arrivals import IMAGES, Arrival, Plan, Readable, plan
 from .places import PlaceError
 
 MIB = 2**20
@@ -81,19 +80,17 @@ def receive(files: Sequence[Path], name: str, uploads: Path, into: Path | None =
             if file.suffix.lower() == ".zip":
                 arrivals += _in_zip(file, number, archives)
             else:
-                opener = partial(file.open, "rb")
-                arrivals.append(Arrival(0, PurePosixPath(file.name), opener, MAX_FILE_BYTES))
+                arrivals.append(_from_file(file, file.name))
         return _store(arrivals, name or "my-images", uploads, into)
 
 
 def copy_folder(source: Path, name: str, uploads: Path) -> Received:
     """A copy of the images and captions below ``source``, to be edited."""
     arrivals = [
-        Arrival(0, PurePosixPath(file.relative_to(source).as_posix()), partial(file.open, "rb"),
-                MAX_FILE_BYTES)
+        _from_file(file, file.relative_to(source).as_posix())
         for file in sorted(source.rglob("*"))
         if file.is_file() and not file.is_symlink()
-    ]  # fmt: skip
+    ]
     return _store(arrivals, name, uploads, None)
 
 
@@ -128,6 +125,10 @@ def delete_set(folder: Path, uploads: Path) -> None:
     """Delete a whole set."""
     remove_folder(own_set(folder, uploads))
     forget_listings()
+
+
+def _from_file(file: Path, inside: str) -> Arrival:
+    return Arrival(0, PurePosixPath(inside), lambda: file.open("rb"), MAX_FILE_BYTES)
 
 
 def _store(arrivals: Sequence[Arrival], name: str, uploads: Path, into: Path | None) -> Received:
@@ -221,9 +222,9 @@ def _checked(file: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, numbe
 
 def _opener(
     file: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
-) -> Callable[[], AbstractContextManager[IO[bytes]]]:
+) -> Callable[[], AbstractContextManager[Readable]]:
     @contextmanager
-    def opened() -> Iterator[IO[bytes]]:
+    def opened() -> Iterator[Readable]:
         with _telling(file):
             stream = archive.open(entry)
         with stream:
@@ -238,7 +239,7 @@ class _Telling:
     def __init__(self, stream: IO[bytes], file: Path) -> None:
         self._stream, self._file = stream, file
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         with _telling(self._file):
             return self._stream.read(size)
 

@@ -233,7 +233,7 @@ def orientation(image: Image.Image) -> int | None:
 
 def _grey_to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     """16-bit or float grey as "L", or as "LA" where one value stands for transparent."""
-    values = np.asarray(image).astype(np.float32 if image.mode == "F" else np.int64)
+    values = np.asarray(image).astype(np.float64)
     lowest, highest = float(values.min()), float(values.max())
     full = 1.0 if image.mode == "F" else 65535.0
     if not (lowest >= 0 and highest <= full):
