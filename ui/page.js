@@ -13,3 +13,13 @@
     }
   }, 500);
 })();
+
+// Captions by keys: the field keeps the focus while the pictures turn.
+document.addEventListener("keydown", event => {
+  if (!event.target.closest?.("#caption-text")) return;
+  const next = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "#save-next" : null;
+  const button = next || { PageDown: "#next-picture", PageUp: "#previous-picture" }[event.key];
+  if (!button) return;
+  event.preventDefault();
+  document.querySelector(button)?.click();
+});

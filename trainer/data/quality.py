@@ -21,11 +21,12 @@ _LOOKED_AT = 512
 
 @dataclass(frozen=True)
 class Finding:
-    """``kind`` is "small", "blurred" or "copy"; ``text`` says it in a sentence."""
+    """``kind`` is "small", "blurred" or "copy" (of ``other``); ``text`` says it in a sentence."""
 
     path: Path
     kind: str
     text: str
+    other: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,13 @@ def _copies(records: Sequence[ImageRecord], seen: dict[Path, Seen]) -> list[Find
         if twin is None:
             kept.append(record)
         elif twin.sha256 != record.sha256:
-            found.append(Finding(record.path, "copy", f"looks the same as {twin.path.name}"))
+            found.append(
+                Finding(record.path, "copy", f"looks the same as {twin.path.name}", twin.path)
+            )
         else:
-            found.append(Finding(record.path, "copy", f"is the same file as {twin.path.name}"))
+            found.append(
+                Finding(record.path, "copy", f"is the same file as {twin.path.name}", twin.path)
+            )
     return found
 
 

@@ -13,6 +13,8 @@ from .captions import TRIGGER_TOKEN, has_token
 from .records import DataError
 
 Kind = Literal["before", "after", "replace", "trigger"]
+Change = tuple[Path, str, str]
+"""(path, caption before, caption after)"""
 _NO_COMMA = (" ", ",", ";", ":", ".", "\n")
 
 
@@ -62,8 +64,8 @@ class Rewrite:
         return re.sub(r"\s*,(\s*,)+", ",", changed).strip(" ,")
 
 
-def changes(captions: Sequence[tuple[Path, str]], rewrite: Rewrite) -> list[tuple[Path, str, str]]:
-    """(path, before, after) of every caption that the rewrite changes; empty ones stay empty."""
+def changes(captions: Sequence[tuple[Path, str]], rewrite: Rewrite) -> list[Change]:
+    """Every caption that the rewrite changes; empty ones stay empty."""
     told = ((path, old, rewrite(old)) for path, old in captions if old.strip())
     return [(path, old, new) for path, old, new in told if new != old]
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
 
-def _colour(text: str) -> str:
+def colour(text: str) -> str:
     """ "#rrggbb" of any way to write a colour; the colour picker of the page gives fractions."""
     whole = re.sub(r"(\d+)\.\d+(?=\s*,)", r"\1", text.strip())
     opaque = re.sub(r"^rgba\((.*),[^,]*\)$", r"rgb(\1)", whole)
@@ -25,7 +25,7 @@ def _colour(text: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-Colour = Annotated[str, AfterValidator(_colour)]
+Colour = Annotated[str, AfterValidator(colour)]
 
 
 class Part(BaseModel):
