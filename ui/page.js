@@ -23,3 +23,18 @@ document.addEventListener("keydown", event => {
   event.preventDefault();
   document.querySelector(button)?.click();
 });
+
+// Whatever changes these fields, keys, paste or an input method, is told to the page.
+(() => {
+  const TOLD = { "caption-text": "caption-typed", "change-words": "change-typed",
+                 "change-instead": "change-typed" };
+  const PAUSE_MILLISECONDS = 200;
+  const waiting = {};
+  document.addEventListener("input", event => {
+    const field = event.target.closest?.(Object.keys(TOLD).map(id => "#" + id).join());
+    if (!field) return;
+    clearTimeout(waiting[field.id]);
+    waiting[field.id] = setTimeout(
+      () => document.getElementById(TOLD[field.id])?.click(), PAUSE_MILLISECONDS);
+  });
+})();

@@ -26,6 +26,7 @@ def pictures(folder: Path, count: int, captions: dict[int, str] | None = None) -
 
 
 def open_folder(page, folder: Path, used: int) -> None:
+    page.get_by_text("images used").wait_for()  # of the folder that a new page opens with
     page.locator("#field-images input, #field-images textarea").fill(str(folder))
     page.locator("#check-folder").click()
     page.get_by_text(f"{used} images used").wait_for()
@@ -64,7 +65,7 @@ def test_dropped_files_become_a_set_that_grows_shrinks_and_goes(trainer, chromiu
         assert (uploads / "my-images" / "000-2.png").is_file()
 
         page.on("dialog", lambda dialog: dialog.accept())
-        picture(page, 0).click()
+        picture(page, 1).click()  # after 000-2.png
         expect_text(page, "zero")
         page.locator("#remove-picture").click()
         page.get_by_text("3 images used").wait_for()

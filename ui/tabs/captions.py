@@ -29,7 +29,10 @@ CHANGES = {
     "trigger": "Add the trigger word",
 }
 KEEP = "(text, path, kept) => path ? { ...(kept || {}), [path]: text } : kept"
-"""Every letter that is typed is kept in the browser, so that a reload loses none."""
+"""What is typed or pasted is kept in the browser, so that a reload loses nothing.
+
+`page.js` presses the hidden buttons: Gradio's own event tells of typed letters only.
+"""
 SURE = """(...given) => {
   given[given.length - 1] = confirm("Delete this picture and its caption from the set?");
   return given;
@@ -73,10 +76,11 @@ class Captions:
             max_lines=12,
             elem_id="caption-text",
         )
+        self.typed = gr.Button(visible="hidden", elem_id="caption-typed")
         with gr.Row(elem_classes="pair"):
             self.save = gr.Button("Save", min_width=80, elem_id="save-caption")
             self.save_next = gr.Button(
-                "Save and next", variant="primary", min_width=120, elem_id="save-next"
+                "Save and next", variant="primary", min_width=170, elem_id="save-next"
             )
         with gr.Row(elem_classes="pair"):
             self.previous = gr.Button(
@@ -100,6 +104,7 @@ class Captions:
                 label="Put instead", info="Empty: they are taken out.", visible=False,
                 elem_id="change-instead",
             )  # fmt: skip
+        self.words_typed = gr.Button(visible="hidden", elem_id="change-typed")
         self.foreseen = gr.HTML('<p class="quiet">Type words to see what would change.</p>')
         with gr.Row(elem_classes="pair"):
             self.change = gr.Button("Change all captions", elem_id="change-all")
@@ -129,10 +134,10 @@ class Captions:
                 reporting(lambda *given, step=step: self._save(*given, step=step)),
                 [*kept, self.chosen], saved, **SHOWN,
             )  # fmt: skip
-        self.caption.input(
+        self.typed.click(
             None, [self.caption, self.path, self.unsaved], self.unsaved, js=KEEP, **QUIET
         )
-        self.caption.input(
+        self.typed.click(
             self._foretell, [self.scan, self.chosen, self.caption], self.seen_as,
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
@@ -149,7 +154,7 @@ class Captions:
                           gr.update(visible=kind == "replace")),
             self.kind, [self.words, self.instead], **QUIET,
         )  # fmt: skip
-        for part in (self.kind.change, self.words.input, self.instead.input):
+        for part in (self.kind.change, self.words_typed.click):
             part(self._foresee, change, self.foreseen, trigger_mode="always_last", **QUIET)
         outputs = [self.before, self.undo, self.foreseen, *saved]
         self.change.click(
@@ -241,7 +246,10 @@ class Captions:
         kept = {name: words for name, words in (kept or {}).items() if name != str(image)}
         if step == 0 or index + 1 == len(scan.used):
             tell("Caption saved.")
-        return self._changed(scan, index + step, kept)
+        changed = self._changed(scan, index + step, kept)
+        if step == 0:  # somebody may be typing on
+            changed[5 + self.shown.index(self.caption)] = gr.skip()
+        return changed
 
     def _changed(self, scan: Scan, index: int | None, kept: Any) -> list[Any]:
         """The new scan, summary, report and its view, and `shown`."""

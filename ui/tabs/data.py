@@ -66,7 +66,7 @@ class DataTab:
                 elem_id="known-folders",
             )
             self.check = gr.Button(
-                "Check folder", variant="primary", elem_id="check-folder", min_width=140
+                "Check folder", variant="primary", elem_id="check-folder", min_width=200
             )
         with gr.Row(equal_height=True):
             self.fields["trigger"] = component("trigger")
@@ -86,7 +86,7 @@ class DataTab:
                 scale=3,
                 elem_id="upload-images",
             )
-            with gr.Column(scale=1, min_width=240):
+            with gr.Column(scale=1, min_width=300):
                 self.into = gr.Radio(
                     [("Make a new set", NEW), ("Add to the open set", ADD)],
                     value=NEW,
@@ -95,10 +95,10 @@ class DataTab:
                 )
                 with gr.Row(elem_classes="pair"):
                     self.copy = gr.Button(
-                        "Make an editable copy", size="sm", min_width=140, elem_id="copy-folder"
+                        "Make an editable copy", size="sm", min_width=165, elem_id="copy-folder"
                     )
                     self.delete = gr.Button(
-                        "Delete set", size="sm", min_width=100, elem_id="delete-set"
+                        "Delete set", size="sm", min_width=90, elem_id="delete-set"
                     )
         self.arrived = gr.HTML(elem_id="arrived")
 
@@ -218,6 +218,8 @@ class DataTab:
             return [gr.skip()] * len(self.outputs)
         scan = told_anew(scan, rules)
         shown = self.captions.show(scan, index, kept)
+        if index is not None:  # somebody may be typing on
+            shown[self.captions.shown.index(self.captions.caption)] = gr.skip()
         return [scan, summary(scan), REMARKS, 0, report(scan), *shown]
 
     def _see(self, scan: Scan | None, view: str, page: int = 0) -> tuple[int, Any]:
