@@ -4,8 +4,7 @@ A feature network turns frames into four feature maps, shallow to deep. It is ne
 gradient passes through it to the pixels. A projected discriminator (Sauer et al. 2021, StyleGAN-T
 2023; MCM, arXiv 2406.06890, section 3.3) puts small trained heads on such maps.
 
-A new network is one subclass and one line in :data:`FEATURE_NETWORKS`. Nothing here downloads
-anything.
+A new network is one subclass and one line in :data:`FEATURE_NETWORKS`. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..models.clip_vision import is_clip_vision
 
 DINOV2_REPOSITORY = "facebook/dinov2-small"
 DINOV2_FILES = ("config.json", "model.safetensors")
@@ -133,11 +134,15 @@ class Dinov2Features(FeatureNetwork):
         return (unit - self.mean) / self.std
 
     def maps(self, prepared: Tensor) -> list[Tensor]:
-        states = self.network(prepared, output_hidden_states=True).hidden_states
+        states = self.states(prepared)
         height, width = (length // self.patch for length in prepared.shape[-2:])
         # Token 0 is CLS: it has no place on the map.
         tokens = [states[layer][:, 1:] for layer in self.layers]
         return [t.transpose(1, 2).unflatten(2, (height, width)) for t in tokens]
+
+    def states(self, prepared: Tensor) -> tuple[Tensor, ...]:
+        """Tokens (N, 1 + places, D) before the first and after every layer."""
+        return self.network(prepared, output_hidden_states=True).hidden_states
 
 
 class EfficientNetFeatures(FeatureNetwork):
@@ -234,12 +239,15 @@ def _build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
         place = f"the folder {folder}" if folder else "the local Hugging Face cache"
         raise FileNotFoundError(
             f"No DINOv2 in {place}; nothing is downloaded on its own. Put config.json and "
-            f"model.safetensors of '{DINOV2_REPOSITORY}' into a folder and give its path, or run "
-            f"`hf download {DINOV2_REPOSITORY}` once, or choose 'efficientnet-lite0'."
+            f"model.safetensors of '{DINOV2_REPOSITORY}' into a folder and give its path (or that "
+            f"of a CLIP vision folder or file), or `hf download {DINOV2_REPOSITORY}`, or choose "
+            "'efficientnet-lite0'."
         )
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != "dinov2":
-        raise ValueError(f"{folder} holds a model of type {kind!r}, allowed is 'dinov2'.")
+        raise ValueError(
+            f"{folder} holds a model of type {kind!r}, allowed is 'dinov2' (or CLIP vision)."
+        )
     loaded: Any = Dinov2Model.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
@@ -277,31 +285,39 @@ def _build_mini(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     return MiniFeatures(load_framenet(path), dtype)
 
 
+def _build_clip_vision(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
+    from .clip_features import build_clip_vision
+
+    return build_clip_vision(path, dtype)
+
+
 FEATURE_NETWORKS: dict[str, Callable[[Path | None, torch.dtype], FeatureNetwork]] = {
     "dinov2": _build_dinov2,
+    "clip-vision": _build_clip_vision,
     "efficientnet-lite0": _build_efficientnet,
     "mini": _build_mini,
 }
 
 
 def resolve_features(name: str, model_name: str, path: str | Path | None = None) -> str:
-    """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a folder or "auto".
+    """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a path or "auto".
 
-    A folder is one with DINOv2.
-    "auto": DINOv2 when ``path`` is given; the bundled network for the model "mini"; else DINOv2
-    from the local cache; else EfficientNet-Lite0 when it is installed. Raises ``ValueError`` for an
-    unknown name, ``FileNotFoundError`` when "auto" finds no network.
+    A path is a folder with DINOv2 or CLIP vision, or a CLIP vision file.
+    "auto": what lies at ``path`` when it is given; the bundled network for the model "mini"; else
+    DINOv2 from the local cache; else EfficientNet-Lite0 when it is installed. Raises ``ValueError``
+    for an unknown name, ``FileNotFoundError`` when "auto" finds no network.
     """
     if name in FEATURE_NETWORKS:
         return name
-    if name != "auto" and not Path(name).is_dir():
+    if name != "auto" and not Path(name).exists():
         allowed = ", ".join(repr(key) for key in ("auto", *FEATURE_NETWORKS))
         raise ValueError(
-            f"`features`={name!r} is no feature network and no folder; use one of {allowed}, or "
-            "the path of a folder with DINOv2."
+            f"`features`={name!r} is no feature network, folder or file; use one of {allowed}, or "
+            "the path of a folder with DINOv2 or CLIP vision, or of a CLIP vision file."
         )
     if name != "auto" or path is not None:
-        return "dinov2"
+        place = Path(name if name != "auto" else path or "")
+        return "clip-vision" if place.is_file() or is_clip_vision(place) else "dinov2"
     if model_name == "mini":
         return "mini"
     if _cached_dinov2() is not None:
@@ -311,7 +327,8 @@ def resolve_features(name: str, model_name: str, path: str | Path | None = None)
     names = " ".join(package.replace("_", "-") for package in EFFICIENTNET_PACKAGES)
     raise FileNotFoundError(
         f"`features`='auto' found no feature network. Either `hf download {DINOV2_REPOSITORY}` "
-        f"(or give the path of its folder), or `pip install {names}`."
+        f"(or give the path of its folder, or of a CLIP vision folder or file), or `pip install "
+        f"{names}`."
     )
 
 
@@ -323,9 +340,9 @@ def build_features(
 ) -> FeatureNetwork:
     """The frozen feature network ``name``, on the CPU; see :func:`resolve_features` for names.
 
-    ``model_name`` is the video model's ("mini" has a network of its own); ``path`` the folder of
-    the weights of "dinov2" or "mini", where not the usual one. Raises ``ValueError``,
-    ``FileNotFoundError`` or ``ImportError`` with what to install or place where.
+    ``model_name`` is the video model's ("mini" has a network of its own); ``path`` where the
+    weights of "dinov2", "clip-vision" or "mini" are, where not the usual place. Raises
+    ``ValueError``, ``FileNotFoundError`` or ``ImportError`` with what to install or place where.
     """
     key = resolve_features(name, model_name, path)
     if name not in (key, "auto"):
