@@ -99,9 +99,7 @@ def _refuse_foreign(names: Iterable[str], plain: Mapping[str, Tensor], source: P
     keys = list(names)
     found = (what for piece, what in FOREIGN if any(piece in key for key in keys))
     what = next(found, f"has no CLIP vision model in it (there is {', '.join(sorted(keys)[:2])})")
-    raise ModelError(
-        f"'{source}' {what}. A CLIP vision file has keys such as `{PREFIX}{PATCHES}`."
-    )
+    raise ModelError(f"'{source}' {what}. A CLIP vision file has keys such as `{PREFIX}{PATCHES}`.")
 
 
 def _config_of(plain: Mapping[str, Tensor]) -> Any:
