@@ -23,7 +23,7 @@ from trainer.readiness import NotReadyError, Readiness, check, require_ready
 from trainer.readiness.parts import Disk
 from trainer.readiness.torch_card import Machine, card_finding, nvidia_cards
 
-CPU = Machine("Linux", (), "", False)
+CPU = Machine("Linux", (), "", False, ram_gib=1000.0)
 CARD = "NVIDIA GeForce RTX 4070"
 
 
@@ -164,10 +164,32 @@ def test_sizes_without_an_anchor_need_no_more_than_the_model(models):
     assert "motion.anchor_weight" in finding.text
 
 
-def test_a_large_step_is_tried_on_shapes_and_held_against_the_memory(models):
-    config = config_of(models, **{"data.height": 512, "data.width": 512, "data.batch_size": 64})
-    (finding,) = look(config, models).bad
-    assert finding.part == "Memory" and "Try --hardware.gradient" in finding.text
+@pytest.mark.parametrize(
+    ("gib", "state"), [(0.5, "bad"), (1000.0, "ok")]
+)  # fmt: skip
+def test_a_large_step_is_tried_on_shapes_and_held_against_the_memory(gib, state, models, tmp_path):
+    sizes = {"data.height": 128, "data.width": 256, "data.batch_size": 2}
+    config = config_of(models, **sizes, **{"data.cache": str(tmp_path)})
+    for machine in (
+        Machine("Linux", (), "", False, ram_gib=gib),
+        Machine("Linux", (CARD,), "13.0", True, card_gib=gib, ram_gib=1000.0),
+    ):
+        readiness = look(config, models, machine)
+        (finding,) = (f for f in readiness.findings if f.part == "Memory")
+        assert finding.state == state and readiness.ready == (state == "ok")
+        assert ("Try --hardware.gradient-checkpointing true" in finding.text) == (state == "bad")
+
+
+def test_the_estimate_is_made_once(models, tmp_path):
+    sizes = {"data.height": 128, "data.width": 256, "data.batch_size": 2}
+    config = config_of(models, **sizes, **{"data.cache": str(tmp_path)})
+    first = look(config, models)
+    made = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*.safetensors"))
+    again = look(with_overrides(config, {"trigger": "wsnth", "steps": 7}), models)
+    assert [f for f in again.findings if f.part == "Memory"] == [
+        f for f in first.findings if f.part == "Memory"]  # fmt: skip
+    assert len(made) == 1
+    assert made == sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*.safetensors"))
 
 
 def test_it_reads_no_weights(models, monkeypatch):
@@ -190,7 +212,8 @@ def test_it_reads_no_weights(models, monkeypatch):
         ("cuda", Machine("Windows", (CARD,), "", False), "bad", "build for the processor only"),
         ("auto", Machine("Linux", (CARD,), "13.0", False), "warn", "Update the NVIDIA driver"),
         ("auto", Machine("Linux", (CARD,), "13.0", True), "ok", CARD),
-        ("cpu", Machine("Linux", (CARD,), "", False), "ok", "the processor"),
+        ("cpu", Machine("Linux", (CARD,), "", False), "note", "build for the processor only"),
+        ("cpu", Machine("Linux", (CARD,), "13.0", True), "ok", "the processor"),
         ("auto", Machine("Linux", (), "13.0", False), "ok", "the processor"),
         ("cuda", Machine("Linux", (), "13.0", False), "bad", "no NVIDIA card"),
         ("auto", Machine("Darwin", (), "", False, mps=True), "ok", "Apple's card"),

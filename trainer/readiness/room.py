@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 
-import psutil
 import torch
 
 from ..config import TrainConfig, with_overrides
@@ -74,7 +74,7 @@ def optimizer_finding(config: TrainConfig, machine: Machine) -> list[Finding]:
         return []
     if importlib.util.find_spec("bitsandbytes") is None:
         text = "'adamw8bit' needs the package bitsandbytes: `python -m pip install bitsandbytes`, "
-    elif not machine.sees or config.hardware.device == "cpu":
+    elif not machine.uses_card(config.hardware.device):
         text = "'adamw8bit' needs an NVIDIA card; "
     else:
         return []
@@ -95,21 +95,41 @@ def _numbers(model: VideoModel) -> int:
 
 
 def step_memory(config: TrainConfig, model: VideoModel, machine: Machine) -> MemoryEstimate:
-    """The estimate of one batch on the device that would be used; ``model`` is used up."""
+    """The estimate of one batch on the device that would be used; ``model`` is used up.
+
+    It takes some seconds, so it is remembered in the cache for the same files and settings.
+    """
     changes: dict[str, object] = {"optim.accumulation": 1}
     if not machine.sees:
         changes["hardware.device"] = "cpu"
-    with shapes_only():
-        return estimate(with_overrides(config, changes), model)
+    asked = with_overrides(config, changes)
+
+    def compute() -> dict[str, torch.Tensor]:
+        with shapes_only():
+            found = estimate(asked, model)
+        return {"bytes": torch.tensor(astuple(found))}
+
+    cache = ContentCache(config.data.cache)
+    key = cache.key("estimate", torch.__version__, *_what_counts(asked, model))
+    return MemoryEstimate(*cache.fetch(key, compute)["bytes"].tolist())
+
+
+def _what_counts(config: TrainConfig, model: VideoModel) -> tuple[str, ...]:
+    """Settings and files that decide the memory of a step."""
+    without = {"run", "images", "videos", "prompts", "trigger", "prompt_template", "steps",
+               "minutes", "seed", "preview", "checkpoint"}  # fmt: skip
+    settings = config.model_dump_json(exclude=without)
+    paths = (model.path, config.motion_module, config.vae, config.init_lora)
+    known = [p.expanduser() for p in (*paths, Path(config.adversarial.features)) if p is not None]
+    stats = [(path, path.stat()) for path in known if path.exists()]
+    videos = str(config.videos is None)
+    return settings, videos, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)
 
 
 def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine) -> Finding:
     """``found`` against what the device has."""
-    on_card = machine.sees and config.hardware.device != "cpu"
-    if on_card:
-        there = torch.cuda.get_device_properties(0).total_memory / GIB
-    else:
-        there = psutil.virtual_memory().total / GIB
+    on_card = machine.uses_card(config.hardware.device)
+    there = machine.card_gib if on_card else machine.ram_gib
     place = "the card" if on_card else "main memory"
     text = f"about {found.gib:.1f} GiB in a step; {place} has {there:.1f} GiB."
     state: State = "ok"
@@ -122,7 +142,7 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
 
 def speed_finding(machine: Machine, config: TrainConfig) -> list[Finding]:
     """A word on a large model without a card."""
-    if (machine.sees or machine.mps) and config.hardware.device != "cpu":
+    if machine.uses_card(config.hardware.device) or machine.mps:
         return []
     text = "a model of this size takes minutes a step on the processor; use a graphics card."
     return [Finding("Speed", "warn", text)]

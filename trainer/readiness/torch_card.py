@@ -8,8 +8,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import psutil
 import torch
 
+from ..runs.card import card_gib
+from ..runs.guards import GIB
 from .findings import Finding, State
 
 SECONDS = 10.0
@@ -29,7 +32,8 @@ class Machine:
     """What the check is about: ``cards`` are names of NVIDIA cards that the driver reports.
 
     ``cuda`` is the CUDA version PyTorch was built for, "" for a CPU build, ``sees`` whether it can
-    use a card; ``mps`` the same for Apple's.
+    use a card; ``mps`` the same for Apple's. ``card_gib`` and ``ram_gib``: memory of the card that
+    PyTorch sees, and main memory.
     """
 
     system: str
@@ -37,6 +41,12 @@ class Machine:
     cuda: str
     sees: bool
     mps: bool = False
+    card_gib: float = 0.0
+    ram_gib: float = 0.0
+
+    def uses_card(self, wanted: str) -> bool:
+        """Whether device ``wanted`` is the NVIDIA card here."""
+        return self.sees and wanted != "cpu"
 
 
 def this_machine() -> Machine:
@@ -47,6 +57,8 @@ def this_machine() -> Machine:
         cuda=torch.version.cuda or torch.version.hip or "",
         sees=sees,
         mps=torch.backends.mps.is_available(),
+        card_gib=card_gib() or 0.0,
+        ram_gib=psutil.virtual_memory().total / GIB,
     )
 
 
@@ -75,7 +87,7 @@ def card_finding(wanted: str, machine: Machine) -> Finding:
         return _bad(f"{version} has no Apple card here; set `hardware.device` to auto or cpu.")
     if wanted == "cuda" and not machine.sees and not machine.cards:
         return _bad("There is no NVIDIA card here; set `hardware.device` to auto or cpu.")
-    if machine.sees or not machine.cards or wanted in ("cpu", "mps"):
+    if machine.sees or not machine.cards or wanted == "mps":
         where = machine.cards[0] if machine.sees and wanted != "cpu" else "the processor"
         if machine.mps and wanted in ("auto", "mps"):
             where = "Apple's card"
@@ -89,7 +101,8 @@ def card_finding(wanted: str, machine: Machine) -> Finding:
     else:
         text = f"{version} is a build for the processor only and cannot use the {card}. To install "
         text += f"one that can: {_line(machine.system)}."
-    state: State = "bad" if wanted == "cuda" else "warn"
+    states: dict[str, State] = {"cuda": "bad", "cpu": "note"}
+    state = states.get(wanted, "warn")
     slow = "" if state == "bad" else " Until then it trains on the processor, many times slower."
     return Finding(PART, state, text + slow, "hardware.device")
 
