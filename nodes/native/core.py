@@ -3,7 +3,7 @@
 | of core | since | what stands in where it is missing or other |
 |---|---|---|
 | `model_patcher.CoreModelPatcher` (dynamic VRAM on NVIDIA cards) | 0.12 | `ModelPatcher` |
-| `ModelPatcher.cached_patcher_init`: how to load a MODEL once more (several GPUs, hooks) | 0.15 | an attribute nobody reads |
+| `ModelPatcher.cached_patcher_init`: how to load a MODEL, CLIP or VAE once more (several GPUs, hooks) | 0.15 | an attribute nobody reads |
 | `default_noise_sampler` draws from seed + 1 on the CPU | 0.7 | `_with_step_seed` in sampling.py adds the 1 |
 | `quant_config` of a checkpoint (before: `layer_quant_config`, `scaled_fp8`) | 0.4 | whichever the config has |
 | wrappers `OUTER_SAMPLE`, `PREPARE_SAMPLING`, `SAMPLER_SAMPLE`, `CALC_COND_BATCH`, `DIFFUSION_MODEL` | before 0.3.60 | - |
@@ -33,13 +33,14 @@ def new_patcher(base_model: Any, loader: tuple | None = None, disable_dynamic: b
     `loader` is ``(function, arguments)`` that loads the same MODEL once more and takes
     ``disable_dynamic``; core calls it for a second GPU. None where that is not possible.
     """
-    import comfy.model_patcher as core
     from comfy import model_management
+    from comfy.model_patcher import ModelPatcher
 
-    kind = core.ModelPatcher
-    if not disable_dynamic:
-        kind = getattr(core, "CoreModelPatcher", kind)
-    patcher = kind(
+    try:
+        from comfy.model_patcher import CoreModelPatcher
+    except ImportError:  # before 0.12
+        CoreModelPatcher = ModelPatcher
+    patcher = (ModelPatcher if disable_dynamic else CoreModelPatcher)(
         base_model,
         load_device=model_management.get_torch_device(),
         offload_device=model_management.unet_offload_device(),

@@ -23,7 +23,19 @@ def load_native_vae(folder: Path) -> Any:
     if kind not in CLASSES:
         raise ValueError(f"'{folder}' is a {kind}; this node reads {' and '.join(CLASSES)}.")
     weights = read_weights(folder)
-    return (_load_kl if kind == CLASSES[0] else _load_tiny)(folder, config, weights)
+    vae = (_load_kl if kind == CLASSES[0] else _load_tiny)(folder, config, weights)
+    vae.patcher.cached_patcher_init = load_vae_patcher, (folder,)
+    return vae
+
+
+def load_vae_patcher(folder: Path, disable_dynamic: bool = False) -> Any:
+    """The patcher of a VAE loaded once more, for core (another device, a second GPU)."""
+    from comfy.model_patcher import ModelPatcher
+
+    patcher = load_native_vae(folder).patcher
+    if not disable_dynamic:
+        return patcher
+    return ModelPatcher(patcher.model, patcher.load_device, patcher.offload_device)
 
 
 def latent_format(folder: Path, vae: Any) -> Any:

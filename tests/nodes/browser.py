@@ -52,21 +52,26 @@ def frontend(
     """
     from playwright.sync_api import sync_playwright
 
-    server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2})
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = chromium.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(MILLISECONDS)
         page.add_init_script(STILL)
         try:
-            page.goto(server.url)
-            page.wait_for_function("() => window.app?.graph && app.canvas?.canvas")
-            page.wait_for_function("() => 'MCM_LoadLora' in LiteGraph.registered_node_types")
-            page.wait_for_selector("#graph-canvas", state="visible")
-            page.evaluate("() => app.graph.clear()")
+            open_canvas(page, server, nodes2)
             yield page
         finally:
             chromium.close()
+
+
+def open_canvas(page: Any, server: ComfyServer, nodes2: bool) -> None:
+    """Load the frontend into ``page`` (again), with an empty canvas."""
+    server.post("/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2})
+    page.goto(server.url)
+    page.wait_for_function("() => window.app?.graph && app.canvas?.canvas")
+    page.wait_for_function("() => 'MCM_LoadLora' in LiteGraph.registered_node_types")
+    page.wait_for_selector("#graph-canvas", state="visible")
+    page.evaluate("() => app.graph.clear()")
 
 
 def drop_file(page: Any, file: Path) -> list[dict[str, Any]]:

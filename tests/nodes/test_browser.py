@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, drop_file, frontend, press_run
+from browser import CHROMIUM, drop_file, frontend, open_canvas, press_run
 from comfyui import error_of
 from stock import TRAINED
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+WITHOUT_DOWNLOAD = [file for file in sorted(EXAMPLES.glob("*.json")) if file.stem[0] in "1456"]
 
 pytestmark = pytest.mark.skipif(
     not Path(CHROMIUM).exists(), reason=f"Install Debian's chromium ({CHROMIUM})."
@@ -64,14 +65,6 @@ def test_every_widget_and_link_of_an_example_survives_the_frontend(page, file):
     assert not values
 
 
-def test_a_dropped_example_runs_to_a_video(page, comfy_server):
-    drop_file(page, EXAMPLES / "1 Text to video in 4 steps.json")
-    entry = press_run(page, comfy_server)
-    assert not error_of(entry), error_of(entry)
-    (file,) = comfy_server.files(entry)
-    assert file.suffix == ".mp4"
-
-
 def test_a_dropped_lora_opens_its_own_graph_and_runs(page, comfy_server):
     lora = comfy_server.base / "models" / "loras" / TRAINED
     nodes = drop_file(page, lora)
@@ -96,3 +89,18 @@ def test_the_info_button_opens_a_nodes_help(page):
     page.get_by_role("heading", name="Inputs").wait_for()
     text = page.get_by_role("heading", name="Load MCM LoRA").last.locator("xpath=..").inner_text()
     assert "Applies a few-step LoRA" in text
+
+
+@pytest.fixture(scope="module", params=["canvas", "Nodes 2.0"])
+def either_page(request, page, comfy_server):
+    open_canvas(page, comfy_server, nodes2=request.param == "Nodes 2.0")
+    return page
+
+
+@pytest.mark.parametrize("file", WITHOUT_DOWNLOAD, ids=lambda file: file.stem)
+def test_a_dropped_example_runs_to_a_video(either_page, comfy_server, file):
+    drop_file(either_page, file)
+    entry = press_run(either_page, comfy_server)
+    assert not error_of(entry), error_of(entry)
+    (video,) = comfy_server.files(entry)
+    assert video.suffix == ".mp4"

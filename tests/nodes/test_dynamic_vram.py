@@ -69,7 +69,7 @@ def test_core_can_load_the_model_once_more(native):
         loaded = load(native, "fp32")
         wanted = clip_of(native, loaded)
         model, clip, vae = loaded
-        for part in (model, clip.patcher):
+        for part in (model, clip.patcher, vae.patcher):
             make, arguments = part.cached_patcher_init
             again = make(*arguments, disable_dynamic=True)
             assert not on or not again.is_dynamic()

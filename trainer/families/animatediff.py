@@ -14,7 +14,6 @@ import torch
 from diffusers import UNetMotionModel
 from torch import Tensor, nn
 
-from ..diffusion.schedule import NoiseSchedule
 from ..models.autoencoder import build_autoencoder, read_autoencoder
 from ..models.checkpoint import ImageModel, read_image_model
 from ..models.clip import build_text_encoder, clip_tokenizer, read_text_encoder, read_tokenizer
@@ -30,7 +29,7 @@ from ..models.weights import (
     shapes_only,
     tensors_hash,
 )
-from .base import Companions, Family, ModelError, VideoModel
+from .base import Companions, Family, ModelError, VideoModel, read_schedule
 
 UNET_CLASS = "UNet2DConditionModel"
 ENCODING = ".pe"
@@ -88,6 +87,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     with mended_by("vae"):
         vae = _vae(image, companions.vae)
     unet, base_hash = _unet(image, module, dtype)
+    scheduler = SCHEDULER_CONFIG | {"prediction_type": image.prediction}
     return VideoModel(
         family=FAMILY,
         name=path.stem if folder is None else path.name,
@@ -96,8 +96,8 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=read_tokenizer(path / "tokenizer") if stored else clip_tokenizer(),
-        schedule=NoiseSchedule.from_config(SCHEDULER_CONFIG),
-        scheduler_config=dict(SCHEDULER_CONFIG),
+        schedule=read_schedule(scheduler, path),
+        scheduler_config=scheduler,
         frames=min(16, module.max_frames),
         height=512,
         width=512,
@@ -194,7 +194,7 @@ def _check_text(text_encoder: Any, image: ImageModel) -> None:
         )
 
 
-def predict_eps(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+def forward(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     """UNetMotionModel wants the text once a frame, the frames of one clip in a row."""
     rows = text.repeat_interleave(latents.shape[2], dim=0)
     return unet(latents, timesteps, encoder_hidden_states=rows).sample
@@ -209,5 +209,5 @@ FAMILY = Family(
     matches=matches,
     load=load,
     missing=missing,
-    predict_eps=predict_eps,
+    forward=forward,
 )

@@ -14,7 +14,6 @@ from diffusers import UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from ..diffusion.schedule import NoiseSchedule
 from ..models.autoencoder import read_autoencoder
 from ..models.clip import read_text_encoder, read_tokenizer
 from ..models.downloads import VIDEO_MODELS, Need
@@ -27,7 +26,7 @@ from ..models.weights import (
     read_weights,
     weight_files,
 )
-from .base import Companions, Family, ModelError, VideoModel
+from .base import Companions, Family, ModelError, VideoModel, read_schedule
 
 PLAIN_ATTENTION_TOKENS = 256  # up to here two matrix products beat the fused kernel on a CPU
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -60,7 +59,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         vae=vae,
         text_encoder=read_text_encoder(path / "text_encoder", dtype),
         tokenizer=read_tokenizer(path / "tokenizer"),
-        schedule=NoiseSchedule.from_config(scheduler),
+        schedule=read_schedule(scheduler, path),
         scheduler_config=scheduler,
         frames=about.get("frames", 16),
         height=about.get("height", height * 8),
@@ -106,7 +105,7 @@ def _sides(config: dict) -> tuple[int, int]:
     return (sides[0], sides[1]) if isinstance(sides, list) else (sides, sides)
 
 
-def predict_eps(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+def forward(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     """UNet3DConditionModel repeats the text for every frame itself."""
     return unet(latents, timesteps, encoder_hidden_states=text).sample
 
@@ -120,5 +119,5 @@ FAMILY = Family(
     matches=matches,
     load=load,
     missing=missing,
-    predict_eps=predict_eps,
+    forward=forward,
 )

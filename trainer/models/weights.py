@@ -136,8 +136,11 @@ def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dic
     A pickle is read with ``weights_only``, which runs no code, and its ``state_dict`` taken out.
     Raises ModelError for a missing, damaged or foreign file.
     """
+    if not path.is_file():
+        raise ModelError(f"'{path}' does not exist or is no file. Check the path.")
+    kind = _content(path)
     try:
-        found = _safetensors(path, keep) if _is_safetensors(path) else _pickled(path, keep)
+        found = _safetensors(path, keep) if kind == "safetensors" else _pickled(path, keep)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"'{path}' is damaged, or holds more than tensors and was not opened because it could "
@@ -152,8 +155,42 @@ def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dic
     return found
 
 
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix.lower() == ".safetensors"
+def file_metadata(path: Path) -> dict[str, str]:
+    """The header's words of a safetensors file; empty for any other."""
+    if _content(path) != "safetensors":
+        return {}
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return file.metadata() or {}
+
+
+def _content(path: Path) -> str:
+    """Either "safetensors" or "pickle", by what ``path`` holds, whatever its suffix says.
+
+    Raises ModelError for what a browser or git leaves in place of a download.
+    """
+    with path.open("rb") as file:
+        start = file.read(256)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError(
+            f"'{path}' is a web page, not weights. Download the file itself: most pages have a "
+            "download button or a link that ends in its name."
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise ModelError(
+            f"'{path}' is only a pointer of git-lfs, not the weights. Run `git lfs pull` in its "
+            "folder, or download the file with a browser."
+        )
+    if text.startswith((b'{"error', b"invalid username", b"access to model")):
+        raise ModelError(
+            f"'{path}' is an error message that was saved in place of the weights. Download it "
+            "again, logged in where the page asks for it."
+        )
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "pickle"
+    # A safetensors file begins with the length of its header and the header's bracket.
+    is_safe = start[8:9] == b"{" or path.suffix.lower() == ".safetensors"
+    return "safetensors" if is_safe else "pickle"
 
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -176,10 +213,12 @@ def _shape(file: Any, key: str) -> Tensor:
 
 
 def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    with torch.serialization.safe_globals([ModelCheckpoint]):
-        # A map of the file: an optimizer or an average beside the weights is then never read.
+    # A map of the file: an optimizer or an average beside the weights is then never read.
+    mapped = zipfile.is_zipfile(path) and path.suffix.lower() != ".safetensors"
+    with torch.serialization.safe_globals([ModelCheckpoint]), path.open("rb") as file:
+        # PyTorch takes a path that ends in .safetensors for what it says, a stream for what it is.
         found = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped
         )
     if isinstance(found, Mapping):
         found = found.get("state_dict", found)
