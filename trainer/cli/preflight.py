@@ -17,6 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +61,24 @@ def run(options: argparse.Namespace) -> int:
     readiness.require()
     from ..distill.preflight import preflight
 
-    report = preflight(config, lambda text: print(text, flush=True))
+    with _ending_in_order():
+        report = preflight(config, lambda text: print(text, flush=True))
     print(report.text())
     _write(options.json, report.to_json())
     return 0 if report.fits else 1
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Inside, a polite kill ends as Ctrl+C does, temporary files included."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write(path: Path | None, content: dict[str, Any]) -> None:
