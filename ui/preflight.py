@@ -47,10 +47,10 @@ def preflight_panel(moment: Moment) -> str:
         return ""
     if task.running:
         return _running(task.label, task.output)
-    if task.stopped:
-        return notice("quiet", f"{TITLE}: stopped", "You stopped it. Nothing was changed.")
     if not _is_of_the_form(site):
         return '<p class="quiet">The last test was made with other settings: test again.</p>'
+    if task.stopped:
+        return notice("quiet", f"{TITLE}: stopped", "You stopped it. Nothing was changed.")
     report = _report(site)
     if report is not None:
         return _shown(task.label, report)
