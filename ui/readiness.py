@@ -132,7 +132,7 @@ def _row(finding: Finding) -> str:
     text = escape(finding.text).replace("\n", "<br>")
     return (
         f'<div class="finding {finding.state}"><i>{MARKS[finding.state]}</i>'
-        f"<div><b>{escape(finding.part)}</b> {text}{more}</div></div>"
+        f"<div><b>{escape(finding.part)}:</b> {text}{more}</div></div>"
     )
 
 

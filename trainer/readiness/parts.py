@@ -141,7 +141,7 @@ def _used(folder: ImageFolder) -> Finding:
 
 
 def _captions(folder: ImageFolder) -> Finding:
-    own = sum(record.caption_source in ("txt", "caption") for record in folder.used)
+    own = sum(record.captioned for record in folder.used)
     odd = sum(any(note.startswith("caption") for note in record.notes) for record in folder.used)
     text = f"{own} of {len(folder.used)} images have one"
     text += f", {odd} with remarks (cut off, empty)." if odd else "."
