@@ -75,10 +75,10 @@ class Readings:
             return self._look if fresh else known
 
     def _work(self, asked: str, draft: Draft) -> None:
-        look = Look(asked, made=time.monotonic())
+        look = Look(asked, problem="The check itself failed: the terminal of the page says how.")
         try:
             config = to_config(draft.values, self._places, self._places.runs / "run")
-            look = replace(look, readiness=self.check(config))
+            look = Look(asked, self.check(config))
         except EXPECTED as error:
             look = replace(look, problem=str(error) or type(error).__name__)
         finally:
