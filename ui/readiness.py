@@ -66,7 +66,7 @@ class Readings:
             known = self._look
             old = time.monotonic() - known.made > AGAIN_SECONDS and not known.ready
             if known.busy or (known.asked == asked and not old):
-                return known if known.asked == asked else replace(known, busy=True)
+                return known if known.asked == asked else Look(asked, busy=True)
             fresh = known.asked != asked
             self._look = Look(asked, busy=True) if fresh else replace(known, busy=True)
             thread = threading.Thread(target=self._work, args=(asked, draft), daemon=True)
