@@ -314,7 +314,7 @@ def test_clip_vision_without_a_path_or_with_lost_weights_says_so(tmp_path: Path)
     save_file({k: v for k, v in keys.items() if ".2." not in k}, tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match="do not fit"):
         build_features(str(tmp_path / "cut.safetensors"), "modelscope")
-    (tmp_path / "torn.safetensors").write_bytes(b"<!DOCTYPE html>")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10" + b"\0" * 7 + b"{")
     with pytest.raises(ValueError, match="damaged"):
         build_features(str(tmp_path / "torn.safetensors"), "modelscope")
 

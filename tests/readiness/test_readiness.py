@@ -276,3 +276,15 @@ def test_every_way_to_train_is_checked(models, no_networks, tmp_path):
     said: list[str] = []
     require_ready(load_config(overrides={"images": str(style_folder("ink"))}), said.append)
     assert said[-1].endswith("Ready.")
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_header_as_long_as_a_pickle_begins_is_no_pickle(start, tmp_path):
+    """The first bytes of a safetensors file are the length of its header: any number."""
+    from trainer.models.weights import read_file
+
+    length = int.from_bytes(start + b"\0" * (8 - len(start)), "little")
+    head = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    body = length.to_bytes(8, "little") + head.ljust(length) + b"\0" * 4
+    (tmp_path / "x.safetensors").write_bytes(body)
+    assert read_file(tmp_path / "x.safetensors")["x"].tolist() == [0.0]

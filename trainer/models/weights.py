@@ -186,11 +186,13 @@ def _content(path: Path) -> str:
             f"'{path}' is an error message that was saved in place of the weights. Download it "
             "again, logged in where the page asks for it."
         )
+    # A safetensors file begins with the length of its header, which may look like a pickle's first
+    # byte (0x80) or a zip's (PK), and the header's bracket; no pickle or zip has one there.
+    if start[8:9] == b"{":
+        return "safetensors"
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "pickle"
-    # A safetensors file begins with the length of its header and the header's bracket.
-    is_safe = start[8:9] == b"{" or path.suffix.lower() == ".safetensors"
-    return "safetensors" if is_safe else "pickle"
+    return "safetensors" if path.suffix.lower() == ".safetensors" else "pickle"
 
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
