@@ -70,13 +70,22 @@ def facts(status: RunStatus, events: Events) -> str:
 
 
 def charts(status: RunStatus, events: Events) -> str:
-    """What previews measured: movement, style and content; folded, the losses behind them."""
+    """What previews measured; folded, the losses behind it."""
     steps = [event for event in events if event["kind"] == "step"]
     previews = [event for event in events if event["kind"] == "preview"]
     waiting = "The first point comes with the first preview."
     if status.run.config_path.is_file() and not steps:
         waiting = "The first point comes with the first preview; the base model is at work."
-    measured = (
+    return (
+        f'<div class="charts">{_measured(previews, waiting)}</div>'
+        f'<details class="expert"><summary>Losses, for experts</summary>'
+        f'<div class="charts">{_losses(steps)}</div></details>'
+    )
+
+
+def _measured(previews: Events, waiting: str) -> str:
+    """Movement, style and content against the original."""
+    drawn = (
         line_chart(
             "Movement kept", _by_steps(previews, "motion_kept"), percent=True, from_zero=True,
             levels=(Level("the original's", 1.0), Level("too little", MOTION_ALARM, alarm=True)),
@@ -96,7 +105,11 @@ def charts(status: RunStatus, events: Events) -> str:
             "style. It should stay level; a fall means that pictures dissolve.", empty=waiting,
         ),
     )  # fmt: skip
-    losses = (
+    return "".join(drawn)
+
+
+def _losses(steps: Events) -> str:
+    drawn = (
         line_chart(
             "Motion loss", _loss(steps, "consistency", "motion consistency", 0), from_zero=True,
             help_text="How far few steps are from the original's many. It falls quickly, then "
@@ -112,11 +125,7 @@ def charts(status: RunStatus, events: Events) -> str:
             empty="The first step is not done yet.",
         ),
     )  # fmt: skip
-    return (
-        f'<div class="charts">{"".join(measured)}</div>'
-        f'<details class="expert"><summary>Losses, for experts</summary>'
-        f'<div class="charts">{"".join(losses)}</div></details>'
-    )
+    return "".join(drawn)
 
 
 def _loss(events: Events, name: str, label: str, colour: int) -> list[Line]:
