@@ -177,6 +177,7 @@ def _style(
     pixels, shown = s.frames.batch(len(captions), draws.image_seed)
     real_text, wrong, mask = text, None, None
     if judged:
+        shown = s.prompts.judged(shown)
         real_text = s.model.pooled_text(shown)
         if options.mismatched_captions:
             pairing = mismatch_permutation(shown, generator_for(draws.mismatch_seed, step))
