@@ -69,4 +69,5 @@ def test_frames_without_captions_of_their_own_are_not_conditional(tmp_path):
     file = prompts_file(tmp_path, "a red circle moving\ta red circle\na blue star\n")
     assert not build_prompts(file, NONE, ["zorn"] * 4, "zorn").conditional
     assert not build_prompts(None, NONE, ["zorn"] * 4, "zorn").conditional
-    assert build_prompts(file, NONE, ["a red circle, zorn", "a blue star, zorn"], "zorn").conditional
+    captions = ["a red circle, zorn", "a blue star, zorn"]
+    assert build_prompts(file, NONE, captions, "zorn").conditional

@@ -6,7 +6,7 @@ Teacher beside student at each number of steps, and how much of the motion is le
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,11 +92,15 @@ class Previewer:
         self._style = style
         self._reach: StyleReach | None = None
 
-    def make(self, folder: Path) -> Preview:
+    def make(
+        self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Preview:
         """Sample the averaged adapter at every number of steps and write clips, grid and poster to
-        ``folder``.
+        ``folder``; ``progress`` is told how many of all columns are done, and may raise.
         """
         s = self.session
+        total = 1 + len(s.config.preview.steps)
+        progress(0, total)
         folder.mkdir(parents=True, exist_ok=True)
         clips: dict[str, np.ndarray] = {
             f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()
@@ -104,7 +108,8 @@ class Previewer:
         self._write(self.teacher(), folder, "teacher")
         kept: dict[int, float] = {}
         reached: dict[int, float | None] = {}
-        for steps in s.config.preview.steps:
+        for done, steps in enumerate(s.config.preview.steps, 1):
+            progress(done, total)
             with s.ema.applied():
                 frames = self._sample(steps)
             clips[f"student, {steps} step{'s' if steps > 1 else ''}"] = frames
@@ -112,6 +117,7 @@ class Previewer:
             reached[steps] = self._style_reached(frames)
             self._write(frames, folder, f"steps-{steps}")
         write_grid(self.prompts, clips, folder / "grid", s.fps)
+        progress(total, total)
         prompts = json.dumps(self.prompts, ensure_ascii=False)
         atomic_write(folder / "prompts.json", prompts.encode("utf-8"))
         return Preview(folder, kept, {k: v for k, v in reached.items() if v is not None})

@@ -44,6 +44,7 @@ from .sources import (
     real_frames,
 )
 from .student import Student
+from .waits import IMAGES, MODEL
 
 REPLAY_CAPACITY = 256
 
@@ -102,6 +103,7 @@ def build_session(
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
     device = accelerator.device
+    progress(MODEL, 0, 0)
     model = load_model(
         config.model,
         base_dtype(config.hardware.precision, device),
@@ -113,11 +115,16 @@ def build_session(
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
     if config.adversarial.weight and config.images is None:
         log("No image folder: frames of the motion source stand in for style images.")
+    if config.images is not None:
+        progress(IMAGES, 0, 0)
     images = load_images(config, model, height, width, log)
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     student = build_student(config, model, device, log)
-    motions, prompts = load_motions(config, student, prompts, shape, (height, width), log, progress)
+    size = (height, width)
+    motions, prompts = load_motions(
+        config, student, prompts, shape, size, accelerator, log, progress
+    )
     decoder = build_decoder(config, model, device)
     parts = trained_parts(config, model, device)
     compared = config.aims_at_ends and config.adversarial.content_weight and parts["features"]
