@@ -47,7 +47,7 @@ def finish(child: subprocess.Popen[bytes]) -> None:
 def test_created_run_has_the_layout_and_its_config(run: Run) -> None:
     assert run.samples.is_dir() and run.checkpoints.is_dir()
     assert Run.open(run.path) == run
-    assert run.config() == load_config()
+    assert run.config() == with_overrides(load_config(), {"run": run.path})
     assert run.name == "Mein Stil ü"
     assert run.export_path.name == "Mein Stil ü.safetensors"
 

@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import torch
 
-from ..config import TrainConfig
+from ..config import TrainConfig, refuse_uneven_timesteps
 from ..runs.events import plain
 from ..runs.guards import NanGuard
-from ..runs.progress import RunLog
+from ..runs.progress import RunLog, forget_peak, peak_gib
 from .distiller import Distiller
 from .estimate import estimate
 from .export import preview_prompts
@@ -74,6 +74,8 @@ def preflight(config: TrainConfig) -> PreflightReport:
     An out-of-memory error of the device becomes a report that does not fit, with the memory that
     shapes alone ask for (`estimate`) and with advice. Raises what `build_session` raises.
     """
+    refuse_uneven_timesteps(config)
+    forget_peak()
     accelerator = make_accelerator(config)
     log = RunLog(None)
     try:
@@ -108,8 +110,7 @@ def _time_preview(previewer: Previewer) -> float:
 def _peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / GIB
-    info = psutil.Process().memory_info()
-    return getattr(info, "peak_wset", info.rss) / GIB
+    return peak_gib()
 
 
 def _available_gib(device: torch.device) -> float:
