@@ -158,7 +158,9 @@ def fetch_library(
     clips = plan_clips(prompts, config.data.library_clips)
     store = _Store(recipe, student, ContentCache(config.data.cache))
     found = store.read(clips)
-    if len(found) < len(clips):
+    if len(found) == len(clips):
+        log(f"All {len(clips)} clips of the {STAGE} are there already.")
+    else:
         made = -(-recipe.steps // recipe.stride)
         log(
             f"The teacher rolls out {len(clips) - len(found)} of {len(clips)} clips in {made} "
