@@ -27,13 +27,14 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data.cache import ContentCache
-from ..families import VideoModel
+from ..families import VideoModel, load_model
 from ..families.base import clips_at_once
+from ..lora.adapter import add_lora
 from ..runs.files import atomic_write
 from ..runs.guards import StopRequested
 from .draws import TRAJECTORY, generator_for, lowest_level
 from .motions import TrajectoryLibrary, roll_out
-from .prompts import PromptSet
+from .prompts import PromptSet, build_prompts
 from .student import Student
 
 logger = logging.getLogger(__name__)
@@ -276,6 +277,24 @@ def read_shipped(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read (%s); its clips are made again", file, error)
         return {}
+
+
+def ship_library(config: TrainConfig, file: Path) -> None:
+    """Roll out the library of ``config``'s base model on the CPU, from its own ``prompts.txt``, and
+    write it to ``file`` for all users of that model.
+    """
+    model = load_model(config.model)
+    shape = model.latent_shape(model.frames, model.height, model.width)
+    prompts = build_prompts(config.prompts, model.path / "prompts.txt", [])
+    add_lora(model.unet, 1, 1.0, 0)  # switched off for the teacher
+    student, accelerator = Student(model), Accelerator(cpu=True)
+    library = fetch_library(config, student, prompts, shape, accelerator, print, _say)
+    clips = plan_clips(prompts, config.data.library_clips)
+    write_shipped(file, Recipe.of(config, model, shape), clips, library.states)
+
+
+def _say(what: str, done: int, total: int) -> None:
+    print(f"{what}: {done} of {total}", end="\r", flush=True)
 
 
 def write_shipped(file: Path, recipe: Recipe, clips: Sequence[Clip], library: Tensor) -> None:

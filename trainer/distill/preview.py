@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,6 +91,7 @@ class Previewer:
         self.seed = session.config.seed if seed is None else seed
         self._teacher: np.ndarray | None = None
         self._style = style
+        self._between: Callable[[], None] = lambda: None
         self._reach: StyleReach | None = None
 
     def make(
@@ -100,7 +102,8 @@ class Previewer:
         """
         s = self.session
         total = 1 + len(s.config.preview.steps)
-        progress(0, total)
+        self._between = partial(progress, 0, total)
+        self._between()
         folder.mkdir(parents=True, exist_ok=True)
         clips: dict[str, np.ndarray] = {
             f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()
@@ -109,7 +112,8 @@ class Previewer:
         kept: dict[int, float] = {}
         reached: dict[int, float | None] = {}
         for done, steps in enumerate(s.config.preview.steps, 1):
-            progress(done, total)
+            self._between = partial(progress, done, total)
+            self._between()
             with s.ema.applied():
                 frames = self._sample(steps)
             clips[f"student, {steps} step{'s' if steps > 1 else ''}"] = frames
@@ -118,6 +122,7 @@ class Previewer:
             self._write(frames, folder, f"steps-{steps}")
         write_grid(self.prompts, clips, folder / "grid", s.fps)
         progress(total, total)
+        self._between = lambda: None
         prompts = json.dumps(self.prompts, ensure_ascii=False)
         atomic_write(folder / "prompts.json", prompts.encode("utf-8"))
         return Preview(folder, kept, {k: v for k, v in reached.items() if v is not None})
@@ -164,6 +169,7 @@ class Previewer:
             steps=steps,
             seed=self.seed,
             size=size,
+            between=self._between,
             **options,
         )
         return as_frames(clips)

@@ -41,7 +41,8 @@ class Waits:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._log, self._update, self._stop = log, update, stop
-        self._what, self._bar, self._written = "", None, 0.0  # type: ignore[var-annotated]
+        self._what, self._written = "", 0.0
+        self._bar: Progress | None = None
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
         if self._stop():
