@@ -20,6 +20,7 @@ from .info import VideoInfo, video_info
 from .model import build_native_model, wrap_model
 from .notices import tell
 from .patches import unsupported
+from .sampling import prediction_of
 
 PREFIX = "diffusion_model."
 
@@ -35,16 +36,18 @@ def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool 
 
     check_base(model, module)
     config = model.model.model_config.unet_config
+    v_prediction = prediction_of(model) == "V_PREDICTION"
+    scheduler = SCHEDULER_CONFIG | ({"prediction_type": "v_prediction"} if v_prediction else {})
     native = build_native_model(
         NativeMotionUNet,
         unet_options(config, module),
         dtype=model.model.get_dtype(),
-        scheduler_config=SCHEDULER_CONFIG,
+        scheduler_config=scheduler,
         latent_format=model.model.latent_format,
     )
     names = key_names(config)
     fill_weights(native.diffusion_model, model, module, names)
-    info = motion_info(module)
+    info = motion_info(module, scheduler)
     out = wrap_model(native, info, _loader(model, module), disable_dynamic)
     out.load_device, out.offload_device = model.load_device, model.offload_device
     carry_over(model, out, names)
@@ -183,7 +186,7 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
         )
 
 
-def motion_info(module: MotionModule) -> VideoInfo:
+def motion_info(module: MotionModule, scheduler: dict[str, Any]) -> VideoInfo:
     """What the nodes know of the clip model; lengths up to the module's last position."""
     return VideoInfo(
         family="animatediff",
@@ -194,5 +197,5 @@ def motion_info(module: MotionModule) -> VideoInfo:
         height=512,
         fps=8,
         licence=LICENCE,
-        scheduler_config=dict(SCHEDULER_CONFIG),
+        scheduler_config=scheduler,
     )

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig
+from ..readiness import require_ready
 from ..runs.best import best_step
 from ..runs.checkpoints import (
     checkpoint_path,
@@ -175,11 +176,7 @@ class Loop:
             return None
         finally:
             waits.over()
-        kept = {str(steps): round(ratio, 4) for steps, ratio in made.motion_kept.items()}
-        reached = {str(steps): round(part, 4) for steps, part in made.style_reached.items()}
-        self.events.append(
-            "preview", step=self.step, folder=folder.name, motion_kept=kept, style_reached=reached
-        )
+        self.events.append("preview", step=self.step, folder=folder.name, **made.event())
         if made.alarm and self.step:
             self.events.append("alarm", step=self.step, message=made.alarm)
             self.log(f"Warning: {made.alarm}")
@@ -247,11 +244,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(mixed_precision="no", cpu=config.hardware.device == "cpu")
 
 
-def train(run: Run, *, resume: bool = False) -> RunState:
+def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
     """Train the run at ``run`` to its end in this process and return its last state.
 
-    Any failure is written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints
-    stay.
+    First everything it needs is looked up, unless that was ``checked`` a moment ago. Any failure is
+    written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints stay.
     """
     config = run.config()
     accelerator = make_accelerator(config)
@@ -263,6 +260,8 @@ def train(run: Run, *, resume: bool = False) -> RunState:
             run.clear_stop()
         board.update()
         try:
+            if main and not checked:
+                require_ready(config, log)
             return _train_locked(run, config, accelerator, log, stop, board, resume)
         except StopRequested as request:
             log(str(request))

@@ -5,7 +5,7 @@ One record per family, one loaded object per model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
+from ..models.downloads import Need
 from ..models.weights import ModelError
 from ..words import allowed_frames
 
@@ -47,8 +48,9 @@ class Family:
 
     ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
     weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
-    reads it with its companions; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h,
-    w), timesteps (B,), text (B, L, D)) -> eps (B, C, F, h, w)``.
+    reads it with its companions; ``missing`` names, in a moment, the parts that `load` would not
+    find; ``forward`` is the network's pass ``(unet, latents (B, C, F, h, w), timesteps (B,), text
+    (B, L, D)) -> (B, C, F, h, w)``, which predicts what the model's schedule says.
     """
 
     name: str
@@ -58,7 +60,8 @@ class Family:
     frames: tuple[int, ...]
     matches: Callable[[Path], bool]
     load: Callable[[Path, torch.dtype, Companions], VideoModel]
-    predict_eps: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    missing: Callable[[Path, Companions], tuple[Need, ...]]
+    forward: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -195,8 +198,8 @@ class VideoModel:
         """Predicted noise (B, C, F, h, w) in fp32 for ``latents`` of that shape, ``timesteps``
         (B,), ``text`` (B, L, D).
         """
-        out = self.family.predict_eps(self.unet, latents.to(self.dtype), timesteps, text)
-        return out.float()
+        out = self.family.forward(self.unet, latents.to(self.dtype), timesteps, text)
+        return self.schedule.eps_from_output(latents, out.float(), timesteps)
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """Latents (N, 4, H/8, W/8), scaled, of ``pixels`` (N, 3, H, W) in [-1, 1].
@@ -252,6 +255,22 @@ class VideoModel:
             height // self.latent_factor,
             width // self.latent_factor,
         )
+
+
+def read_schedule(config: Mapping[str, Any], source: Path) -> NoiseSchedule:
+    """The noise schedule of a scheduler ``config``; ``source`` is what to name in an error.
+
+    Raises ModelError for a schedule that ends in pure noise, ValueError as
+    `NoiseSchedule.from_config`.
+    """
+    schedule = NoiseSchedule.from_config(config)
+    if float(schedule.alphas_cumprod[-1]) == 0:
+        raise ModelError(
+            f"'{source}' has a zero terminal SNR schedule (`rescale_betas_zero_snr`): its last "
+            "level holds no signal, and that is where sampling in a few steps begins. Use the "
+            "model without it."
+        )
+    return schedule
 
 
 def clips_at_once(shape: tuple[int, int, int, int]) -> int:

@@ -99,6 +99,11 @@ def motion_module(
         weights[f"down_blocks.{i}.motion_modules.0.norm.weight"].shape[0]
         for i in range(len(layers))
     )
+    if not any(key.startswith("up_blocks.") for key in weights):
+        raise MotionModuleError(
+            f"'{name}' has motion modules in the down blocks only, as the motion part of a "
+            "SparseCtrl has. Choose a whole motion module such as mm_sd_v15_v2 or v3_sd15_mm."
+        )
     heads = config.get("motion_num_attention_heads", HEADS)
     if not isinstance(heads, int) or any(width % heads for width in channels):
         raise MotionModuleError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 import sys
 import time
 import traceback
@@ -28,28 +26,6 @@ def memory_gib() -> float:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved() / GIB
     return psutil.Process().memory_info().rss / GIB
-
-
-def peak_gib() -> float:
-    """The most main memory in GiB that this process has had, since `forget_peak` on Linux."""
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return info.peak_wset / GIB
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return max(int(found[1]) * 1024, info.rss) / GIB
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return max(used if sys.platform == "darwin" else used * 1024, info.rss) / GIB
-
-
-def forget_peak() -> None:
-    """Begin a new measurement where the system can (Linux); elsewhere the peak is the process's."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 class RunLog:
