@@ -128,7 +128,12 @@ class DataTab:
     def _report(self) -> None:
         with gr.Row(equal_height=True, elem_classes="pair"):
             self.view = gr.Radio(
-                list(VIEWS), value=REMARKS, label="Report", scale=3, elem_id="report-view"
+                list(VIEWS),
+                value=REMARKS,
+                label="Report",
+                scale=3,
+                min_width=320,
+                elem_id="report-view",
             )
             self.back = gr.Button("Previous files", size="sm", min_width=110)
             self.forth = gr.Button("Next files", size="sm", min_width=110, elem_id="next-files")
