@@ -207,6 +207,7 @@ def test_uploaded_pictures_get_captions_that_are_kept(trainer, chromium, tmp_pat
         for file in files:
             packed.write(file, f"set/{file.name}")
     with opened(chromium, trainer.url) as page:
+        page.get_by_text("images used").wait_for()  # of the folder that a new page opens with
         with page.expect_file_chooser() as chooser:
             page.locator("#upload-images").click()
         chooser.value.set_files(str(archive))
