@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainer.models.about import read_about
 from ...trainer.models.weights import (
     check_fit,
     init_options,
@@ -244,19 +245,22 @@ def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -
     from ...trainer.families import family_of
 
     family = family_of(folder)
-    about = read_json(folder / "mcm.json") if (folder / "mcm.json").is_file() else {}
     factor = _latent_factor(folder)
     sides = config.get("sample_size") or 32
     height, width = sides if isinstance(sides, list) else (sides, sides)
+    about = read_about(
+        folder, name=folder.name, frames=16, width=width * factor, height=height * factor, fps=8,
+        licence=family.licence,
+    )  # fmt: skip
     return VideoInfo(
         family=family.name,
-        name=about.get("name", folder.name),
+        name=about["name"],
         frames=family.frames,
-        default_frames=about.get("frames", 16),
-        width=about.get("width", width * factor),
-        height=about.get("height", height * factor),
-        fps=about.get("fps", 8),
-        licence=about.get("licence", family.licence),
+        default_frames=about["frames"],
+        width=about["width"],
+        height=about["height"],
+        fps=about["fps"],
+        licence=about["licence"],
         scheduler_config=scheduler,
         latent_factor=factor,
         weight_files=tuple(weight_files(folder / "unet")),

@@ -73,6 +73,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     _check_text(text_encoder, image)
     stored = folder is not None and (folder / "tokenizer").is_dir()
     unet, base_hash = _unet(image, module, dtype)
+    scheduler = {**SCHEDULER_CONFIG, "prediction_type": image.prediction}
     return VideoModel(
         family=FAMILY,
         name=path.stem if folder is None else path.name,
@@ -81,8 +82,8 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         vae=_vae(image, companions.vae),
         text_encoder=text_encoder,
         tokenizer=read_tokenizer(path / "tokenizer") if stored else clip_tokenizer(),
-        schedule=NoiseSchedule.from_config(SCHEDULER_CONFIG),
-        scheduler_config=dict(SCHEDULER_CONFIG),
+        schedule=NoiseSchedule.from_config(scheduler),
+        scheduler_config=scheduler,
         frames=min(16, module.max_frames),
         height=512,
         width=512,

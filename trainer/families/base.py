@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
+from ..models.prediction import EPSILON, VELOCITY
 from ..models.weights import ModelError
 from ..words import allowed_frames
 
@@ -48,7 +49,7 @@ class Family:
     ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
     weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
     reads it with its companions; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h,
-    w), timesteps (B,), text (B, L, D)) -> eps (B, C, F, h, w)``.
+    w), timesteps (B,), text (B, L, D)) -> (B, C, F, h, w)``: eps, or v where the model predicts it.
     """
 
     name: str
@@ -100,6 +101,11 @@ class VideoModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.unet.parameters()).dtype
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts, "epsilon" or "v_prediction"."""
+        return self.scheduler_config.get("prediction_type", EPSILON)
 
     @property
     def max_tokens(self) -> int:
@@ -193,10 +199,12 @@ class VideoModel:
 
     def predict_eps(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Predicted noise (B, C, F, h, w) in fp32 for ``latents`` of that shape, ``timesteps``
-        (B,), ``text`` (B, L, D).
+        (B,), ``text`` (B, L, D); also of a model that predicts v.
         """
-        out = self.family.predict_eps(self.unet, latents.to(self.dtype), timesteps, text)
-        return out.float()
+        out = self.family.predict_eps(self.unet, latents.to(self.dtype), timesteps, text).float()
+        if self.prediction_type == VELOCITY:
+            return self.schedule.eps_from_v(latents.float(), out, timesteps)
+        return out
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """Latents (N, 4, H/8, W/8), scaled, of ``pixels`` (N, 3, H, W) in [-1, 1].

@@ -15,8 +15,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
+from ..models.about import read_about
 from ..models.autoencoder import read_autoencoder
 from ..models.clip import read_text_encoder, read_tokenizer
+from ..models.prediction import prediction_type
 from ..models.weights import (
     build_network,
     file_hash,
@@ -43,14 +45,17 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     _check_parts(path, companions)
     config = read_json(path / "unet" / "config.json")
     unet = _unet(path / "unet", config, dtype)
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    about = read_json(path / "mcm.json") if (path / "mcm.json").is_file() else {}
+    scheduler = read_scheduler(path)
     height, width = _sides(config)
+    about = read_about(
+        path, name=path.name, frames=16, height=height * 8, width=width * 8, fps=8,
+        licence=FAMILY.licence,
+    )  # fmt: skip
     if height * width <= PLAIN_ATTENTION_TOKENS:
         unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
     return VideoModel(
         family=FAMILY,
-        name=about.get("name", path.name),
+        name=about["name"],
         path=path,
         unet=unet,
         vae=read_autoencoder(companions.vae or path / "vae"),
@@ -58,13 +63,22 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         tokenizer=read_tokenizer(path / "tokenizer"),
         schedule=NoiseSchedule.from_config(scheduler),
         scheduler_config=scheduler,
-        frames=about.get("frames", 16),
-        height=about.get("height", height * 8),
-        width=about.get("width", width * 8),
-        fps=about.get("fps", 8),
+        frames=about["frames"],
+        height=about["height"],
+        width=about["width"],
+        fps=about["fps"],
         base_hash=file_hash(weight_files(path / "unet")),
-        licence=about.get("licence", FAMILY.licence),
+        licence=about["licence"],
     ).freeze()
+
+
+def read_scheduler(path: Path) -> dict:
+    """The scheduler config of folder ``path``. Raises ModelError for a prediction that is not
+    supported.
+    """
+    file = path / "scheduler" / "scheduler_config.json"
+    config = read_json(file)
+    return {**config, "prediction_type": prediction_type(config, file)}
 
 
 def _check_parts(path: Path, companions: Companions) -> None:

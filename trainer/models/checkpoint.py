@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .prediction import checkpoint_prediction, prediction_type
 from .sd15 import LEVELS, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, diffusers_name
-from .weights import ModelError, read_file, read_weights
+from .weights import ModelError, read_file, read_json, read_weights
 
 WANTED = "AnimateDiff needs a checkpoint of Stable Diffusion 1.5."
 
@@ -24,6 +25,8 @@ FOREIGN = (
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint", WANTED),
     ("temp_attentions.", "a ModelScope UNet", "Give its whole diffusers folder as `model`."),
 )
+GUIDED = (".time_embed.cond_proj.", "time_embedding.cond_proj.")
+"""Pieces of keys of a UNet that takes the guidance as an input: a whole model distilled by LCM."""
 INPUTS = {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}
 
 
@@ -31,12 +34,14 @@ INPUTS = {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}
 class ImageModel:
     """Weights of a Stable Diffusion 1.5 in its file's dtypes: ``unet`` by diffusers' names,
     ``text`` and ``vae`` as stored. Those of a diffusers folder are read by `families`.
+    ``prediction`` is one of `prediction.PREDICTIONS`.
     """
 
     path: Path
     unet: dict[str, Tensor]
     text: dict[str, Tensor]
     vae: dict[str, Tensor]
+    prediction: str = "epsilon"
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -55,17 +60,21 @@ def read_image_model(path: Path) -> ImageModel:
     """Read a checkpoint file in original keys, or the UNet of a diffusers folder.
 
     Averaged weights (`model_ema.`) are left out, as ComfyUI does. Raises ModelError: unreadable,
-    another kind of model, or one without text encoder.
+    another kind of model, one of another prediction, or one without text encoder.
     """
     if path.is_dir():
-        found = ImageModel(path, read_weights(path / "unet"), {}, {})
+        weights = read_weights(path / "unet")
+        refuse_few_step(weights, path)
+        found = ImageModel(path, weights, {}, {}, _folder_prediction(path))
         _check_layout(found)
         return found
     weights = read_file(path, lambda key: not key.startswith("model_ema."))
     _refuse_foreign(weights, path)
+    refuse_few_step(weights, path)
+    said = checkpoint_prediction(path, weights)
     found = ImageModel(
         path, _renamed(_part(weights, UNET_PREFIX)), _part(weights, TEXT_PREFIX),
-        _part(weights, VAE_PREFIX),
+        _part(weights, VAE_PREFIX), prediction_type(said, path),
     )  # fmt: skip
     _check_layout(found)
     if not found.text:
@@ -90,6 +99,24 @@ def _refuse_foreign(keys: Iterable[str], path: Path) -> None:
             f"'{path}' is no Stable Diffusion 1.5 checkpoint: none of its {len(names)} keys begins "
             f"with `{UNET_PREFIX}` (there is {shown}). {WANTED}"
         )
+
+
+def refuse_few_step(keys: Iterable[str], path: Path) -> None:
+    """Raise ModelError for a checkpoint that is distilled for few steps already, by its ``keys``.
+
+    It would lack its guidance input here, and there would be nothing left to distil.
+    """
+    if any(piece in f".{key}" for key in keys for piece in GUIDED):
+        raise ModelError(
+            f"'{path}' is distilled for few steps already (LCM: `time_embed.cond_proj` takes the "
+            "guidance). Choose the checkpoint that it was made from; training here makes that fast."
+        )
+
+
+def _folder_prediction(path: Path) -> str:
+    """Of a diffusers folder, by its scheduler; "epsilon" where it has none."""
+    config = path / "scheduler" / "scheduler_config.json"
+    return prediction_type(read_json(config) if config.is_file() else {}, path)
 
 
 def _renamed(original: Mapping[str, Tensor]) -> dict[str, Tensor]:

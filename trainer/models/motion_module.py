@@ -95,6 +95,7 @@ def motion_module(
     config = config or {}
     weights = convert_keys(state, name)
     layers, depth = _count_layers(weights, name)
+    _check_up_blocks(weights, layers, name)
     channels = tuple(
         weights[f"down_blocks.{i}.motion_modules.0.norm.weight"].shape[0]
         for i in range(len(layers))
@@ -242,6 +243,24 @@ def _count_layers(weights: Mapping[str, Tensor], name: str) -> tuple[tuple[int, 
             "motion modules of one depth are supported."
         )
     return layers, next(iter(depths.values()))
+
+
+def _check_up_blocks(weights: Mapping[str, Tensor], layers: tuple[int, ...], name: str) -> None:
+    """Raise MotionModuleError unless each up block has one module more than its down block."""
+    parts = [PART.fullmatch(key) for key in weights]
+    up = {(int(p[2]), int(p[4])) for p in parts if p and p[1] == "up_blocks"}
+    wanted = {(i, j) for i, count in enumerate(reversed(layers)) for j in range(count + 1)}
+    if not up:
+        raise MotionModuleError(
+            f"'{name}' has motion modules on the way down only: it is a headless one (of a "
+            "ControlNet or SparseCtrl encoder), and moves no video by itself. Choose mm_sd_v15_v2, "
+            "v3_sd15_mm or another whole motion module."
+        )
+    if up != wanted:
+        raise MotionModuleError(
+            f"'{name}' is an incomplete motion module: its up blocks hold {len(up)} modules, "
+            f"{len(wanted)} belong there. Download the file again."
+        )
 
 
 def _complete_encodings(weights: dict[str, Tensor], frames: int) -> None:

@@ -8,6 +8,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
 """In order of preference: safetensors cannot carry code, full precision can become any other."""
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+AGAIN = "Download it again."
+
+# What people really have under the name of a weights file, by its first bytes, and what to do.
+FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded",
+     "Run `git lfs pull` where it was cloned, or download the file itself."),
+    (b"GGUF", "a GGUF file", "Use the model's .safetensors file."),
+    (b"Rar!", "a RAR archive", "Unpack it first."),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it first."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+    (b"%PDF", "a PDF document", AGAIN),
+    (b"\x89HDF", "a Keras or TensorFlow file (HDF5)", "Use the model's .safetensors file."),
+)  # fmt: skip
+FIRST_BYTES = 64
+MAX_HEADER = 2**32  # bytes of a safetensors header; text at its place is far more
+PICKLES = (b"PK\x03\x04", b"\x80")
+"""A PyTorch file is a zip since version 1.6, a plain pickle before."""
 
 
 class ModelError(ValueError):
@@ -99,27 +117,68 @@ def _shards(index: Path) -> list[Path]:
 def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
     """The tensors of one file whose keys ``keep`` takes, on the CPU, in the file's dtypes.
 
-    A pickle is read with ``weights_only``, which runs no code, and its ``state_dict`` taken out.
-    Raises ModelError for a missing, damaged or foreign file.
+    The content decides how a file is read, not its suffix. A pickle is read with ``weights_only``,
+    which runs no code, and its ``state_dict`` taken out. Raises ModelError for a missing, damaged
+    or foreign file.
     """
     try:
-        found = _safetensors(path, keep) if _is_safetensors(path) else _pickled(path, keep)
+        found = _safetensors(path, keep) if is_safetensors(path) else _pickled(path, keep)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"'{path}' is damaged, or holds more than tensors and was not opened because it could "
             "run code. Use the .safetensors file of this model."
         ) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(
-            f"'{path}' is damaged or incomplete ({_first_line(error)}). Download it again."
+            f"'{path}' is damaged or incomplete ({_first_line(error)}). {AGAIN}"
         ) from error
     if not found:
         raise ModelError(f"'{path}' is not a file of weights. Download the model again.")
     return found
 
 
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix.lower() == ".safetensors"
+def is_safetensors(path: Path) -> bool:
+    """Whether the content of ``path`` is to be read as safetensors, whatever its suffix.
+
+    Raises ModelError for what people have in place of weights: a web page, a Git LFS pointer, an
+    archive. OSError when there is no such file.
+    """
+    with path.open("rb") as file:
+        first = file.read(FIRST_BYTES)
+    if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < MAX_HEADER:
+        return True
+    if found := foreign(first):
+        raise ModelError(f"'{path}' is {found[0]}. {found[1]}")
+    return not first.startswith(PICKLES) and path.suffix.lower() == ".safetensors"
+
+
+def foreign(first: bytes) -> tuple[str, str] | None:
+    """What a file that begins with ``first`` is, when it holds no weights at all, and what to do
+    then; None for any other.
+    """
+    for magic, what, advice in FOREIGN:
+        if first.startswith(magic):
+            return what, advice
+    if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", b"{", b"[")):
+        return "a web page (HTML) or text, most likely a failed download", AGAIN
+    return None
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    """The header's strings of a safetensors file; empty for any other. Raises ModelError."""
+    try:
+        if not is_safetensors(path):
+            return {}
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"'{path}' is damaged or incomplete ({_first_line(error)}). {AGAIN}"
+        ) from error
 
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -128,11 +187,14 @@ def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
 
 
 def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    with torch.serialization.safe_globals([ModelCheckpoint]):
+    with ExitStack() as stack:
+        stack.enter_context(torch.serialization.safe_globals([ModelCheckpoint]))
         # A map of the file: an optimizer or an average beside the weights is then never read.
-        found = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        source: Any = path
+        mapped = zipfile.is_zipfile(path)
+        if path.suffix.lower() == ".safetensors":  # given the path, torch would go by the suffix
+            mapped, source = False, stack.enter_context(path.open("rb"))
+        found = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     if isinstance(found, Mapping):
         found = found.get("state_dict", found)
     if not isinstance(found, Mapping):
