@@ -20,6 +20,7 @@ from .info import VideoInfo, video_info
 from .model import build_native_model, wrap_model
 from .notices import tell
 from .patches import unsupported
+from .prediction import PATCH, image_prediction, only_prediction
 
 PREFIX = "diffusion_model."
 
@@ -34,17 +35,18 @@ def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool 
     from .motion_unet import NativeMotionUNet
 
     check_base(model, module)
+    scheduler = {**SCHEDULER_CONFIG, "prediction_type": image_prediction(model)}
     config = model.model.model_config.unet_config
     native = build_native_model(
         NativeMotionUNet,
         unet_options(config, module),
         dtype=model.model.get_dtype(),
-        scheduler_config=SCHEDULER_CONFIG,
+        scheduler_config=scheduler,
         latent_format=model.model.latent_format,
     )
     names = key_names(config)
     fill_weights(native.diffusion_model, model, module, names)
-    info = motion_info(module)
+    info = motion_info(module, scheduler)
     out = wrap_model(native, info, _loader(model, module), disable_dynamic)
     out.load_device, out.offload_device = model.load_device, model.offload_device
     carry_over(model, out, names)
@@ -172,7 +174,7 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
     for name, patch in model.object_patches.items():
         if name == "manual_cast_dtype":
             out.set_model_compute_dtype(patch)
-        else:
+        elif name != PATCH or not only_prediction(model):
             lost.append(name)
     lost += [*model.injections, *model.weight_wrapper_patches, *model.additional_models]
     if lost:
@@ -183,7 +185,9 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
         )
 
 
-def motion_info(module: MotionModule) -> VideoInfo:
+def motion_info(
+    module: MotionModule, scheduler: Mapping[str, Any] = SCHEDULER_CONFIG
+) -> VideoInfo:
     """What the nodes know of the clip model; lengths up to the module's last position."""
     return VideoInfo(
         family="animatediff",
@@ -194,5 +198,5 @@ def motion_info(module: MotionModule) -> VideoInfo:
         height=512,
         fps=8,
         licence=LICENCE,
-        scheduler_config=dict(SCHEDULER_CONFIG),
+        scheduler_config=dict(scheduler),
     )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ...trainer.models.about import read_about
+from ...trainer.models.prediction import PREDICTIONS
+from ...trainer.models.sound import check_latents
 from ...trainer.models.weights import (
     check_fit,
     init_options,
@@ -81,8 +83,8 @@ def build_native_model(
     import comfy.latent_formats
     from comfy.model_base import ModelType
 
-    kinds = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
-    prediction = scheduler_config.get("prediction_type", "epsilon")
+    kinds = dict(zip(PREDICTIONS, (ModelType.EPS, ModelType.V_PREDICTION), strict=True))
+    prediction = scheduler_config.get("prediction_type", PREDICTIONS[0])
     if prediction not in kinds:
         raise ValueError(
             f"`prediction_type`={prediction!r} is not supported; use {' or '.join(kinds)}."
@@ -170,9 +172,20 @@ def wrap_model(
     patcher = new_patcher(model, loader, disable_dynamic)
     wrap(patcher, "OUTER_SAMPLE", "mcm_videos", sample_videos)  # first, so that it is outermost
     wrap(patcher, "OUTER_SAMPLE", "mcm_patches", report_lost_patches)
+    wrap(patcher, "OUTER_SAMPLE", "mcm_sound", check_clip)
     add_previews(patcher)
     refuse_control_loras(patcher)
     return patcher
+
+
+def check_clip(executor: Any, *args: Any, **named: Any) -> Tensor:
+    """Around ``CFGGuider.outer_sample``: raise ValueError naming the cause for latents of NaN,
+    which a VAE would decode to black frames without a word.
+    """
+    latents = executor(*args, **named)
+    model = executor.class_obj.model_patcher.model
+    check_latents(latents, model.diffusion_model, model.manual_cast_dtype)
+    return latents
 
 
 def choose_dtype(weight_dtype: str, weights: dict[str, Tensor]) -> torch.dtype:

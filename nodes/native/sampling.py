@@ -19,6 +19,7 @@ from .advice import advise
 from .core import core_moves_step_seed, wrap
 from .info import video_info
 from .latents import frames_of
+from .prediction import KINDS, prediction_of
 
 TIMESTEP_SCALING = 4.0
 ORIGINAL_STEPS = 50
@@ -50,7 +51,7 @@ def apply_model_sampling(
             f"'{info.name}' has a zero terminal SNR schedule, whose last level holds no signal: "
             "few-step LoRAs cannot be used with it. Take the base model without rescaling."
         )
-    sampling = _sampling_class(model.model.model_type.name)(
+    sampling = _sampling_class(KINDS[prediction_of(model)])(
         model.model.model_config, info.scheduler_config, timestep_scaling, original_steps
     )
     clone = model.clone()
@@ -61,15 +62,15 @@ def apply_model_sampling(
 
 
 @lru_cache
-def _sampling_class(prediction: str) -> type:
-    """The model sampling for what the network predicts, "EPS" or "V_PREDICTION"."""
+def _sampling_class(kind: str) -> type:
+    """The model sampling of core's ``kind`` of prediction, "EPS" or "V_PREDICTION"."""
     import comfy.model_sampling
 
     from ...trainer.diffusion.consistency import boundary_scalings
     from .model import diffusers_sigmas
 
     class FewStepSampling(
-        comfy.model_sampling.ModelSamplingDiscrete, getattr(comfy.model_sampling, prediction)
+        comfy.model_sampling.ModelSamplingDiscrete, getattr(comfy.model_sampling, kind)
     ):
         """``original_steps`` noise levels of the base model and the consistency function."""
 

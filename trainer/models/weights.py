@@ -7,8 +7,8 @@ import inspect
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,22 +121,29 @@ def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dic
     which runs no code, and its ``state_dict`` taken out. Raises ModelError for a missing, damaged
     or foreign file.
     """
-    try:
+    with file_errors(path):
         found = _safetensors(path, keep) if is_safetensors(path) else _pickled(path, keep)
+    if not found:
+        raise ModelError(f"'{path}' is not a file of weights. Download the model again.")
+    return found
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Inside, what a damaged or foreign file raises is a ModelError that says what to do."""
+    try:
+        yield
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"'{path}' is damaged, or holds more than tensors and was not opened because it could "
             "run code. Use the .safetensors file of this model."
         ) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(
             f"'{path}' is damaged or incomplete ({_first_line(error)}). {AGAIN}"
         ) from error
-    if not found:
-        raise ModelError(f"'{path}' is not a file of weights. Download the model again.")
-    return found
 
 
 def is_safetensors(path: Path) -> bool:
@@ -168,17 +175,11 @@ def foreign(first: bytes) -> tuple[str, str] | None:
 
 def file_metadata(path: Path) -> dict[str, str]:
     """The header's strings of a safetensors file; empty for any other. Raises ModelError."""
-    try:
+    with file_errors(path):
         if not is_safetensors(path):
             return {}
         with safe_open(path, framework="pt", device="cpu") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(
-            f"'{path}' is damaged or incomplete ({_first_line(error)}). {AGAIN}"
-        ) from error
 
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -186,7 +187,22 @@ def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118
 
 
+def file_keys(path: Path) -> list[str]:
+    """The keys in a weights file; of a safetensors file by its header alone. Errors as `read_file`.
+    """
+    with file_errors(path):
+        if not is_safetensors(path):
+            return [str(key) for key in _unpickled(path)]
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return list(file.keys())
+
+
 def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    found = _unpickled(path)
+    return {k: v for k, v in found.items() if isinstance(v, Tensor) and keep(str(k))}
+
+
+def _unpickled(path: Path) -> Mapping[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(torch.serialization.safe_globals([ModelCheckpoint]))
         # A map of the file: an optimizer or an average beside the weights is then never read.
@@ -197,9 +213,7 @@ def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
         found = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     if isinstance(found, Mapping):
         found = found.get("state_dict", found)
-    if not isinstance(found, Mapping):
-        return {}
-    return {k: v for k, v in found.items() if isinstance(v, Tensor) and keep(str(k))}
+    return found if isinstance(found, Mapping) else {}
 
 
 def init_options(network: type, config: Mapping[str, Any]) -> dict[str, Any]:
