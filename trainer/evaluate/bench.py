@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,9 @@ from torch import Tensor
 from ..data.videos import VideoSet, scan_videos
 from ..families.base import VideoModel
 from ..lora.adapter import apply_lora
-from ..lora.formats import LoraFile
+from ..lora.few_step import fit_few_step
+from ..lora.formats import LoraFile, read_lora
+from ..lora.recommended import read_recommended
 from ..mini.looks import Look
 from .generate import generate_clips
 from .networks import Measuring
@@ -122,15 +124,27 @@ class Bench:
         return Sight(label, seen, as_frames(clips), seconds)
 
 
+def fit_student(model: VideoModel, path: Path) -> LoraFile:
+    """The few-step LoRA at ``path``, its pairs by the module paths of ``model``.
+
+    Raises LoraError for a file that is damaged, that is none, or that belongs to another model.
+    """
+    found = read_lora(path, model.unet)
+    names = (model.family.name, model.name, path.name)
+    pairs = fit_few_step(found, model.unet, *names, model.prediction_type)
+    return replace(found, pairs=pairs)
+
+
 @contextmanager
 def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]:
     """``model`` with the LoRA merged in, inside; gives the sampler options it was distilled with.
 
     Without a file the model stays as it is and the options are empty.
     """
+    options = sampling_options(file)
     undo = None if file is None else apply_lora(model.unet, file.pairs)
     try:
-        yield sampling_options(file)
+        yield options
     finally:
         if undo is not None:
             undo()
@@ -138,9 +152,9 @@ def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]
 
 def sampling_options(file: LoraFile | None) -> dict[str, Any]:
     """Sampler options that must be those of the distillation, from the LoRA's own metadata."""
-    found = {} if file is None else file.metadata
-    kinds: dict[str, Callable[[str], Any]] = {"timestep_scaling": float, "original_steps": int}
-    return {k: kind(found[f"mcm.{k}"]) for k, kind in kinds.items() if f"mcm.{k}" in found}
+    if file is None:
+        return {}
+    return read_recommended(file.metadata, file.path.name).sampling
 
 
 def machine(model: VideoModel) -> dict[str, Any]:

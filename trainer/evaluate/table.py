@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..families.base import VideoModel
-from ..lora.formats import LoraFile, read_lora
+from ..lora.formats import LoraFile
 from ..mini.looks import Look, public_video
 from ..sheets import Row
-from .bench import SEEDS_PER_RUN, TRUE_CLIPS_PER_PROMPT, Bench, Progress, Sight, machine, merged
+from .bench import SEEDS_PER_RUN, TRUE_CLIPS_PER_PROMPT, Bench, Progress, Sight, fit_student, machine, merged
 from .distances import RESAMPLES
 from .networks import Measuring, feature_network, judge_network
 from .published import with_clip, with_videomae
@@ -107,7 +107,7 @@ def evaluate(
         raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
     network = judge_network() if mini else feature_network(features, model.name, features_path)
     network = _with_extra(network, videomae, clip)
-    file = None if lora is None else read_lora(lora, model.unet)
+    file = None if lora is None else fit_student(model, lora)
     captions = draw_prompts(count, seed, prompts)
     bench = Bench(model, network, captions, seed, batch_size, progress)
     worlds = _true_worlds(style) if mini and prompts is None else {}
