@@ -20,9 +20,9 @@ from trainer.config import (
     to_toml,
     with_overrides,
 )
-from trainer.data.captions import find_sidecar
 from trainer.data.files import file_sha256
 from trainer.data.images import scan_images
+from trainer.data.sidecars import find_sidecar
 from trainer.evaluate.truth import bundled_look, draw_prompts, true_clips
 from trainer.media import write_clip
 from trainer.mini.looks import STYLES, Look, public_video, random_style

@@ -103,7 +103,7 @@ class ReferenceDistiller(Distiller):
     @torch.no_grad()
     def teacher_step(self, latents: Tensor, batch: Batch) -> Tensor:
         """One guided DDIM step (B, C, F, h, w) of the separate teacher, in two passes."""
-        predict = self.session.model.family.predict_eps
+        predict = self.session.model.family.forward
         text, t_from = batch.text.float(), batch.t_from
         empty = self.empty.expand_as(batch.text).float()
         cond = predict(self.teacher, latents, t_from, text).float()

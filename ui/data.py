@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
-from trainer.data.captions import CaptionRules, find_sidecar, write_caption
+from trainer.data.captions import CaptionRules, write_caption
 from trainer.data.images import ImageFolder, ImageRecord, scan_images
 from trainer.data.pixels import open_image, to_rgb
 from trainer.data.quality import Finding, Seen, examine, findings
+from trainer.data.scan import SHARED
+from trainer.data.sidecars import find_sidecar
 from trainer.families.tokens import token_counter
 
 THUMB = 176
@@ -38,7 +38,7 @@ class Scan:
 
     @property
     def uncaptioned(self) -> list[ImageRecord]:
-        return [r for r in self.used if r.caption_source not in ("txt", "caption")]
+        return [r for r in self.used if not r.captioned]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ScanOptions:
     """What decides how a folder is read; sizes in pixels."""
 
     trigger: str = ""
-    prompt_template: str = "{trigger}"
+    prompt_template: str = "[trigger]"
     min_side: int = 32
     height: int = 64
     width: int = 64
@@ -86,7 +86,7 @@ class Scans:
                 return self._seen[key]
         try:
             look = examine(record.path)
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except (OSError, ValueError):
             return None
         with self._lock:
             self._seen[key] = look
@@ -108,27 +108,25 @@ class Scans:
         return target
 
 
-def raw_caption(record: ImageRecord) -> str:
-    """The caption file's own text, to be edited; empty when there is none or it is unreadable."""
-    sidecar = find_sidecar(record.path)
-    if sidecar is None:
-        return ""
-    try:
-        return sidecar.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
 def save_caption(scan: Scan, index: int, text: str) -> Scan:
-    """Write the caption of used image ``index``; the scan with what the model now sees."""
-    record = scan.used[index]
-    write_caption(record.path, text)
-    caption = scan.rules.read(record.path, scan.folder.root)
-    kept = [note for note in record.notes if not note.startswith("caption: ")]
-    notes = [*kept, *(f"caption: {problem}" for problem in caption.problems)]
-    changed = replace(record, caption=caption.text, caption_source=caption.source, notes=notes)
-    records = [changed if r.path == record.path else r for r in scan.folder.records]
+    """Write the caption of used image ``index``; the scan with what the model now sees, also of the
+    other images that share the caption file.
+    """
+    written = write_caption(scan.used[index].path, text)
+    records = [
+        _read_again(scan, record)
+        if record.status == "used" and find_sidecar(record.path) == written
+        else record
+        for record in scan.folder.records
+    ]
     return replace(scan, folder=replace(scan.folder, records=records))
+
+
+def _read_again(scan: Scan, record: ImageRecord) -> ImageRecord:
+    caption = scan.rules.read(record.path, scan.folder.root)
+    kept = [note for note in record.notes if not note.startswith("caption: ") or SHARED in note]
+    notes = [*kept, *(f"caption: {problem}" for problem in caption.problems)]
+    return replace(record, caption=caption.text, caption_source=caption.source, notes=notes)
 
 
 def summary(scan: Scan) -> str:

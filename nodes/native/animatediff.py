@@ -35,8 +35,8 @@ def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool 
     from .motion_unet import NativeMotionUNet
 
     check_base(model, module)
-    scheduler = {**SCHEDULER_CONFIG, "prediction_type": image_prediction(model)}
     config = model.model.model_config.unet_config
+    scheduler = {**SCHEDULER_CONFIG, "prediction_type": image_prediction(model)}
     native = build_native_model(
         NativeMotionUNet,
         unet_options(config, module),
@@ -185,9 +185,7 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
         )
 
 
-def motion_info(
-    module: MotionModule, scheduler: Mapping[str, Any] = SCHEDULER_CONFIG
-) -> VideoInfo:
+def motion_info(module: MotionModule, scheduler: dict[str, Any]) -> VideoInfo:
     """What the nodes know of the clip model; lengths up to the module's last position."""
     return VideoInfo(
         family="animatediff",
@@ -198,5 +196,5 @@ def motion_info(
         height=512,
         fps=8,
         licence=LICENCE,
-        scheduler_config=dict(scheduler),
+        scheduler_config=scheduler,
     )

@@ -12,52 +12,27 @@ from typing import Any
 import torch
 
 from ...trainer.models.checkpoint import refuse_few_step
-from ...trainer.models.prediction import (
-    EPSILON,
-    VELOCITY,
-    checkpoint_prediction,
-    prediction_type,
-)
+from ...trainer.models.prediction import PREDICTIONS, checkpoint_prediction
 from ...trainer.models.weights import FILE_SUFFIXES, file_keys
 from .notices import tell
+from .sampling import prediction_of
 
 PATCH = "model_sampling"
-KINDS = {EPSILON: "EPS", VELOCITY: "V_PREDICTION"}
-"""diffusers' name -> the class in `comfy.model_sampling`."""
-
-
-def prediction_of(model: Any) -> str:
-    """What the sampling of MODEL `model` takes the network's output for, nodes upstream included.
-
-    Raises ValueError for anything but noise and velocity.
-    """
-    import comfy.model_sampling as core
-
-    sampling = model.get_model_object(PATCH)
-    others = tuple(getattr(core, name) for name in ("EDM", "X0") if hasattr(core, name))
-    if not isinstance(sampling, others):
-        if isinstance(sampling, core.V_PREDICTION):
-            return VELOCITY
-        if isinstance(sampling, core.EPS):
-            return EPSILON
-    kind = next(k.__name__ for k in type(sampling).__mro__ if "calculate_denoised" in vars(k))
-    raise ValueError(
-        f"The MODEL is sampled as {kind}; only eps and v_prediction are supported. "
-        "Remove the model sampling node before this one, or choose another checkpoint."
-    )
 
 
 def image_prediction(model: Any) -> str:
-    """The same for MODEL `model` of an image checkpoint, where its file may know better.
+    """What the network of MODEL `model`, an image model, predicts: as ComfyUI samples it, nodes
+    upstream included, or as its file says, which may know better.
 
-    Raises ModelError for a file of a kind that cannot be used (zero terminal SNR, LCM).
+    Raises ValueError for another prediction, ModelError for a file of a kind that cannot be used
+    (zero terminal SNR, LCM).
     """
-    own, path = prediction_of(model), checkpoint_path(model)
+    own, path = PREDICTIONS[prediction_of(model) == "V_PREDICTION"], checkpoint_path(model)
     if path is None:
         return own
     keys = file_keys(path)
     refuse_few_step(keys, path)
-    said = prediction_type(checkpoint_prediction(path, keys), path)
+    said = checkpoint_prediction(path, keys)
     if said == own or PATCH in model.object_patches:  # the user's own node decides
         return own
     tell(

@@ -19,7 +19,6 @@ from .advice import advise
 from .core import core_moves_step_seed, wrap
 from .info import video_info
 from .latents import frames_of
-from .prediction import KINDS, prediction_of
 
 TIMESTEP_SCALING = 4.0
 ORIGINAL_STEPS = 50
@@ -51,7 +50,7 @@ def apply_model_sampling(
             f"'{info.name}' has a zero terminal SNR schedule, whose last level holds no signal: "
             "few-step LoRAs cannot be used with it. Take the base model without rescaling."
         )
-    sampling = _sampling_class(KINDS[prediction_of(model)])(
+    sampling = _sampling_class(prediction_of(model))(
         model.model.model_config, info.scheduler_config, timestep_scaling, original_steps
     )
     clone = model.clone()
@@ -61,16 +60,36 @@ def apply_model_sampling(
     return clone
 
 
+def prediction_of(model: Any) -> str:
+    """What the network of MODEL ``model`` predicts, "EPS" or "V_PREDICTION", as core reads it now:
+    by the checkpoint, or by a *ModelSamplingDiscrete* after it.
+
+    Raises ValueError for any other kind.
+    """
+    import comfy.model_sampling as kinds
+
+    sampling = model.get_model_object("model_sampling")
+    others = (kinds.EDM, kinds.X0)  # of the same base classes, so they are asked first
+    if isinstance(sampling, kinds.EPS) and not isinstance(sampling, others):
+        return "V_PREDICTION" if isinstance(sampling, kinds.V_PREDICTION) else "EPS"
+    found = type(sampling).__mro__[1:3]
+    raise ValueError(
+        f"The MODEL is sampled as {' with '.join(each.__name__ for each in found)}; clip models of "
+        "this pack predict noise (eps) or velocity (v_prediction). Take the model sampling node "
+        "before this one away."
+    )
+
+
 @lru_cache
-def _sampling_class(kind: str) -> type:
-    """The model sampling of core's ``kind`` of prediction, "EPS" or "V_PREDICTION"."""
+def _sampling_class(prediction: str) -> type:
+    """The model sampling for what the network predicts, "EPS" or "V_PREDICTION"."""
     import comfy.model_sampling
 
     from ...trainer.diffusion.consistency import boundary_scalings
     from .model import diffusers_sigmas
 
     class FewStepSampling(
-        comfy.model_sampling.ModelSamplingDiscrete, getattr(comfy.model_sampling, kind)
+        comfy.model_sampling.ModelSamplingDiscrete, getattr(comfy.model_sampling, prediction)
     ):
         """``original_steps`` noise levels of the base model and the consistency function."""
 

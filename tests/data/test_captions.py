@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from trainer.data.captions import (
-    MAX_CAPTION_BYTES,
     CaptionRules,
     fill_template,
     read_caption,
     write_caption,
 )
 from trainer.data.records import DataError
+from trainer.data.sidecars import MAX_CAPTION_BYTES
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_sidecar_text_is_the_caption(image: Path, suffix: str) -> None:
     caption = read_caption(image)
     assert caption.text == "ein Bär, 熊"
     assert caption.source == suffix.lower().lstrip(".")
-    assert caption.problems == () and caption.error is None
+    assert caption.problems == ()
 
 
 def test_byte_order_mark_is_no_part_of_the_caption(image: Path) -> None:
@@ -41,30 +41,94 @@ def test_byte_order_mark_is_no_part_of_the_caption(image: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "text", "remark"),
+    [
+        (b"\xef\xbb\xbf" * 2 + "ein Bär".encode(), "ein Bär", ""),
+        ("ein Bär".encode("latin-1"), "ein Bär", "read as Windows-1252; save it as UTF-8"),
+        ("ein Bär".encode("utf-16"), "ein Bär", "read as UTF-16"),
+        ("ein Bär".encode("utf-16-le"), "ein Bär", "read as UTF-16"),
+        ("ein Bär".encode("utf-16-be"), "ein Bär", "read as UTF-16"),
+    ],
+)
+def test_every_usual_encoding_is_read_and_remarked(
+    image: Path, data: bytes, text: str, remark: str
+) -> None:
+    sidecar(image, data)
+    caption = read_caption(image)
+    assert (caption.text, caption.source) == (text, "txt")
+    assert remark in " ".join(caption.problems) and bool(remark) == bool(caption.problems)
+
+
+@pytest.mark.parametrize(
     ("data", "match"),
     [
-        ("ein Bär".encode("latin-1"), r"not UTF-8 \(byte 6\)"),
-        ("a bear".encode("utf-16"), "not UTF-8"),
-        ("a bear".encode("utf-16-le"), "NUL"),
+        (b"\x89PNG\r\n" + bytes(3), "NUL"),
         (b"x" * (MAX_CAPTION_BYTES + 1), "larger than 64 KiB"),
     ],
 )
-def test_undecodable_caption_is_an_error_and_never_guessed(
+def test_what_is_no_text_is_reported_and_the_template_speaks(
     image: Path, data: bytes, match: str
 ) -> None:
     sidecar(image, data)
     caption = read_caption(image, trigger="zorn")
-    assert caption.text == ""
-    assert re.search(match, str(caption.error))
+    assert (caption.text, caption.source) == ("zorn", "template")
+    assert match in caption.problems[0]
 
 
-def test_caption_link_out_of_the_folder_is_an_error(tmp_path: Path) -> None:
+def test_caption_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "secret").write_text("password", encoding="utf-8")
     image = tmp_path / "data" / "x.png"
     image.with_suffix(".txt").symlink_to(tmp_path / "secret")
     caption = read_caption(image)
-    assert caption.text == "" and "leaves the folder" in str(caption.error)
+    assert caption.text == "" and "leaves the folder" in caption.problems[0]
+
+
+@pytest.mark.parametrize("name", ["über.txt", "über.Txt", "über.CAPTION", "über.png.txt"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_every_spelling_of_a_caption_files_name_is_found(
+    tmp_path: Path, name: str, form: str
+) -> None:
+    image = tmp_path / unicodedata.normalize("NFC", "über.png")
+    (tmp_path / unicodedata.normalize(form, name)).write_text("found", encoding="utf-8")
+    assert read_caption(image).text == "found"
+
+
+TABLES_AS_WRITTEN = {
+    "metadata.jsonl": '{"file_name": "in/x.png", "text": "a bear"}\n\n'
+    '{"file_name": "y.png", "caption": "other"}\n',
+    "captions.json": '{"x.png": "a bear", "y.png": {"caption": "other"}}',
+    "metadata.json": '[{"image": "x.png", "prompt": ["a bear", "second"]}]',
+    "meta_cap.json": '{"D:\\\\pictures\\\\x": {"tags": "a bear"}}',
+}
+
+
+@pytest.mark.parametrize("table", TABLES_AS_WRITTEN)
+def test_tables_of_other_trainers_are_read(tmp_path: Path, table: str) -> None:
+    (tmp_path / table).write_text(TABLES_AS_WRITTEN[table], encoding="utf-8")
+    image = tmp_path / "in" / "x.png"
+    image.parent.mkdir()
+    caption = CaptionRules().read(image, tmp_path)
+    assert (caption.text, caption.source, caption.problems) == ("a bear", "table", ())
+    assert CaptionRules().read(tmp_path / "in" / "z.png", tmp_path).source == "neutral"
+    sidecar(image, b"its own")
+    assert CaptionRules().read(image, tmp_path).text == "its own"
+
+
+def test_a_damaged_table_is_reported(image: Path) -> None:
+    (image.parent / "metadata.jsonl").write_text(
+        f'{{"file_name": "{image.name}", "text": "a bear"}}\n{{"file_name": ', encoding="utf-8"
+    )
+    caption = read_caption(image)
+    assert caption.text == "a bear"
+    assert "metadata.jsonl is damaged" in caption.problems[0]
+
+
+@pytest.mark.parametrize("token", ["[trigger]", "[Trigger]", "[TRIGGER]", "{trigger}"])
+def test_every_spelling_of_the_trigger_token_is_replaced(image: Path, token: str) -> None:
+    sidecar(image, f"{token}, a bear".encode())
+    assert read_caption(image, trigger="zorn").text == "zorn, a bear"
+    assert fill_template(f"a {token} painting", "zorn") == "a zorn painting"
 
 
 def test_trigger_token_is_replaced_everywhere(image: Path) -> None:
@@ -119,7 +183,7 @@ def test_two_sidecars_are_reported_and_txt_wins(image: Path) -> None:
     sidecar(image, b"two", ".caption")
     caption = read_caption(image)
     assert caption.text == "one"
-    assert "both" in caption.problems[0]
+    assert "ein Bär.txt and ein Bär.caption exist; ein Bär.txt is used" in caption.problems[0]
 
 
 def test_too_long_caption_is_reported_with_its_length(image: Path) -> None:

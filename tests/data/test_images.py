@@ -13,6 +13,9 @@ from trainer.data.images import DataError, ImageFolder, ImageRecord, ImageSet, l
 from trainer.data.images import scan_images as scan
 
 
+BLANK = "looks blank: one colour and nothing else"
+
+
 def save(path: Path, colour: object = (200, 40, 90), size: tuple[int, int] = (80, 64)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)  # type: ignore[arg-type]
@@ -48,7 +51,7 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "zero.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("hello", encoding="utf-8")
     (tmp_path / "bomb.png").write_bytes(png_header(30000, 30000))
-    (tmp_path / "large.png").write_bytes(png_header(10000, 9000))
+    (tmp_path / "large.png").write_bytes(png_header(20001, 20000))
     (tmp_path / "hollow.png").write_bytes(png_header(100, 100))
     save(tmp_path / "tiny.png", size=(63, 200))
     (tmp_path / "photo.HEIC").write_bytes(b"x")
@@ -81,6 +84,65 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
     assert (len(found.used), len(found.refused), len(found.ignored)) == (2, 8, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "status", "said"),
+    [
+        ("a.png", b"\0\0\0\x18ftypheic" + bytes(9), "refused", "it is a HEIC image"),
+        ("a.heic", b"\0\0\0\x18ftypheic" + bytes(9), "refused", "it is a HEIC image"),
+        ("a.jxl", b"\xff\x0a" + bytes(9), "refused", "it is a JPEG XL image"),
+        ("a.jpg", b"<!DOCTYPE html>log in", "refused", "it is a web page"),
+        ("a.png", b"\0\0\0\x18ftypisom" + bytes(9), "refused", "it is a video"),
+        ("a.webp", b"version https://git-lfs.github.com", "refused", "a pointer of git-lfs"),
+        ("a.png", b"<svg xmlns=", "refused", "it is an SVG drawing"),
+        ("photo", b"\x89PNG\r\n", "ignored", "its content is a PNG; give its name that suffix"),
+        ("a.jpg_large", b"\xff\xd8\xff\xe0", "ignored", "its content is a JPEG"),
+        ("a.md", b"hello", "ignored", "not an image"),
+    ],
+)
+def test_files_are_known_by_their_content(
+    tmp_path: Path, name: str, data: bytes, status: str, said: str
+) -> None:
+    save(tmp_path / "sub" / "good.png")
+    (tmp_path / name).write_bytes(data)
+    record = record_of(scan(tmp_path), name)
+    assert record.status == status and said in record.reason
+
+
+def test_an_image_under_a_wrong_name_is_used_and_noted(tmp_path: Path) -> None:
+    data = noise_jpeg(tmp_path / "x.jpg")
+    (tmp_path / "x.jpg").rename(tmp_path / "x.HEIC")
+    (tmp_path / "y.png").write_bytes(data)
+    wrong, silent = scan(tmp_path).used
+    assert wrong.notes == ["named .HEIC, but it is a JPEG"]
+    assert silent.notes == ["same file as x.HEIC"]
+    assert load_image(wrong, 16, 16).std() > 1
+
+
+def test_a_large_scan_is_shrunk_not_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((7100, 7100, 3), np.uint8)
+    pixels[:, 3550:] = (250, 120, 30)
+    Image.fromarray(pixels).save(tmp_path / "scan.jpg", quality=90)
+    record = scan(tmp_path).used[0]
+    assert (record.width, record.height) == (7100, 7100)
+    assert record.notes == ["50 megapixels: shrunk when used, which takes time"]
+    found = load_image(record, 32, 32).astype(int)
+    assert np.abs(found[:, :12]).max() <= 8 and np.abs(found[:, 20:] - (250, 120, 30)).max() <= 8
+
+
+def test_blank_and_nearly_black_images_are_noted(tmp_path: Path) -> None:
+    save(tmp_path / "blank.png")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(np.kron(noise[:8, :8] // 32, np.ones((8, 8, 1), np.uint8))).save(
+        tmp_path / "dark.png"
+    )
+    Image.fromarray(noise).save(tmp_path / "good.png")
+    assert {r.path.stem: r.notes for r in scan(tmp_path).used} == {
+        "blank": [BLANK],
+        "dark": ["is nearly black"],
+        "good": [],
+    }
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff"])
 def test_formats_are_read(tmp_path: Path, suffix: str) -> None:
     save(tmp_path / f"x{suffix.upper()}")
@@ -95,7 +157,7 @@ def test_of_an_animation_the_first_frame_is_used_and_noted(tmp_path: Path, suffi
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], duration=100)
     record = scan(tmp_path).used[0]
-    assert record.notes == ["the first of 3 frames is used"]
+    assert record.notes == ["the first of 3 frames is used", BLANK]
     assert np.abs(load_image(record, 8, 8).astype(int) - (255, 0, 0)).max() <= 6
 
 
@@ -105,7 +167,7 @@ def test_size_is_the_upright_one_also_of_a_nearly_square_jpeg(tmp_path: Path) ->
     Image.new("RGB", (101, 100)).save(tmp_path / "x.jpg", exif=exif)
     record = scan(tmp_path).used[0]
     assert (record.width, record.height) == (100, 101)
-    assert record.notes == ["turned upright by its EXIF orientation"]
+    assert record.notes == ["turned upright by its EXIF orientation", BLANK]
 
 
 def test_natural_order_and_names_with_umlauts_and_blanks(tmp_path: Path) -> None:
@@ -152,13 +214,14 @@ def test_captions_and_their_problems_are_in_the_records(tmp_path: Path) -> None:
         "a": ("zorn bear", "caption"),
         "bom": ("ein Bär", "txt"),
         "empty": ("in zorn style", "template"),
+        "latin": ("ein Bär", "txt"),
         "long": ("one two three", "txt"),
         "none": ("in zorn style", "template"),
     }
-    assert "not UTF-8" in record_of(found, "latin.png").reason
-    assert record_of(found, "empty.png").notes[0] == "caption: empty.txt is empty, not used"
-    assert "too long: 2 tokens" in record_of(found, "long.png").notes[0]
-    assert record_of(found, "a.png").notes == record_of(found, "bom.png").notes == []
+    assert "read as Windows-1252" in record_of(found, "latin.png").notes[1]
+    assert record_of(found, "empty.png").notes[1] == "caption: empty.txt is empty, not used"
+    assert "too long: 2 tokens" in record_of(found, "long.png").notes[1]
+    assert record_of(found, "a.png").notes == record_of(found, "bom.png").notes == [BLANK]
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
@@ -189,7 +252,7 @@ def test_exact_doubles_are_noted(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.png").write_bytes(data)
     first, second = scan(tmp_path).used
-    assert first.notes == [] and second.notes == ["same file as a.png"]
+    assert first.notes == [BLANK] and second.notes == [BLANK, "same file as a.png"]
     assert first.sha256 == second.sha256 and len(first.sha256) == 64
 
 
@@ -200,7 +263,8 @@ def test_report_lists_files_prompts_and_reasons(tmp_path: Path) -> None:
     report = scan(tmp_path).report()
     assert "1 used (1 with a caption, 0 without), 1 refused, 0 ignored" in report
     assert "note: '3_bär': every file counts 3 times" in report
-    assert 'used     80x64   x3       3_bär/x y.png  "a bear"' in report.splitlines()
+    row = f'used     80x64   x3       3_bär/x y.png  "a bear" [{BLANK}]'
+    assert row in report.splitlines()
     assert "refused  -       -        zero.png" in report
 
 

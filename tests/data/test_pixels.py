@@ -68,6 +68,13 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     assert notes == ["16 bit or float, scaled to 8 bit"]
 
 
+def test_16_bit_files_whose_values_use_few_bits_are_noted(tmp_path: Path) -> None:
+    values = np.linspace(0, 1023, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    _, notes = decoded(tmp_path / "x.png")
+    assert notes[1] == "uses 10 of its 16 bits only and so looks dark; export it as 8 bit"
+
+
 def test_float_tiff_within_0_and_1_is_read_and_beyond_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     values = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
@@ -146,7 +153,7 @@ def test_postscript_is_not_opened(tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.fromarray(quadrants()).save(data, format="EPS")
     path.write_bytes(data.getvalue())
-    with pytest.raises(PixelError, match="no image"):
+    with pytest.raises(PixelError, match="it is a PostScript file, which is not read"):
         open_image(path)
 
 

@@ -22,6 +22,8 @@ from trainer.models.motion_module import motion_module
 from trainer.models.sd15 import diffusers_name, original_name
 from trainer.models.weights import check_fit
 
+UNET = "model.diffusion_model."
+
 
 @pytest.fixture(scope="module")
 def model(sd15_checkpoint, motion_module_file):
@@ -214,6 +216,81 @@ def test_another_unet_is_refused(
     save_file(changed(load_file(sd15_checkpoint), key, value), tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=message):
         load_model(str(tmp_path / "x.safetensors"), motion_module=motion_module_file)
+
+
+@pytest.mark.parametrize("mark", ["v_pred", "header"])
+def test_a_checkpoint_that_predicts_velocity_is_read_as_such(
+    mark, model, sd15_checkpoint, motion_module_file, tmp_path
+):
+    state, told = load_file(sd15_checkpoint), {"modelspec.prediction_type": "v"}
+    marked = state | ({"v_pred": torch.zeros(0)} if mark == "v_pred" else {})
+    save_file(marked, tmp_path / "v.safetensors", told if mark == "header" else None)
+    velocity = load_model(str(tmp_path / "v.safetensors"), motion_module=motion_module_file)
+    assert velocity.scheduler_config["prediction_type"] == "v_prediction"
+    assert model.scheduler_config["prediction_type"] == "epsilon"
+    latents, t = torch.randn(1, 4, 4, 8, 8), torch.tensor([700])
+    text = torch.randn(1, 7, 768)
+    with torch.no_grad():
+        output = model.predict_eps(latents, t, text)
+        alpha = model.schedule.alphas_cumprod[t].sqrt()
+        wanted = alpha * output + (1 - alpha**2).sqrt() * latents
+        assert torch.allclose(velocity.predict_eps(latents, t, text), wanted, atol=1e-5)
+
+
+def test_marks_that_cannot_be_followed_are_refused(sd15_checkpoint, motion_module_file, tmp_path):
+    state, path = load_file(sd15_checkpoint), tmp_path / "x.safetensors"
+    cases = (
+        ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, {}, "zero terminal SNR"),
+        ({}, {"modelspec.prediction_type": "x0"}, "predicts `x0`; only noise"),
+        ({f"{UNET}time_embed.cond_proj.weight": torch.zeros(32, 256)}, {}, "distilled by LCM"),
+    )
+    for extra, header, message in cases:
+        save_file(state | extra, path, header)
+        with pytest.raises(ModelError, match=message):
+            load_model(str(path), motion_module=motion_module_file)
+
+
+@pytest.mark.parametrize("network", ["checkpoint", "module"])
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_a_file_is_read_by_its_content_not_by_its_name(
+    network, kind, sd15_checkpoint, motion_module_file, tmp_path
+):
+    files = {"checkpoint": sd15_checkpoint, "module": motion_module_file}
+    state = load_file(files[network])
+    path = tmp_path / ("named wrong.ckpt" if kind == "safetensors" else "named wrong.safetensors")
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state}, path)
+    files[network] = path
+    load_model(str(files["checkpoint"]), motion_module=files["module"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n<!DOCTYPE html><html>Log in</html>", "is a web page, not weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of git-lfs"),
+        (b'{"error":"Access to model is restricted"}', "error message that was saved"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_what_is_no_download_is_named(
+    suffix, content, message, sd15_checkpoint, motion_module_file, tmp_path
+):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        load_model(str(path), motion_module=motion_module_file)
+    with pytest.raises(ModelError, match=message):
+        load_model(str(sd15_checkpoint), motion_module=path)
+
+
+def test_a_module_without_up_blocks_is_named(sd15_checkpoint, motion_module_file, tmp_path):
+    state = load_file(motion_module_file)
+    torch.save({k: v for k, v in state.items() if "up_blocks" not in k}, tmp_path / "x.ckpt")
+    with pytest.raises(ModelError, match="in the down blocks only"):
+        load_model(str(sd15_checkpoint), motion_module=tmp_path / "x.ckpt")
 
 
 def test_a_unet_without_text_encoder_is_refused(sd15_checkpoint, motion_module_file, tmp_path):

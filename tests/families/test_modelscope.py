@@ -152,8 +152,7 @@ def test_a_missing_shard_is_named(copied):
         load_model(str(copied))
 
 
-def reconfigure(folder: Path, **changes) -> None:
-    file = folder / "config.json"
+def reconfigure(file: Path, **changes) -> None:
     config = json.loads(file.read_text(encoding="utf-8")) | changes
     file.write_text(json.dumps(config), encoding="utf-8")
 
@@ -168,8 +167,20 @@ def reconfigure(folder: Path, **changes) -> None:
     ],
 )
 def test_other_classes_and_sizes_are_refused(part, changes, message, copied):
-    reconfigure(copied / part, **changes)
+    reconfigure(copied / part / "config.json", **changes)
     with pytest.raises(ModelError, match=message):
+        load_model(str(copied))
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_refused(copied):
+    reconfigure(copied / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
+    with pytest.raises(ModelError, match="zero terminal SNR"):
+        load_model(str(copied))
+
+
+def test_a_prediction_that_cannot_be_read_is_refused(copied):
+    reconfigure(copied / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    with pytest.raises(ValueError, match="`prediction_type`='sample'.*must predict epsilon or"):
         load_model(str(copied))
 
 

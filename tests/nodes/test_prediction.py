@@ -84,7 +84,7 @@ def test_a_sampling_node_upstream_keeps_its_prediction_under_a_few_step_lora(
     found, wanted = (few_step_clip(native, model, texts) for model in (patched, declared))
     assert torch.equal(found, wanted)
     (other,) = ModelSamplingDiscrete().patch(base, "x0", False)
-    with pytest.raises(ValueError, match="sampled as .*X0.*; only eps and v_prediction"):
+    with pytest.raises(ValueError, match="sampled as .*predict noise .eps. or velocity"):
         native("sampling").apply_model_sampling(other)
 
 

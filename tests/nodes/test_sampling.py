@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -335,6 +338,47 @@ def test_errors_say_what_to_do(native, base, student):
         sampling.few_step_sigmas(student, 8, 0.1)
     with pytest.raises(ValueError, match="not whole videos of 7 frames"):
         sampling.noise_of("video", 0, (16, 4, 4, 4), 7)
+
+
+def test_a_model_that_predicts_velocity_is_sampled_as_the_trainer_samples_it(
+    native, tiny_model, tmp_path, texts
+):
+    """The same weights read as noise and as velocity are two models; both readers agree."""
+    from trainer.diffusion.sampling import sample_lcm
+    from trainer.families import load_model
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "v"))
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"prediction_type": "v_prediction"}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    trained, clips = load_model(str(folder)), []
+    base = native("model").load_native_model(folder, "fp32")
+    assert native("sampling").prediction_of(base) == "V_PREDICTION"
+    for model in (trained, load_model(str(tiny_model))):
+        shape = (1, 4, FRAMES, SIDE, SIDE)
+        clips.append(sample_lcm(model.predict_eps, texts[0], shape, 4, config, seed=SEED))
+    student = native("sampling").apply_model_sampling(base)
+    noise = native("sampling").StartNoise(SEED, "video").draw((FRAMES, 4, SIDE, SIDE), FRAMES)
+    sampler = native("sampling").few_step_sampler("video")
+    found = as_clips(custom(student, sampler, noise, 4, texts, 1.0, native))
+    assert near(found, clips[0])
+    assert not near(found, clips[1])
+
+
+def test_a_model_sampling_node_says_what_the_network_predicts(native, base, student, texts):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    def patched(kind):
+        return ModelSamplingDiscrete().patch(base, kind, False)[0]
+
+    velocity = native("sampling").apply_model_sampling(patched("v_prediction"))
+    assert not near(ksampler(velocity, 2, 1.0, texts), ksampler(student, 2, 1.0, texts))
+    again = native("sampling").apply_model_sampling(velocity)
+    assert torch.equal(ksampler(again, 2, 1.0, texts), ksampler(velocity, 2, 1.0, texts))
+    noise = native("sampling").apply_model_sampling(patched("eps"))
+    assert torch.equal(ksampler(noise, 2, 1.0, texts), ksampler(student, 2, 1.0, texts))
+    with pytest.raises(ValueError, match="predict noise .eps. or velocity"):
+        native("sampling").apply_model_sampling(patched("x0"))
 
 
 def test_a_zero_terminal_snr_model_is_refused(native, base):

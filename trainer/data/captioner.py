@@ -81,4 +81,4 @@ def find_captioners(folders: Sequence[Path]) -> list[Path]:
 
 def missing_captions(records: Sequence[ImageRecord]) -> Iterator[ImageRecord]:
     """Used images without a caption of their own."""
-    return (r for r in records if r.status == "used" and r.caption_source not in ("txt", "caption"))
+    return (r for r in records if r.status == "used" and not r.captioned)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from .captions import DEFAULT_TEMPLATE, CaptionRules
-from .pixels import SIDEWAYS, WHITE, cover, open_image, orientation, to_rgb
+from .pixels import (
+    LARGE_PIXELS,
+    SIDEWAYS,
+    WHITE,
+    content_of,
+    cover,
+    open_image,
+    orientation,
+    read_smaller,
+    to_rgb,
+)
 from .records import DataError, MediaFolder, MediaRecord, check_usable
 from .scan import MediaKind, Refused, scan_folder
 
@@ -36,11 +45,16 @@ Crop = Literal["center", "random"]
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 )
-UNSUPPORTED = dict.fromkeys(
-    (".heic", ".heif", ".psd", ".svg", ".jxl", ".xcf", ".kra", ".exr", ".tga", ".dng"),
-    "this kind of image is not read; export it as PNG",
+OTHER_IMAGES = frozenset(
+    {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".xcf", ".kra", ".exr", ".dng", ".cr2"}
 )
+"""Kinds whose owner expects them to count; opened all the same, because names lie."""
+UNSUPPORTED = {".tga": "a Targa image, which is not read; export it as PNG"}
 MIB = 2**20
+BLANK = 2.0
+"""An image whose 16x16 thumbnail varies by fewer levels of 255 than this is blank."""
+NEARLY_BLACK = 10.0
+"""... whose brightest spot in it is below this is nearly black."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +100,10 @@ def scan_images(
     """Open every file below `folder` once, and say of each whether and how it is used.
 
     In a folder called `10_name` every image counts ten times (the nearest such folder decides,
-    `0_name` leaves its images out). The name is never used as a caption: an image without a sidecar
-    gets the prompt template, and the folder's notes say so. Images whose shorter side is under
-    `min_side` pixels are refused, as is an image whose caption exists but cannot be read.
-    `count_tokens` and `max_tokens` make the report list prompts that the text encoder would cut
-    off.
+    `0_name` leaves its images out). The name is never used as a caption: an image without one gets
+    the prompt template, and the folder's notes say so. Images whose shorter side is under
+    `min_side` pixels are refused. What a file is decides its content, not its name. `count_tokens`
+    and `max_tokens` make the report list prompts that the text encoder would cut off.
 
     Raises:
         DataError: if the folder is missing or holds no usable image; the message contains the
@@ -101,7 +114,9 @@ def scan_images(
     def inspect(path: Path) -> dict[str, Any]:
         return _inspect(path, min_side)
 
-    kind = MediaKind("an image", SUFFIXES, UNSUPPORTED, ImageRecord, inspect)
+    kind = MediaKind(
+        "an image", SUFFIXES | OTHER_IMAGES, UNSUPPORTED, ImageRecord, inspect, _hidden_image
+    )
     found = ImageFolder(*scan_folder(folder, kind, captions))
     check_usable(found, "images", "Put PNG, JPEG or WebP files into the folder.")
     return found
@@ -219,13 +234,20 @@ class ImageSet:
         )
 
 
+def _hidden_image(path: Path) -> str:
+    """Why a file of an unknown suffix is left out, if its content is an image; else ""."""
+    what = content_of(path)
+    readable = what in ("a PNG", "a JPEG", "a GIF", "a BMP", "a TIFF")
+    return f"its content is {what}; give its name that suffix to use it" if readable else ""
+
+
 def _inspect(path: Path, min_side: int) -> dict[str, Any]:
     """Decode the image once; its upright size and notes, or :class:`Refused`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_image(path) as image:
-                (width, height), notes = _checked(image)
+        with open_image(path) as image:
+            (width, height), notes = _checked(image)
+            if path.suffix.lower() in OTHER_IMAGES:
+                notes.append(f"named {path.suffix}, but it is a {image.format}")
     except OSError as error:
         if error.errno is not None:
             raise  # the disk or the rights, not the content
@@ -246,6 +268,8 @@ def _checked(image: Image.Image) -> tuple[tuple[int, int], list[str]]:
     animated = frames > 1 and image.format != "MPO"
     notes = [f"the first of {frames} frames is used"] if animated else []
     width, height = image.size
+    if width * height > LARGE_PIXELS:
+        notes.append(f"{width * height / 1e6:.0f} megapixels: shrunk when used, which takes time")
     # JPEGs are checked at an eighth of their size: all bytes are read, in a third of the time.
     reduced = image.draft("", (max(1, width // 8), max(1, height // 8)))
     rgb, changes = to_rgb(image)
@@ -253,6 +277,11 @@ def _checked(image: Image.Image) -> tuple[tuple[int, int], list[str]]:
         width, height = rgb.size
     elif orientation(image) in SIDEWAYS:
         width, height = height, width
+    thumbnail = np.asarray(rgb.resize((16, 16), Image.Resampling.BOX), np.float32)
+    if thumbnail.std(axis=(0, 1)).max() < BLANK:
+        changes.append("looks blank: one colour and nothing else")
+    elif thumbnail.max() < NEARLY_BLACK:
+        changes.append("is nearly black")
     return (width, height), [*notes, *changes]
 
 
@@ -261,6 +290,7 @@ def _load_cover(
 ) -> np.ndarray:
     try:
         with open_image(record.path) as image:
+            read_smaller(image, height, width)
             return cover(to_rgb(image, background)[0], height, width)
     except Exception as error:  # as in `_inspect`; the reason goes on
         raise DataError(f"'{record.path}' cannot be read any more: {_plain(error)}") from error

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-# Pillow's own limit, named here because other programs in the process may change Pillow's.
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = 400_000_000
+"""A scan of 20 000 x 20 000 px, 1.6 GB while it is read. A JPEG may have more: it is shrunk."""
+MAX_JPEG_PIXELS = 64 * MAX_PIXELS
+LARGE_PIXELS = 50_000_000
+"""Images beyond this are said to be large, and JPEGs read at a fraction of their size."""
+Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse what `open_image` has limits of its own for
 WHITE = (255, 255, 255)
 # Only these decoders run: Pillow would hand an EPS named .png to ghostscript.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
@@ -25,6 +29,36 @@ _TURNS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_HEIC, _AVIF = "a HEIC image (of a telephone)", "an AVIF image that this Pillow cannot read"
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), _HEIC),
+    **dict.fromkeys((b"avif", b"avis"), _AVIF),
+}
+_MAGIC = (
+    (b"\x89PNG", "a PNG"),
+    (b"\xff\xd8\xff", "a JPEG"),
+    (b"GIF8", "a GIF"),
+    (b"BM", "a BMP"),
+    (b"II*\x00", "a TIFF"),
+    (b"MM\x00*", "a TIFF"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
+    (b"8BPS", "a Photoshop file"),
+    (b"gimp xcf", "a GIMP file"),
+    (b"%PDF", "a PDF"),
+    (b"%!PS", "a PostScript file"),
+    (b"PK\x03\x04", "a zip archive (or a Krita or Office file)"),
+    (b"v/1\x01", "an OpenEXR image"),
+    (b"\x1aE\xdf\xa3", "a video"),
+)
+_MARKUP = (
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"<?xml", "an SVG drawing or another XML file"),
+    (b"<svg", "an SVG drawing"),
+    (b"version https://git-lfs", "a pointer of git-lfs, not the picture itself"),
+)
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error)
 
 
@@ -36,22 +70,48 @@ def open_image(path: Path) -> Image.Image:
     """Open the header of an image file; pixels are read later. Close it, or use it in `with`.
 
     Raises:
-        PixelError: if it is no image, or has more than `MAX_PIXELS` pixels.
-        OSError, Image.DecompressionBombError: from the system and from Pillow.
+        PixelError: if it is no image (naming what it is, where that is known), or has more than
+            `MAX_PIXELS` pixels.
+        OSError: from the system and from Pillow.
     """
     Image.init()  # registers the decoders; builds of Pillow differ in what they have
     try:
         image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
-        raise PixelError("its content is no image, or of a kind that is not read") from error
+        what = content_of(path)
+        raise PixelError(
+            f"it is {what}, which is not read; export it as PNG or JPEG"
+            if what
+            else "its content is no image, or of a kind that is not read; export it as PNG or JPEG"
+        ) from error
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > (MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS):
         image.close()
         raise PixelError(
             f"{width}x{height} px is too large (a decompression bomb?); scale it down to at most "
             f"{MAX_PIXELS / 1e6:.0f} megapixels"
         )
     return image
+
+
+def content_of(path: Path) -> str:
+    """What the first bytes of a file say it is ("a HEIC image"), or "" where they say nothing."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start[4:8] == b"ftyp":
+        brands = start[8:12], start[16:20]
+        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), "a video")
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for magic, what in _MAGIC if start.startswith(magic)), "") or next(
+        (what for magic, what in _MARKUP if text.startswith(magic)), ""
+    )
+
+
+def read_smaller(image: Image.Image, height: int, width: int) -> None:
+    """Let a large JPEG be decoded at a fraction of its size, no smaller than `height` x `width`."""
+    if image.format == "JPEG" and image.width * image.height > LARGE_PIXELS:
+        side = max(height, width)
+        image.draft("RGB", (side, side))
 
 
 def to_rgb(
@@ -77,7 +137,11 @@ def to_rgb(
     if after in _TURNS:
         image = image.transpose(_TURNS[after])
     if image.mode.startswith(("I", "F")):
-        return _grey_to_8_bit(image), [*notes, "16 bit or float, scaled to 8 bit"]
+        grey, bits = _grey_to_8_bit(image)
+        notes.append("16 bit or float, scaled to 8 bit")
+        if bits < 16:
+            notes.append(f"uses {bits} of its 16 bits only and so looks dark; export it as 8 bit")
+        return grey, notes
     if image.mode == "CMYK":
         return _in_srgb(image, profile, [*notes, "CMYK, converted to RGB"])
     if image.has_transparency_data:
@@ -107,7 +171,10 @@ def orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _grey_to_8_bit(image: Image.Image) -> Image.Image:
+def _grey_to_8_bit(image: Image.Image) -> tuple[Image.Image, int]:
+    """The image, and how many of 16 bits its values use; 16 for floats and from 13 bits on, which
+    a dark picture may have.
+    """
     values = np.asarray(image).astype(np.float64)
     lowest, highest = float(values.min()), float(values.max())
     full = 1.0 if image.mode == "F" else 65535.0
@@ -115,7 +182,9 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
         raise PixelError(
             f"its values run from {lowest:g} to {highest:g}, not in 0..{full:g}; export as 8 bit"
         )
-    return Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8)).convert("RGB")
+    grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8)).convert("RGB")
+    bits = 16 if image.mode == "F" else max(1, int(highest).bit_length())
+    return grey, bits if bits <= 12 else 16
 
 
 def _in_srgb(

@@ -17,7 +17,7 @@ class MediaRecord:
 
     `status` is "used", "refused" (it is of the right kind, `reason` says what is wrong) or
     "ignored" (not of the kind that was looked for). `caption` is the prompt as the model will see
-    it, `caption_source` is "txt", "caption", "template" or "neutral" (see
+    it, `caption_source` is "txt", "caption", "table", "template" or "neutral" (see
     :class:`~trainer.data.captions.Caption`). `width` and `height` are upright pixels, 0 if unknown.
     `repeats` weighs the drawing. `notes` say what a person should know about a used file: what was
     converted, what is odd about its caption, which file is its double.
@@ -33,6 +33,11 @@ class MediaRecord:
     height: int = 0
     sha256: str = ""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def captioned(self) -> bool:
+        """Whether it has a caption of its own."""
+        return self.caption_source in ("txt", "caption", "table")
 
 
 R = TypeVar("R", bound=MediaRecord)
@@ -64,7 +69,7 @@ class MediaFolder(Generic[R]):
     def summary(self) -> str:
         """One line of counts."""
         used = self.used
-        own = sum(record.caption_source in ("txt", "caption") for record in used)
+        own = sum(record.captioned for record in used)
         return (
             f"{len(used)} used ({own} with a caption, {len(used) - own} without), "
             f"{len(self.refused)} refused, {len(self.ignored)} ignored"

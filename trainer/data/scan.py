@@ -12,8 +12,11 @@ from typing import Any, Generic
 from .captions import CaptionRules
 from .files import file_sha256, natural_key
 from .records import DataError, R
+from .sidecars import SUFFIXES, TABLES, find_sidecar, find_sidecars
 
 MANY_REPEATS = 100
+SHARED = "one file for"
+"""How the note begins that two pictures have one caption file."""
 _REPEAT_FOLDER = re.compile(r"^(\d{1,6})_(.+)$")
 
 
@@ -27,7 +30,8 @@ class MediaKind(Generic[R]):
 
     `suffixes` (lower case) are opened by `inspect(path)`, which returns the record's extra fields
     or raises :class:`Refused`. Suffixes in `unsupported` are refused with the reason given there,
-    because the owner of such a file expects it to count. Everything else is ignored.
+    because the owner of such a file expects it to count. Everything else is ignored, with the
+    reason that `hidden(path)` gives, if any.
     """
 
     label: str
@@ -35,6 +39,7 @@ class MediaKind(Generic[R]):
     unsupported: dict[str, str]
     record: type[R]
     inspect: Callable[[Path], dict[str, Any]]
+    hidden: Callable[[Path], str] = lambda path: ""
 
 
 def scan_folder(
@@ -52,16 +57,22 @@ def scan_folder(
     root = _checked_root(folder)
     entries = _walk(root)
     wanted = kind.suffixes | kind.unsupported.keys()
-    owners = {path.with_suffix("") for path, _ in entries if path.suffix.lower() in wanted}
+    owners = _caption_files([path for path, _ in entries if path.suffix.lower() in wanted])
     scan = _Scan(root, kind, captions)
     records: list[R] = []
     first_with: dict[str, Path] = {}
     for path, settled in entries:
-        if settled is None and path.suffix.lower() in (".txt", ".caption"):
-            if path.with_suffix("") in owners:
+        if settled is None and path.suffix.lower() in SUFFIXES:
+            if path in owners:
                 continue
             settled = ("ignored", f"no caption: there is not {kind.label} of that name")
+        elif settled is None and path.name in TABLES:
+            settled = ("ignored", "a table of captions; a caption file beside a picture goes first")
         record = scan.record(path, settled)
+        sharers = owners.get(find_sidecar(path) or path, ())
+        if record.status == "used" and len(sharers) > 1:
+            names = ", ".join(each.name for each in sharers)
+            record.notes.append(f"caption: {SHARED} {names}")
         if record.status == "used":
             first = first_with.setdefault(record.sha256, path)
             if first != path:
@@ -81,7 +92,7 @@ class _Scan(Generic[R]):
         if settled is None and suffix in self.kind.unsupported:
             settled = ("refused", self.kind.unsupported[suffix])
         elif settled is None and suffix not in self.kind.suffixes:
-            settled = ("ignored", f"not {self.kind.label}")
+            settled = ("ignored", self._not_ours(path))
         if settled is not None:
             return self.kind.record(path=path, status=settled[0], reason=settled[1])
         try:
@@ -92,6 +103,12 @@ class _Scan(Generic[R]):
             reason = f"cannot be read ({error.strerror or error})"
         return self.kind.record(path=path, status="refused", reason=reason)
 
+    def _not_ours(self, path: Path) -> str:
+        try:
+            return self.kind.hidden(path) or f"not {self.kind.label}"
+        except OSError:
+            return f"not {self.kind.label}"
+
     def _used(self, path: Path) -> R:
         if path.stat().st_size == 0:
             raise Refused("the file is empty (0 bytes); copy it again")
@@ -100,8 +117,6 @@ class _Scan(Generic[R]):
             raise Refused("its folder asks for 0 repeats")
         found = self.kind.inspect(path)
         caption = self.captions.read(path, self.root)
-        if caption.error:
-            raise Refused(f"caption: {caption.error}")
         notes = [*found.pop("notes", []), *(f"caption: {text}" for text in caption.problems)]
         return self.kind.record(
             path=path,
@@ -113,6 +128,15 @@ class _Scan(Generic[R]):
             notes=notes,
             **found,
         )
+
+
+def _caption_files(paths: list[Path]) -> dict[Path, list[Path]]:
+    """Every caption file and whose it is."""
+    owners: dict[Path, list[Path]] = {}
+    for path in paths:
+        for sidecar in find_sidecars(path):
+            owners.setdefault(sidecar, []).append(path)
+    return owners
 
 
 def repeats_of(path: Path, root: Path) -> tuple[int, str]:

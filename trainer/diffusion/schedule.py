@@ -31,6 +31,9 @@ SCHEDULE_KEYS = (
 )
 """Keys of a ``scheduler_config.json`` that define the schedule; all others concern one sampler."""
 
+PREDICTIONS = ("epsilon", "v_prediction")
+"""Values of ``prediction_type`` that can be read: noise, or the velocity of arXiv 2202.00512."""
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
@@ -46,6 +49,7 @@ class NoiseSchedule:
     alphas_cumprod: Tensor
     final_alpha_cumprod: float = 1.0
     config: dict[str, Any] = field(default_factory=dict, repr=False)
+    prediction: str = "epsilon"
 
     def __post_init__(self) -> None:
         alphas = self.alphas_cumprod
@@ -63,8 +67,15 @@ class NoiseSchedule:
         that leaves them to the class is refused.
 
         Raises:
-            ValueError: the betas are not given, or their schedule is unknown to diffusers.
+            ValueError: the betas are not given, their schedule is unknown to diffusers, or the
+                network predicts something else than `PREDICTIONS`.
         """
+        prediction = config.get("prediction_type") or PREDICTIONS[0]
+        if prediction not in PREDICTIONS:
+            raise ValueError(
+                f"`prediction_type`={prediction!r} of the base model is not supported; its network "
+                f"must predict {' or '.join(PREDICTIONS)}."
+            )
         needed = ("beta_start", "beta_end", "beta_schedule")
         missing = [key for key in needed if config.get(key) is None]
         if missing and config.get("trained_betas") is None:
@@ -80,7 +91,12 @@ class NoiseSchedule:
                 "use 'linear', 'scaled_linear' or 'squaredcos_cap_v2'."
             ) from error
         resolved = {key: scheduler.config[key] for key in SCHEDULE_KEYS}
-        return cls(scheduler.alphas_cumprod.float(), float(scheduler.final_alpha_cumprod), resolved)
+        return cls(
+            scheduler.alphas_cumprod.float(),
+            float(scheduler.final_alpha_cumprod),
+            resolved,
+            prediction,
+        )
 
     @property
     def train_timesteps(self) -> int:
@@ -145,6 +161,12 @@ class NoiseSchedule:
         """``eps = alpha v + sigma z_t``, (B, C, F, h, w)."""
         latents, v, alpha, sigma = self._prepare(latents, v, t)
         return alpha * v + sigma * latents
+
+    def eps_from_output(self, latents: Tensor, output: Tensor, t: Tensor) -> Tensor:
+        """The noise (B, C, F, h, w) that a network's ``output`` at ``latents`` stands for."""
+        if self.prediction == "v_prediction":
+            return self.eps_from_v(latents, output, t)
+        return output
 
     def _prepare(self, a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if a.shape != b.shape:

@@ -156,11 +156,7 @@ class Loop:
             self.log(f"The preview at step {self.step} failed: {error}")
             self.log.exception(error)
             return None
-        kept = {str(steps): round(ratio, 4) for steps, ratio in made.motion_kept.items()}
-        reached = {str(steps): round(part, 4) for steps, part in made.style_reached.items()}
-        self.events.append(
-            "preview", step=self.step, folder=folder.name, motion_kept=kept, style_reached=reached
-        )
+        self.events.append("preview", step=self.step, folder=folder.name, **made.event())
         if made.alarm:
             self.events.append("alarm", step=self.step, message=made.alarm)
             self.log(f"Warning: {made.alarm}")

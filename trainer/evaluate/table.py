@@ -14,7 +14,16 @@ from ..families.base import VideoModel
 from ..lora.formats import LoraFile
 from ..mini.looks import Look, public_video
 from ..sheets import Row
-from .bench import SEEDS_PER_RUN, TRUE_CLIPS_PER_PROMPT, Bench, Progress, Sight, fit_student, machine, merged
+from .bench import (
+    SEEDS_PER_RUN,
+    TRUE_CLIPS_PER_PROMPT,
+    Bench,
+    Progress,
+    Sight,
+    fit_student,
+    machine,
+    merged,
+)
 from .distances import RESAMPLES
 from .networks import Measuring, feature_network, judge_network
 from .published import with_clip, with_videomae

@@ -14,14 +14,13 @@ import torch
 from diffusers import UNetMotionModel
 from torch import Tensor, nn
 
-from ..diffusion.schedule import NoiseSchedule
 from ..models.autoencoder import build_autoencoder, read_autoencoder
 from ..models.checkpoint import ImageModel, read_image_model
 from ..models.clip import build_text_encoder, clip_tokenizer, read_text_encoder, read_tokenizer
 from ..models.motion_module import MotionModule, MotionModuleError, read_motion_module
 from ..models.sd15 import HEADS, LAYERS, LEVELS
 from ..models.weights import FILE_SUFFIXES, build_network, read_json, tensors_hash
-from .base import Companions, Family, ModelError, VideoModel
+from .base import Companions, Family, ModelError, VideoModel, read_schedule
 
 UNET_CLASS = "UNet2DConditionModel"
 ENCODING = ".pe"
@@ -73,7 +72,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     _check_text(text_encoder, image)
     stored = folder is not None and (folder / "tokenizer").is_dir()
     unet, base_hash = _unet(image, module, dtype)
-    scheduler = {**SCHEDULER_CONFIG, "prediction_type": image.prediction}
+    scheduler = SCHEDULER_CONFIG | {"prediction_type": image.prediction}
     return VideoModel(
         family=FAMILY,
         name=path.stem if folder is None else path.name,
@@ -82,7 +81,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         vae=_vae(image, companions.vae),
         text_encoder=text_encoder,
         tokenizer=read_tokenizer(path / "tokenizer") if stored else clip_tokenizer(),
-        schedule=NoiseSchedule.from_config(scheduler),
+        schedule=read_schedule(scheduler, path),
         scheduler_config=scheduler,
         frames=min(16, module.max_frames),
         height=512,
@@ -149,7 +148,7 @@ def _check_text(text_encoder: Any, image: ImageModel) -> None:
         )
 
 
-def predict_eps(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+def forward(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     """UNetMotionModel wants the text once a frame, the frames of one clip in a row."""
     rows = text.repeat_interleave(latents.shape[2], dim=0)
     return unet(latents, timesteps, encoder_hidden_states=rows).sample
@@ -163,5 +162,5 @@ FAMILY = Family(
     frames=tuple(range(1, 33)),
     matches=matches,
     load=load,
-    predict_eps=predict_eps,
+    forward=forward,
 )

@@ -5,7 +5,7 @@ One record per family, one loaded object per model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
-from ..models.prediction import EPSILON, VELOCITY
 from ..models.weights import ModelError
 from ..words import allowed_frames
 
@@ -48,8 +47,9 @@ class Family:
 
     ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
     weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
-    reads it with its companions; ``predict_eps`` is the forward pass ``(unet, latents (B, C, F, h,
-    w), timesteps (B,), text (B, L, D)) -> (B, C, F, h, w)``: eps, or v where the model predicts it.
+    reads it with its companions; ``forward`` is the network's pass ``(unet, latents (B, C, F, h,
+    w), timesteps (B,), text (B, L, D)) -> (B, C, F, h, w)``, which predicts what the model's
+    schedule says.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Family:
     frames: tuple[int, ...]
     matches: Callable[[Path], bool]
     load: Callable[[Path, torch.dtype, Companions], VideoModel]
-    predict_eps: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    forward: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -105,7 +105,7 @@ class VideoModel:
     @property
     def prediction_type(self) -> str:
         """What the network predicts, "epsilon" or "v_prediction"."""
-        return self.scheduler_config.get("prediction_type", EPSILON)
+        return self.schedule.prediction
 
     @property
     def max_tokens(self) -> int:
@@ -199,12 +199,10 @@ class VideoModel:
 
     def predict_eps(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Predicted noise (B, C, F, h, w) in fp32 for ``latents`` of that shape, ``timesteps``
-        (B,), ``text`` (B, L, D); also of a model that predicts v.
+        (B,), ``text`` (B, L, D).
         """
-        out = self.family.predict_eps(self.unet, latents.to(self.dtype), timesteps, text).float()
-        if self.prediction_type == VELOCITY:
-            return self.schedule.eps_from_v(latents.float(), out, timesteps)
-        return out
+        out = self.family.forward(self.unet, latents.to(self.dtype), timesteps, text)
+        return self.schedule.eps_from_output(latents, out.float(), timesteps)
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """Latents (N, 4, H/8, W/8), scaled, of ``pixels`` (N, 3, H, W) in [-1, 1].
@@ -260,6 +258,22 @@ class VideoModel:
             height // self.latent_factor,
             width // self.latent_factor,
         )
+
+
+def read_schedule(config: Mapping[str, Any], source: Path) -> NoiseSchedule:
+    """The noise schedule of a scheduler ``config``; ``source`` is what to name in an error.
+
+    Raises ModelError for a schedule that ends in pure noise, ValueError as
+    `NoiseSchedule.from_config`.
+    """
+    schedule = NoiseSchedule.from_config(config)
+    if float(schedule.alphas_cumprod[-1]) == 0:
+        raise ModelError(
+            f"'{source}' has a zero terminal SNR schedule (`rescale_betas_zero_snr`): its last "
+            "level holds no signal, and that is where sampling in a few steps begins. Use the "
+            "model without it."
+        )
+    return schedule
 
 
 def clips_at_once(shape: tuple[int, int, int, int]) -> int:

@@ -14,11 +14,9 @@ from diffusers import UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from ..diffusion.schedule import NoiseSchedule
 from ..models.about import read_about
 from ..models.autoencoder import read_autoencoder
 from ..models.clip import read_text_encoder, read_tokenizer
-from ..models.prediction import prediction_type
 from ..models.weights import (
     build_network,
     file_hash,
@@ -27,7 +25,7 @@ from ..models.weights import (
     read_weights,
     weight_files,
 )
-from .base import Companions, Family, ModelError, VideoModel
+from .base import Companions, Family, ModelError, VideoModel, read_schedule
 
 PLAIN_ATTENTION_TOKENS = 256  # up to here two matrix products beat the fused kernel on a CPU
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -45,7 +43,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     _check_parts(path, companions)
     config = read_json(path / "unet" / "config.json")
     unet = _unet(path / "unet", config, dtype)
-    scheduler = read_scheduler(path)
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     height, width = _sides(config)
     about = read_about(
         path, name=path.name, frames=16, height=height * 8, width=width * 8, fps=8,
@@ -61,7 +59,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         vae=read_autoencoder(companions.vae or path / "vae"),
         text_encoder=read_text_encoder(path / "text_encoder", dtype),
         tokenizer=read_tokenizer(path / "tokenizer"),
-        schedule=NoiseSchedule.from_config(scheduler),
+        schedule=read_schedule(scheduler, path),
         scheduler_config=scheduler,
         frames=about["frames"],
         height=about["height"],
@@ -70,15 +68,6 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         base_hash=file_hash(weight_files(path / "unet")),
         licence=about["licence"],
     ).freeze()
-
-
-def read_scheduler(path: Path) -> dict:
-    """The scheduler config of folder ``path``. Raises ModelError for a prediction that is not
-    supported.
-    """
-    file = path / "scheduler" / "scheduler_config.json"
-    config = read_json(file)
-    return {**config, "prediction_type": prediction_type(config, file)}
 
 
 def _check_parts(path: Path, companions: Companions) -> None:
@@ -107,7 +96,7 @@ def _sides(config: dict) -> tuple[int, int]:
     return (sides[0], sides[1]) if isinstance(sides, list) else (sides, sides)
 
 
-def predict_eps(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+def forward(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     """UNet3DConditionModel repeats the text for every frame itself."""
     return unet(latents, timesteps, encoder_hidden_states=text).sample
 
@@ -120,5 +109,5 @@ FAMILY = Family(
     frames=(8, 16, 24, 32),
     matches=matches,
     load=load,
-    predict_eps=predict_eps,
+    forward=forward,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .prediction import checkpoint_prediction, prediction_type
+from .prediction import checkpoint_prediction, config_prediction
 from .sd15 import LEVELS, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, diffusers_name
 from .weights import ModelError, read_file, read_json, read_weights
 
@@ -71,10 +71,9 @@ def read_image_model(path: Path) -> ImageModel:
     weights = read_file(path, lambda key: not key.startswith("model_ema."))
     _refuse_foreign(weights, path)
     refuse_few_step(weights, path)
-    said = checkpoint_prediction(path, weights)
     found = ImageModel(
         path, _renamed(_part(weights, UNET_PREFIX)), _part(weights, TEXT_PREFIX),
-        _part(weights, VAE_PREFIX), prediction_type(said, path),
+        _part(weights, VAE_PREFIX), checkpoint_prediction(path, weights),
     )  # fmt: skip
     _check_layout(found)
     if not found.text:
@@ -108,15 +107,16 @@ def refuse_few_step(keys: Iterable[str], path: Path) -> None:
     """
     if any(piece in f".{key}" for key in keys for piece in GUIDED):
         raise ModelError(
-            f"'{path}' is distilled for few steps already (LCM: `time_embed.cond_proj` takes the "
-            "guidance). Choose the checkpoint that it was made from; training here makes that fast."
+            f"'{path}' is a checkpoint distilled by LCM, which reads the guidance itself "
+            "(`cond_proj`). Training makes a few-step model of its own: use the checkpoint that it "
+            "was made from."
         )
 
 
 def _folder_prediction(path: Path) -> str:
     """Of a diffusers folder, by its scheduler; "epsilon" where it has none."""
     config = path / "scheduler" / "scheduler_config.json"
-    return prediction_type(read_json(config) if config.is_file() else {}, path)
+    return config_prediction(read_json(config) if config.is_file() else {}, path)
 
 
 def _renamed(original: Mapping[str, Tensor]) -> dict[str, Tensor]:

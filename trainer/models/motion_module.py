@@ -252,9 +252,8 @@ def _check_up_blocks(weights: Mapping[str, Tensor], layers: tuple[int, ...], nam
     wanted = {(i, j) for i, count in enumerate(reversed(layers)) for j in range(count + 1)}
     if not up:
         raise MotionModuleError(
-            f"'{name}' has motion modules on the way down only: it is a headless one (of a "
-            "ControlNet or SparseCtrl encoder), and moves no video by itself. Choose mm_sd_v15_v2, "
-            "v3_sd15_mm or another whole motion module."
+            f"'{name}' has motion modules in the down blocks only (headless), as the motion part "
+            "of a SparseCtrl has. Choose a whole motion module such as mm_sd_v15_v2 or v3_sd15_mm."
         )
     if up != wanted:
         raise MotionModuleError(

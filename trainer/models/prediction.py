@@ -15,55 +15,56 @@ from .weights import ModelError, file_metadata
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 PREDICTIONS = (EPSILON, VELOCITY)
+"""Those of `diffusion.schedule`, which does not import files' readers, nor they it."""
+WORDS = {EPSILON: EPSILON, "eps": EPSILON, "v": VELOCITY, VELOCITY: VELOCITY}
+"""The same by its names in headers (ModelSpec) and in diffusers' configs."""
 MARKS = ("v_pred", "ztsnr")
-"""Keys without data by which a checkpoint says that it predicts v, and has a zero terminal SNR."""
+"""Keys without data by which trainers mark a checkpoint that predicts v, and one with a zero
+terminal SNR."""
 SPEC = "modelspec.prediction_type"
-SPEC_WORDS = {"epsilon": EPSILON, "eps": EPSILON, "v": VELOCITY, "v_prediction": VELOCITY}
 YAML_V = re.compile(r"^\s*parameterization\s*:\s*[\"']?v[\"']?\s*$", re.MULTILINE)
 YAML_ZERO = re.compile(r"^\s*(?:rescale_betas_zero_snr|zero_snr|ztsnr)\s*:\s*true\s*$",
                        re.MULTILINE | re.IGNORECASE)  # fmt: skip
 MAX_YAML = 1 << 20
 
 
-def prediction_type(config: Mapping[str, Any], source: object) -> str:
-    """One of `PREDICTIONS` by a scheduler config, "epsilon" where it does not say.
+def config_prediction(config: Mapping[str, Any], path: Path) -> str:
+    """One of `PREDICTIONS` by a scheduler config of model ``path``; "epsilon" where it says none.
 
-    Raises ModelError for any other prediction, and for a zero terminal SNR: its last timestep holds
-    no signal, which few-step sampling starts from.
+    Raises ModelError for any other, and for a zero terminal SNR.
     """
-    found = config.get("prediction_type", EPSILON)
-    if found not in PREDICTIONS:
-        raise ModelError(
-            f"'{source}' has `prediction_type`={found!r}; supported are {' and '.join(PREDICTIONS)}"
-            ". Choose a base model of one of these kinds."
-        )
     if config.get("rescale_betas_zero_snr"):
-        raise ModelError(
-            f"'{source}' has a zero terminal SNR (`rescale_betas_zero_snr`, `ztsnr`): its last "
-            "timestep holds no signal, so that few-step sampling cannot start there. Choose a base "
-            "model without it."
-        )
-    return str(found)
+        raise _zero_snr(path, "rescale_betas_zero_snr")
+    return _known(config.get("prediction_type") or EPSILON, path)
 
 
-def checkpoint_prediction(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """What the checkpoint file ``path`` with ``keys`` says of itself, in the words of a scheduler
-    config: by the keys `MARKS`, by ModelSpec's header, or by a .yaml file beside it.
+def checkpoint_prediction(path: Path, keys: Iterable[str]) -> str:
+    """One of `PREDICTIONS` by what the checkpoint file ``path`` with ``keys`` says of itself: the
+    keys `MARKS`, ModelSpec's header, or a .yaml file beside it.
 
-    Raises ModelError for a ModelSpec entry that means nothing.
+    Raises ModelError as `config_prediction`.
     """
     marks, text = set(keys) & set(MARKS), _yaml(path)
-    spec = file_metadata(path).get(SPEC, "").strip().lower()
-    if spec and spec not in SPEC_WORDS:
+    if "ztsnr" in marks or YAML_ZERO.search(text):
+        raise _zero_snr(path, "ztsnr")
+    said = _known(file_metadata(path).get(SPEC, "").strip().lower() or EPSILON, path)
+    return VELOCITY if "v_pred" in marks or YAML_V.search(text) else said
+
+
+def _known(told: object, path: Path) -> str:
+    if told not in WORDS:
         raise ModelError(
-            f"`{SPEC}`={spec!r} in the header of '{path}' is unknown; known are epsilon and v. "
-            "Choose another checkpoint."
+            f"'{path}' predicts `{told}`; only noise (`epsilon`) and velocity (`v_prediction`) can "
+            "be read. Use another checkpoint."
         )
-    velocity = "v_pred" in marks or SPEC_WORDS.get(spec) == VELOCITY or YAML_V.search(text)
-    return {
-        "prediction_type": VELOCITY if velocity else EPSILON,
-        "rescale_betas_zero_snr": "ztsnr" in marks or bool(YAML_ZERO.search(text)),
-    }
+    return WORDS[str(told)]
+
+
+def _zero_snr(path: Path, mark: str) -> ModelError:
+    return ModelError(
+        f"'{path}' has a zero terminal SNR schedule (`{mark}`): its last noise level holds no "
+        "signal, and that is where sampling in a few steps begins. Use a model without it."
+    )
 
 
 def _yaml(path: Path) -> str:

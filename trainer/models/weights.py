@@ -24,8 +24,13 @@ AGAIN = "Download it again."
 
 # What people really have under the name of a weights file, by its first bytes, and what to do.
 FOREIGN = (
-    (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded",
-     "Run `git lfs pull` where it was cloned, or download the file itself."),
+    (b"version https://git-lfs", "only a pointer of git-lfs, not the weights",
+     "Run `git lfs pull` in its folder, or download the file with a browser."),
+    (b"<", "a web page, not weights",
+     "Download the file itself: most pages have a button for it or a link that ends in its name."),
+    *((start, "an error message that was saved in place of the weights",
+       "Download it again, logged in where the page asks for it.")
+      for start in (b"{", b"Invalid username", b"Access to")),
     (b"GGUF", "a GGUF file", "Use the model's .safetensors file."),
     (b"Rar!", "a RAR archive", "Unpack it first."),
     (b"7z\xbc\xaf", "a 7z archive", "Unpack it first."),
@@ -121,6 +126,8 @@ def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dic
     which runs no code, and its ``state_dict`` taken out. Raises ModelError for a missing, damaged
     or foreign file.
     """
+    if not path.is_file():
+        raise ModelError(f"'{path}' does not exist or is no file. Check the path.")
     with file_errors(path):
         found = _safetensors(path, keep) if is_safetensors(path) else _pickled(path, keep)
     if not found:
@@ -165,11 +172,10 @@ def foreign(first: bytes) -> tuple[str, str] | None:
     """What a file that begins with ``first`` is, when it holds no weights at all, and what to do
     then; None for any other.
     """
+    text = first.lstrip(b"\xef\xbb\xbf \t\r\n")
     for magic, what, advice in FOREIGN:
-        if first.startswith(magic):
+        if first.startswith(magic) or text.startswith(magic):
             return what, advice
-    if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", b"{", b"[")):
-        return "a web page (HTML) or text, most likely a failed download", AGAIN
     return None
 
 

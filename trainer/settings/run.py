@@ -57,7 +57,7 @@ class TrainConfig(Part):
         default="", description="Word that calls the style; replaces [trigger] in captions."
     )
     prompt_template: str = Field(
-        default="{trigger}",
+        default="[trigger]",
         description="Caption of images that have none.",
     )
     steps: int = Field(default=300, ge=1, le=10_000_000, description="Optimizer steps of the run.")

@@ -9,9 +9,10 @@ from typing import Any
 import gradio as gr
 
 from trainer.data.captioner import find_captioners
+from trainer.data.captions import raw_caption
 from trainer.mini.styles import style_folder
 
-from ..data import PAGE, Scan, ScanOptions, raw_caption, report, save_caption, summary
+from ..data import PAGE, Scan, ScanOptions, report, save_caption, summary
 from ..form import component
 from ..places import EXAMPLES
 from ..site import EXPECTED, QUIET, SHOWN, Site, reporting, tell
@@ -240,7 +241,7 @@ class DataTab:
             return None, "", HINT
         index = page * PAGE + int(event.index)
         record = scan.used[index]
-        return index, raw_caption(record), self._seen(scan, index)
+        return index, raw_caption(record.path, scan.folder.root), self._seen(scan, index)
 
     def _seen(self, scan: Scan, index: int) -> str:
         record = scan.used[index]

@@ -33,9 +33,10 @@ def full_model(mcm):
     )
     names = {path for path in native.diffusion_model.state_dict() if ".motion_modules." not in path}
     assert names == set(unet.state_dict())
-    return mcm.animatediff.wrap_model(
-        native, mcm.animatediff.motion_info(meta_module(mcm, adapter))
+    info = mcm.animatediff.motion_info(
+        meta_module(mcm, adapter), mcm.animatediff.SCHEDULER_CONFIG
     )
+    return mcm.animatediff.wrap_model(native, info)
 
 
 def meta_module(mcm, adapter):

@@ -195,7 +195,7 @@ def test_noise_levels_of_a_node_upstream_are_reported(
 
 
 def test_other_predictions_upstream_are_refused(mcm, sd15, motion, velocity_node):
-    with pytest.raises(ValueError, match="sampled as .*X0.*; only eps and v_prediction"):
+    with pytest.raises(ValueError, match="sampled as .*predict noise .eps. or velocity"):
         mcm.animatediff.apply_motion_module(velocity_node(sd15, "x0"), motion)
 
 
@@ -220,7 +220,7 @@ def test_the_users_own_node_wins_over_the_file(mcm, from_file, motion, velocity_
     ("keys", "message"),
     [
         (("v_pred", "ztsnr"), "zero terminal SNR"),
-        (("model.diffusion_model.time_embed.cond_proj.weight",), "few steps already .LCM"),
+        (("model.diffusion_model.time_embed.cond_proj.weight",), "distilled by LCM"),
     ],
 )
 def test_kinds_of_checkpoints_that_cannot_be_used_are_named(mcm, from_file, motion, keys, message):
