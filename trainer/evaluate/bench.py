@@ -72,6 +72,8 @@ class Bench:
         """Generate with the model as it stands, and look. Arguments as `generate_clips`."""
         label = f"{method}, {steps} step{'s' if steps > 1 else ''}"
         tell = self.progress
+        if tell is not None:
+            tell(label, 0, len(self.captions))
         start = perf_counter()
         clips = generate_clips(
             self.model,
@@ -120,6 +122,8 @@ class Bench:
         return measure(seen, references, self.seed)
 
     def _look(self, label: str, clips: Tensor, seconds: float | None = None) -> Sight:
+        if self.progress is not None:
+            self.progress(f"measuring {label}", 0, len(clips))
         seen = observe(clips, self.captions, self.network)
         return Sight(label, seen, as_frames(clips), seconds)
 
