@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+PACK = Path(__file__).resolve().parents[1]
+"""This repository's folder."""
 ASSETS = Path(__file__).resolve().parent / "assets"
 MINI = ASSETS / "mini"
 """The embedded model's folder, in diffusers layout."""

@@ -26,6 +26,7 @@ def build(site: Site) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
+        gr.HTML(f'<h1 class="spoken">{TITLE}</h1>')
         head = Head(site, watch)
         with gr.Tabs(selected="data") as tabs:
             with gr.Tab("Data", id="data"):

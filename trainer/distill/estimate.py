@@ -29,6 +29,8 @@ META = torch.device("meta")
 CONTEXT = GIB // 2
 """What CUDA itself, its libraries and their workspaces take on a card (0.4 to 0.6 GiB)."""
 TOKENS = 77
+HEADROOM = 0.9
+"""Part of the device's memory that a run may take."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,24 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
         step=_step_peak(session, config),
         context=0 if on_cpu else CONTEXT,
     )
+
+
+def memory_advice(config: TrainConfig) -> list[str]:
+    """What saves memory, strongest first, leaving out what is already set."""
+    hints = []
+    if not config.hardware.gradient_checkpointing:
+        hints.append("--hardware.gradient-checkpointing true")
+    if config.data.batch_size > 1:
+        hints.append(
+            f"--data.batch-size {max(1, config.data.batch_size // 2)} --optim.accumulation 2"
+        )
+    if not config.hardware.offload_idle:
+        hints.append("--hardware.offload-idle true")
+    if not config.optim.offload and config.optim.optimizer == "adamw":
+        hints.append("--optim.offload true, or --optim.optimizer adamw8bit with bitsandbytes")
+    hints.append("--memory 8 (or 12, 16, 24, 48): a preset for a card of so many GB")
+    hints.append("a smaller --data.height and --data.width, or fewer --data.frames")
+    return hints
 
 
 def _read(config: TrainConfig) -> VideoModel:

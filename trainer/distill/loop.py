@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig
+from ..readiness import require_ready
 from ..runs.best import best_step
 from ..runs.checkpoints import (
     checkpoint_path,
@@ -223,11 +224,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(mixed_precision="no", cpu=config.hardware.device == "cpu")
 
 
-def train(run: Run, *, resume: bool = False) -> RunState:
+def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
     """Train the run at ``run`` to its end in this process and return its last state.
 
-    Any failure is written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints
-    stay.
+    First everything it needs is looked up, unless that was ``checked`` a moment ago. Any failure is
+    written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints stay.
     """
     config = run.config()
     accelerator = make_accelerator(config)
@@ -239,6 +240,8 @@ def train(run: Run, *, resume: bool = False) -> RunState:
             run.clear_stop()
             write_state(run, state)
         try:
+            if main and not checked:
+                require_ready(config, log)
             return _train_locked(run, config, accelerator, log, stop, state, resume)
         except BaseException as error:
             if main:

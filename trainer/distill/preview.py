@@ -19,6 +19,7 @@ from ..evaluate.closeness import ContentKept, Look, StyleReach, judge_look, netw
 from ..evaluate.flow import clip_flow
 from ..evaluate.generate import generate_clips
 from ..evaluate.truth import as_frames
+from ..lora.adapter import adapter_at
 from ..media import write_clip
 from ..runs.files import atomic_write
 from ..sheets import Row, contact_sheet, grid
@@ -27,6 +28,7 @@ from .session import Session
 
 MOTION_ALARM = 0.5
 """A student whose flow magnitude falls under this part of the teacher's is losing its motion."""
+STRENGTH_STEPS = 4
 STYLE_IMAGES = 64
 """At most so many style images, spread over the folder, are compared with."""
 
@@ -124,10 +126,26 @@ class Previewer:
             kept[steps] = _flow_ratio(frames, self.teacher())
             reached[steps], content[steps] = self._style_and_content(frames)
             self._write(frames, folder, f"steps-{steps}")
-        write_grid(self.prompts, clips, folder / "grid", s.fps)
+        self._finish(folder, clips)
+        return Preview(folder, kept, _known(reached), _known(content))
+
+    def make_strengths(self, folder: Path, strengths: Sequence[float]) -> Preview:
+        """The prompts at each strength of the averaged adapter, in `STRENGTH_STEPS` steps."""
+        s = self.session
+        folder.mkdir(parents=True, exist_ok=True)
+        clips: dict[str, np.ndarray] = {}
+        for strength in strengths:
+            with s.ema.applied(), adapter_at(s.model.unet, strength):
+                frames = self._sample(STRENGTH_STEPS)
+            clips[f"strength {strength:g}"] = frames
+            self._write(frames, folder, f"strength-{round(100 * strength)}")
+        self._finish(folder, clips)
+        return Preview(folder, {})
+
+    def _finish(self, folder: Path, clips: dict[str, np.ndarray]) -> None:
+        write_grid(self.prompts, clips, folder / "grid", self.session.fps)
         prompts = json.dumps(self.prompts, ensure_ascii=False)
         atomic_write(folder / "prompts.json", prompts.encode("utf-8"))
-        return Preview(folder, kept, _known(reached), _known(content))
 
     def _write(self, frames: np.ndarray, folder: Path, label: str) -> None:
         """``prompt-<n>-<label>.mp4`` for every prompt."""

@@ -16,7 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..models.weights import foreign
+from ..models.content import foreign
 from .match import describe_base
 from .pairs import LoraError
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +18,46 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .content import AGAIN, FIRST_BYTES, PICKLES, begins_as_safetensors, foreign
+
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
 """In order of preference: safetensors cannot carry code, full precision can become any other."""
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-AGAIN = "Download it again."
-
-# What people really have under the name of a weights file, by its first bytes, and what to do.
-FOREIGN = (
-    (b"version https://git-lfs", "only a pointer of git-lfs, not the weights",
-     "Run `git lfs pull` in its folder, or download the file with a browser."),
-    (b"<", "a web page, not weights",
-     "Download the file itself: most pages have a button for it or a link that ends in its name."),
-    *((start, "an error message that was saved in place of the weights",
-       "Download it again, logged in where the page asks for it.")
-      for start in (b"{", b"Invalid username", b"Access to")),
-    (b"GGUF", "a GGUF file", "Use the model's .safetensors file."),
-    (b"Rar!", "a RAR archive", "Unpack it first."),
-    (b"7z\xbc\xaf", "a 7z archive", "Unpack it first."),
-    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
-    (b"%PDF", "a PDF document", AGAIN),
-    (b"\x89HDF", "a Keras or TensorFlow file (HDF5)", "Use the model's .safetensors file."),
-)  # fmt: skip
-FIRST_BYTES = 64
-MAX_HEADER = 2**32  # bytes of a safetensors header; text at its place is far more
-PICKLES = (b"PK\x03\x04", b"\x80")
-"""A PyTorch file is a zip since version 1.6, a plain pickle before."""
+_SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes only", default=False)
+_SMALL = 1 << 17
+"""Numbers in a tensor that is read all the same: what is decided by contents is that small."""
 
 
 class ModelError(ValueError):
-    """A base model that cannot be found, read or used; the message says what to do."""
+    """A base model that cannot be found, read or used; the message says what to do.
+
+    ``part`` is the setting that mends it.
+    """
+
+    part = "model"
+
+
+@contextmanager
+def mended_by(setting: str) -> Iterator[None]:
+    """Inside, a `ModelError` is one of ``setting``, such as "vae"."""
+    try:
+        yield
+    except ModelError as error:
+        error.part = setting
+        raise
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, weights are read from the headers of their files: large tensors have a shape and no
+    contents ("meta"), and hashes are empty. A model of gigabytes is checked in a second.
+    """
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
 
 
 class ModelCheckpoint:
@@ -161,22 +173,11 @@ def is_safetensors(path: Path) -> bool:
     """
     with path.open("rb") as file:
         first = file.read(FIRST_BYTES)
-    if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < MAX_HEADER:
+    if begins_as_safetensors(first):
         return True
     if found := foreign(first):
         raise ModelError(f"'{path}' is {found[0]}. {found[1]}")
     return not first.startswith(PICKLES) and path.suffix.lower() == ".safetensors"
-
-
-def foreign(first: bytes) -> tuple[str, str] | None:
-    """What a file that begins with ``first`` is, when it holds no weights at all, and what to do
-    then; None for any other.
-    """
-    text = first.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for magic, what, advice in FOREIGN:
-        if first.startswith(magic) or text.startswith(magic):
-            return what, advice
-    return None
 
 
 def file_metadata(path: Path) -> dict[str, str]:
@@ -190,7 +191,21 @@ def file_metadata(path: Path) -> dict[str, str]:
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118
+        read = _shape if _SHAPES_ONLY.get() else _tensor
+        return {key: read(file, key) for key in file.keys() if keep(key)}  # noqa: SIM118
+
+
+def _tensor(file: Any, key: str) -> Tensor:
+    return file.get_tensor(key)
+
+
+def _shape(file: Any, key: str) -> Tensor:
+    """Tensor ``key`` without contents where it is large."""
+    part = file.get_slice(key)
+    shape = part.get_shape()
+    if math.prod(shape) <= _SMALL:
+        return _tensor(file, key)
+    return torch.empty(shape, dtype=part[:0].dtype, device="meta")
 
 
 def file_keys(path: Path) -> list[str]:
@@ -205,7 +220,10 @@ def file_keys(path: Path) -> list[str]:
 
 def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
     found = _unpickled(path)
-    return {k: v for k, v in found.items() if isinstance(v, Tensor) and keep(str(k))}
+    kept = {k: v for k, v in found.items() if isinstance(v, Tensor) and keep(str(k))}
+    if not _SHAPES_ONLY.get():
+        return kept
+    return {k: v if v.numel() <= _SMALL else v.to("meta") for k, v in kept.items()}
 
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
@@ -282,6 +300,8 @@ def tensors_hash(weights: Mapping[str, Tensor]) -> str:
 
     Used where one set of weights is common in many files, so that they count as one base model.
     """
+    if _SHAPES_ONLY.get():
+        return ""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
@@ -291,6 +311,8 @@ def tensors_hash(weights: Mapping[str, Tensor]) -> str:
 
 def file_hash(files: list[Path] | tuple[Path, ...]) -> str:
     """SHA-256 (hex) over the bytes of ``files`` in order."""
+    if _SHAPES_ONLY.get():
+        return ""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -193,8 +193,8 @@ class AdversarialConfig(Part):
     features: str = Field(
         default="auto",
         min_length=1,
-        description="Frozen feature network under the discriminator: a name, a folder, or auto to"
-        " match the model.",
+        description="Frozen network that looks at frames for the discriminator: a name, the folder "
+        "of a DINOv2 or CLIP vision model, a CLIP vision file, or auto to match the model.",
     )
     mismatched_captions: bool = Field(
         default=True,
