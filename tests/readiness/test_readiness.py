@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from sd15_files import Parts, build_parts
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -288,3 +290,19 @@ def test_a_header_as_long_as_a_pickle_begins_is_no_pickle(start, tmp_path):
     body = length.to_bytes(8, "little") + head.ljust(length) + b"\0" * 4
     (tmp_path / "x.safetensors").write_bytes(body)
     assert read_file(tmp_path / "x.safetensors")["x"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("caption", "state"),
+    [("a red circle", None), ("a portrait of a woman", "warn"), ("", "note")],
+)
+def test_the_mini_model_says_what_it_is_for(tmp_path: Path, caption: str, state: str | None):
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        if caption:
+            (tmp_path / f"{number}.txt").write_text(caption, encoding="utf-8")
+    found = check(load_config(overrides={"images": tmp_path}), machine=CPU)
+    said = [f for f in found.findings if f.part == "The mini model"]
+    assert [f.state for f in said] == ([state] if state else [])
+    assert all("docs/first-style.md" in f.text for f in said)

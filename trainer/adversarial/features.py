@@ -67,6 +67,8 @@ class FeatureNetwork(nn.Module):
     name: str
     channels: list[int]
     hash: str
+    reads = False
+    """Whether `score_captions` has a judge."""
 
     def __init__(self, network: nn.Module, channels: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
@@ -146,6 +148,7 @@ class MiniFeatures(FeatureNetwork):
     """
 
     name = "mini"
+    reads = True
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         from ..mini.world import SIZE

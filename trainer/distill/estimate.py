@@ -79,7 +79,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     resting = config.hardware.offload_idle and not on_cpu
     count = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
     judge = list(session.discriminator.parameters()) if session.discriminator else []
-    weights = [session.model.unet, session.decoder.vae, session.features]
+    weights = [session.model.unet, session.decoder.vae, session.features, session.reader]
     weights += [] if resting else idle
     adapter = storage_bytes(session.parameters, META)
     averages = adapter if not config.optim.offload else 0
@@ -231,6 +231,7 @@ def _made_style(session: Session, device: torch.device) -> StyleBatch:
         augment_real=draws,
         wanted=_made_maps(session, pixels) if session.config.aims_at_ends else None,
         r1_weight=options.r1_weight,
+        read=None if session.reader is None else session.reader.targets([""] * count),
     )
 
 

@@ -18,7 +18,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from ..config import TrainConfig, with_overrides
+from ..config import TrainConfig, refuse_uneven_timesteps, with_overrides
 from ..models.weights import shapes_only
 from ..runs.events import plain
 from ..runs.guards import NanGuard
@@ -106,6 +106,8 @@ class _Stages:
         self._last = time.monotonic()
 
     def progress(self, what: str, done: int, total: int) -> None:
+        if not done:  # a wait begins, or goes on
+            return
         self.clip_seconds = (time.monotonic() - self._last) / done
         self._say(f"[{self._number}/{STAGES}] {what}: {done} of {total}")
 
@@ -117,6 +119,7 @@ def preflight(config: TrainConfig, say: Callable[[str], None] = print) -> Prefli
     An out-of-memory error of the device becomes a report that does not fit, with the memory that
     shapes alone ask for (`estimate`) and with advice. Raises what `build_session` raises.
     """
+    refuse_uneven_timesteps(config)
     accelerator = make_accelerator(config)
     stages = _Stages(say)
     _forget_peak(accelerator.device)

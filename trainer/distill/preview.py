@@ -6,8 +6,9 @@ Teacher beside student at each number of steps, and how much of the motion is le
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,14 +104,20 @@ class Previewer:
         self.seed = session.config.seed if seed is None else seed
         self._teacher: np.ndarray | None = None
         self._style = style
+        self._between: Callable[[], None] = lambda: None
         self._reach: StyleReach | None = None
         self._content: ContentKept | None = None
 
-    def make(self, folder: Path) -> Preview:
+    def make(
+        self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Preview:
         """Sample the averaged adapter at every number of steps and write clips, grid and poster to
-        ``folder``.
+        ``folder``; ``progress`` is told how many of all columns are done, and may raise.
         """
         s = self.session
+        total = 1 + len(s.config.preview.steps)
+        self._between = partial(progress, 0, total)
+        self._between()
         folder.mkdir(parents=True, exist_ok=True)
         clips: dict[str, np.ndarray] = {
             f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()
@@ -119,7 +126,9 @@ class Previewer:
         kept: dict[int, float] = {}
         reached: dict[int, float | None] = {}
         content: dict[int, float | None] = {}
-        for steps in s.config.preview.steps:
+        for done, steps in enumerate(s.config.preview.steps, 1):
+            self._between = partial(progress, done, total)
+            self._between()
             with s.ema.applied():
                 frames = self._sample(steps)
             clips[f"student, {steps} step{'s' if steps > 1 else ''}"] = frames
@@ -127,6 +136,8 @@ class Previewer:
             reached[steps], content[steps] = self._style_and_content(frames)
             self._write(frames, folder, f"steps-{steps}")
         self._finish(folder, clips)
+        progress(total, total)
+        self._between = lambda: None
         return Preview(folder, kept, _known(reached), _known(content))
 
     def make_strengths(self, folder: Path, strengths: Sequence[float]) -> Preview:
@@ -191,6 +202,7 @@ class Previewer:
             steps=steps,
             seed=self.seed,
             size=size,
+            between=self._between,
             **options,
         )
         return as_frames(clips)

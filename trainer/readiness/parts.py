@@ -15,6 +15,7 @@ from ..distill.prompts import PromptError, build_prompts
 from ..families import Companions, ModelError, VideoModel, family_of, load_model, resolve_model
 from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
+from ..mini.world import SHAPES
 from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES
 from ..models.weights import shapes_only
 from ..paths import PACK
@@ -129,7 +130,8 @@ def image_findings(
         )
     except DataError as error:
         return [Finding("Style images", "bad", str(error).strip(), "images")], None
-    return [_used(folder), _captions(folder)], folder
+    mini = model is not None and model.name == "mini"
+    return [_used(folder), _captions(folder), *(_mini_world(folder) if mini else [])], folder
 
 
 def _used(folder: ImageFolder) -> Finding:
@@ -146,6 +148,21 @@ def _captions(folder: ImageFolder) -> Finding:
     text = f"{own} of {len(folder.used)} images have one"
     text += f", {odd} with remarks (cut off, empty)." if odd else "."
     return Finding("Captions", "note" if odd or own < len(folder.used) else "ok", text)
+
+
+def _mini_world(folder: ImageFolder) -> list[Finding]:
+    """A word where the pictures are nothing that the embedded model can draw."""
+    words = [set(record.caption.lower().split()) for record in folder.used if record.captioned]
+    known = sum(not spoken.isdisjoint(SHAPES) for spoken in words)
+    if words and known > 0.5 * len(words):
+        return []
+    said = "your captions speak of other things" if words else "it cannot learn anything else"
+    text = (
+        f"it draws one {', '.join(SHAPES[:-1])} or {SHAPES[-1]} at 64 pixels and is for trying "
+        f"out; {said}. For pictures of your own take a real model: docs/first-style.md, or "
+        "the First style tab."
+    )
+    return [Finding("The mini model", "warn" if words else "note", text, "model")]
 
 
 def prompt_finding(

@@ -24,14 +24,14 @@ from .check import CheckPart
 
 FRONT = ("steps", "minutes", "seed")
 SECTIONS = {
-    "data": "What a clip looks like, how images are cut, and how many clips the teacher makes for "
-    "the student to learn motion from.",
+    "data": "What a clip looks like, how images are cut, and how many example clips the base model "
+    "makes for the student to learn motion from.",
     "trajectory": "The teacher makes a clip in many small steps. These say from which of them the "
     "student learns to jump straight to the end.",
     "motion": "The student must move as the teacher does. These say how that is measured and how "
     "much it counts.",
-    "adversarial": "A judge (discriminator) tells the student's frames from your images; to please "
-    "it the student takes on their look.",
+    "adversarial": "A discriminator (a network that tells your images from the student's frames) "
+    "shows the student where its look is still off.",
     "lora": "The small file that is trained: its size.",
     "optim": "How the numbers of the LoRA are changed in each step.",
     "hardware": "Where it computes, and how to save memory.",
@@ -39,6 +39,12 @@ SECTIONS = {
     "checkpoint": "Complete states, to resume from and to choose from in the Export tab.",
 }
 """What each group of settings is about, without jargon."""
+MORE_TITLE = "Other files and start options"
+MINI = (
+    '<p class="quiet"><b>The mini model draws one moving shape at 64 pixels: for trying out.</b> '
+    "It cannot learn portraits or landscapes; the <b>First style</b> tab leads to a model that "
+    "can.</p>"
+)
 MORE = ("vae", "videos", "prompts", "init_lora", "warm_start", "preset")
 
 
@@ -58,7 +64,7 @@ class TrainTab:
             self.fields["model"] = gr.Dropdown(
                 self.models(),
                 label="Base model",
-                info="What knows how things move. Those found on this machine.",
+                info="The video model your style is added to. Those found on this machine.",
                 allow_custom_value=True,
                 elem_id="field-model",
             )
@@ -71,14 +77,14 @@ class TrainTab:
             )
             self.memory = gr.Dropdown(
                 memory_choices(),
-                label="Memory",
-                info="Of the graphics card; sets clip size, batch and precision.",
+                label="Graphics memory",
+                info="Sets clip size, batch and precision.",
                 elem_id="memory",
             )
             self.quality = gr.Dropdown(
                 quality_choices(),
-                label="Quality",
-                info="How long it trains.",
+                label="Training length",
+                info="More steps, closer to the style.",
                 elem_id="quality",
             )
         self.about = gr.HTML()
@@ -93,15 +99,15 @@ class TrainTab:
                 self.fields[name] = component(name)
 
     def _advanced(self) -> None:
-        parts: dict[str, list[str]] = {"More of this run": list(MORE)}
+        parts: dict[str, list[str]] = {MORE_TITLE: list(MORE)}
         for name in NAMES:
             if name not in self.fields and name not in MORE:
                 part = RECORDS[name].part
-                title = Settings.model_fields[part].description if part else "More of this run"
+                title = Settings.model_fields[part].description if part else MORE_TITLE
                 parts.setdefault(title or part, []).append(name)
         gr.HTML(
-            '<p class="quiet section">Everything below has a good value already. It is for people '
-            "who want to know.</p>"
+            '<p class="quiet section"><b>Advanced (optional).</b> Everything below has a good '
+            "value already.</p>"
         )
         for title, names in parts.items():
             with gr.Accordion(title, open=False):
@@ -195,6 +201,8 @@ class TrainTab:
 
     def _about_model(self, draft: Draft) -> str:
         model = draft.values["model"]
+        if model == "mini":
+            return MINI
         for found in self.site.places.models():
             if found.model != model:
                 continue
