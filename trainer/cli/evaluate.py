@@ -95,15 +95,16 @@ class Bars:
     The first line says what comes; where there is no terminal, a line follows every 30 seconds.
     """
 
-    def __init__(self) -> None:
-        self._what, self._bar = "", ExitStack()
+    def __init__(self, line_seconds: float = 30.0) -> None:
+        self._what, self._bar, self._line_seconds = "", ExitStack(), line_seconds
         self._shown: Progress | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._what or self._shown is None:
             self._bar.close()
             self._what = what
-            self._shown = self._bar.enter_context(Progress(total, what, unit="clip"))
+            bar = Progress(total, what, unit="clip", line_seconds=self._line_seconds)
+            self._shown = self._bar.enter_context(bar)
         if done > self._shown.step:
             self._shown.update(done - self._shown.step)
 
