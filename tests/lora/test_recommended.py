@@ -55,6 +55,7 @@ def test_a_silent_header_means_what_the_official_loras_are():
         ("guidance_scale", "-1"),
         ("strength", "0"),
         ("strength", "inf"),
+        ("strength", "-1"),
         ("timestep_scaling", "0"),
         ("timestep_scaling", ""),
         ("sigma_data", "-0.5"),

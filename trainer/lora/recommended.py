@@ -22,7 +22,7 @@ MOST_STEPS = 1000
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, MOST_STEPS),
     "guidance_scale": (0.0, 100.0),
-    "strength": (-10.0, 10.0),
+    "strength": (0.0, 10.0),
     "timestep_scaling": (0.01, 1000.0),
     "sigma_data": (0.01, 10.0),
     "original_steps": (1, MOST_STEPS),
@@ -70,7 +70,7 @@ def read_recommended(metadata: Mapping[str, str], name: str) -> Recommended:
         key: _number(key, told[key], limits, name) for key, limits in LIMITS.items() if key in told
     }
     if values.get("strength") == 0:
-        raise _refuse("strength", told["strength"], "a number other than 0", name)
+        raise _refuse("strength", told["strength"], "a number above 0", name)
     _check_words(told, name)
     if "steps_allowed" in told:
         values["steps_allowed"] = _steps(told["steps_allowed"], name)
