@@ -86,7 +86,7 @@ def text_to_video() -> Graph:
     lora = load_lora((loader, "MODEL"), POSTER)
     told = note(
         "## Video in 4 steps\n\nThe model and the LoRA come with the pack: press **Run**.\n\n"
-        "*Load MCM LoRA* sets the noise levels too, so KSampler needs `lcm`, `simple`, CFG 1."
+        "*Load MCM LoRA* sets the noise levels too, so KSampler needs **lcm**, **simple**, CFG 1."
     )
     sampled = sample_nodes(
         loader, (lora, "MODEL"), "a red circle growing", size=MINI_SIZE, fps=8, steps=4, seed=3
@@ -141,7 +141,7 @@ def video_to_video() -> Graph:
     )  # fmt: skip
     told = note(
         "## Video to video\n\nA clip is made in the base model's look, then sampled again with "
-        "the style LoRA at `denoise` 0.8. For your own clip put *Load Video* and *Get Video "
+        "the style LoRA at **denoise** 0.8. For your own clip put *Load Video* and *Get Video "
         "Components* in place of the first sampler: 8 frames of 64x64 for this model."
     )
     saved = save_nodes((page, "IMAGE"), 8, "video/mcm-video-to-video")
@@ -192,9 +192,9 @@ def modelscope() -> Graph:
     lora = load_lora((loader, "MODEL"), name, models=[_official(name)])
     told = note(
         "## ModelScopeT2V in 4 steps\n\n1. Put the diffusers folder "
-        f"[{MODELSCOPE}]({source[0]['url']}) into `models/diffusers`.\n2. Put the folder "
+        f"[{MODELSCOPE}]({source[0]['url']}) into **models/diffusers**.\n2. Put the folder "
         f"[{name}]({OFFICIAL_FOLDER}/{name}) of the official MCM LoRAs (adapter_config.json and "
-        "adapter_model.safetensors) into `models/loras`.\n\n"
+        "adapter_model.safetensors) into **models/loras**.\n\n"
         "**Licence of the base model: CC-BY-NC-4.0, no commercial use.**"
     )
     sampled = sample_nodes(
@@ -226,8 +226,8 @@ def animatediff() -> Graph:
     lora = load_lora((motion, "MODEL"), name, models=[_official(name)])
     told = note(
         "## AnimateDiff in 4 steps\n\nAny Stable Diffusion 1.5 checkpoint, a motion module in "
-        f"`models/animatediff_models`, and the folder [{name}]({OFFICIAL_FOLDER}/{name}) of the "
-        "official MCM LoRAs (adapter_config.json and adapter_model.safetensors) in `models/loras`."
+        f"**models/animatediff_models**, and the folder [{name}]({OFFICIAL_FOLDER}/{name}) of the "
+        "official MCM LoRAs (adapter_config.json and adapter_model.safetensors) in **models/loras**."
         "\n\nSD 1.5 style LoRAs go between the checkpoint and the motion module."
     )
     sampled = sample_nodes(

@@ -42,9 +42,12 @@ def samples(run: Run | None, name: str | None) -> str:
     folder = run.samples / (name if name in known else known[0])
     prompts, clips = _read(folder)
     methods = sorted({method for _, method in clips})
+    original = f"original, {run.config().preview.teacher_steps} steps"
     rows = []
     for number, prompt in enumerate(prompts, 1):
-        cells = [_cell(clips.get((number, method)), _title(method)) for method in methods]
+        cells = [
+            _cell(clips.get((number, method)), _title(method) or original) for method in methods
+        ]
         rows.append(f'<h4>{escape(prompt)}</h4><div class="clips">{"".join(cells)}</div>')
     return f'<div class="samples">{"".join(rows)}</div>{_over_time(run, known)}'
 
@@ -82,7 +85,7 @@ def _title(method: Method) -> str:
     kind, number = method
     if kind == 2:
         return f"strength {number / 100:g}"
-    return f"yours, {number} step{'s'[: number > 1]}" if kind else "original, many steps"
+    return f"yours, {number} step{'s'[: number > 1]}" if kind else ""
 
 
 def _cell(clip: Path | None, title: str) -> str:

@@ -108,11 +108,18 @@ def header(status: RunStatus | None) -> str:
         facts.append(f"number {status.place} in the queue")
     if state.steps and status.status != "new":
         facts.append(f"step {state.step:,} of {state.steps:,}")
-    if status.status == "running" and state.eta_seconds is not None:
+    waiting = state.stage if status.busy else ""
+    if waiting:
+        count = f" {state.stage_done:,} of {state.stage_total:,}" if state.stage_total else ""
+        facts.append(escape(f"{waiting}{count}"))
+    if (waiting or status.status == "running") and state.eta_seconds is not None:
         facts.append(f"about {duration(state.eta_seconds)} left")
+    if waiting and state.next:
+        facts.append(f'<span class="quiet">next: {escape(state.next)}</span>')
     if status.status == "running" and state.memory_gib:
         facts.append(f"{state.memory_gib:.1f} GiB")
-    share = 100 * min(state.step / state.steps, 1) if state.steps else 0
+    done, total = (state.stage_done, state.stage_total) if waiting else (state.step, state.steps)
+    share = 100 * min(done / total, 1) if total else 0
     shown = "".join(f"<span>{fact}</span>" for fact in facts)
     return (
         f'<div class="top" data-status="{status.status}">{shown}</div>'

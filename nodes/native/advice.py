@@ -24,6 +24,8 @@ MOST_STEPS = 8
 HIGHEST_CFG = 2.0
 """Guidance above 1 asks for two model calls a step and is not what was distilled; up to here a
 clip still looks right."""
+LEAVING_OUT = ("dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2")
+"""Samplers for which KSampler leaves out the last noise level but one of any scheduler."""
 UNEVEN = 1.001
 """Steps over the noise levels may differ by one level, which is rounding."""
 
@@ -92,7 +94,7 @@ def wrong_values(
     name = sampler_name(sampler)
     if name and SAMPLER not in name:
         found["sampler_name"] = (SAMPLER, f"sampler '{name}'")
-    if not evenly_spread(sigmas, levels):
+    if name not in LEAVING_OUT and not evenly_spread(sigmas, levels):
         found["scheduler"] = (SCHEDULER, "another scheduler")
     return found
 
@@ -102,7 +104,10 @@ def sampler_name(sampler: Any) -> str:
     function = getattr(sampler, "sampler_function", None)
     if (getattr(function, "__module__", None) or "").endswith(".native.sampling"):
         return SAMPLER
-    return getattr(function, "__name__", "").removeprefix("sample_").removesuffix("_function")
+    name = getattr(function, "__name__", "").removeprefix("sample_").removesuffix("_function")
+    if name == "euler" and getattr(sampler, "inpaint_options", {}).get("random"):
+        return "ddim"  # core's name for it
+    return name.replace("unipc", "uni_pc")
 
 
 def evenly_spread(sigmas: Tensor, levels: Tensor) -> bool:

@@ -142,3 +142,15 @@ def test_thumbnail_is_a_small_jpeg_from_any_source(tmp_path: Path) -> None:
     alpha.save(tmp_path / "a.png")
     assert opened(thumbnail_data_uri(tmp_path / "a.png"))[0].size == (40, 30)
     assert opened(thumbnail_data_uri(alpha))[0].mode == "RGB"
+
+
+def test_tags_of_long_captions_never_outgrow_a_header() -> None:
+    """2600 captions of 1760 letters, as captioning models write them: 4.5 MB of tags."""
+    from trainer.lora.metadata import TAG_BYTES, TAG_LETTERS, capped_tags
+
+    tags = {f"number {i} " + "long words " * 160: 1 for i in range(2600)} | {"common": 9}
+    found = capped_tags({"style": tags})["style"]
+    assert next(iter(found)) == "common" and found["common"] == 9
+    assert max(len(tag) for tag in found) <= TAG_LETTERS + 3
+    assert len(json.dumps(found)) < 1.1 * TAG_BYTES
+    assert capped_tags({"style": {"a": 2, "b": 1}}) == {"style": {"a": 2, "b": 1}}

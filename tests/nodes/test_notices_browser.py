@@ -149,6 +149,38 @@ def test_undo_and_another_workflow_do_not_lose_or_misplace_it(page, comfy_server
     page.locator(NOTICE).wait_for(state="detached")
 
 
+def test_it_stays_when_another_change_is_undone(page, comfy_server, sampler):
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    workflow = page.evaluate("() => (app.rootGraph ?? app.graph).serialize()")
+    for _ in range(2):  # as undo does: the same graph, drawn anew
+        page.evaluate("workflow => app.loadGraphData(workflow, false)", workflow)
+        page.evaluate("() => mcm.settled()")
+        page.wait_for_function("() => document.querySelector('.mcm-notice')?.isConnected")
+    page.locator(NOTICE).filter(visible=True).wait_for()
+
+
+def test_it_goes_when_the_values_are_set_by_hand(page, comfy_server, sampler):
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    page.evaluate("() => mcm.set('KSampler', {seed: 77})")
+    page.wait_for_timeout(1000)
+    assert page.locator(NOTICE).count() == 1, "the seed is not what it speaks of"
+    page.evaluate("() => mcm.set('KSampler', {steps: 4})")
+    page.locator(NOTICE).wait_for(state="detached")
+
+
+@pytest.mark.parametrize(("chosen", "called"), [("ddim", "'ddim'"), ("uni_pc", "'uni_pc'")])
+def test_it_names_the_sampler_that_was_chosen_and_nothing_that_is_right(
+    page, comfy_server, sampler, chosen, called
+):
+    page.evaluate("values => mcm.set('KSampler', values)", {**RIGHT, "sampler_name": chosen})
+    run(page, comfy_server)
+    page.locator(NOTICE).wait_for()
+    text = page.locator(NOTICE).inner_text()
+    assert f"This run has sampler {called}: expect" in text
+
+
 def test_it_works_inside_a_subgraph(page, comfy_server, sampler):
     page.evaluate("() => void app.graph.convertToSubgraph(new Set([mcm.node('KSampler')]))")
     assert page.evaluate("() => app.graph.nodes.every(each => each.type !== 'KSampler')")

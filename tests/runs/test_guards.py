@@ -20,6 +20,7 @@ import torch
 from trainer.runs.files import atomic_write
 from trainer.runs.guards import (
     DiskFullError,
+    disk_full,
     NanGuard,
     StopSignal,
     TrainingDivergedError,
@@ -211,3 +212,14 @@ def test_exceptions_are_logged_with_their_traceback(tmp_path: Path) -> None:
 def test_log_on_a_full_disk_is_named_as_such() -> None:
     with pytest.raises(DiskFullError, match="the disk is full"):
         RunLog(Path("/dev/full"), io.StringIO())("x")
+
+
+def test_a_full_disk_is_found_behind_other_libraries_errors(tmp_path: Path) -> None:
+    system = OSError(errno.ENOSPC, "No space left on device")
+    wrapped = ValueError("could not write")
+    wrapped.__cause__ = system
+    rust = RuntimeError("I/O error: No space left on device (os error 28)")
+    for error in (system, wrapped, rust):
+        found = disk_full(error, tmp_path)
+        assert isinstance(found, DiskFullError) and "the disk is full" in str(found)
+    assert disk_full(ValueError("another"), tmp_path) is None

@@ -42,7 +42,9 @@ def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, 
 
         tab(page, "Monitor")
         page.locator("#monitor .chart circle").first.wait_for()
-        assert page.locator("#monitor .chart").count() == 4
+        assert page.locator("#monitor .chart").count() == 5
+        exported = read_events(run.events_path, "export")[-1]["step"]
+        assert f"is of step {exported}" in page.locator("#monitor").inner_text()
         assert "Exported" in page.locator("#log").inner_text()
 
         tab(page, "Samples")
@@ -51,9 +53,12 @@ def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, 
             "() => [...document.querySelectorAll('#samples video')].every(v => v.readyState > 1)"
         )
         titles = page.locator("#samples .clip span").all_inner_texts()
-        assert titles[:3] == ["teacher", "1 step", "2 steps"]
+        many = run.config().preview.teacher_steps
+        assert titles[:3] == [f"original, {many} steps", "yours, 1 step", "yours, 2 steps"]
 
         tab(page, "Export")
+        page.locator("#lora-about", has_text="Use it").wait_for()
+        page.locator("#lora-about summary").click()
         page.locator("#lora-about", has_text="AutoV2").wait_for()
         with page.expect_download() as download:
             page.locator("#get-lora").click()
@@ -151,6 +156,11 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         page.locator("#own-prompts textarea").fill("--a red star, growing")
         page.locator("#make-clips").click()
         page.locator("#samples h4", has_text="--a red star, growing").wait_for()
+        wait_for(page, lambda: not page.get_by_text("Sampling side").is_visible())
+        page.locator("#compare-strengths").click()
+        page.locator("#samples .clip", has_text="strength 0.75").wait_for()
+        shown = page.locator("#samples .samples .clip span").all_inner_texts()
+        assert shown == ["strength 0", "strength 0.5", "strength 0.75", "strength 1"]
 
         tab(page, "Runs")
         page.locator("#clone").click()
@@ -158,9 +168,17 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         name.wait_for()
         wait_for(page, lambda: name.input_value() == "side-2")
         tab(page, "Runs")
+        asked: list[str] = []
+        answers = iter((False, True))
+
+        def answer(dialog):
+            asked.append(dialog.message)
+            dialog.accept() if next(answers) else dialog.dismiss()
+
+        page.on("dialog", answer)
         page.locator("#delete").click()
-        toast(page, "still there")
-        page.locator("#sure input").check()
+        wait_for(page, lambda: len(asked) == 1)
+        assert '"side"' in asked[0] and run.path.exists()
         page.locator("#delete").click()
         wait_for(page, lambda: not run.path.exists())
         wait_for(page, lambda: "side" not in page.locator("#runs").inner_text())

@@ -183,8 +183,8 @@ def fit_pairs(
     named = (metadata or {}).get("mcm.base_model")
     loaded = describe_base({path: shape[1] for path, shape in shapes.items()})
     raise LoraError(
-        f"This LoRA does not fit the loaded model: {report.text()}. It was made for {wanted}"
-        + (f", `mcm.base_model`={named!r}" if named else "")
-        + f"; loaded is {loaded}. Nothing was changed. Load the base it was made for, or "
-        "another LoRA."
+        f"This LoRA does not fit the loaded model: it was made for {wanted}"
+        + (f" (base model '{named}')" if named else "")
+        + f", loaded is {loaded}. Load the base it was made for, or another LoRA. Nothing was "
+        f"changed. In detail: {report.text()}."
     )

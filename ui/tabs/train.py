@@ -105,18 +105,24 @@ class TrainTab:
                 part = RECORDS[name].part
                 title = Settings.model_fields[part].description if part else MORE_TITLE
                 parts.setdefault(title or part, []).append(name)
-        gr.HTML(
-            '<p class="quiet section"><b>Advanced (optional).</b> Everything below has a good '
-            "value already.</p>"
+        self._group(MORE_TITLE, parts.pop(MORE_TITLE))
+        self.expert = gr.Checkbox(
+            label="Expert: show every setting of the method",
+            info="All of them have a good value already.",
+            elem_id="expert",
         )
-        for title, names in parts.items():
-            with gr.Accordion(title, open=False):
-                if names[0].partition(".")[0] in SECTIONS:
-                    gr.HTML(f'<p class="quiet">{SECTIONS[names[0].partition(".")[0]]}</p>')
-                for start in range(0, len(names), 3):
-                    with gr.Row(equal_height=True):
-                        for name in names[start : start + 3]:
-                            self.fields[name] = component(name)
+        with gr.Column(visible=False) as self.advanced:
+            for title, names in parts.items():
+                self._group(title, names)
+
+    def _group(self, title: str, names: Sequence[str]) -> None:
+        with gr.Accordion(title, open=False):
+            if names[0].partition(".")[0] in SECTIONS:
+                gr.HTML(f'<p class="quiet">{SECTIONS[names[0].partition(".")[0]]}</p>')
+            for start in range(0, len(names), 3):
+                with gr.Row(equal_height=True):
+                    for name in names[start : start + 3]:
+                        self.fields[name] = component(name)
 
     def _sharing(self) -> None:
         with gr.Accordion("Save, load and share settings", open=False):
@@ -173,6 +179,9 @@ class TrainTab:
             **QUIET,
         )
         self.checks.wire(form, self.fields, [run_choice, tabs, self.name])
+        self.expert.change(
+            lambda shown: gr.update(visible=shown), self.expert, self.advanced, **QUIET
+        )
         self.save.click(reporting(self._save), form, [self.file, self.saved], **SHOWN)
         filled = [*self.outputs, self.loaded]
         self.load.upload(reporting(self._load), self.load, filled, **SHOWN)

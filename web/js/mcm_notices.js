@@ -7,11 +7,13 @@ import { allNodes, isLinked, nodesOfId, register, rootGraph, sourceOf, widgetOf 
 
 const WIDGET = "mcm_notice";
 const MARGIN = 10; // of a DOM widget on the classic canvas
+const MIN_WIDTH = 280; // of a node while it shows a notice: narrower, the text would be a column
+const LOOK_MS = 400;
 const SETTERS = ["SIGMAS", "SAMPLER", "GUIDER"]; // sockets of nodes that hold a custom sampler's values
 const STYLE = `
 .mcm-notices { display: flex; flex-direction: column; width: 100%; pointer-events: auto; }
 .lg-node:has(.mcm-notice) { z-index: 1000 !important; }
-.mcm-notices > div { display: flex; flex-direction: column; gap: 6px; }
+.mcm-notices > div { display: flex; flex-direction: column; gap: 6px; max-height: 150px; overflow-y: auto; }
 .mcm-notice { position: relative; box-sizing: border-box; padding: 8px 26px 8px 10px; border-radius: 6px;
   border-left: 4px solid #e5a50a; background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd);
   font: 12px/1.4 Inter, Arial, sans-serif; text-align: left; white-space: pre-line;
@@ -43,7 +45,7 @@ function noticesOf(executionId, workflow = workflowId()) {
 export function notify(executionId, text, { settings = {}, kind = "run", workflow = workflowId() } = {}) {
   const notices = noticesOf(executionId, workflow);
   const same = notices.find((each) => each.text === text);
-  if (same) Object.assign(same, { stale: false, settings, values: undefined });
+  if (same) Object.assign(same, { stale: false, settings, values: undefined, told: undefined });
   else notices.push({ text, settings, kind, stale: false });
   if (workflow === workflowId()) refresh(executionId);
 }
@@ -63,6 +65,29 @@ function stillTrue(notice, node) {
   const values = JSON.stringify(saved.map((each) => each.value));
   notice.values ??= values;
   return notice.values === values;
+}
+
+/** Whether somebody has changed one of the values that the notice would set. */
+function corrected(notice, node) {
+  const now = placesOf(node, notice.settings).map(
+    (each) => [each.name, widgetOf(each.node, each.name).value],
+  );
+  const told = (notice.told ??= Object.fromEntries(now));
+  return now.some(([name, value]) => name in told && told[name] !== value);
+}
+
+/** What no event tells: values set by hand, and canvases that drop a node's elements when they draw
+    it anew, as Nodes 2.0 does after an undo. */
+function look() {
+  for (const [executionId, notices] of kept.get(workflowId()) ?? []) {
+    const nodes = notices.length ? nodesOfId(executionId) : [];
+    if (!nodes.length) continue;
+    forget(executionId, (each) => corrected(each, nodes.at(-1)));
+    for (const node of new Set([nodes.at(-1), nodes[0]])) {
+      const view = views.get(node);
+      if (view && !view.element.isConnected) mount(node, view.element);
+    }
+  }
 }
 
 /** Draw the notices of a node: on it, and on the outermost subgraph that holds it. */
@@ -176,11 +201,13 @@ function addView(node) {
   view.onSerialize = node.onSerialize;
   node.onSerialize = function (data) {
     view.onSerialize?.call(this, data);
-    data.size = [data.size[0], Math.min(data.size[1], view.size[1])]; // what is saved has no notice
+    const width = data.size[0] === MIN_WIDTH ? view.size[0] : data.size[0];
+    data.size = [width, Math.min(data.size[1], view.size[1])]; // what is saved has no notice
     const shown = data.properties?.proxyWidgets; // a subgraph's list of its widgets
     if (Array.isArray(shown))
       data.properties.proxyWidgets = shown.filter((each) => each[1] !== WIDGET);
   };
+  if (node.size[0] < MIN_WIDTH) node.setSize([MIN_WIDTH, node.size[1]]);
   alive.set(element, node);
   views.set(node, view);
   view.observer = new ResizeObserver(() => fit(node, view));
@@ -210,7 +237,8 @@ function removeView(node, view) {
   node.removeWidget(view.widget);
   view.widget.element.remove();
   alive.delete(view.widget.element);
-  if (node.size[1] > view.size[1]) node.setSize([node.size[0], view.size[1]]);
+  const width = node.size[0] === MIN_WIDTH ? view.size[0] : node.size[0];
+  node.setSize([width, Math.min(node.size[1], view.size[1])]);
   node.setDirtyCanvas?.(true, true);
 }
 
@@ -244,6 +272,7 @@ register({
     const style = document.createElement("style");
     style.textContent = STYLE;
     document.head.append(style);
+    setInterval(look, LOOK_MS);
   },
   afterConfigureGraph() {
     const nodes = new Set(allNodes());
