@@ -54,6 +54,8 @@ COUNT_FIRST = {
 }
 """Operations whose result has a size that only the card knows, unless it is told."""
 
+WAITING = READ | COUNT_FIRST | TAKE_HOST_INDICES | COPIES
+
 
 class CardError(RuntimeError):
     """What a real card would have refused."""
@@ -78,7 +80,7 @@ class CardTensor(torch.Tensor):
             dtype=inner.dtype,
             layout=inner.layout,
         )
-        self.inner = inner.detach()
+        self.inner = inner.detach() if inner.requires_grad else inner
         return self
 
     device = property(lambda self: CARD)  # type: ignore[assignment]
@@ -173,11 +175,10 @@ def _check_devices(func: Any, args: tuple, kwargs: dict) -> None:
 
 def _note_wait(func: Any, args: tuple, kwargs: dict) -> None:
     card = FakeCard.current
-    if card is None:
+    if card is None or func not in WAITING:
         return
-    name = str(func).split(".")[1]
     if func in READ or (func in COUNT_FIRST and kwargs.get("output_size") is None):
-        card.note(name)
+        card.note(str(func).split(".")[1])
     elif func in TAKE_HOST_INDICES:
         indices = [x for x in args[1] if x is not None]
         if any(x.dtype in (torch.bool, torch.uint8) and isinstance(x, CardTensor) for x in indices):

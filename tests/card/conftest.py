@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "data.frames": 8,
     "data.height": 32,
     "data.width": 32,
-    "trajectory.ddim_timesteps": 4,
+    "trajectory.ddim_timesteps": 8,
     "lora.rank": 2,
     "lora.alpha": 2.0,
     "preview.every": 0,
@@ -41,9 +41,9 @@ def card() -> Iterator[FakeCard]:
 
 
 @pytest.fixture(scope="session")
-def small(tiny_model, style_images) -> dict[str, Any]:
-    """Settings of a run on the tiny ModelScope model, all but its folder."""
-    return {"model": str(tiny_model), "images": str(style_images), **SMALL}
+def small(smallest_model, style_images) -> dict[str, Any]:
+    """Settings of a run on the smallest ModelScope model, all but its folder."""
+    return {"model": str(smallest_model), "images": str(style_images), **SMALL}
 
 
 @pytest.fixture(scope="session")
