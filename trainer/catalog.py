@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .adversarial.vision_transformers import is_dinov2
 from .families import FAMILIES, Family, animatediff
 from .families.modelscope import PARTS
 from .lora.files import read_header
+from .models.clip_vision import is_clip_vision
 from .models.motion_module import is_adapter_folder
 from .models.weights import FILE_SUFFIXES, ModelError
 from .paths import MINI
@@ -21,9 +23,12 @@ from .paths import MINI
 DEPTH = 3
 """Folder levels below a root that are searched, as ``author/model``."""
 MOTION_FOLDERS = ("animatediff_models", "motion_modules")
+FEATURE_FOLDERS = ("clip_vision", "dinov2")
+VAE_FOLDERS = ("vae",)
 NO_MOTION = "a motion module (models/animatediff_models), such as mm_sd_v15_v2.ckpt"
 _WEIGHTS = (".safetensors", ".bin")
 _SD15_KEY = "cond_stage_model.transformer.text_model.encoder.layers.0.layer_norm1.weight"
+_VAE_KEY = "post_quant_conv.weight"
 _SD15_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 
 
@@ -79,7 +84,8 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     """
     models = [] if comfyui is None else [comfyui / "models"]
     roots = [*folders, *(place / "diffusers" for place in models)]
-    found = [FoundModel("mini (built in)", "mini", "mini", _licence(MINI, ""))]
+    mini = "mini (built in: one moving shape, for trying out)"
+    found = [FoundModel(mini, "mini", "mini", _licence(MINI, ""))]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:
@@ -100,14 +106,55 @@ def find_motion_modules(
     """(name, path) of AnimateDiff's motion modules: files and folders of a `MotionAdapter`, in
     ComfyUI's folders and below ``folders`` where those have the names that ComfyUI uses.
     """
-    places = [*folders, *([] if comfyui is None else [comfyui / "models"])]
     found = []
-    for root in (place / name for place in places for name in MOTION_FOLDERS):
+    for root in _places(comfyui, folders, MOTION_FOLDERS):
         found += [(file.relative_to(root).as_posix(), file) for file in _files(root)
                   if not is_adapter_folder(file.parent)]  # fmt: skip
         children = root.iterdir() if root.is_dir() else ()
         found += [(child.name, child) for child in sorted(children) if is_adapter_folder(child)]
     return found
+
+
+def find_feature_networks(
+    comfyui: Path | None = None, folders: Sequence[Path] = ()
+) -> list[tuple[str, Path]]:
+    """(name, path) of networks that a discriminator can look through: DINOv2 folders, CLIP vision
+    folders and files, in ``clip_vision`` and ``dinov2`` below ComfyUI's models and ``folders``.
+    """
+    found = []
+    for root in _places(comfyui, folders, FEATURE_FOLDERS):
+        inside = [path for path in _files(root) if not (path.parent / "config.json").is_file()]
+        inside += [config.parent for config in sorted(root.rglob("config.json"))]
+        found += [(path.relative_to(root).as_posix(), path) for path in inside
+                  if is_clip_vision(path) or is_dinov2(path)]  # fmt: skip
+    return found
+
+
+def find_vaes(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> list[tuple[str, Path]]:
+    """(name, path) of VAE files of Stable Diffusion 1.5, by their headers, in ``vae`` below
+    ComfyUI's models and ``folders``.
+    """
+    return [
+        (file.relative_to(root).as_posix(), file)
+        for root in _places(comfyui, folders, VAE_FOLDERS)
+        for file in _files(root)
+        if _is_sd15_vae(file)
+    ]
+
+
+def _places(comfyui: Path | None, folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    places = [*folders, *([] if comfyui is None else [comfyui / "models"])]
+    return [place / name for place in places for name in names]
+
+
+def _is_sd15_vae(file: Path) -> bool:
+    if file.suffix.lower() != ".safetensors":
+        return "vae-ft-" in file.name.lower()
+    try:
+        shape = read_header(file).get(_VAE_KEY, {}).get("shape", [])
+    except (OSError, ValueError):
+        return False
+    return shape[:1] == [4] and "xl" not in file.name.lower()  # SDXL's has the same shapes
 
 
 def is_sd15_checkpoint(file: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warm_start": False,
     },
 }
+
+
+_NO_PATHS = frozenset({"mini", "auto", "none", "clip", "dinov2", "efficientnet-lite0"})
+_TEXTS_WITH_PATHS = ("model", "adversarial.features", "adversarial.clip")
+"""Settings that take a name (one of the above) or a path."""
 
 
 class ConfigError(ValueError):
@@ -173,8 +179,8 @@ def load_config(
     Raises `ConfigError`.
 
     Without ``preset`` the one named in the overrides, else in the file, else ``recipe`` is taken.
-    Text values (from a form or a command line) are converted. Relative paths stay relative to the
-    working directory.
+    Text values (from a form or a command line) are converted. Relative paths stay as they are:
+    `anchored` makes them absolute, and a run's own ``config.toml`` has no others.
     """
     overrides = dict(overrides or {})
     from_file = _flat(_read_toml(file)) if file is not None else {}
@@ -212,6 +218,39 @@ def with_overrides(config: TrainConfig, overrides: Mapping[str, Any]) -> TrainCo
     """A checked copy of ``config`` with some settings changed, given by dotted names."""
     _refuse_unknown(overrides, "")
     return _build({**_values(config), **overrides})
+
+
+def anchored(config: TrainConfig, folder: Path) -> TrainConfig:
+    """``config`` with every path absolute, relative ones taken from ``folder``."""
+    values = _values(config)
+    paths = {
+        name: _anchor(values[name], folder)
+        for name, record in _records().items()
+        if record.type == "path" and values[name] is not None
+    }
+    texts = {
+        name: str(_anchor(Path(values[name]).expanduser(), folder))
+        for name in _TEXTS_WITH_PATHS
+        if values.get(name) and values[name] not in _NO_PATHS
+    }
+    return with_overrides(config, {**paths, **texts})
+
+
+def _anchor(path: Path, folder: Path) -> Path:
+    return Path(os.path.abspath(folder / path))
+
+
+def refuse_uneven_timesteps(config: TrainConfig) -> None:
+    """Raise ConfigError for a number of trajectory timesteps that does not divide 1000: the last
+    of them would not be 999, where sampling begins. Runs that began so go on.
+    """
+    count = config.trajectory.ddim_timesteps
+    if 1000 % count:
+        allowed = ", ".join(str(n) for n in range(8, 251) if not 1000 % n)
+        raise ConfigError(
+            f"`trajectory.ddim_timesteps`={count} is not allowed: it must divide 1000, or the "
+            f"trajectory ends below timestep 999, where sampling begins; use {allowed}."
+        )
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

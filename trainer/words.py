@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def allowed_frames(frames: tuple[int, ...]) -> str:
     """ "8, 16, 24 or 32", or "1 to 32" for a run of consecutive lengths."""
@@ -9,3 +11,21 @@ def allowed_frames(frames: tuple[int, ...]) -> str:
         return f"{frames[0]} to {frames[-1]}"
     words = [str(count) for count in frames]
     return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether ``word`` stands in ``text`` by itself, in any case: "ink" is not in "pink"."""
+    return bool(word.strip()) and _word(word).search(text) is not None
+
+
+def without_word(text: str, word: str) -> str:
+    """``text`` without ``word`` and the comma it stood behind; as it was where it has none."""
+    if not has_word(text, word):
+        return text
+    left = " ".join(_word(word).sub(" ", text).split())
+    parts = (part.strip() for part in left.split(","))
+    return ", ".join(part for part in parts if part)
+
+
+def _word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)

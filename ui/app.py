@@ -10,6 +10,7 @@ from .site import QUIET, SHOWN, Site, reporting, tell
 from .status import header
 from .tabs.data import DataTab
 from .tabs.export import ExportTab
+from .tabs.guide import GuideTab
 from .tabs.monitor import monitor_tab
 from .tabs.runs import RunsTab
 from .tabs.samples import SamplesTab
@@ -26,6 +27,7 @@ def build(site: Site) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
+        gr.HTML(f'<h1 class="spoken">{TITLE}</h1>')
         head = Head(site, watch)
         with gr.Tabs(selected="data") as tabs:
             with gr.Tab("Data", id="data"):
@@ -40,11 +42,14 @@ def build(site: Site) -> gr.Blocks:
                 export = ExportTab(site, watch)
             with gr.Tab("Runs", id="runs"):
                 runs = RunsTab(site, watch)
+            with gr.Tab("First style", id="guide"):
+                guide = GuideTab(site)
         data.wire(train.fields)
         train.wire(head.choice, tabs)
         samples.wire(head.choice)
         export.wire(head.choice)
         runs.wire(head.choice, tabs, train)
+        guide.wire(train, tabs)
         head.wire(watch, samples.preview, export.file)
         page.load(head.remembered, head.memory, head.choice, **QUIET)
         page.load(train.fill, None, train.outputs, **QUIET).then(

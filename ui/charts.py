@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 30
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 46
+X_TITLE = "training step"
 MOST_POINTS = 400
 
 
@@ -66,7 +67,8 @@ def line_chart(
     frame = _Frame.around(lines, levels, from_zero)
     drawn = [frame.grid(percent), *(frame.level(level) for level in levels)]
     drawn += [frame.line(line, percent) for line in lines]
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    told = _in_words(title, lines, percent)
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">'
     return f'<figure class="chart">{head}{svg}{"".join(drawn)}</svg>{_legend(lines)}</figure>'
 
 
@@ -108,8 +110,11 @@ class _Frame:
             shown = f"{100 * value:.0f} %" if percent else f"{value:.3g}"
             parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>')
         for value in ticks(self.x0, self.x1, whole=True):
-            parts.append(f'<text x="{self.x(value):.1f}" y="{HEIGHT - 10}" text-anchor="middle">'
+            parts.append(f'<text x="{self.x(value):.1f}" y="{HEIGHT - 28}" text-anchor="middle">'
                          f"{value:g}</text>")  # fmt: skip
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        parts.append(f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
+                     f"{X_TITLE}</text>")  # fmt: skip
         return "".join(parts)
 
     def level(self, level: Level) -> str:
@@ -142,6 +147,16 @@ def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[
     step = max(1.0, step) if whole else step
     first = math.ceil(low / step)
     return [round(index * step, 10) for index in range(first, math.floor(high / step) + 1)]
+
+
+def _in_words(title: str, lines: Sequence[Line], percent: bool) -> str:
+    """The chart for a screen reader: each line's newest point."""
+    newest = [(line.label, *line.points[-1]) for line in lines if not line.thin]
+    said = "; ".join(
+        f"{label} {f'{100 * y:.0f} %' if percent else f'{y:.3g}'} at step {x:g}"
+        for label, x, y in newest
+    )
+    return f"{title}: {said}"
 
 
 def _legend(lines: Sequence[Line]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -53,7 +54,33 @@ def describe(file: Path) -> str:
     picture = ""
     if thumbnail.startswith("data:image/jpeg;base64,"):
         picture = f'<img class="thumb" alt="" src="{escape(thumbnail, quote=True)}">'
-    return f'<div class="card">{picture}<table class="files">{lines}</table></div>'
+    header = (
+        '<details><summary>Everything that the file says of itself</summary><div class="card">'
+        f'<table class="files">{lines}</table></div></details>'
+    )
+    return f'<div class="card use">{picture}{_use(found.metadata)}</div>{header}'
+
+
+def _use(metadata: Mapping[str, str]) -> str:
+    """How to use a LoRA, and what to do next."""
+    steps = metadata.get("mcm.steps_allowed", "1,2,4,8").replace(",", ", ")
+    guidance = metadata.get("mcm.guidance_scale", "1").removesuffix(".0")
+    trigger = metadata.get("modelspec.trigger_phrase", "")
+    rows = [
+        ("Strength", metadata.get("mcm.strength", "1").removesuffix(".0")),
+        ("Steps", f"{metadata.get('mcm.steps', '4')} ({steps} work)"),
+        ("CFG", guidance),
+        ("Sampler, scheduler", f"{metadata.get('mcm.sampler', 'lcm')}, simple"),
+        ("Trigger word", trigger or "none is needed"),
+    ]
+    facts = "".join(f"<div><span>{k}</span><b>{escape(v)}</b></div>" for k, v in rows)
+    return (
+        f'<div><h3>Use it</h3><div class="facts">{facts}</div><ol>'
+        "<li>Copy it to ComfyUI, below, or download it into <code>ComfyUI/models/loras</code>.</li>"
+        "<li>Drop the file on ComfyUI's canvas: it opens its own workflow. Press <b>Run</b>.</li>"
+        "<li>In a graph of your own: <b>Load MCM LoRA</b> after the model loader, then a plain "
+        "KSampler with the values above.</li></ol></div>"
+    )
 
 
 def workflow_file(file: Path) -> Path | None:
@@ -68,19 +95,36 @@ def workflow_file(file: Path) -> Path | None:
     return target
 
 
-def copy_to_comfyui(file: Path, name: str, places: Places, overwrite: bool) -> Path:
-    """Copy a LoRA to ComfyUI's ``models/loras`` in one piece.
+def loras_folder(places: Places, typed: str = "") -> Path:
+    """ComfyUI's folder of LoRAs: the known ComfyUI's, or that of the ComfyUI at ``typed``.
 
-    Raises `PlaceError` when ComfyUI is not known, and for a name that exists unless ``overwrite``.
+    Raises `PlaceError` for a folder that is no ComfyUI, or that the page may not use.
     """
-    if places.loras is None:
-        raise PlaceError("ComfyUI was not found; start ui_gradio.py with --comfyui FOLDER.")
+    if places.loras is not None:
+        return places.loras
+    folder = places.folder(typed)
+    if not (folder / "models").is_dir():
+        raise PlaceError(
+            f"'{folder}' is not ComfyUI's folder: it holds no folder 'models'. Type the folder in "
+            "which main.py lies."
+        )
+    return folder / "models" / "loras"
+
+
+def copy_to_comfyui(
+    file: Path, name: str, places: Places, overwrite: bool, typed: str = ""
+) -> Path:
+    """Copy a LoRA to ComfyUI's ``models/loras`` in one piece; see `loras_folder`.
+
+    Raises `PlaceError` for a name that exists unless ``overwrite``.
+    """
+    folder = loras_folder(places, typed)
     stem = slug(name.strip().removesuffix(SUFFIX) if name else file.stem)
-    target = places.loras / f"{stem}{SUFFIX}"
+    target = folder / f"{stem}{SUFFIX}"
     if target.exists() and not overwrite:
-        raise PlaceError(f"'{target.name}' exists in {places.loras}; choose another name, or tick "
-                         "'Replace'.")  # fmt: skip
-    places.loras.mkdir(parents=True, exist_ok=True)
+        raise PlaceError(f"'{target.name}' exists in {folder}; choose another name, or tick "
+                         "'Overwrite existing file'.")  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{stem}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         shutil.copyfile(file, staged)

@@ -117,7 +117,9 @@ def to_config(values: Mapping[str, Any], places: Places, run: Path) -> TrainConf
     given["model"] = model_path(str(given["model"] or "mini"), places)
     features = str(given["adversarial.features"] or "auto")
     known = features in FEATURE_NAMES
-    given["adversarial.features"] = features if known else str(places.folder(features))
+    given["adversarial.features"] = (
+        features if known else str(_path(features, "adversarial.features", places))
+    )
     return load_config(overrides={**given, "run": run})
 
 

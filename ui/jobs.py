@@ -6,14 +6,15 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from trainer.runs.files import atomic_write
-from trainer.runs.process import process_alive, start_detached
+from trainer.runs.process import end_process, process_alive, start_detached
 from trainer.runs.queue import Queue
 
 KINDS = ("preflight", "caption", "preview", "export")
@@ -35,6 +36,8 @@ class Task:
     running: bool = False
     begun: float = 0.0
     output: str = ""
+    stopped: bool = False
+    """Whether somebody stopped it."""
 
     @property
     def failed(self) -> bool:
@@ -62,8 +65,17 @@ class Tasks:
         """Where a task of ``kind`` keeps its files."""
         return self._folder / kind
 
-    def start(self, kind: str, label: str, arguments: Sequence[object]) -> None:
-        """Start ``python -m trainer ARGUMENTS``. Raises `TaskError` while one of that kind runs."""
+    def start(
+        self,
+        kind: str,
+        label: str,
+        arguments: Sequence[object],
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start ``python -m trainer ARGUMENTS``, its files written by ``prepare`` just before.
+
+        Raises `TaskError` while one of that kind runs.
+        """
         with self._lock:
             if self.status(kind).running:
                 raise TaskError(f"A {kind} is running already; wait until it has ended.")
@@ -71,23 +83,42 @@ class Tasks:
             folder.mkdir(parents=True, exist_ok=True)
             console = folder / "console.txt"
             console.unlink(missing_ok=True)
+            prepare()
             argv = [sys.executable, "-m", "trainer", *(str(part) for part in arguments)]
             process = start_detached(argv, self._pack, console)
             started = psutil.Process(process.pid).create_time()
             self._children[process.pid] = process  # kept, or its end would never be collected
             values = {"pid": process.pid, "started": started, "label": label, "begun": time.time()}
-            text = json.dumps(values, ensure_ascii=False)
-            atomic_write(folder / "task.json", text.encode("utf-8"))
+            _write(folder, values)
+
+    def stop(self, kind: str) -> None:
+        """End the task of ``kind`` and what it started; nothing happens where none runs."""
+        with self._lock:
+            task, values = self.status(kind), self._values(kind)
+            if not task.running:
+                return
+            _write(self.folder(kind), {**values, "stopped": True})
+            end_process(int(values["pid"]))
+
+    def _values(self, kind: str) -> dict[str, Any]:
+        return json.loads((self.folder(kind) / "task.json").read_text(encoding="utf-8"))
 
     def status(self, kind: str) -> Task:
         """The running or the last task of ``kind``."""
         try:
-            values = json.loads((self.folder(kind) / "task.json").read_text(encoding="utf-8"))
+            values = self._values(kind)
             running = process_alive(int(values["pid"]), float(values["started"]))
             label, begun = str(values["label"]), float(values["begun"])
+            stopped = bool(values.get("stopped"))
         except (OSError, ValueError, KeyError, TypeError):
             return Task(kind)
-        return Task(kind, label, running, begun, _tail(self.folder(kind) / "console.txt"))
+        output = _tail(self.folder(kind) / "console.txt")
+        return Task(kind, label, running, begun, output, stopped)
+
+
+def _write(folder: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, ensure_ascii=False)
+    atomic_write(folder / "task.json", text.encode("utf-8"))
 
 
 def _tail(path: Path) -> str:

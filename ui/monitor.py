@@ -12,7 +12,7 @@ from .status import RunStatus, duration, notice, problem
 
 LOG_BYTES = 24_000
 MOTION_ALARM = 0.5
-"""As in the trainer's previews: under this part of the teacher's flow, motion is dying."""
+"""As in the trainer's previews: under this part of the original's flow there is too little."""
 Events = Sequence[dict[str, Any]]
 
 
@@ -23,21 +23,24 @@ def monitor(status: RunStatus | None, events: Events) -> str:
             '<p class="empty">Nothing to watch yet. Start a training on the <b>Train</b> tab; its '
             "curves appear here.</p>"
         )
-    return "".join((problem(status), _alarm(events), facts(status, events), charts(status, events)))
+    alarm = _alarm(events) if status.busy else ""
+    return "".join((problem(status), alarm, facts(status, events), charts(status, events)))
 
 
 def _alarm(events: Events) -> str:
-    """The last preview's alarm, if it raised one."""
+    """The last preview's alarm, if it raised one. Of a finished run the best step is exported, so
+    there is nothing left to do about it.
+    """
     previews = [event for event in events if event["kind"] == "preview"]
     alarms = [event for event in events if event["kind"] == "alarm"]
     if not previews or not alarms or alarms[-1].get("step") != previews[-1].get("step"):
         return ""
     advice = (
-        "Stop, clone the run, and on the Train tab lower 'Style against motion' "
-        "(adversarial.ratio) or raise the weight of motion. On the Export tab choose an earlier "
-        "checkpoint."
+        "Nothing, if the next preview moves again: the best step is exported, not the last. If it "
+        "stays low, press Stop & save, take 'Use these settings again' on the Runs tab, and lower "
+        "'Style against motion' on the Train tab."
     )
-    return notice("bad", "Motion is dying", str(alarms[-1].get("message", "")), advice)
+    return notice("warn", "Too little movement", str(alarms[-1].get("message", "")), advice)
 
 
 def facts(status: RunStatus, events: Events) -> str:
@@ -56,43 +59,73 @@ def facts(status: RunStatus, events: Events) -> str:
     ]
     cells = "".join(f"<div><span>{escape(k)}</span><b>{escape(v)}</b></div>" for k, v in rows)
     said = f'<p class="quiet">{escape(state.message)}</p>' if state.message else ""
-    return f'<div class="facts">{cells}</div>{said}'
+    exported = [event["step"] for event in events if event["kind"] == "export" and "step" in event]
+    best = (
+        f'<p class="quiet">The exported LoRA is of <b>step {exported[-1]:,}</b>, the best by '
+        "movement, style and content together.</p>"
+        if exported
+        else ""
+    )
+    return f'<div class="facts">{cells}</div>{said}{best}'
 
 
 def charts(status: RunStatus, events: Events) -> str:
-    """Four figures: motion kept, style reached, and the losses behind them."""
+    """What previews measured; folded, the losses behind it."""
     steps = [event for event in events if event["kind"] == "step"]
     previews = [event for event in events if event["kind"] == "preview"]
     waiting = "The first point comes with the first preview."
     if status.run.config_path.is_file() and not steps:
-        waiting = "The first point comes with the first preview; the teacher is being prepared."
+        waiting = "The first point comes with the first preview; the base model is at work."
+    return (
+        f'<div class="charts">{_measured(previews, waiting)}</div>'
+        f'<details class="expert"><summary>Losses, for experts</summary>'
+        f'<div class="charts">{_losses(steps)}</div></details>'
+    )
+
+
+def _measured(previews: Events, waiting: str) -> str:
+    """Movement, style and content against the original."""
     drawn = (
         line_chart(
-            "Motion kept", _by_steps(previews, "motion_kept"), percent=True, from_zero=True,
-            levels=(Level("the teacher's motion", 1.0), Level("alarm", MOTION_ALARM, alarm=True)),
-            help_text="How much moves in the student's clips, against the teacher's. It should "
-            "stay near or above 100 %.", empty=waiting,
+            "Movement kept", _by_steps(previews, "motion_kept"), percent=True, from_zero=True,
+            levels=(Level("the original's", 1.0), Level("too little", MOTION_ALARM, alarm=True)),
+            help_text="How much moves in your clips, against the original's in 50 steps. It "
+            "should stay near or above 100 %.", empty=waiting,
         ),
         line_chart(
             "Style reached", _by_steps(previews, "style_reached"), percent=True,
-            levels=(Level("your images", 1.0), Level("the teacher's look", 0.0)),
-            help_text="How far single frames have come from the teacher's look (0 %) to that of "
-            "your images (100 %). It should rise.", empty=waiting,
+            levels=(Level("your images", 1.0), Level("the original's look", 0.0)),
+            help_text="How far the frames have come from the original's look (0 %) to that of "
+            "your images (100 %). It should rise; 70 to 90 % is good.", empty=waiting,
         ),
         line_chart(
+            "Content kept", _by_steps(previews, "content_kept"), percent=True,
+            levels=(Level("nothing of it", 0.0),),
+            help_text="Whether your frames still show what the original's show, whatever the "
+            "style. It should stay level; a fall means that pictures dissolve.", empty=waiting,
+        ),
+    )  # fmt: skip
+    return "".join(drawn)
+
+
+def _losses(steps: Events) -> str:
+    drawn = (
+        line_chart(
             "Motion loss", _loss(steps, "consistency", "motion consistency", 0), from_zero=True,
-            help_text="How far few steps are from the teacher's many. It falls quickly, then "
-            "slowly; faint is raw, strong is smoothed.", empty="The first step is not done yet.",
+            help_text="How far few steps are from the original's many. It falls quickly, then "
+            "slowly. Thin: each step; bold: average.", empty="The first step is not done yet.",
         ),
         line_chart(
             "Style losses",
-            [*_loss(steps, "adversarial", "student", 1), *_loss(steps, "discriminator", "judge", 2),
+            [*_loss(steps, "adversarial", "student", 1),
+             *_loss(steps, "discriminator", "discriminator", 2),
              *_loss(steps, "caption", "captions", 3)],
-            help_text="Student and judge play against each other: both should stay level. One "
-            "that runs away means trouble.", empty="The first step is not done yet.",
+            help_text="Student and discriminator (it tells your images from the student's frames) "
+            "play against each other: both should stay level. One that runs away means trouble.",
+            empty="The first step is not done yet.",
         ),
     )  # fmt: skip
-    return f'<div class="charts">{"".join(drawn)}</div>'
+    return "".join(drawn)
 
 
 def _loss(events: Events, name: str, label: str, colour: int) -> list[Line]:

@@ -1,52 +1,83 @@
-"""The preflight's report on the page, and what it says against a start."""
+"""The test of memory and time on the page: its progress, and a result for the tried settings."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from html import escape
 from typing import Any
-
-from trainer.config import ConfigError, TrainConfig, load_config, with_overrides
 
 from .site import Site
 from .status import duration, notice
 from .watch import Moment
 
-STAGES = "Two real steps and one preview are tried; the teacher's clips are made first."
+STAGE = re.compile(r"^\[(\d+)/(\d+)\] (.*)$", re.MULTILINE)
+TITLE = "Test of memory and time"
+KILLED = (
+    "Its process was ended from outside before it was done. Most often main memory ran out: choose "
+    "a smaller memory preset, or close other programs, and test again."
+)
+
+
+def start_test(site: Site, name: str, values: Mapping[str, Any], config_text: str) -> None:
+    """Start the test of these settings. Raises `TaskError` while another one runs."""
+    place = site.tasks.folder("preflight")
+    report = place / "report.json"
+    config = place / "config.toml"
+
+    def prepare() -> None:
+        report.unlink(missing_ok=True)
+        config.write_text(config_text, encoding="utf-8")
+        (place / "tried.json").write_text(_plain(values), encoding="utf-8")
+
+    arguments = ["preflight", "--config", config, "--json", report]
+    site.tasks.start("preflight", name, arguments, prepare)
+
+
+def _plain(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), sort_keys=True, default=str)
 
 
 def preflight_panel(moment: Moment) -> str:
-    """Progress or the result of the last preflight."""
+    """Progress, or what the last test of the settings now in the form found."""
     site = moment.site
     task = site.tasks.status("preflight")
     if not task.label:
         return ""
     if task.running:
-        last = task.output.strip().rpartition("\n")[2]
-        return notice("live", f"Checking {task.label}", f"{STAGES}\n{last[-200:]}")
+        return _running(task.label, task.output)
+    if not _is_of_the_form(site):
+        return '<p class="quiet">The last test was made with other settings: test again.</p>'
+    if task.stopped:
+        return notice("quiet", f"{TITLE}: stopped", "You stopped it. Nothing was changed.")
     report = _report(site)
-    if report is None:
-        problem = task.problem or "The check ended without a result."
-        return notice("bad", "The check failed", problem)
-    return _shown(task.label, report)
+    if report is not None:
+        return _shown(task.label, report)
+    if "error: " in task.output or "Traceback (" in task.output:
+        return notice("bad", f"{TITLE}: failed", task.problem)
+    return notice("bad", f"{TITLE}: it was stopped", KILLED)
 
 
-def preflight_result(site: Site, config: TrainConfig) -> list[str]:
-    """A sentence when the last preflight tried these settings and they do not fit."""
-    report, tried = _report(site), _tried(site)
-    if report is None or report.get("fits") or tried is None:
-        return []
-    if with_overrides(tried, {"run": config.run}) != config:
+def is_testing(site: Site) -> bool:
+    return site.tasks.status("preflight").running
+
+
+def preflight_warnings(site: Site) -> list[str]:
+    """A sentence when the last test tried the form's settings and they do not fit."""
+    report = _report(site)
+    if report is None or report.get("fits") or not _is_of_the_form(site):
         return []
     advice = " ".join(f"Try {hint}." for hint in report.get("advice", []))
-    return [f"The check says that these settings do not fit into memory or disk. {advice}"]
+    return [f"The test says that these settings do not fit into memory or disk. {advice}"]
 
 
-def _tried(site: Site) -> TrainConfig | None:
+def _is_of_the_form(site: Site) -> bool:
     try:
-        return load_config(site.tasks.folder("preflight") / "config.toml")
-    except ConfigError:
-        return None
+        tried = (site.tasks.folder("preflight") / "tried.json").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return tried == _plain(site.drafts.load().values)
 
 
 def _report(site: Site) -> dict[str, Any] | None:
@@ -56,13 +87,25 @@ def _report(site: Site) -> dict[str, Any] | None:
         return None
 
 
+def _running(name: str, output: str) -> str:
+    stages = STAGE.findall(output)
+    number, count, text = stages[-1] if stages else ("0", "1", "Starting")
+    share = 100 * max(int(number) - 1, 0) / int(count)
+    return (
+        f'<div class="notice live"><b>{TITLE}: {escape(name)}</b>'
+        f'<div class="bar"><i style="width:{share:.0f}%"></i></div>'
+        f"<pre>{escape(text)} ...</pre></div>"
+    )
+
+
 def _shown(name: str, report: dict[str, Any]) -> str:
     memory = report.get("memory_gib")
     took = "more than there is" if memory is None else f"{memory:.2f} GiB"
     rows = [
         ("Device", str(report["device"])),
         ("Peak memory", f"{took} of {report['available_gib']:.1f} GiB"),
-        ("Time a step", f"{report['seconds_per_step']:.2f} s"),
+        ("A training step", f"{report['seconds_per_step']:.2f} s"),
+        ("Example clips, once", f"about {duration(report.get('library_seconds', 0))}"),
         ("Whole training", f"about {duration(report['total_seconds'])}"),
         ("Disk", f"{report['disk_bytes'] / 2**20:.0f} MiB of {report['disk_free'] / 2**30:.0f} GiB "
          "free"),

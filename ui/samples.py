@@ -1,4 +1,4 @@
-"""Clips of a run: the teacher beside the student, and the student over the course of training."""
+"""Clips of a run: the original beside the student, and the student over the course of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from urllib.parse import quote
 from trainer.runs.folder import Run
 
 _FOLDER = re.compile(r"(step|own)-(\d{6,})(?:-(\d{3,}))?")
-_CLIP = re.compile(r"prompt-(\d+)-(teacher|steps-(\d+))\.mp4")
+_CLIP = re.compile(r"prompt-(\d+)-(?:(teacher)|(steps|strength)-(\d+))\.mp4")
+Method = tuple[int, int]
+"""What made a clip, in the order of columns: (0, 0) the original, (1, sampling steps) the student,
+(2, percent) the student at that strength of its LoRA."""
 
 
 def sample_folders(run: Run | None) -> list[tuple[str, str]]:
@@ -51,17 +54,17 @@ def _over_time(run: Run, names: list[str]) -> str:
     cells = []
     for name in sorted(name for name in names if name.startswith("step-"))[-8:]:
         _, clips = _read(run.samples / name)
-        counts = sorted(steps for number, steps in clips if number == 1 and steps > 0)
+        counts = sorted(steps for number, (kind, steps) in clips if number == 1 and kind == 1)
         if counts:
             steps = 4 if 4 in counts else counts[-1]
-            cells.append(_cell(clips[1, steps], f"step {int(name[5:])}"))
+            cells.append(_cell(clips[1, (1, steps)], f"step {int(name[5:])}"))
     if len(cells) < 2:
         return ""
     return f'<h3>Over the training</h3><div class="clips">{"".join(cells)}</div>'
 
 
-def _read(folder: Path) -> tuple[list[str], dict[tuple[int, int], Path]]:
-    """Prompts, and clips by (number of the prompt, sampling steps); 0 steps is the teacher."""
+def _read(folder: Path) -> tuple[list[str], dict[tuple[int, Method], Path]]:
+    """Prompts, and clips by number of the prompt and `Method`."""
     try:
         prompts = [str(text) for text in json.loads((folder / "prompts.json").read_bytes())]
     except (OSError, ValueError):
@@ -70,21 +73,26 @@ def _read(folder: Path) -> tuple[list[str], dict[tuple[int, int], Path]]:
     for file in folder.glob("prompt-*.mp4"):
         match = _CLIP.fullmatch(file.name)
         if match:
-            clips[int(match[1]), int(match[3] or 0)] = file
+            kind = 0 if match[2] else 1 + (match[3] == "strength")
+            clips[int(match[1]), (kind, int(match[4] or 0))] = file
     return prompts, clips
 
 
-def _title(steps: int) -> str:
-    return "teacher" if steps == 0 else f"{steps} step{'s' if steps > 1 else ''}"
+def _title(method: Method) -> str:
+    kind, number = method
+    if kind == 2:
+        return f"strength {number / 100:g}"
+    return f"yours, {number} step{'s'[: number > 1]}" if kind else "original, many steps"
 
 
 def _cell(clip: Path | None, title: str) -> str:
     if clip is None:
         return f'<div class="clip"><div class="none">-</div><span>{escape(title)}</span></div>'
     address = file_address(clip, clip.stat().st_mtime_ns)
+    # The script loads it when it is in sight: a page full of open downloads would hold up the rest.
     return (
-        f'<div class="clip"><video class="sync" src="{address}" muted loop autoplay playsinline '
-        f"disablepictureinpicture></video><span>{escape(title)}</span></div>"
+        f'<div class="clip"><video class="sync" data-src="{address}" aria-label="{escape(title)}" '
+        f"muted loop playsinline disablepictureinpicture></video><span>{escape(title)}</span></div>"
     )
 
 

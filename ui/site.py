@@ -18,6 +18,7 @@ from .draft import Drafts
 from .events import EventReader
 from .jobs import Keeper, Tasks
 from .places import PlaceError, Places
+from .readiness import Readings
 from .status import RunStatus, run_status
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
@@ -38,6 +39,7 @@ class Site:
     drafts: Drafts = field(init=False)
     scans: Scans = field(init=False)
     keeper: Keeper = field(init=False)
+    readings: Readings = field(init=False)
     events: EventReader = field(default_factory=EventReader)
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class Site:
         self.drafts = Drafts(self.places)
         self.scans = Scans(self.places.thumbs)
         self.keeper = Keeper(self.queue)
+        self.readings = Readings(self.places, self.drafts)
 
     def runs(self) -> list[Run]:
         """Every run, the most recently changed first."""

@@ -32,6 +32,8 @@ ADVICE = (
     ("TrainingDivergedError", "The numbers ran away. Clone the run on the Runs tab, halve the "
      "learning rate, and start the clone."),
     ("RunLockedError", "Another process trains this run. Wait until it has ended."),
+    ("NotReadyError", "Get or correct what is named above (the Train tab has a field to point at "
+     "each file), then press Resume, or clone the run on the Runs tab."),
     ("DataError", "Look at the Data tab: it names every image that cannot be used, and why."),
     ("PromptError", "Give the images captions, or choose a prompts file on the Train tab."),
     ("ModelError", "Choose a base model that is marked ready on the Train tab."),

@@ -13,30 +13,26 @@ import torch
 from torch import Tensor
 
 from .info import VideoInfo, video_info
+from .notices import tell
 
 LATENT_FACTOR = 8
-KEEPING = {
-    Tensor.to,
-    Tensor.cpu,
-    Tensor.cuda,
-    Tensor.float,
-    Tensor.half,
-    Tensor.bfloat16,
-    Tensor.type,
-    Tensor.clone,
-    Tensor.contiguous,
-    Tensor.detach,
-    Tensor.repeat,
-    torch.clone,
-    torch.cat,
-    torch.nn.functional.interpolate,
-}
-"""What may happen to latents between two nodes with whole videos staying whole."""
+_KEEPING = """
+    to cpu cuda float half bfloat16 type clone contiguous detach copy_ repeat cat concat
+    interpolate pad flip rot90 roll narrow __getitem__ index_select gather
+    reshape view flatten unflatten movedim permute transpose squeeze unsqueeze expand
+    add sub rsub mul div true_divide neg abs pow sqrt lerp where clamp nan_to_num normalize
+    add_ sub_ mul_ div_ clamp_ lerp_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__
+    __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ __neg__ __pow__
+"""
+KEEPING = frozenset(_KEEPING.split())
+"""Functions of torch that nodes change latents with; what they give still knows its frames."""
+JOINING = ("cat", "concat")
 
 
 class VideoLatents(Tensor):
-    """Latents (videos * ``frames``, C, h, w). Other operations than `KEEPING` give plain tensors,
-    so nothing of it reaches a network.
+    """Latents (videos * ``frames``, C, h, w), and what is made of them on the way from node to
+    node (`frames_of` says whether it is whole videos). Other operations than `KEEPING`, those of
+    networks among them, give plain tensors.
     """
 
     frames: int
@@ -45,11 +41,16 @@ class VideoLatents(Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         with torch._C.DisableTorchFunctionSubclass():
             out = func(*args, **(kwargs or {}))
-        if func not in KEEPING or not isinstance(out, Tensor):
+        if func.__name__ not in KEEPING or not isinstance(out, Tensor):
             return out
-        tensors = args[0] if func is torch.cat else args[:1]
-        found = {frames_of(tensor) for tensor in tensors}
-        return video_latents(out, found.pop()) if len(found) == 1 else out
+        joined = func.__name__ in JOINING
+        every = args[0] if joined else [*args, *(kwargs or {}).values()]
+        known = {each.frames for each in every if isinstance(each, VideoLatents)}
+        if len(known) != 1 or (joined and not all(map(frames_of, every))):
+            return out
+        out = out.as_subclass(VideoLatents)
+        out.frames = known.pop()
+        return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.clone()
@@ -71,8 +72,10 @@ def video_latents(samples: Tensor, frames: int | None) -> Tensor:
 
 
 def frames_of(samples: Any) -> int | None:
-    """Frames of one video of latents; None where they do not say."""
-    return getattr(samples, "frames", None) if isinstance(samples, VideoLatents) else None
+    """Frames of one video of latents; None where they do not say, or are no whole videos."""
+    if not isinstance(samples, VideoLatents) or samples.ndim != 4:
+        return None
+    return None if samples.shape[0] % samples.frames else samples.frames
 
 
 def empty_latents(
@@ -115,8 +118,12 @@ def sample_videos(executor: Any, noise: Tensor, latent_image: Tensor, *args: Any
     guider = executor.class_obj
     info = video_info(guider.model_patcher)
     check_latents(latent_image, info, guider.model_patcher.model.latent_format.latent_channels)
+    refuse_core_windows(guider.model_options)
     options = guider.model_options["transformer_options"]
-    frames = agreed_frames(frames_of(latent_image), options.get("mcm_frames"), len(latent_image))
+    told = frames_of(latent_image), options.get("mcm_frames")
+    frames = agreed_frames(*told, len(latent_image))
+    if not any(told) and "mcm_context" not in guider.model_options:
+        remark_on_guess(frames, info)
     options["mcm_frames"] = frames
     drawn = getattr(noise, "drawn_by", None)
     if drawn is not None:  # MCM Noise could not know the MODEL
@@ -154,6 +161,28 @@ def agreed_frames(of_latents: int | None, of_model: int | None, rows: int) -> in
             "pass through one."
         )
     return frames
+
+
+def remark_on_guess(frames: int, info: VideoInfo) -> None:
+    """Tell on the node that latents which do not say their frames are taken for one long video,
+    where they may as well be several.
+    """
+    videos, rest = divmod(frames, info.default_frames)
+    if videos > 1 and not rest:
+        tell(
+            f"This LATENT has {frames} frames and does not say how long a video is, so they are "
+            f"sampled as one video. If they are {videos} videos of {info.default_frames} frames, "
+            "connect the MODEL output of 'Empty Latent Video' here, or to the guider."
+        )
+
+
+def refuse_core_windows(options: dict[str, Any]) -> None:
+    """Raise ValueError for the context windows of ComfyUI's own nodes in model ``options``."""
+    if options.get("context_handler") is not None:
+        raise ValueError(
+            "ComfyUI's own context windows cannot cut clips of this pack, whose frames are a batch "
+            "of images. Use the node 'MCM Context Windows' in its place."
+        )
 
 
 def split_videos(rows: int, frames: int) -> Iterable[range]:

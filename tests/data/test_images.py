@@ -12,7 +12,6 @@ from PIL import Image
 from trainer.data.images import DataError, ImageFolder, ImageRecord, ImageSet, load_image
 from trainer.data.images import scan_images as scan
 
-
 BLANK = "looks blank: one colour and nothing else"
 
 

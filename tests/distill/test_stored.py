@@ -58,7 +58,8 @@ def test_an_earlier_checkpoint_is_another_lora_and_existing_files_are_kept(run, 
 
 def test_own_prompts_make_a_preview_of_their_own(run):
     made = preview_checkpoint(run, ["a red star, growing"], seed=5)
-    assert made.folder.name == "own-000003-001"
+    exported = read_events(run.events_path, "export")[-1]["step"]
+    assert made.folder.name == f"own-{exported:06d}-001", "the step that the LoRA is of"
     names = {file.name for file in made.folder.glob("*.mp4")}
     assert names == {"prompt-1-teacher.mp4", "prompt-1-steps-1.mp4", "prompt-1-steps-2.mp4"}
     prompts = json.loads((made.folder / "prompts.json").read_text(encoding="utf-8"))
@@ -67,7 +68,8 @@ def test_own_prompts_make_a_preview_of_their_own(run):
 
 def test_a_preview_of_the_run_is_an_event_with_motion_and_style(run):
     (event,) = read_events(run.events_path, "preview")
-    assert set(event["motion_kept"]) == set(event["style_reached"]) == {"1", "2"}
+    for measure in ("motion_kept", "style_reached", "content_kept"):
+        assert set(event[measure]) == {"1", "2"}
     assert all(value <= 1 for value in event["style_reached"].values())
     assert main(["preview", str(run.path)]) == 0
     assert len(read_events(run.events_path, "preview")) == 2

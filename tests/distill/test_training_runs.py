@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,18 +13,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from trainer.config import load_config
 from trainer.data.cache import ContentCache
-from trainer.distill.loop import train
+from trainer.distill.distiller import Distiller
+from trainer.distill.loop import Loop, train
+from trainer.distill.preview import Previewer
+from trainer.distill.session import build_session
 from trainer.lora.formats import read_lora
 from trainer.media import read_clip
 from trainer.runs.checkpoints import latest_checkpoint
-from trainer.runs.events import read_events
+from trainer.runs.events import EventLog, read_events
 from trainer.runs.folder import Run
-from trainer.runs.guards import TrainingDivergedError
-from trainer.runs.state import read_state
+from trainer.runs.guards import NanGuard, StopSignal, TrainingDivergedError
+from trainer.runs.progress import RunLog
+from trainer.runs.state import RunState, StateBoard, read_state
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -132,6 +138,7 @@ def test_the_export_reads_back_with_its_recommendations(straight, tiny_model):
 def test_previews_show_teacher_and_student_and_measure_motion(tiny_model, style_images, tmp_path):
     path = tmp_path / "previews"
     more = {"preview.every": 1, "steps": 1, "preview.steps": (1, 2), "preview.teacher_steps": 4}
+    more["data.cache"] = str(tmp_path / "cache")
     values = settings(tiny_model, style_images, path, **more)
     run = Run.create(path, load_config(overrides=values))
     train(run)
@@ -140,7 +147,13 @@ def test_previews_show_teacher_and_student_and_measure_motion(tiny_model, style_
     assert frames.shape == (8, 256, 256, 3) and fps == 8
     for name in ("grid.webp", "grid.png"):
         assert (folder / name).stat().st_size > 1000
-    (event,) = read_events(run.events_path, "preview")
+    first, event = read_events(run.events_path, "preview")
+    assert (first["step"], first["folder"]) == (0, "step-000000"), "before the first step"
+    assert (run.samples / "step-000000" / "grid.webp").is_file()
+    assert not read_events(run.events_path, "alarm") or event["step"] == 1
+    said = run.log_path.read_text(encoding="utf-8")
+    assert "First preview, 3 to go. Next: training." in said
+    assert "Trajectory library, 2 to go. Next: the first preview, then training." in said
     assert set(event["motion_kept"]) == {"1", "2"}
 
 
@@ -159,10 +172,10 @@ def test_nan_skips_steps_and_then_stops_with_advice(tiny_model, style_images, tm
     path = tmp_path / "nan"
     values = settings(tiny_model, style_images, path, **{"data.cache": str(cache.root), "steps": 1})
     train(Run.create(path, load_config(overrides=values)))
-    (file,) = cache.root.rglob("*.safetensors")
-    states = cache.load(file.stem)
-    states["states"][:] = float("nan")
-    cache.store(file.stem, states)
+    for file in list(cache.root.rglob("*.safetensors")):
+        states = cache.load(file.stem)
+        states["states"][:] = float("nan")
+        cache.store(file.stem, states)
 
     path = tmp_path / "nan2"
     more = {"run": str(path), "steps": 20, "trajectory.real_probability": 1.0}
@@ -185,6 +198,97 @@ def test_checkpoints_hold_everything_and_old_ones_go(straight):
     names = sorted(p.name for p in straight.checkpoints.iterdir())
     assert names == ["step-000002", "step-000004", "step-000006"]
     assert latest_checkpoint(straight).name == "step-000006"
+
+
+def test_a_stop_in_the_library_ends_in_order_and_keeps_its_clips(
+    tiny_model, style_images, tmp_path
+):
+    cache, path = tmp_path / "cache", tmp_path / "early"
+    more = {"data.library_clips": 500, "data.cache": str(cache)}
+    values = settings(tiny_model, style_images, path, **more)
+    process = subprocess.Popen(train_command(values), cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 240
+    while not list(cache.rglob("*.safetensors")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    run = Run.open(path)
+    during = read_state(run)
+    assert during.stage == "trajectory library" and during.stage_total == 500
+    assert "Next: the first preview, then training" in during.message
+    run.request_stop()
+    assert process.wait(timeout=240) == 0
+    state = read_state(run)
+    assert state.status == "stopped" and "nothing to export" in state.message
+    assert not run.export_path.exists() and latest_checkpoint(run) is None
+    kept = len(list(cache.rglob("*.safetensors")))
+    assert 0 < kept < 500
+    fewer = load_config(overrides={**values, "data.library_clips": kept, "steps": 1})
+    assert train(Run.create(path, fewer)).status == "finished", "the same command begins anew"
+    assert (
+        "rolls out" not in run.log_path.read_text(encoding="utf-8").split("nothing to export")[-1]
+    )
+
+
+@pytest.fixture
+def session(tiny_model, style_images, tmp_path):
+    config = load_config(overrides=settings(tiny_model, style_images, tmp_path / "r"))
+    return build_session(config, Accelerator(cpu=True), lambda _: None, lambda *_: None)
+
+
+def test_whatever_a_preview_meets_the_run_goes_on_and_the_log_has_it(session, tmp_path):
+    run = Run.create(tmp_path / "r", session.config)
+    errors = [TypeError("a bug"), OSError(errno.ENOSPC, "No space left on device")]
+
+    class Failing(Previewer):
+        def make(self, *arguments):
+            raise errors.pop(0)
+
+    board = StateBoard(run, RunState.of_this_process(1))
+    with EventLog(run.events_path) as events:
+        loop = Loop(
+            run, session.config, session, Distiller(session, NanGuard()),
+            Failing(session, ["a"], 1.0), events, RunLog(run.log_path),
+            StopSignal(run.stop_path), board,
+        )  # fmt: skip
+        assert loop.preview() is None and loop.preview() is None
+    said = run.log_path.read_text(encoding="utf-8")
+    assert "preview at step 0 failed: a bug" in said and "Traceback" in said
+    assert "the disk is full" in said
+    assert board.state.stage == ""
+
+
+def test_a_nan_of_one_process_is_everybodys(tmp_path):
+    script = tmp_path / "values.py"
+    script.write_text(
+        "import sys, torch\n"
+        f"sys.path.append({str(ROOT)!r})\n"
+        "from accelerate import Accelerator\n"
+        "from trainer.distill.distiller import shared_values\n"
+        "a = Accelerator(cpu=True)\n"
+        "mine = float('nan') if a.process_index else 1.0\n"
+        "found = shared_values({'loss': torch.tensor(mine), 'n': torch.tensor(2.0)}, a)\n"
+        "assert found['loss'] != found['loss'] and found['n'] == 2.0, found\n",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*launch, *options, str(script)], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_discriminators_gradient_counts_for_the_guard(session):
+    distiller = Distiller(session, NanGuard())
+    assert distiller.step(0).taken
+    before = [p.clone() for p in session.parameters]
+    weight = next(iter(session.discriminator.parameters()))
+    handle = weight.register_hook(lambda gradient: gradient * float("nan"))
+    report = distiller.step(1)
+    handle.remove()
+    assert not report.taken and report.values["judge_grad_norm"] != report.values["judge_grad_norm"]
+    assert all(torch.equal(a, b) for a, b in zip(before, session.parameters, strict=True))
+    assert distiller.step(2).taken, "and nothing of it is left"
 
 
 def in_two_processes(values: dict) -> subprocess.Popen:

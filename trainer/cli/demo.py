@@ -60,7 +60,11 @@ def run(options: argparse.Namespace) -> int:
     }
     folder = Run.create(path, load_config(overrides=overrides))
     state = train(folder)
-    exported = read_events(folder.events_path, "export")[-1]["step"]
+    exports = read_events(folder.events_path, "export")
+    if not exports:
+        print(state.message)
+        return 0
+    exported = exports[-1]["step"]
     _present(folder, folder.samples / f"step-{exported:06d}")
     return 0 if state.status in ("finished", "stopped") else 1
 

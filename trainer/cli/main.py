@@ -6,7 +6,11 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+
+from ..runs.guards import disk_full
 
 COMMANDS = {
     "demo": "Train a style LoRA on the embedded mini model and show the result, in a few minutes.",
@@ -24,8 +28,11 @@ COMMANDS = {
     "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
     "convert": "Write a LoRA in the form that another program reads.",
 }
-EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 """Errors that carry a message for the user; anything else is a bug and keeps its traceback."""
+BUGS = (RuntimeError, NotImplementedError, RecursionError)
+"""Of those, what PyTorch and Python raise themselves: the message alone leads nowhere. Our own are
+subclasses, as is running out of memory."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,5 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except EXPECTED as error:
+        if type(error) in BUGS:
+            traceback.print_exc()
+        error = disk_full(error, Path.cwd()) or error
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,21 +1,28 @@
-"""Try two real steps and one preview before a long run: peak memory, time per step, total time,
-disk.
+"""Before a long run: is everything there, and what will it take? Looks up every part first, then
+tries two real steps and one preview: peak memory, time per step, total time, disk.
 
   python -m trainer preflight --model mini --images my_style
+  python -m trainer preflight --check --model sd15.safetensors --images my_style   # look up only
   python -m trainer preflight --config my.toml --json report.json
   python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --memory 12
   python -m trainer preflight --estimate --family modelscope --memory 8
 
-Takes the same settings as `train` and writes nothing but caches. If the settings do not fit, it
-says which would. `--estimate` needs neither a graphics card nor images: it runs the step on shapes
-alone, in seconds, and with `--family` not even the model's files.
+Takes the same settings as `train`, makes one or two clips of the library, and leaves nothing
+behind. If the settings do not fit, it says which would. `--check` takes seconds; what is missing is
+listed with size, licence and the folder it belongs in. `--estimate` needs neither a graphics card
+nor images: it runs the step on shapes alone, and with `--family` not even the model's files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..runs.files import atomic_write
 from ..settings.memory import CARDS, MEMORY_PRESETS
@@ -25,6 +32,9 @@ from .options import add_config_arguments, config_from
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the report here")
+    parser.add_argument(
+        "--check", action="store_true", help="look up that everything is there, and measure nothing"
+    )
     parser.add_argument(
         "--estimate", action="store_true", help="estimate the memory of a step from shapes alone"
     )
@@ -41,14 +51,39 @@ def run(options: argparse.Namespace) -> int:
     if options.estimate:
         return _estimate(options)
     config = config_from(options)
+    from ..readiness import check
+
+    readiness = check(config)
+    print(readiness.text(), flush=True)
+    if options.check:
+        _write(options.json, readiness.to_json())
+        return 0 if readiness.ready else 1
+    readiness.require()
     from ..distill.preflight import preflight
 
-    report = preflight(config)
+    with _ending_in_order():
+        report = preflight(config, lambda text: print(text, flush=True))
     print(report.text())
-    if options.json is not None:
-        text = json.dumps(report.to_json(), indent=1, allow_nan=False)
-        atomic_write(options.json, text.encode("utf-8"))
+    _write(options.json, report.to_json())
     return 0 if report.fits else 1
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Inside, a polite kill ends as Ctrl+C does, temporary files included."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        atomic_write(path, json.dumps(content, indent=1, allow_nan=False).encode("utf-8"))
 
 
 def _estimate(options: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@
   python -m trainer train --config my.toml --seed 3
   python -m trainer train --model sd15.safetensors --motion-module mm_sd_v15_v2.ckpt ...
 
+Before anything long, everything it needs is looked up: what is missing is listed with where to get
+it and where to put it (`preflight` does the same, and measures).
 Every setting is a flag (parts with a dot, as --motion.weight) and a line of the run's config.toml.
 The run folder holds state, log, samples, checkpoints and in the end the LoRA; stop with Ctrl+C or
 `stop`, go on with `resume`.
@@ -27,8 +29,11 @@ def run(options: argparse.Namespace) -> int:
     # With several processes (accelerate launch) the first one makes the folder and the others read
     # it.
     first = os.environ.get("RANK", "0") == "0"
-    folder = Run.create(config.run, config) if first else None
     from ..distill.loop import train, wait_for_run
+    from ..readiness import require_ready
 
-    state = train(folder or wait_for_run(config.run))
+    if first:
+        require_ready(config, print)
+    folder = Run.create(config.run, config) if first else wait_for_run(config.run)
+    state = train(folder, checked=True)
     return 0 if state.status in ("finished", "stopped") else 1

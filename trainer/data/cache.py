@@ -142,11 +142,15 @@ class ContentCache:
         if found is not None:
             return found
         tensors = dict(compute())
+        self.keep(key, tensors)
+        return tensors
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """`store`, where a cache that cannot be written is logged and costs no more than time."""
         try:
             self.store(key, tensors)
         except OSError as error:
             logger.warning("the cache in %s cannot be written: %s", self.root, error)
-        return tensors
 
     def size(self) -> int:
         """Bytes of all cache files on disk."""

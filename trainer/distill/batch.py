@@ -47,7 +47,7 @@ class StyleBatch:
     ``frames`` (B, K); ``text`` (N, D) and ``captions`` of the student's frames; ``pixels``
     (N, 3, H, W) of real frames with ``real_text`` (N, D), their ``wrong_text`` (N, D) and ``mask``
     (N,) where it counts; ``wanted`` maps of the frames that content is compared with, where they
-    are known; ``r1_weight`` of this step.
+    are known; ``r1_weight`` of this step; ``read`` (N, D) what a CLIP makes of the captions.
     """
 
     frames: Tensor
@@ -61,6 +61,7 @@ class StyleBatch:
     augment_real: AugmentDraws
     wanted: list[Tensor] | None
     r1_weight: float
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def _style(
     pixels, shown = s.frames.batch(len(captions), draws.image_seed)
     real_text, wrong, mask = text, None, None
     if judged:
+        shown = s.prompts.judged(shown)
         real_text = s.model.pooled_text(shown)
         if options.mismatched_captions:
             pairing = mismatch_permutation(shown, generator_for(draws.mismatch_seed, step))
@@ -194,6 +196,7 @@ def _style(
         augment_real=draws.augment_real,
         wanted=None if s.end_maps is None else s.end_maps(origins, draws.frames),
         r1_weight=options.r1_weight if step % options.r1_every == 0 else 0.0,
+        read=None if s.reader is None else s.reader.targets(captions),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..lora.adapter import load_lora_state, lora_state
@@ -67,8 +68,8 @@ class Distiller:
     def update(self, logs: list[dict[str, Tensor]]) -> StepReport:
         """Average over processes, check for NaN, clip, and take both optimizer steps or neither.
 
-        Losses and gradient norm are read here, in one copy: the only time a step waits for the
-        device.
+        Losses and gradient norms are read here, in one copy: the only time a step waits for the
+        device. They are the same in all processes, which so decide alike.
         """
         s, clip = self.session, self.session.config.optim.grad_clip
         trained = [p for group in s.optimizer.param_groups for p in group["params"]]
@@ -76,13 +77,15 @@ class Distiller:
         self._synchronise(trained + judged)
         norm = nn.utils.clip_grad_norm_(trained, clip or torch.inf)
         means = _mean(logs) | {"grad_norm": norm.float()}
-        values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+        if judged:
+            judge_norm = nn.utils.clip_grad_norm_(judged, 10 * clip or torch.inf)
+            means["judge_grad_norm"] = judge_norm.float()
+        values = shared_values(means, s.accelerator)
         check = sum(values[k] for k in ("loss", "adversarial", "discriminator") if k in values)
-        taken = self.guard.check(check, values["grad_norm"])
+        taken = self.guard.check(check, values["grad_norm"] + values.get("judge_grad_norm", 0.0))
         if taken:
             s.optimizer.step()
             if s.discriminator_optimizer is not None:
-                nn.utils.clip_grad_norm_(judged, 10 * clip or torch.inf)
                 s.discriminator_optimizer.step()
             s.representation.update_ema()
             s.ema.update()
@@ -150,6 +153,14 @@ class Distiller:
             s.discriminator_optimizer.load_state_dict(optimizers["discriminator_optimizer"])
         s.ratio.load_state_dict(dict(tensors["ratio"]) if "ratio" in tensors else {"norms": None})
         s.optimizer.load_state_dict(optimizers["optimizer"])
+
+
+def shared_values(means: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Scalars by name as numbers, each the mean over all processes: one NaN is everybody's."""
+    stacked = torch.stack(list(means.values()))
+    if accelerator.num_processes > 1:
+        stacked = accelerator.reduce(stacked, reduction="mean")
+    return dict(zip(means, stacked.tolist(), strict=True))
 
 
 def _mean(logs: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -138,6 +138,13 @@ def _visited(config: TrainConfig, levels: list[int]) -> Tensor:
     return torch.tensor([top - (top - level) // stride * stride for level in levels])
 
 
+def lowest_level(config: TrainConfig, source: int) -> int:
+    """The lowest place at which points of ``source`` are drawn, where the teacher's rollout has
+    been.
+    """
+    return int(_visited(config, [_range(config, source)[0]])[0])
+
+
 def _range(config: TrainConfig, source: int) -> tuple[int, int]:
     """First and last place on the trajectory that points of ``source`` may have.
 

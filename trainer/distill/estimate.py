@@ -29,6 +29,8 @@ META = torch.device("meta")
 CONTEXT = GIB // 2
 """What CUDA itself, its libraries and their workspaces take on a card (0.4 to 0.6 GiB)."""
 TOKENS = 77
+HEADROOM = 0.9
+"""Part of the device's memory that a run may take."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     resting = config.hardware.offload_idle and not on_cpu
     count = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
     judge = list(session.discriminator.parameters()) if session.discriminator else []
-    weights = [session.model.unet, session.decoder.vae, session.features]
+    weights = [session.model.unet, session.decoder.vae, session.features, session.reader]
     weights += [] if resting else idle
     adapter = storage_bytes(session.parameters, META)
     averages = adapter if not config.optim.offload else 0
@@ -88,6 +90,24 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
         step=_step_peak(session, config),
         context=0 if on_cpu else CONTEXT,
     )
+
+
+def memory_advice(config: TrainConfig) -> list[str]:
+    """What saves memory, strongest first, leaving out what is already set."""
+    hints = []
+    if not config.hardware.gradient_checkpointing:
+        hints.append("--hardware.gradient-checkpointing true")
+    if config.data.batch_size > 1:
+        hints.append(
+            f"--data.batch-size {max(1, config.data.batch_size // 2)} --optim.accumulation 2"
+        )
+    if not config.hardware.offload_idle:
+        hints.append("--hardware.offload-idle true")
+    if not config.optim.offload and config.optim.optimizer == "adamw":
+        hints.append("--optim.offload true, or --optim.optimizer adamw8bit with bitsandbytes")
+    hints.append("--memory 8 (or 12, 16, 24, 48): a preset for a card of so many GB")
+    hints.append("a smaller --data.height and --data.width, or fewer --data.frames")
+    return hints
 
 
 def _read(config: TrainConfig) -> VideoModel:
@@ -211,6 +231,7 @@ def _made_style(session: Session, device: torch.device) -> StyleBatch:
         augment_real=draws,
         wanted=_made_maps(session, pixels) if session.config.aims_at_ends else None,
         r1_weight=options.r1_weight,
+        read=None if session.reader is None else session.reader.targets([""] * count),
     )
 
 

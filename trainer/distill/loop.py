@@ -5,16 +5,18 @@ Repeat the step, and keep a run folder that any viewer can follow and any proces
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig
+from ..readiness import require_ready
 from ..runs.best import best_step
 from ..runs.checkpoints import (
     checkpoint_path,
@@ -25,16 +27,18 @@ from ..runs.checkpoints import (
 )
 from ..runs.events import EventLog, read_events
 from ..runs.folder import Run, RunError
-from ..runs.guards import NanGuard, StopSignal
+from ..runs.guards import DiskFullError, NanGuard, StopRequested, StopSignal, disk_full
 from ..runs.lock import RunLock
 from ..runs.progress import Progress, RunLog, memory_gib
-from ..runs.state import RunState, Status, write_state
+from ..runs.state import RunState, StateBoard, Status
 from .distiller import Distiller, StepReport
 from .export import export_run, preview_prompts
 from .preview import Previewer, style_of
 from .session import Session, build_session
+from .waits import FIRST_PREVIEW, PREVIEW, SAVING, Waits
 
 STATE_SECONDS = 1.0
+NO_STEP = "No step was taken yet: there is nothing to export, and the next start begins anew."
 BAR_VALUES = ("consistency", "adversarial", "caption")
 
 
@@ -50,7 +54,7 @@ class Loop:
     events: EventLog
     log: RunLog
     stop: StopSignal
-    state: RunState
+    board: StateBoard
     step: int = 0
     trained_seconds: float = 0.0
     stopping: bool = False
@@ -147,21 +151,33 @@ class Loop:
         if self.step % self.config.checkpoint.every == 0:
             self.checkpoint()
 
-    def preview(self) -> Path | None:
-        """Write a preview; one that fails is reported and never ends the run."""
+    def first_preview(self) -> None:
+        """What the student begins with, so that there is something to see before the first step."""
+        wanted = self.config.preview.every and not self.step and not self.stop.requested
+        if wanted and self.session.accelerator.is_main_process:
+            self.preview(FIRST_PREVIEW)
+
+    def preview(self, what: str = PREVIEW, stop: Callable[[], bool] | None = None) -> Path | None:
+        """Write a preview; one that fails is reported and never ends the run.
+
+        ``stop`` says whether to leave it half made; a request to stop the run if not given.
+        """
         folder = self.run.samples / f"step-{self.step:06d}"
+        waits = Waits(self.log, self.update, stop or (lambda: self.stop.requested))
         try:
-            made = self.previewer.make(folder)
-        except (RuntimeError, OSError, ValueError, ImportError) as error:
-            self.log(f"The preview at step {self.step} failed: {error}")
+            made = self.previewer.make(folder, lambda done, total: waits(what, done, total))
+        except StopRequested:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        except Exception as error:  # whatever a preview meets, it is no reason to lose a run
+            reason = disk_full(error, folder) or error
+            self.log(f"The preview at step {self.step} failed: {reason}")
             self.log.exception(error)
             return None
-        kept = {str(steps): round(ratio, 4) for steps, ratio in made.motion_kept.items()}
-        reached = {str(steps): round(part, 4) for steps, part in made.style_reached.items()}
-        self.events.append(
-            "preview", step=self.step, folder=folder.name, motion_kept=kept, style_reached=reached
-        )
-        if made.alarm:
+        finally:
+            waits.over()
+        self.events.append("preview", step=self.step, folder=folder.name, **made.event())
+        if made.alarm and self.step:
             self.events.append("alarm", step=self.step, message=made.alarm)
             self.log(f"Warning: {made.alarm}")
         return folder
@@ -202,18 +218,19 @@ class Loop:
         return best
 
     def update(self, **changes: object) -> None:
-        self.state = replace(self.state, **changes)  # type: ignore[arg-type]
-        if self.session.accelerator.is_main_process:
-            write_state(self.run, self.state)
+        self.board.update(**changes)
 
     def finish(self, status: str) -> None:
-        """Checkpoint, preview and export, then the final state."""
+        """Checkpoint, preview and export, then the final state; just that before the first step."""
         if not self.session.accelerator.is_main_process:
+            return
+        if not self.step:
+            self.update(status=status, message=NO_STEP)
             return
         self.update(status="stopping", step=self.step, eta_seconds=None)
         self.checkpoint()
         if self.config.preview.every:
-            self.preview()
+            self.preview(SAVING, stop=lambda: False)
         step = self._take_the_best()
         folder = self.run.samples / f"step-{step:06d}"
         exported = export_run(self.run, self.session, step, folder)
@@ -227,32 +244,41 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(mixed_precision="no", cpu=config.hardware.device == "cpu")
 
 
-def train(run: Run, *, resume: bool = False) -> RunState:
+def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
     """Train the run at ``run`` to its end in this process and return its last state.
 
-    Any failure is written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints
-    stay.
+    First everything it needs is looked up, unless that was ``checked`` a moment ago. Any failure is
+    written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints stay.
     """
     config = run.config()
     accelerator = make_accelerator(config)
     main = accelerator.is_main_process
     log = RunLog(run.log_path if main else None)
-    state = RunState.of_this_process(config.steps)
+    board = StateBoard(run, RunState.of_this_process(config.steps), main)
     with _locked(run, main), StopSignal(run.stop_path) as stop:
         if main:
             run.clear_stop()
-            write_state(run, state)
+        board.update()
         try:
-            return _train_locked(run, config, accelerator, log, stop, state, resume)
+            if main and not checked:
+                require_ready(config, log)
+            return _train_locked(run, config, accelerator, log, stop, board, resume)
+        except StopRequested as request:
+            log(str(request))
+            board.update(status="stopped", eta_seconds=None, message=f"{request} {NO_STEP}")
+            return board.state
         except BaseException as error:
-            if main:
-                log.exception(error)
-                interrupted = isinstance(error, KeyboardInterrupt)
-                status: Status = "interrupted" if interrupted else "failed"
-                write_state(
-                    run, replace(state, status=status, error=f"{type(error).__name__}: {error}")
-                )
+            _note_failure(error, run, log, board)
             raise
+
+
+def _note_failure(error: BaseException, run: Run, log: RunLog, board: StateBoard) -> None:
+    """The traceback to the log, the reason to the state. A disk that is full is called that."""
+    reason = disk_full(error, run.path) or error
+    status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    with suppress(DiskFullError):  # then there is no room for the log either
+        log.exception(error)
+    board.update(status=status, eta_seconds=None, error=f"{type(reason).__name__}: {reason}")
 
 
 def _locked(run: Run, main: bool) -> AbstractContextManager[object]:
@@ -277,34 +303,36 @@ def _train_locked(
     accelerator: Accelerator,
     log: RunLog,
     stop: StopSignal,
-    state: RunState,
+    board: StateBoard,
     resume: bool,
 ) -> RunState:
-    session = build_session(config, accelerator, log, _stage_progress(log))
+    waits = Waits(log if board.writes else lambda _: None, board.update, _stop_for_all(run, stop))
+    session = build_session(config, accelerator, log, waits)
+    waits.over()
     distiller = Distiller(session, NanGuard())
     guidance = config.data.library_guidance + 1
     previewer = Previewer(session, preview_prompts(session), guidance, style=style_of(session))
     newest = latest_checkpoint(run) if resume else None
     resume_step = int(newest.name.rpartition("-")[2]) if newest else 0
     with EventLog(run.events_path, resume_step if resume else None) as events:
-        loop = Loop(run, config, session, distiller, previewer, events, log, stop, state)
+        loop = Loop(run, config, session, distiller, previewer, events, log, stop, board)
         if resume:
             loop.resume()
         events.append("start", step=loop.step, device=str(session.model.device), resumed=resume)
-        loop.update(status="running", step=loop.step)
+        loop.update(step=loop.step)
+        loop.first_preview()
+        loop.update(status="running")
         status = loop.train()
         loop.finish(status)
-    return loop.state
+    return board.state
 
 
-def _stage_progress(log: RunLog) -> Callable[[str, int, int], None]:
-    """Bars for the long parts of the set-up, one after the other."""
-    bars: dict[str, Progress] = {}
+def _stop_for_all(run: Run, stop: StopSignal) -> Callable[[], bool]:
+    """Whether to stop; a signal to one process becomes the stop file that all of them see."""
 
-    def report(what: str, done: int, total: int) -> None:
-        bar = bars.setdefault(what, Progress(total, what, unit="clip", log=log))
-        bar.update(done - bar.step)
-        if done >= total:
-            bars.pop(what).__exit__(None, None, None)
+    def asked() -> bool:
+        if stop.signal_name is not None and not run.stop_path.exists():
+            run.request_stop()
+        return stop.requested
 
-    return report
+    return asked

@@ -14,6 +14,7 @@ from ..adversarial.content import deeper_half
 from ..adversarial.features import FeatureNetwork
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import frozen, generator_loss
+from ..adversarial.reader import ClipReader
 from ..adversarial.statistics import shallower_half
 from ..adversarial.terms import FrameTerms
 from ..diffusion.solver import TRAIN_TIMESTEPS
@@ -101,9 +102,10 @@ def style_losses(
     discriminator: Discriminator,
     terms: FrameTerms,
     config: AdversarialConfig,
+    reader: ClipReader | None = None,
 ) -> StyleLoss:
     """Adversarial loss of decoded frames (paper, eq. 8), content and statistics loss, and the
-    caption loss where the network can read.
+    caption loss where ``reader`` or the network itself can read.
 
     ``prediction`` (B, C, F, h, w) of ``points``, whose target is decoded only where the batch does
     not bring its maps; ``decode`` turns latents (N, C, h, w) into pixels (N, 3, H, W). The
@@ -125,7 +127,10 @@ def style_losses(
             real = shallower_half(features(batch.pixels))
         statistics = _statistics(shallower_half(plain), real, points, batch, terms)
     if config.caption_weight:
-        scores = features.score_captions(pixels, batch.captions)
+        if reader is not None and batch.read is not None:
+            scores: Tensor | None = reader(pixels, batch.read)
+        else:
+            scores = features.score_captions(pixels, batch.captions)
         caption = caption if scores is None else scores.mean()
     total = adversarial + config.caption_weight * caption
     total = total + config.content_weight * content + config.statistics_weight * statistics

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ..diffusion.schedule import NoiseSchedule
 from ..diffusion.solver import ddim_timesteps
-from ..families.base import clips_at_once
-from .draws import generator_for
 from .student import Student
 
 
@@ -58,12 +56,14 @@ class TrajectoryLibrary:
     """Teacher rollouts.
 
     ``states`` (N, S + 1, C, F, h, w) fp16, from timestep 0 up to 999; ``prompts`` (N,) rows. Of the
-    T places on the trajectory every ``stride``-th was visited, from the top: all T with 1.
+    T places on the trajectory every ``stride``-th was visited, from the top: all T with 1. Of the
+    visited ones the lowest ``left_out`` are not kept.
     """
 
     states: Tensor
     prompts: Tensor
     stride: int = 1
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.states)
@@ -80,12 +80,12 @@ class TrajectoryLibrary:
     def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
         """Both sides of the step are stored, so neither noise nor the teacher is needed.
 
-        With a ``stride`` the step is that much longer, and ``level`` must be a visited place.
+        With a ``stride`` the step is that much longer, and ``level`` must be a visited place that
+        is kept. Where some are left out, only the first side is there.
         """
-        rows, place = rows.cpu(), level.cpu() // self.stride
-        return MotionPoints(
-            self.states[rows, place + 1].to(noise), self.states[rows, place].to(noise)
-        )
+        rows, place = rows.cpu(), level.cpu() // self.stride - self.left_out
+        following = None if self.left_out else self.states[rows, place].to(noise)
+        return MotionPoints(self.states[rows, place + 1].to(noise), following)
 
 
 @dataclass(frozen=True)
@@ -112,51 +112,42 @@ class EncodedVideos:
 @torch.no_grad()
 def roll_out(
     student: Student,
-    prompts: list[str],
-    rows: Tensor,
-    shape: tuple[int, int, int, int],
+    texts: list[str],
+    noise: Tensor,
     *,
     guidance: float,
-    seed: int,
     steps: int,
     stride: int = 1,
-    batch: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> TrajectoryLibrary:
-    """Guided DDIM rollouts of the teacher for ``prompts[row]`` of each of ``rows`` (N,).
+    left_out: int = 0,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Guided DDIM rollouts of the teacher for ``texts`` (N) from ``noise`` (N, C, F, h, w), in one
+    pass: the states (N, S + 1, C, F, h, w) of a `TrajectoryLibrary`.
 
-    ``shape`` is the latent shape (C, F, h, w), ``guidance`` LCM's w, ``steps`` T, of which every
-    ``stride``-th is taken, ``batch`` the clips of one pass (by `clips_at_once` if not given).
-    ``progress`` is told how many clips are complete. Raises FloatingPointError when the teacher
-    leaves the finite numbers.
+    ``guidance`` is LCM's w, ``steps`` T, of which every ``stride``-th is taken and the lowest
+    ``left_out`` are dropped. ``between`` is called before every step and may raise. Raises
+    FloatingPointError when the teacher leaves the finite numbers.
     """
-    model, batch = student.model, batch or clips_at_once(shape)
+    model = student.model
     timesteps = ddim_timesteps(steps).flip(0)[::stride].tolist() + [0]
-    steps = len(timesteps) - 1
-    states = torch.empty(len(rows), steps + 1, *shape, dtype=torch.float16)
-    empty = model.encode_text([""])
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch].tolist()
-        noise = [
-            torch.randn(shape, generator=generator_for(seed, start + i)) for i in range(len(part))
-        ]
-        latents = torch.stack(noise).to(model.device)
-        text = model.encode_text([prompts[row] for row in part])
-        scale = torch.full((len(part),), guidance, device=model.device)
-        states[start : start + len(part), steps] = latents.half().cpu()
-        for index, (now, to) in enumerate(zip(timesteps[:-1], timesteps[1:], strict=True)):
-            t_from = torch.full((len(part),), now, device=model.device)
-            t_to = torch.full_like(t_from, to)
-            latents = student.teacher_step(latents, t_from, t_to, text, empty, scale)
-            states[start : start + len(part), steps - 1 - index] = latents.half().cpu()
-        if progress:
-            progress(start + len(part))
-    if not states.isfinite().all():
+    latents = noise.to(model.device)
+    text, empty = model.encode_text(texts), model.encode_text([""])
+    scale = torch.full((len(texts),), guidance, device=model.device)
+    states = [noise.half().cpu()]
+    for now, to in zip(timesteps[:-1], timesteps[1:], strict=True):
+        between()
+        t_from = torch.full((len(texts),), now, device=model.device)
+        t_to = torch.full_like(t_from, to)
+        latents = student.teacher_step(latents, t_from, t_to, text, empty, scale)
+        states.append(latents.half().cpu())
+    states.reverse()
+    kept = torch.stack([states[0], *states[1 + left_out :]], dim=1)
+    if not kept.isfinite().all():
         raise FloatingPointError(
             f"The teacher's rollout at guidance {guidance} is not finite; lower "
             "`data.library_guidance` or use fp32."
         )
-    return TrajectoryLibrary(states, rows.clone(), stride)
+    return kept
 
 
 class Replay:

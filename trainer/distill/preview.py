@@ -6,8 +6,9 @@ Teacher beside student at each number of steps, and how much of the motion is le
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +16,11 @@ import numpy as np
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..evaluate.closeness import Look, StyleReach, judge_look, network_look
+from ..evaluate.closeness import ContentKept, Look, StyleReach, judge_look, network_look
 from ..evaluate.flow import clip_flow
 from ..evaluate.generate import generate_clips
 from ..evaluate.truth import as_frames
+from ..lora.adapter import adapter_at
 from ..media import write_clip
 from ..runs.files import atomic_write
 from ..sheets import Row, contact_sheet, grid
@@ -27,6 +29,7 @@ from .session import Session
 
 MOTION_ALARM = 0.5
 """A student whose flow magnitude falls under this part of the teacher's is losing its motion."""
+STRENGTH_STEPS = 4
 STYLE_IMAGES = 64
 """At most so many style images, spread over the folder, are compared with."""
 
@@ -34,12 +37,21 @@ STYLE_IMAGES = 64
 @dataclass(frozen=True)
 class Preview:
     """Files of one preview, and by number of steps: the student's flow magnitude over the
-    teacher's, and how much of the way to the style it has come (empty without a style).
+    teacher's; and where there is a style, how much of the way to it the student has come, and how
+    much of the teacher's content it shows.
     """
 
     folder: Path
     motion_kept: dict[int, float]
     style_reached: dict[int, float] = field(default_factory=dict)
+    content_kept: dict[int, float] = field(default_factory=dict)
+
+    def event(self) -> dict[str, Any]:
+        """The fields of a "preview" event, rounded, with the steps as words."""
+        return {
+            name: {str(steps): round(value, 4) for steps, value in getattr(self, name).items()}
+            for name in ("motion_kept", "style_reached", "content_kept")
+        }
 
     @property
     def alarm(self) -> str | None:
@@ -47,11 +59,13 @@ class Preview:
         low = {steps: kept for steps, kept in self.motion_kept.items() if kept < MOTION_ALARM}
         if not low:
             return None
-        shown = ", ".join(f"{kept:.0%} at {steps} steps" for steps, kept in low.items())
+        shown = ", ".join(
+            f"{kept:.0%} of the original at {steps} step{'s' if steps > 1 else ''}"
+            for steps, kept in low.items()
+        )
         return (
-            f"Motion is dying: {shown} of the teacher's. Lower `adversarial.ratio` or raise "
-            "`motion.weight`, "
-            "and use an earlier checkpoint."
+            f"Too little movement: {shown}. Earlier checkpoints may move more; a lower "
+            "`adversarial.ratio` keeps more movement and learns less style."
         )
 
 
@@ -90,13 +104,20 @@ class Previewer:
         self.seed = session.config.seed if seed is None else seed
         self._teacher: np.ndarray | None = None
         self._style = style
+        self._between: Callable[[], None] = lambda: None
         self._reach: StyleReach | None = None
+        self._content: ContentKept | None = None
 
-    def make(self, folder: Path) -> Preview:
+    def make(
+        self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Preview:
         """Sample the averaged adapter at every number of steps and write clips, grid and poster to
-        ``folder``.
+        ``folder``; ``progress`` is told how many of all columns are done, and may raise.
         """
         s = self.session
+        total = 1 + len(s.config.preview.steps)
+        self._between = partial(progress, 0, total)
+        self._between()
         folder.mkdir(parents=True, exist_ok=True)
         clips: dict[str, np.ndarray] = {
             f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()
@@ -104,17 +125,38 @@ class Previewer:
         self._write(self.teacher(), folder, "teacher")
         kept: dict[int, float] = {}
         reached: dict[int, float | None] = {}
-        for steps in s.config.preview.steps:
+        content: dict[int, float | None] = {}
+        for done, steps in enumerate(s.config.preview.steps, 1):
+            self._between = partial(progress, done, total)
+            self._between()
             with s.ema.applied():
                 frames = self._sample(steps)
             clips[f"student, {steps} step{'s' if steps > 1 else ''}"] = frames
             kept[steps] = _flow_ratio(frames, self.teacher())
-            reached[steps] = self._style_reached(frames)
+            reached[steps], content[steps] = self._style_and_content(frames)
             self._write(frames, folder, f"steps-{steps}")
-        write_grid(self.prompts, clips, folder / "grid", s.fps)
+        self._finish(folder, clips)
+        progress(total, total)
+        self._between = lambda: None
+        return Preview(folder, kept, _known(reached), _known(content))
+
+    def make_strengths(self, folder: Path, strengths: Sequence[float]) -> Preview:
+        """The prompts at each strength of the averaged adapter, in `STRENGTH_STEPS` steps."""
+        s = self.session
+        folder.mkdir(parents=True, exist_ok=True)
+        clips: dict[str, np.ndarray] = {}
+        for strength in strengths:
+            with s.ema.applied(), adapter_at(s.model.unet, strength):
+                frames = self._sample(STRENGTH_STEPS)
+            clips[f"strength {strength:g}"] = frames
+            self._write(frames, folder, f"strength-{round(100 * strength)}")
+        self._finish(folder, clips)
+        return Preview(folder, {})
+
+    def _finish(self, folder: Path, clips: dict[str, np.ndarray]) -> None:
+        write_grid(self.prompts, clips, folder / "grid", self.session.fps)
         prompts = json.dumps(self.prompts, ensure_ascii=False)
         atomic_write(folder / "prompts.json", prompts.encode("utf-8"))
-        return Preview(folder, kept, {k: v for k, v in reached.items() if v is not None})
 
     def _write(self, frames: np.ndarray, folder: Path, label: str) -> None:
         """``prompt-<n>-<label>.mp4`` for every prompt."""
@@ -123,12 +165,13 @@ class Previewer:
             path = folder / f"prompt-{index + 1}-{label}.mp4"
             write_clip(clip, path, s.fps, scale=enlargement(s.width))
 
-    def _style_reached(self, frames: np.ndarray) -> float | None:
+    def _style_and_content(self, frames: np.ndarray) -> tuple[float | None, float | None]:
         if self._style is None:
-            return None
-        if self._reach is None:
+            return None, None
+        if self._reach is None or self._content is None:
             self._reach = StyleReach(*self._style, self.teacher())
-        return self._reach(frames)
+            self._content = ContentKept(self._style[0], self.teacher())
+        return self._reach(frames), self._content(frames)
 
     def teacher(self) -> np.ndarray:
         """The teacher's clips (N, F, H, W, 3) uint8 at the preview's number of steps, guided."""
@@ -158,6 +201,7 @@ class Previewer:
             steps=steps,
             seed=self.seed,
             size=size,
+            between=self._between,
             **options,
         )
         return as_frames(clips)
@@ -189,6 +233,10 @@ def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path,
     ]
     write_clip(grid(rows), path.with_suffix(".webp"), fps)
     contact_sheet(rows).save(path.with_suffix(".png"))
+
+
+def _known(values: dict[int, float | None]) -> dict[int, float]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def enlargement(width: int) -> int:

@@ -3,14 +3,20 @@
 A clip prompt names a motion that no still can show. The discriminator and the caption loss look at
 single frames, so every prompt carries a second text for them: "a red circle moving left" is shown
 as "a red circle".
+
+The trigger word is the student's alone. The teacher has never met it, so its clips are made without
+(and serve every later style), and frames are judged without: images that name it and clips that do
+not would be told apart by the word.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..data.captions import insert_trigger
+from ..words import has_word, without_word
 
 MOTION_PHRASES = (
     "moving slowly",
@@ -31,16 +37,19 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """``text`` is what the UNet reads, ``frame`` what a single frame of the clip shows."""
+    """``text`` is what the student reads, ``frame`` what a single frame of the clip shows, and
+    ``teacher`` what the teacher's clip is made from: ``text`` without the trigger word.
+    """
 
     text: str
     frame: str
+    teacher: str
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """The prompts of a run, in a fixed order; ``conditional`` says whether frames are judged with
-    their text.
+    their text, and ``trigger`` is the word that is left out of it.
 
     Judging with text is only fair when images and clips share their captions: otherwise the
     discriminator tells the two apart by the words and never looks at the picture.
@@ -48,6 +57,7 @@ class PromptSet:
 
     prompts: tuple[Prompt, ...]
     conditional: bool
+    trigger: str = ""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -58,16 +68,16 @@ class PromptSet:
     def frames(self, rows: Sequence[int]) -> list[str]:
         return [self.prompts[row].frame for row in rows]
 
-    @property
-    def hash(self) -> str:
-        """SHA-256 over the clip prompts: the key under which trajectories are cached."""
-        return hashlib.sha256("\n".join(p.text for p in self.prompts).encode()).hexdigest()
+    def judged(self, captions: Sequence[str]) -> list[str]:
+        """Captions of style images as frames are judged: without the trigger word."""
+        return [without_word(caption, self.trigger) for caption in captions]
 
 
 def read_prompts(file: Path) -> list[Prompt]:
     """Prompts from a UTF-8 text file, one a line; after a tab may follow what one frame shows.
 
-    Empty lines and lines that begin with ``#`` are left out. Raises PromptError.
+    Empty lines and lines that begin with ``#`` are left out; ``[trigger]`` stays as it is. Raises
+    PromptError.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -79,7 +89,8 @@ def read_prompts(file: Path) -> list[Prompt]:
     for line in lines:
         text, _, frame = line.strip().partition("\t")
         if text and not text.startswith("#"):
-            prompts.append(Prompt(text, frame.strip() or text))
+            text = text.strip()
+            prompts.append(Prompt(text, frame.strip() or text, text))
     if not prompts:
         raise PromptError(f"'{file}' holds no prompt; write one prompt a line.")
     return prompts
@@ -94,20 +105,28 @@ def prompts_from_captions(captions: Sequence[str]) -> list[Prompt]:
             "file (`prompts`), one "
             "prompt a line, of what the clips should show."
         )
-    return [
-        Prompt(f"{caption}, {phrase}", caption) for caption in distinct for phrase in MOTION_PHRASES
-    ]
+    texts = [(f"{caption}, {phrase}", caption) for caption in distinct for phrase in MOTION_PHRASES]
+    return [Prompt(text, caption, text) for text, caption in texts]
 
 
 def with_trigger(prompts: Sequence[Prompt], trigger: str) -> list[Prompt]:
-    """The trigger word added to prompts that lack it.
-
-    Frames keep their words, as the images' captions decide.
+    """``prompts`` with the trigger word where ``[trigger]`` stands, else at the end of those that
+    lack it; frames and what the teacher reads without the word.
     """
     word = trigger.strip()
-    if not word:
-        return list(prompts)
-    return [p if word in p.text else Prompt(f"{p.text}, {word}", p.frame) for p in prompts]
+    return [
+        Prompt(_called(p.text, word), _plain(p.frame, word), _plain(p.teacher, word))
+        for p in prompts
+    ]
+
+
+def _called(text: str, word: str) -> str:
+    placed = insert_trigger(text, word)
+    return placed if not word or has_word(placed, word) else f"{placed}, {word}"
+
+
+def _plain(text: str, word: str) -> str:
+    return without_word(insert_trigger(text, ""), word)
 
 
 def build_prompts(
@@ -120,7 +139,9 @@ def build_prompts(
         prompts = read_prompts(model_file)
     else:
         prompts = prompts_from_captions(captions)
+    prompts = with_trigger(prompts, trigger)
     frames = {p.frame for p in prompts}
-    known = [caption.removesuffix(f", {trigger}") in frames for caption in captions]
-    conditional = bool(known) and sum(known) >= len(known) / 2 and len(set(captions)) > 1
-    return PromptSet(tuple(with_trigger(prompts, trigger)), conditional)
+    shown = [_plain(caption, trigger) for caption in captions]
+    known = [bool(caption) and caption in frames for caption in shown]
+    conditional = bool(known) and sum(known) >= len(known) / 2 and len(set(shown)) > 1
+    return PromptSet(tuple(prompts), conditional, trigger.strip())

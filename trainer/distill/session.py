@@ -15,6 +15,7 @@ from torch import nn
 from ..adversarial.features import FeatureNetwork, build_features
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
+from ..adversarial.reader import OFF, ClipReader, build_reader
 from ..adversarial.terms import FrameTerms
 from ..config import TrainConfig
 from ..data.cache import ContentCache
@@ -44,13 +45,14 @@ from .sources import (
     real_frames,
 )
 from .student import Student
+from .waits import IMAGES, MODEL
 
 REPLAY_CAPACITY = 256
 
 
 @dataclass
 class Session:
-    """The parts of one run.
+    """The parts of one run. ``reader`` is the CLIP of the caption loss, None without one.
 
     ``discriminator`` is None when the adversarial weight is 0, ``end_maps`` also when content is
     not compared with the ends of stored trajectories.
@@ -66,6 +68,7 @@ class Session:
     replay: Replay
     representation: MotionRepresentation
     features: FeatureNetwork | None
+    reader: ClipReader | None
     discriminator: Discriminator | None
     ratio: GradientRatio
     terms: FrameTerms
@@ -102,6 +105,7 @@ def build_session(
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
     device = accelerator.device
+    progress(MODEL, 0, 0)
     model = load_model(
         config.model,
         base_dtype(config.hardware.precision, device),
@@ -113,13 +117,20 @@ def build_session(
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
     if config.adversarial.weight and config.images is None:
         log("No image folder: frames of the motion source stand in for style images.")
+    if config.images is not None:
+        progress(IMAGES, 0, 0)
     images = load_images(config, model, height, width, log)
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     student = build_student(config, model, device, log)
-    motions, prompts = load_motions(config, student, prompts, shape, (height, width), log, progress)
+    size = (height, width)
+    motions, prompts = load_motions(
+        config, student, prompts, shape, size, accelerator, log, progress
+    )
     decoder = build_decoder(config, model, device)
     parts = trained_parts(config, model, device)
+    if config.adversarial.caption_weight and parts["features"] is not None:
+        log(caption_loss(parts["features"], parts["reader"]))
     compared = config.aims_at_ends and config.adversarial.content_weight and parts["features"]
     return Session(
         config=config,
@@ -137,6 +148,13 @@ def build_session(
         fps=config.data.fps or model.fps,
         **parts,
     )
+
+
+def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
+    """What judges captions in this run, or what it costs that nothing does."""
+    if features.reads:
+        return f"Caption loss: by the feature network {features.name}."
+    return OFF if reader is None else f"Caption loss: CLIP score of frames, {reader.side} pixels."
 
 
 def build_student(
@@ -183,9 +201,12 @@ def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) 
     groups = [{"params": parameters, "lr": config.optim.lr}]
     if representation.parameters():
         groups.append({"params": representation.parameters(), "lr": config.motion.head_lr})
-    features = discriminator = discriminator_optimizer = None
+    features = reader = discriminator = discriminator_optimizer = None
     if config.adversarial.weight:
         features = build_features(config.adversarial.features, model.name).to(device)
+        if config.adversarial.caption_weight:
+            found = build_reader(config.adversarial.clip, features, model.dtype)
+            reader = None if found is None else found.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             discriminator = Discriminator(
@@ -200,6 +221,7 @@ def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) 
     return {
         "representation": representation,
         "features": features,
+        "reader": reader,
         "discriminator": discriminator,
         "terms": FrameTerms(),
         "ratio": GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data.cache import ContentCache
 from ..data.images import ImageSet, scan_images
 from ..data.videos import VideoSet, scan_videos
 from ..families import VideoModel
@@ -19,17 +19,12 @@ from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
 from ..lora.pairs import LoraPair
 from .decoding import FrameDecoder
-from .draws import generator_for
 from .frames import ClipFrames, RealFrames, StyleFrames
-from .motions import EncodedVideos, MotionSource, TrajectoryLibrary, roll_out
+from .library import Log, Progress, fetch_library
+from .motions import EncodedVideos, MotionSource
 from .prompts import Prompt, PromptSet
 from .student import Student
-
-LIBRARY_VERSION = 2
-
-Log = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
-"""Called as ``(what, done, total)`` by the long parts of the set-up."""
+from .waits import VIDEOS
 
 
 def add_adapter(config: TrainConfig, model: VideoModel, log: Log) -> None:
@@ -111,52 +106,14 @@ def load_motions(
     prompts: PromptSet,
     shape: tuple[int, int, int, int],
     size: tuple[int, int],
+    accelerator: Accelerator,
     log: Log,
     progress: Progress,
 ) -> tuple[MotionSource, PromptSet]:
     if config.videos is None:
-        return _library(config, student, prompts, shape, log, progress), prompts
+        library = fetch_library(config, student, prompts, shape, accelerator, log, progress)
+        return library, prompts
     return _videos(config, student, prompts, shape, size, log, progress)
-
-
-def _library(
-    config: TrainConfig,
-    student: Student,
-    prompts: PromptSet,
-    shape: tuple[int, int, int, int],
-    log: Log,
-    progress: Progress,
-) -> TrajectoryLibrary:
-    """The teacher's rollouts for this model, prompt set and guidance.
-
-    From the cache, or made now and kept.
-    """
-    count, guidance = config.data.library_clips, config.data.library_guidance
-    steps, stride = config.trajectory.ddim_timesteps, config.library_stride
-    rows = torch.randint(len(prompts), (count,), generator=generator_for(0, count, stream=1))
-    if len(prompts) <= count:
-        rows = torch.arange(count) % len(prompts)
-    cache = ContentCache(config.data.cache)
-    parts = (student.model.base_hash, prompts.hash, str(shape), count, guidance, steps, stride)
-
-    def compute() -> dict[str, Tensor]:
-        taken = -(-steps // stride)
-        log(f"The teacher rolls out {count} clips in {taken} steps, once for every later style.")
-        library = roll_out(
-            student,
-            [p.text for p in prompts.prompts],
-            rows,
-            shape,
-            guidance=guidance,
-            seed=0,
-            steps=steps,
-            stride=stride,
-            progress=lambda done: progress("trajectory library", done, count),
-        )
-        return {"states": library.states, "prompts": library.prompts}
-
-    stored = cache.fetch(cache.key("library", LIBRARY_VERSION, *parts), compute)
-    return TrajectoryLibrary(stored["states"], stored["prompts"], stride)
 
 
 @torch.no_grad()
@@ -193,13 +150,14 @@ def _videos(
     added: list[Prompt] = []
     rows: list[int] = []
     with model.awake(model.vae):
+        progress(VIDEOS, 0, config.data.library_clips)
         for done in range(config.data.library_clips):
             clip, captions = videos.batch(1, rng)
             latents.append(model.encode_clips(clip.to(model.device)).half().cpu())
             if captions[0] not in known:
                 known[captions[0]] = len(prompts) + len(added)
-                added.append(Prompt(captions[0], captions[0]))
+                added.append(Prompt(captions[0], captions[0], captions[0]))
             rows.append(known[captions[0]])
-            progress("encoding video", done + 1, config.data.library_clips)
-    prompts = PromptSet(prompts.prompts + tuple(added), prompts.conditional)
+            progress(VIDEOS, done + 1, config.data.library_clips)
+    prompts = replace(prompts, prompts=prompts.prompts + tuple(added))
     return EncodedVideos(torch.cat(latents), torch.tensor(rows), model.schedule), prompts

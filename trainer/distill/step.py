@@ -67,6 +67,7 @@ def _style(s: Session, prediction: Tensor, points: Points, batch: StyleBatch) ->
         s.discriminator,
         s.terms,
         s.config.adversarial,
+        s.reader,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,21 +137,39 @@ def export_checkpoint(run: Run, step: int | None = None, out: Path | None = None
     return export_student(run, student, student.step, path, tags, preview)
 
 
-def preview_checkpoint(run: Run, prompts: list[str], seed: int | None = None) -> Preview:
-    """Teacher beside student at every number of steps, from the newest checkpoint.
-
-    Without ``prompts`` it is the run's own preview of that step; with them it goes to a folder
-    ``samples/own-<step>-<number>``.
+def exported_step(run: Run) -> int | None:
+    """The step of the run's LoRA, the best by its previews; None where none was exported, or its
+    checkpoint is gone.
     """
-    student = load_student(run)
+    exported = read_events(run.events_path, "export")
+    step = int(exported[-1]["step"]) if exported else None
+    return step if step in checkpoint_steps(run) else None
+
+
+def preview_checkpoint(
+    run: Run,
+    prompts: list[str],
+    seed: int | None = None,
+    strengths: Sequence[float] = (),
+) -> Preview:
+    """Teacher beside student at every number of steps.
+
+    Without ``prompts`` it is the run's own preview of its newest checkpoint; with them it goes to a
+    folder ``samples/own-<step>-<number>``, and is of the step that was exported, if one was and is
+    still there. With ``strengths`` it is one prompt at each strength of the LoRA, in 4 steps.
+    """
+    chosen = bool(prompts or strengths)
+    student = load_student(run, exported_step(run) if chosen else None)
     folder = run.samples / f"step-{student.step:06d}"
-    if prompts:
+    if chosen:
         taken = len(list(run.samples.glob("own-*")))
         folder = run.samples / f"own-{student.step:06d}-{taken + 1:03d}"
     guidance = student.config.data.library_guidance + 1
+    if strengths:
+        one = (prompts or preview_prompts(student))[:1]
+        return Previewer(student, one, guidance, seed).make_strengths(folder, strengths)
     made = Previewer(student, prompts or preview_prompts(student), guidance, seed).make(folder)
     if not prompts and not read_state(run).live:
-        kept = {str(steps): round(ratio, 4) for steps, ratio in made.motion_kept.items()}
         with EventLog(run.events_path) as events:
-            events.append("preview", step=student.step, folder=folder.name, motion_kept=kept)
+            events.append("preview", step=student.step, folder=folder.name, **made.event())
     return made

@@ -1,7 +1,8 @@
-"""How far few clips have come from the teacher's look to that of the style images.
+"""How far few clips have come from the teacher's look to that of the style images, and whether they
+still show what the teacher's clips show.
 
-A preview has two or three clips: too few for a distance between distributions. What is left is the
-mean distance of their frames to the nearest style image, beside the same for the teacher's clips.
+Both are needed: a grey blob is no style, but each of its frames may be near some style image; and
+a blurred clip of the teacher shows the right thing in no style at all.
 """
 
 from __future__ import annotations
@@ -49,25 +50,67 @@ def network_look(network: FeatureNetwork) -> Look:
 class StyleReach:
     """``StyleReach(look, images (M, 3, H, W), teacher (N, F, H, W, 3) uint8)(clips)``.
 
-    0 is the teacher's look, 1 that of the images; under 0 is further away than the teacher. None
-    when the teacher is as near as can be, so that there is nothing to reach.
+    By the energy distance of the features of frames and images, which also sees that frames are all
+    alike (Szekely & Rizzo 2013). 0 is the teacher's look; 1 is as near as one half of the images is
+    to the other; below 0 is further away than the teacher. None when the teacher is as near as can
+    be, so that there is nothing to reach.
     """
 
     def __init__(self, look: Look, images: Tensor, teacher: np.ndarray) -> None:
         self._look = look
-        self._style = self._features(images)
-        self._teacher = self._distance(teacher)
+        self._style = _features(look, images)
+        halves = self._style[::2], self._style[1::2]
+        self._floor = max(0.0, energy_distance(*halves)) if len(self._style) > 3 else 0.0
+        self._teacher = energy_distance(_features(look, _pixels(teacher)), self._style)
 
     def __call__(self, clips: np.ndarray) -> float | None:
-        if self._teacher <= 1e-9:
+        way = self._teacher - self._floor
+        if way <= 1e-9:
             return None
-        return 1.0 - self._distance(clips) / self._teacher
+        reached = energy_distance(_features(self._look, _pixels(clips)), self._style)
+        return 1.0 - (reached - self._floor) / way
 
-    def _distance(self, clips: np.ndarray) -> float:
-        frames = torch.from_numpy(clips).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
-        squared = torch.cdist(self._features(frames), self._style).square()
-        return float(squared.min(dim=1).values.mean())
 
-    @torch.no_grad()
-    def _features(self, pixels: Tensor) -> Tensor:
-        return torch.cat([self._look(part).cpu() for part in pixels.split(BATCH)])
+class ContentKept:
+    """``ContentKept(look, teacher (N, F, H, W, 3) uint8)(clips)``, clips of the same prompts and
+    noise: the mean cosine of what sets each frame's features apart from the mean of its side.
+
+    1 is the teacher's content in whatever style, 0 is frames that have nothing to do with it. None
+    where the teacher's frames do not differ.
+    """
+
+    def __init__(self, look: Look, teacher: np.ndarray) -> None:
+        self._look = look
+        self._teacher = self._own_part(teacher)
+
+    def __call__(self, clips: np.ndarray) -> float | None:
+        if float(self._teacher.norm()) < 1e-6:
+            return None
+        return float(F.cosine_similarity(self._own_part(clips), self._teacher, dim=1).mean())
+
+    def _own_part(self, clips: np.ndarray) -> Tensor:
+        features = _features(self._look, _pixels(clips))
+        return features - features.mean(dim=0)
+
+
+def energy_distance(first: Tensor, second: Tensor) -> float:
+    """Energy distance of two samples (N, D) and (M, D), unbiased: about 0, or below, where both are
+    drawn from one distribution. N and M of 1 count as samples without spread.
+    """
+    return float(
+        2 * torch.cdist(first, second).mean() - _mean_distance(first) - _mean_distance(second)
+    )
+
+
+def _mean_distance(sample: Tensor) -> Tensor:
+    pairs = max(1, len(sample) * (len(sample) - 1))
+    return torch.cdist(sample, sample).sum() / pairs
+
+
+def _pixels(clips: np.ndarray) -> Tensor:
+    return torch.from_numpy(clips).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def _features(look: Look, pixels: Tensor) -> Tensor:
+    return torch.cat([look(part).cpu() for part in pixels.split(BATCH)])

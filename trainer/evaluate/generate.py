@@ -31,6 +31,7 @@ def generate_clips(
     size: tuple[int, int, int] | None = None,
     lora: bool = True,
     progress: Progress | None = None,
+    between: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Tensor:
     """One clip a prompt: float32 pixels (N, 3, F, H, W) in [-1, 1] on the CPU.
@@ -38,7 +39,8 @@ def generate_clips(
     Clip i is made from seed ``seed + i``, so it is the same whatever the batch size and the same
     noise in every sampler. ``batch_size`` is as large as `clips_at_once` says by default. ``size``
     is (frames, height, width), the model's own by default. ``lora`` False switches an adapter of a
-    model in training off: that is the teacher. ``options`` go to the sampler.
+    model in training off: that is the teacher. ``between`` is called before every pass through the
+    UNet and may raise, to end it there. ``options`` go to the sampler.
 
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make.
     """
@@ -53,11 +55,16 @@ def generate_clips(
     if guidance_scale != 1.0:
         options["negative_text"] = model.encode_text([negative_prompt])
     clips: list[Tensor] = []
+
+    def predict_eps(*tensors: Tensor) -> Tensor:
+        between()
+        return model.predict_eps(*tensors)
+
     with nullcontext() if lora else adapter_disabled(model.unet):
         for start in range(0, len(prompts), batch_size):
             part = list(prompts[start : start + batch_size])
             latents = SAMPLERS[sampler](
-                model.predict_eps,
+                predict_eps,
                 model.encode_text(part),
                 (len(part), *shape),
                 steps,

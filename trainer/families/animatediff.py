@@ -17,9 +17,18 @@ from torch import Tensor, nn
 from ..models.autoencoder import build_autoencoder, read_autoencoder
 from ..models.checkpoint import ImageModel, read_image_model
 from ..models.clip import build_text_encoder, clip_tokenizer, read_text_encoder, read_tokenizer
+from ..models.downloads import IMAGE_MODELS, MOTION_MODULES, VAES, Need
 from ..models.motion_module import MotionModule, MotionModuleError, read_motion_module
-from ..models.sd15 import HEADS, LAYERS, LEVELS
-from ..models.weights import FILE_SUFFIXES, build_network, read_json, tensors_hash
+from ..models.sd15 import HEADS, LAYERS, LEVELS, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from ..models.weights import (
+    FILE_SUFFIXES,
+    build_network,
+    mended_by,
+    read_file,
+    read_json,
+    shapes_only,
+    tensors_hash,
+)
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
 
 UNET_CLASS = "UNet2DConditionModel"
@@ -58,11 +67,15 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
 
     Raises ModelError (or its MotionModuleError) naming the file that is missing or does not fit.
     """
-    if companions.motion_module is None:
-        raise ModelError(f"'{path}' is an image model; AnimateDiff needs a motion module. {HOW}")
-    module = read_motion_module(companions.motion_module.expanduser().resolve())
+    with mended_by("motion_module"):
+        if companions.motion_module is None:
+            raise ModelError(
+                f"'{path}' is an image model; AnimateDiff needs a motion module. {HOW}"
+            )
+        module = read_motion_module(companions.motion_module.expanduser().resolve())
     image = read_image_model(path)
-    check_pair(image, module)
+    with mended_by("motion_module"):
+        check_pair(image, module)
     folder = path if path.is_dir() else None
     text_encoder = (
         build_text_encoder(image.text, path, dtype=dtype)
@@ -71,6 +84,8 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     )
     _check_text(text_encoder, image)
     stored = folder is not None and (folder / "tokenizer").is_dir()
+    with mended_by("vae"):
+        vae = _vae(image, companions.vae)
     unet, base_hash = _unet(image, module, dtype)
     scheduler = SCHEDULER_CONFIG | {"prediction_type": image.prediction}
     return VideoModel(
@@ -78,7 +93,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         name=path.stem if folder is None else path.name,
         path=path,
         unet=unet,
-        vae=_vae(image, companions.vae),
+        vae=vae,
         text_encoder=text_encoder,
         tokenizer=read_tokenizer(path / "tokenizer") if stored else clip_tokenizer(),
         schedule=read_schedule(scheduler, path),
@@ -92,6 +107,37 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         max_frames=module.max_frames,
         motion_module=companions.motion_module.name,
     ).freeze()
+
+
+def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
+    """Motion module, VAE and text encoder, where neither ``path`` nor ``companions`` bring them."""
+    needs = []
+    if companions.motion_module is None:
+        about = f"'{path.name}' is an image model; a motion module makes a video model of it."
+        needs.append(Need("Motion module", "motion_module", about, MOTION_MODULES))
+    has_text, has_vae = _parts_inside(path)
+    if not has_vae and companions.vae is None:
+        needs.append(Need("VAE", "vae", f"'{path.name}' has none inside.", VAES))
+    if not has_text:
+        about = f"'{path.name}' has none inside; choose a whole checkpoint of Stable Diffusion 1.5."
+        needs.append(Need("Text encoder", "model", about, IMAGE_MODELS))
+    return tuple(needs)
+
+
+def _parts_inside(path: Path) -> tuple[bool, bool]:
+    """Whether a text encoder and a VAE are in it; True also of files that `load` refuses anyway."""
+    if path.is_dir():
+        return (path / "text_encoder").is_dir(), (path / "vae").is_dir()
+    try:
+        with shapes_only():
+            names = list(read_file(path))
+    except ModelError:
+        return True, True
+    if not any(name.startswith(UNET_PREFIX) for name in names):
+        return True, True
+    inside = (any(n.startswith(prefix) for n in names) for prefix in (TEXT_PREFIX, VAE_PREFIX))
+    has_text, has_vae = inside
+    return has_text, has_vae
 
 
 def check_pair(image: ImageModel, module: MotionModule) -> None:
@@ -162,5 +208,6 @@ FAMILY = Family(
     frames=tuple(range(1, 33)),
     matches=matches,
     load=load,
+    missing=missing,
     forward=forward,
 )

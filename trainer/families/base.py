@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
+from ..models.downloads import Need
 from ..models.weights import ModelError
 from ..words import allowed_frames
 
@@ -47,9 +48,9 @@ class Family:
 
     ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
     weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
-    reads it with its companions; ``forward`` is the network's pass ``(unet, latents (B, C, F, h,
-    w), timesteps (B,), text (B, L, D)) -> (B, C, F, h, w)``, which predicts what the model's
-    schedule says.
+    reads it with its companions; ``missing`` names, in a moment, the parts that `load` would not
+    find; ``forward`` is the network's pass ``(unet, latents (B, C, F, h, w), timesteps (B,), text
+    (B, L, D)) -> (B, C, F, h, w)``, which predicts what the model's schedule says.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Family:
     frames: tuple[int, ...]
     matches: Callable[[Path], bool]
     load: Callable[[Path, torch.dtype, Companions], VideoModel]
+    missing: Callable[[Path, Companions], tuple[Need, ...]]
     forward: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from ..models.autoencoder import read_autoencoder
 from ..models.clip import read_text_encoder, read_tokenizer
+from ..models.downloads import VIDEO_MODELS, Need
 from ..models.weights import (
     build_network,
     file_hash,
     init_options,
+    mended_by,
     read_json,
     read_weights,
     weight_files,
@@ -45,6 +47,8 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     about = read_json(path / "mcm.json") if (path / "mcm.json").is_file() else {}
     height, width = _sides(config)
+    with mended_by("model" if companions.vae is None else "vae"):
+        vae = read_autoencoder(companions.vae or path / "vae")
     if height * width <= PLAIN_ATTENTION_TOKENS:
         unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
     return VideoModel(
@@ -52,7 +56,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         name=about.get("name", path.name),
         path=path,
         unet=unet,
-        vae=read_autoencoder(companions.vae or path / "vae"),
+        vae=vae,
         text_encoder=read_text_encoder(path / "text_encoder", dtype),
         tokenizer=read_tokenizer(path / "tokenizer"),
         schedule=read_schedule(scheduler, path),
@@ -64,6 +68,15 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         base_hash=file_hash(weight_files(path / "unet")),
         licence=about.get("licence", FAMILY.licence),
     ).freeze()
+
+
+def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
+    """The parts of the diffusers folder that are not there."""
+    lacking = [part for part in PARTS if not (path / part).is_dir()]
+    if not lacking:
+        return ()
+    about = f"'{path}' is not whole: it lacks {', '.join(lacking)}. Copy the whole folder."
+    return (Need("Base model", "model", about, VIDEO_MODELS),)
 
 
 def _check_parts(path: Path, companions: Companions) -> None:
@@ -105,5 +118,6 @@ FAMILY = Family(
     frames=(8, 16, 24, 32),
     matches=matches,
     load=load,
+    missing=missing,
     forward=forward,
 )

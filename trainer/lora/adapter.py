@@ -132,6 +132,20 @@ def adapter_disabled(unet: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
+@contextmanager
+def adapter_at(unet: nn.Module, strength: float, adapter_name: str = ADAPTER) -> Iterator[None]:
+    """Inside, the adapter acts at ``strength`` times what it was trained to."""
+    layers = [layer for _, layer in _lora_layers(unet)]
+    kept = [layer.scaling[adapter_name] for layer in layers]
+    for layer, scaling in zip(layers, kept, strict=True):
+        layer.scaling[adapter_name] = scaling * strength
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, kept, strict=True):
+            layer.scaling[adapter_name] = scaling
+
+
 def lora_state(unet: nn.Module, adapter_name: str = ADAPTER) -> dict[str, LoraPair]:
     """A copy of the adapter as {module path: LoraPair}, on the adapter's device, safe to keep while
     training goes on.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -22,6 +23,8 @@ from .pairs import LoraError, LoraPair
 MCM_VERSION = "1"
 THUMBNAIL_PIXELS = 256  # the side ModelSpec recommends
 THUMBNAIL_BYTES = 48_000
+TAG_LETTERS = 120
+TAG_BYTES = 100_000
 ALLOWED_STEPS = (1, 2, 4, 8)
 
 
@@ -124,10 +127,29 @@ def _kohya(card: LoraCard, pairs: Mapping[str, LoraPair]) -> dict[str, str]:
         "ss_seed": str(card.seed),
         "ss_learning_rate": str(card.learning_rate),
         "ss_base_model_version": card.base_model,
-        "ss_tag_frequency": json.dumps(
-            {folder: dict(tags) for folder, tags in card.tag_frequency.items()}, ensure_ascii=False
-        ),
+        "ss_tag_frequency": json.dumps(capped_tags(card.tag_frequency), ensure_ascii=False),
     }
+
+
+def capped_tags(found: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """The most frequent tags of each folder, long ones cut, in `TAG_BYTES` altogether.
+
+    Captions that are sentences have a tag for every image, and a header that outgrows 4 MB opens
+    no workflow any more.
+    """
+    capped: dict[str, dict[str, int]] = {}
+    left = TAG_BYTES
+    for folder, tags in found.items():
+        kept: Counter[str] = Counter()
+        for tag, count in sorted(tags.items(), key=lambda item: -item[1]):
+            short = tag if len(tag) <= TAG_LETTERS else f"{tag[:TAG_LETTERS]}..."
+            if short not in kept:
+                left -= len(short.encode("utf-8", errors="replace")) + 16
+            if left < 0:
+                break
+            kept[short] += count
+        capped[folder] = dict(kept)
+    return capped
 
 
 def _mcm(card: LoraCard) -> dict[str, str]:

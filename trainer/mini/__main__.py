@@ -1,6 +1,6 @@
 """Train the embedded mini model from nothing: ``python -m trainer.mini pretrain``.
 
-Stages: autoencoder, clips, teacher, framenet, judge, styles, assemble, warmstart. Each one
+Stages: autoencoder, clips, teacher, framenet, judge, styles, assemble, warmstart, library. Each one
 continues where it was interrupted; ``--only`` repeats some of them. Everything is derived from
 fixed seeds.
 """
@@ -35,7 +35,10 @@ WARM_START: dict[str, object] = {
     "optim.lr": 1e-3,
     "preview.every": 0,
 }
-STAGES = ("autoencoder", "clips", "teacher", "framenet", "judge", "styles", "assemble", "warmstart")
+STAGES = (
+    "autoencoder", "clips", "teacher", "framenet", "judge", "styles", "assemble", "warmstart",
+    "library",
+)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +96,8 @@ def _pretrain(options: argparse.Namespace) -> None:
         assemble(out, unet, vae, text, tokenizer)
     if "warmstart" in wanted:
         _warm_start(options)
+    if "library" in wanted:
+        _library(options)
 
 
 def _warm_start(options: argparse.Namespace) -> None:
@@ -116,6 +121,17 @@ def _warm_start(options: argparse.Namespace) -> None:
     run = Run.create(folder, config)
     train(run)
     shutil.copyfile(run.export_path, options.out / "warm_start.safetensors")
+
+
+def _library(options: argparse.Namespace) -> None:
+    """Roll out the trajectory library that the recipe's settings ask for, for every style."""
+    from ..config import load_config
+    from ..distill.library import SHIPPED, ship_library
+
+    file = options.out / SHIPPED
+    file.unlink(missing_ok=True)
+    cache = options.work / "library"
+    ship_library(load_config(overrides={"model": str(options.out), "data.cache": cache}), file)
 
 
 def main() -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,40 @@ ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
 """In order of preference: safetensors cannot carry code, full precision can become any other."""
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
+_SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes only", default=False)
+_SMALL = 1 << 17
+"""Numbers in a tensor that is read all the same: what is decided by contents is that small."""
+
 
 class ModelError(ValueError):
-    """A base model that cannot be found, read or used; the message says what to do."""
+    """A base model that cannot be found, read or used; the message says what to do.
+
+    ``part`` is the setting that mends it.
+    """
+
+    part = "model"
+
+
+@contextmanager
+def mended_by(setting: str) -> Iterator[None]:
+    """Inside, a `ModelError` is one of ``setting``, such as "vae"."""
+    try:
+        yield
+    except ModelError as error:
+        error.part = setting
+        raise
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Inside, weights are read from the headers of their files: large tensors have a shape and no
+    contents ("meta"), and hashes are empty. A model of gigabytes is checked in a second.
+    """
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
 
 
 class ModelCheckpoint:
@@ -152,16 +186,32 @@ def _content(path: Path) -> str:
             f"'{path}' is an error message that was saved in place of the weights. Download it "
             "again, logged in where the page asks for it."
         )
+    # A safetensors file begins with the length of its header, which may look like a pickle's first
+    # byte (0x80) or a zip's (PK), and the header's bracket; no pickle or zip has one there.
+    if start[8:9] == b"{":
+        return "safetensors"
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "pickle"
-    # A safetensors file begins with the length of its header and the header's bracket.
-    is_safe = start[8:9] == b"{" or path.suffix.lower() == ".safetensors"
-    return "safetensors" if is_safe else "pickle"
+    return "safetensors" if path.suffix.lower() == ".safetensors" else "pickle"
 
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118
+        read = _shape if _SHAPES_ONLY.get() else _tensor
+        return {key: read(file, key) for key in file.keys() if keep(key)}  # noqa: SIM118
+
+
+def _tensor(file: Any, key: str) -> Tensor:
+    return file.get_tensor(key)
+
+
+def _shape(file: Any, key: str) -> Tensor:
+    """Tensor ``key`` without contents where it is large."""
+    part = file.get_slice(key)
+    shape = part.get_shape()
+    if math.prod(shape) <= _SMALL:
+        return _tensor(file, key)
+    return torch.empty(shape, dtype=part[:0].dtype, device="meta")
 
 
 def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -176,7 +226,10 @@ def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
         found = found.get("state_dict", found)
     if not isinstance(found, Mapping):
         return {}
-    return {k: v for k, v in found.items() if isinstance(v, Tensor) and keep(str(k))}
+    kept = {k: v for k, v in found.items() if isinstance(v, Tensor) and keep(str(k))}
+    if not _SHAPES_ONLY.get():
+        return kept
+    return {k: v if v.numel() <= _SMALL else v.to("meta") for k, v in kept.items()}
 
 
 def init_options(network: type, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +292,8 @@ def tensors_hash(weights: Mapping[str, Tensor]) -> str:
 
     Used where one set of weights is common in many files, so that they count as one base model.
     """
+    if _SHAPES_ONLY.get():
+        return ""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
@@ -248,6 +303,8 @@ def tensors_hash(weights: Mapping[str, Tensor]) -> str:
 
 def file_hash(files: list[Path] | tuple[Path, ...]) -> str:
     """SHA-256 (hex) over the bytes of ``files`` in order."""
+    if _SHAPES_ONLY.get():
+        return ""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

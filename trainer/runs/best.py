@@ -11,20 +11,30 @@ only two or three clips."""
 
 
 def preview_score(event: Mapping[str, Any]) -> float | None:
-    """Motion times style of a "preview" event, the mean over its numbers of steps; 1 is perfect.
+    """Motion times style times content of a "preview" event, the mean over its numbers of steps; 1
+    is perfect.
 
     Motion is the student's flow over the teacher's, or its inverse where there is too much; style
-    the part of the way that is done. None where the preview measured no style: then there is
-    nothing to weigh motion against.
+    the part of the way that is done; content what is left of the teacher's (1 in the events of old
+    runs, which do not say). None where the preview measured no style: then there is nothing to
+    weigh motion against.
     """
     kept, reached = event.get("motion_kept") or {}, event.get("style_reached") or {}
-    both = [(kept[steps], reached[steps]) for steps in reached if kept.get(steps) is not None]
-    if not both:
+    content = event.get("content_kept") or {}
+    known = [steps for steps in reached if kept.get(steps) is not None]
+    if not known:
         return None
     parts = [
-        min(ratio, 1 / max(ratio, 1e-6)) * min(max(style or 0.0, 0.0), 1.0) for ratio, style in both
+        min(kept[steps], 1 / max(kept[steps], 1e-6))
+        * _share(reached[steps])
+        * _share(content.get(steps, 1.0))
+        for steps in known
     ]
     return sum(parts) / len(parts)
+
+
+def _share(value: float | None) -> float:
+    return min(max(value or 0.0, 0.0), 1.0)
 
 
 def best_step(events: Sequence[Mapping[str, Any]], steps: Collection[int]) -> int | None:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import TrainConfig, load_config, save_config
+from ..config import (
+    TrainConfig,
+    anchored,
+    load_config,
+    refuse_uneven_timesteps,
+    save_config,
+    with_overrides,
+)
 from .files import atomic_write
 
+ENDED = ("stopped", "failed", "interrupted", "finished")
+LONGEST_NAME = 200
+"""Bytes of a run's name: files are called after it, with a step, a suffix and a temporary ending,
+and 255 bytes is what file systems take."""
+LONGEST_WINDOWS_PATH = 160
+"""Letters of a run's path there; 260 with the files inside."""
+_WINDOWS_FORBIDS = re.compile(r'[<>:"|?*\x00-\x1f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -96,21 +111,29 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig, resume: bool = False) -> Run:
-        """Make the folder and write ``config.toml``.
+        """Make the folder and write ``config.toml``, with absolute paths.
 
-        Raises `RunError` when the folder holds a run already, unless ``resume``; that only
-        replaces the configuration.
+        Raises `RunError` for a name that some file system refuses, and when the folder holds a
+        run already, unless ``resume``; that only replaces the configuration. A run that ended
+        before its first step is none yet: it begins anew. Raises ConfigError for settings that no
+        new run may have.
         """
         run = cls(_absolute(path))
+        check_name(run.path)
+        refuse_uneven_timesteps(config)
         if run.path.exists() and not run.path.is_dir():
             raise RunError(f"{run.path} is a file; give a folder for the run.")
-        if not resume and run._is_used():
+        if not resume and run._is_used() and not run._ended_without_step():
             raise RunError(
                 f"{run.path} holds a run already; continue it with "
                 f'`python -m trainer resume "{run.path}"`, or choose another folder.'
             )
         for folder in (run.path, run.samples, run.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for file in (run.state_path, run.events_path, run.stop_path, run.preview_path):
+                file.unlink(missing_ok=True)
+        config = with_overrides(anchored(config, Path.cwd()), {"run": run.path})
         save_config(config, run.config_path)
         return run
 
@@ -128,9 +151,23 @@ class Run:
         files = (self.config_path, self.state_path, self.events_path)
         return any(file.exists() for file in files) or any(self.checkpoints.glob("*"))
 
+    def _ended_without_step(self) -> bool:
+        """Whether a process worked on this run, is gone, and took no step."""
+        if any(self.checkpoints.glob("*")) or self.export_path.exists():
+            return False
+        try:
+            status = json.loads(self.state_path.read_text(encoding="utf-8"))["status"]
+            events = self.events_path.read_bytes() if self.events_path.exists() else b""
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return status in ENDED and b'"kind": "step"' not in events
+
     def config(self) -> TrainConfig:
-        """The resolved configuration; raises `ConfigError`."""
-        return load_config(self.config_path)
+        """The resolved configuration; raises `ConfigError`. Relative paths are taken from the
+        run's folder, never from the working directory.
+        """
+        config = anchored(load_config(self.config_path), self.path)
+        return with_overrides(config, {"run": self.path})
 
     def request_stop(self) -> None:
         """Ask the training process to save, export and end."""
@@ -150,6 +187,27 @@ class Run:
     def clear_stop(self) -> None:
         """Take the request back; a run that starts or resumes does so after it has the lock."""
         self.stop_path.unlink(missing_ok=True)
+
+
+def check_name(path: Path) -> None:
+    """Raise `RunError` unless every file of a run at ``path`` can have its name."""
+    name = path.name
+    size = len(name.encode("utf-8", errors="replace"))
+    if size > LONGEST_NAME:
+        raise RunError(
+            f"The run's name is too long: '{name[:40]}...' has {size} bytes, {LONGEST_NAME} are "
+            "allowed, for its files are called after it. Choose a shorter one."
+        )
+    if _WINDOWS_FORBIDS.search(name) or name != name.rstrip(". ") or _RESERVED.fullmatch(name):
+        raise RunError(
+            f"'{name}' cannot be the name of a run: its LoRA is called after it, and not every "
+            f"system takes that name for a file. Use '{slug(name)}'."
+        )
+    if os.name == "nt" and len(str(path)) > LONGEST_WINDOWS_PATH:
+        raise RunError(
+            f"The path '{path}' has {len(str(path))} letters, and Windows takes "
+            f"{LONGEST_WINDOWS_PATH} where files lie inside; choose a shorter one."
+        )
 
 
 def _absolute(path: Path) -> Path:

@@ -17,9 +17,16 @@ GIB = 2**30
 # EFBIG: a file system with small files (FAT32: 4 GiB) or a quota on file size.
 _FULL = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EFBIG", "EDQUOT")}
 
+_FULL_PHRASES = ("No space left on device", "(os error 28)", "(os error 112)")
+"""How libraries in other languages say it; 112 is Windows' number."""
+
 
 class DiskFullError(OSError):
     """There is no room for what has to be written; nothing that was there before is harmed."""
+
+
+class StopRequested(Exception):  # noqa: N818  (a request, no error)
+    """Somebody asked to stop while something long was under way, before the first step."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -57,6 +64,25 @@ def disk_errors(path: Path) -> Iterator[None]:
             "checkpoints are intact",
             str(path),
         ) from error
+
+
+def disk_full(error: BaseException, path: Path) -> DiskFullError | None:
+    """The `DiskFullError` that ``error``, raised by whatever library wrote below ``path``, comes
+    from; None where it has another cause.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, DiskFullError):
+            return found
+        number = found.errno if isinstance(found, OSError) else None
+        if number in _FULL or any(phrase in str(found) for phrase in _FULL_PHRASES):
+            return DiskFullError(
+                errno.ENOSPC,
+                "the disk is full; free some space, then resume: earlier checkpoints are intact",
+                str(path),
+            )
+        found = found.__cause__ or found.__context__
+    return None
 
 
 class NanGuard:

@@ -5,6 +5,7 @@ And how one is started that outlives whoever started it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -56,3 +57,18 @@ def start_detached(argv: Sequence[str], cwd: Path, console: Path) -> subprocess.
             [str(part) for part in argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, **options,
         )  # fmt: skip
+
+
+def end_process(pid: int, seconds: float = 5.0) -> None:
+    """Ask process ``pid`` and what it started to end, and end what is left after ``seconds``."""
+    try:
+        parent = psutil.Process(pid)
+        family = [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(family, seconds)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -22,7 +22,12 @@ LIVE: tuple[str, ...] = ("starting", "preflight", "running", "stopping")
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands. Times are seconds since 1970, memory is GiB, ``steps`` is the goal."""
+    """Where a run stands. Times are seconds since 1970, memory is GiB, ``steps`` is the goal.
+
+    While it waits for something between steps (the trajectory library, a preview) ``stage`` names
+    it, ``stage_done`` of ``stage_total`` tells how far it is, ``eta_seconds`` how long it takes yet,
+    ``next`` what comes after it, and ``message`` says all that in a sentence.
+    """
 
     status: Status = "starting"
     step: int = 0
@@ -36,6 +41,10 @@ class RunState:
     updated: float | None = None
     error: str | None = None
     message: str = ""
+    stage: str = ""
+    stage_done: int = 0
+    stage_total: int = 0
+    next: str = ""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -51,6 +60,21 @@ class RunState:
     def live(self) -> bool:
         """True while a process works on the run (or is about to)."""
         return self.status in LIVE
+
+
+@dataclass
+class StateBoard:
+    """The state of the run that this process trains; written only where ``writes``."""
+
+    run: Run
+    state: RunState
+    writes: bool = True
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state. Raises `DiskFullError`."""
+        self.state = replace(self.state, **changes)
+        if self.writes:
+            write_state(self.run, self.state)
 
 
 def write_state(run: Run, state: RunState) -> None:
@@ -82,7 +106,7 @@ def read_state(run: Run) -> RunState:
     if process_alive(state.pid, state.pid_started or 0.0):
         return state
     return replace(
-        state, status="interrupted", eta_seconds=None,
+        state, status="interrupted", eta_seconds=None, stage="", next="",
         message=f"Process {state.pid} is gone. {_hint(run.path)}",
     )  # fmt: skip
 

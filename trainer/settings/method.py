@@ -193,8 +193,15 @@ class AdversarialConfig(Part):
     features: str = Field(
         default="auto",
         min_length=1,
-        description="Frozen feature network under the discriminator: a name, a folder, or auto to"
-        " match the model.",
+        description="Frozen network that looks at frames for the discriminator: a name, the folder "
+        "of a DINOv2 or CLIP vision model, a CLIP vision file, or auto to match the model.",
+    )
+    clip: str = Field(
+        default="auto",
+        min_length=1,
+        description="CLIP that reads frames for the caption loss: a folder, a file of ComfyUI's "
+        "clip_vision with its text encoder beside it, auto to look in the local Hugging Face "
+        "cache, or none. The mini model needs none.",
     )
     mismatched_captions: bool = Field(
         default=True,
@@ -204,8 +211,9 @@ class AdversarialConfig(Part):
         default=0.6,
         ge=0.0,
         le=10.0,
-        description="Weight of the caption loss of a frozen frame network. Raise it when the "
-        "prompt's colours or things are lost. 0 turns it off.",
+        description="Weight of the caption loss: frames should show what the prompt says, judged "
+        "by `adversarial.clip`. Raise it when the prompt's colours or things are lost. 0 turns it "
+        "off.",
     )
     content_weight: float = Field(
         default=0.8,

@@ -112,7 +112,7 @@ class TrainConfig(Part):
 
     @property
     def library_stride(self) -> int:
-        """Every how manieth timestep of the trajectory the library's teacher visits."""
+        """The library's teacher visits every so many-th timestep of the trajectory."""
         if not self.aims_at_ends:
             return 1
         return max(1, self.trajectory.ddim_timesteps // self.data.library_steps)

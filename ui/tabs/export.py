@@ -59,22 +59,24 @@ class ExportTab:
 
     def _comfyui(self) -> None:
         place = self.site.places.loras
-        known = f"Goes to {place}." if place else "ComfyUI was not found: see --comfyui."
+        goes = f"Goes to {place}." if place else "Goes to models/loras in ComfyUI's folder."
         with gr.Row(equal_height=True):
-            self.name = gr.Textbox(label="Name in ComfyUI", info=known, elem_id="comfyui-name")
-            self.replace = gr.Checkbox(
-                label="Replace", info="Only then an older file of that name is replaced."
+            self.name = gr.Textbox(label="Name in ComfyUI", info=goes, elem_id="comfyui-name")
+            self.folder = gr.Textbox(
+                label="ComfyUI's folder",
+                info="It was not found by itself: type the folder in which main.py lies.",
+                visible=place is None,
+                elem_id="comfyui-folder",
             )
-            self.copy = gr.Button(
-                "Copy to ComfyUI", interactive=place is not None, elem_id="copy-comfyui"
-            )
+            self.replace = gr.Checkbox(label="Overwrite existing file")
+            self.copy = gr.Button("Copy to ComfyUI", elem_id="copy-comfyui")
         self.copied = gr.HTML()
 
     def wire(self, run_choice: Any) -> None:
         self.export.click(reporting(self._export), [run_choice, self.checkpoint], None, **QUIET)
         self.copy.click(
             reporting(self._copy),
-            [run_choice, self.file, self.name, self.replace],
+            [run_choice, self.file, self.name, self.replace, self.folder],
             self.copied,
             **SHOWN,
         )
@@ -86,7 +88,7 @@ class ExportTab:
         best = best_step([e for e in moment.events if e["kind"] == "preview"], steps)
         labels = {step: f"step {step}" for step in reversed(steps)}
         if best is not None:
-            labels[best] += ", the best by motion and style"
+            labels[best] += ", the best by movement, style and content"
         return gr.update(choices=[NEWEST, *((label, str(k)) for k, label in labels.items())])
 
     def _files(self, moment: Moment) -> Any:
@@ -127,9 +129,12 @@ class ExportTab:
             path.stem,
         )
 
-    def _copy(self, name: str | None, file: str | None, target: str, replace: bool) -> str:
+    def _copy(
+        self, name: str | None, file: str | None, target: str, replace: bool, folder: str
+    ) -> str:
         path = lora_file(self.site.places.run(name), file)
-        made = copy_to_comfyui(path, target or "", self.site.places, bool(replace))
+        places = self.site.places
+        made = copy_to_comfyui(path, target or "", places, bool(replace), folder or "")
         text = f"{made}\nPress R in ComfyUI, then choose it in the node Load MCM LoRA."
         return notice("good", "Copied", text)
 

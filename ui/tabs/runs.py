@@ -16,6 +16,9 @@ from ..watch import Moment, Watch
 from .train import TrainTab
 
 MOST_RUNS = 100
+CONFIRM = """name => [name && confirm(
+  `Delete "${name}" with its samples, checkpoints and LoRA files? This cannot be undone.`
+) ? name : null]"""
 EMPTY = (
     '<p class="empty">No run yet. The <b>Train</b> tab makes the first one; every run stays here '
     "with its samples, checkpoints and LoRA.</p>"
@@ -30,13 +33,8 @@ class RunsTab:
         watch.add(gr.HTML(elem_id="runs"), self._table)
         chosen = gr.HTML()
         with gr.Row(equal_height=True):
-            self.clone = gr.Button("Clone: its settings into the form", elem_id="clone")
-            self.sure = gr.Checkbox(
-                label="Yes, delete it for good",
-                info="Samples, checkpoints and LoRA files go with it.",
-                elem_id="sure",
-            )
-            self.delete = gr.Button("Delete", variant="stop", elem_id="delete")
+            self.clone = gr.Button("Use these settings again", elem_id="clone")
+            self.delete = gr.Button("Delete this run", variant="stop", elem_id="delete")
         gr.HTML("<h3>Queue</h3>")
         watch.add(gr.HTML(elem_id="queue"), self._queue)
         with gr.Row(equal_height=True):
@@ -48,7 +46,7 @@ class RunsTab:
                 elem_id="job",
             )
             self.up = gr.Button("Move up", elem_id="job-up")
-            self.remove = gr.Button("Take out of the queue", elem_id="job-remove")
+            self.remove = gr.Button("Remove from queue", elem_id="job-remove")
         watch.add(chosen, self._chosen)
         watch.add(self.job, self._jobs)
 
@@ -57,9 +55,7 @@ class RunsTab:
         self.clone.click(
             reporting(self._clone), run_choice, [*train.outputs, train.loaded, tabs], **SHOWN
         )
-        self.delete.click(
-            reporting(self._delete), [run_choice, self.sure], [self.sure, run_choice], **SHOWN
-        )
+        self.delete.click(reporting(self._delete), run_choice, run_choice, js=CONFIRM, **SHOWN)
         self.up.click(reporting(self._up), self.job, None, **QUIET)
         self.remove.click(reporting(self._remove), self.job, self.job, **QUIET)
 
@@ -103,10 +99,10 @@ class RunsTab:
         note = escape("\n".join(left))
         return [*self._train.show(draft), note, gr.update(selected="train")]
 
-    def _delete(self, name: str | None, sure: bool) -> tuple[bool, Any]:
+    def _delete(self, name: str | None) -> Any:
+        if name is None:  # the visitor said no
+            return gr.skip()
         run = self.site.places.run(name)
-        if not sure:
-            raise ValueError(f"Tick 'Yes, delete it for good' first; '{run.name}' is still there.")
         if run_status(run, self.site.queue).busy:
             raise ValueError(f"'{run.name}' is training or waiting; stop it first.")
         if run.path.is_symlink():
@@ -114,7 +110,7 @@ class RunsTab:
         remove_folder(run.path)
         tell(f"'{run.name}' is deleted.")
         names = [other.name for other in self.site.runs()]
-        return False, gr.update(choices=names, value=names[0] if names else None)
+        return gr.update(choices=names, value=names[0] if names else None)
 
     def _up(self, job: str | None) -> None:
         self.site.queue.move_up(str(job or ""))

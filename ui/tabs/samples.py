@@ -1,4 +1,4 @@
-"""Samples: the teacher in 50 steps beside the student in 1, 2, 4 and 8, over the training."""
+"""Samples: the original in 50 steps beside the student in 1, 2, 4 and 8, over the training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..watch import Moment, Watch
 NEWEST = ("the newest", "")
 MOST_PROMPTS = 8
 LONGEST_PROMPT = 500
+STRENGTHS = (0, 0.5, 0.75, 1)
 
 
 class SamplesTab:
@@ -35,7 +36,8 @@ class SamplesTab:
         with gr.Accordion("Your own prompts", open=False), gr.Row(equal_height=True):
             self.prompts = gr.Textbox(
                 label="Prompts",
-                info="One a line; the newest checkpoint of the chosen run makes the clips.",
+                info="One a line. The exported step makes the clips, or the newest one while none "
+                "is exported.",
                 lines=3,
                 elem_id="own-prompts",
             )
@@ -43,6 +45,7 @@ class SamplesTab:
                 value=0, precision=0, label="Seed", info="The same seed, the same noise."
             )
             self.own = gr.Button("Make clips", elem_id="make-clips")
+            self.strengths = gr.Button("Compare strengths", elem_id="compare-strengths")
         busy = gr.HTML()
         watch.add(self.preview, self._choices)
         watch.add(clips, lambda moment: samples(_run(moment), moment.preview))
@@ -52,6 +55,7 @@ class SamplesTab:
         self.now.click(reporting(self._now), run_choice, None, **QUIET)
         inputs = [run_choice, self.prompts, self.seed]
         self.own.click(reporting(self._own), inputs, None, **QUIET)
+        self.strengths.click(reporting(self._strengths), inputs, None, **QUIET)
 
     def _choices(self, moment: Moment) -> Any:
         return gr.update(choices=[NEWEST, *sample_folders(_run(moment))])
@@ -73,17 +77,35 @@ class SamplesTab:
             tell("Sampling the newest checkpoint.")
 
     def _own(self, name: str | None, text: str | None, seed: float | None) -> None:
-        run = self.site.places.run(name)
-        prompts = [line.strip() for line in (text or "").splitlines() if line.strip()]
-        if not prompts or len(prompts) > MOST_PROMPTS:
+        prompts = _prompts(text)
+        if not prompts:
             raise ValueError(f"Write 1 to {MOST_PROMPTS} prompts, one a line.")
-        if max(map(len, prompts)) > LONGEST_PROMPT or "\0" in "".join(prompts):
-            raise ValueError(f"A prompt has at most {LONGEST_PROMPT} letters.")
+        self._make(name, prompts, seed, [])
+
+    def _strengths(self, name: str | None, text: str | None, seed: float | None) -> None:
+        """The first of the prompts, or of the run's own, at each strength."""
+        values = [f"{strength:g}" for strength in STRENGTHS]
+        self._make(name, _prompts(text)[:1], seed, ["--strengths", *values])
+
+    def _make(
+        self, name: str | None, prompts: list[str], seed: float | None, more: list[str]
+    ) -> None:
+        run = self.site.places.run(name)
         arguments = ["preview", str(run.path), f"--seed={int(seed or 0)}"]
         # "=" keeps a prompt that begins with a dash from being read as a flag.
-        arguments += [f"--prompt={prompt}" for prompt in prompts]
+        arguments += [*(f"--prompt={prompt}" for prompt in prompts), *more]
         self.site.tasks.start("preview", run.name, arguments)
         tell("Making the clips.")
+
+
+def _prompts(text: str | None) -> list[str]:
+    """The lines of ``text``; raises ValueError for too many or too long ones."""
+    prompts = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    if len(prompts) > MOST_PROMPTS:
+        raise ValueError(f"Write 1 to {MOST_PROMPTS} prompts, one a line.")
+    if max(map(len, prompts), default=0) > LONGEST_PROMPT or "\0" in "".join(prompts):
+        raise ValueError(f"A prompt has at most {LONGEST_PROMPT} letters.")
+    return prompts
 
 
 def _run(moment: Moment) -> Any:

@@ -1,8 +1,7 @@
-"""Train: base model, presets, run name, every setting, preflight, start; settings to share."""
+"""Train: base model, presets, run name, every setting, checks, start; settings to share."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -10,29 +9,29 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.config import TrainConfig, load_config, save_config, to_toml
-from trainer.runs.folder import Run, slug
+from trainer.config import TrainConfig, load_config, to_toml
+from trainer.runs.folder import slug
 from trainer.settings import QUALITY_PRESETS
 from trainer.settings import TrainConfig as Settings
 
 from ..draft import Draft
 from ..form import NAMES, RECORDS, component, label, proposals, to_config
-from ..preflight import preflight_panel, preflight_result
 from ..presets import MEMORY, memory_choices, quality_choices
 from ..site import QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
 from ..watch import Watch
+from .check import CheckPart
 
 FRONT = ("steps", "minutes", "seed")
 SECTIONS = {
-    "data": "What a clip looks like, how images are cut, and how many clips the teacher makes for "
-    "the student to learn motion from.",
+    "data": "What a clip looks like, how images are cut, and how many example clips the base model "
+    "makes for the student to learn motion from.",
     "trajectory": "The teacher makes a clip in many small steps. These say from which of them the "
     "student learns to jump straight to the end.",
     "motion": "The student must move as the teacher does. These say how that is measured and how "
     "much it counts.",
-    "adversarial": "A judge (discriminator) tells the student's frames from your images; to please "
-    "it the student takes on their look.",
+    "adversarial": "A discriminator (a network that tells your images from the student's frames) "
+    "shows the student where its look is still off.",
     "lora": "The small file that is trained: its size.",
     "optim": "How the numbers of the LoRA are changed in each step.",
     "hardware": "Where it computes, and how to save memory.",
@@ -40,7 +39,12 @@ SECTIONS = {
     "checkpoint": "Complete states, to resume from and to choose from in the Export tab.",
 }
 """What each group of settings is about, without jargon."""
-LOW_DISK_BYTES = 2 << 30
+MORE_TITLE = "Other files and start options"
+MINI = (
+    '<p class="quiet"><b>The mini model draws one moving shape at 64 pixels: for trying out.</b> '
+    "It cannot learn portraits or landscapes; the <b>First style</b> tab leads to a model that "
+    "can.</p>"
+)
 MORE = ("vae", "videos", "prompts", "init_lora", "warm_start", "preset")
 
 
@@ -51,7 +55,7 @@ class TrainTab:
         self.site, self.fields = site, fields
         self.before = gr.State(None)
         self._front()
-        self._buttons(watch)
+        self.checks = CheckPart(site, watch, self.config, self.draft_of)
         self._advanced()
         self._sharing()
 
@@ -60,7 +64,7 @@ class TrainTab:
             self.fields["model"] = gr.Dropdown(
                 self.models(),
                 label="Base model",
-                info="What knows how things move. Those found on this machine.",
+                info="The video model your style is added to. Those found on this machine.",
                 allow_custom_value=True,
                 elem_id="field-model",
             )
@@ -73,14 +77,14 @@ class TrainTab:
             )
             self.memory = gr.Dropdown(
                 memory_choices(),
-                label="Memory",
-                info="Of the graphics card; sets clip size, batch and precision.",
+                label="Graphics memory",
+                info="Sets clip size, batch and precision.",
                 elem_id="memory",
             )
             self.quality = gr.Dropdown(
                 quality_choices(),
-                label="Quality",
-                info="How long it trains.",
+                label="Training length",
+                info="More steps, closer to the style.",
                 elem_id="quality",
             )
         self.about = gr.HTML()
@@ -94,25 +98,16 @@ class TrainTab:
             for name in FRONT:
                 self.fields[name] = component(name)
 
-    def _buttons(self, watch: Watch) -> None:
-        with gr.Row():
-            self.check = gr.Button("Check first", elem_id="preflight")
-            self.start = gr.Button("Start training", variant="primary", elem_id="start")
-        self.warnings = gr.HTML()
-        self.anyway = gr.Button("Start anyway", visible=False, variant="stop", elem_id="anyway")
-        self.preflight = gr.HTML()
-        watch.add(self.preflight, preflight_panel)
-
     def _advanced(self) -> None:
-        parts: dict[str, list[str]] = {"More of this run": list(MORE)}
+        parts: dict[str, list[str]] = {MORE_TITLE: list(MORE)}
         for name in NAMES:
             if name not in self.fields and name not in MORE:
                 part = RECORDS[name].part
-                title = Settings.model_fields[part].description if part else "More of this run"
+                title = Settings.model_fields[part].description if part else MORE_TITLE
                 parts.setdefault(title or part, []).append(name)
         gr.HTML(
-            '<p class="quiet section">Everything below has a good value already. It is for people '
-            "who want to know.</p>"
+            '<p class="quiet section"><b>Advanced (optional).</b> Everything below has a good '
+            "value already.</p>"
         )
         for title, names in parts.items():
             with gr.Accordion(title, open=False):
@@ -138,10 +133,7 @@ class TrainTab:
 
     def models(self) -> list[tuple[str, str]]:
         """(title, value) of every base model."""
-        return [
-            (f"{found.name}{'' if found.ready else ' - incomplete'}", found.model)
-            for found in self.site.places.models()
-        ]
+        return [(found.name, found.model) for found in self.site.places.models()]
 
     def motion_modules(self) -> list[tuple[str, str]]:
         """(title, value) of every motion module, and of none."""
@@ -180,14 +172,7 @@ class TrainTab:
             trigger_mode="always_last",
             **QUIET,
         )
-        self.check.click(reporting(self._preflight), form, self.warnings, **QUIET)
-        started = [self.warnings, self.anyway, run_choice, tabs, self.name]
-        self.start.click(
-            reporting(lambda *values: self._start(values, sure=False)), form, started, **SHOWN
-        )
-        self.anyway.click(
-            reporting(lambda *values: self._start(values, sure=True)), form, started, **SHOWN
-        )
+        self.checks.wire(form, self.fields, [run_choice, tabs, self.name])
         self.save.click(reporting(self._save), form, [self.file, self.saved], **SHOWN)
         filled = [*self.outputs, self.loaded]
         self.load.upload(reporting(self._load), self.load, filled, **SHOWN)
@@ -210,21 +195,20 @@ class TrainTab:
         return [*values, draft.name, *choosers, self._about(draft), draft.choosers]
 
     def _about(self, draft: Draft) -> str:
-        """The licence and state of the base model, and what the quality preset means."""
+        """The licence of the base model, and what the quality preset means."""
         quality = QUALITY_PRESETS[draft.quality].help
         return f'{self._about_model(draft)}<p class="quiet">{escape(quality)}</p>'
 
     def _about_model(self, draft: Draft) -> str:
         model = draft.values["model"]
+        if model == "mini":
+            return MINI
         for found in self.site.places.models():
             if found.model != model:
                 continue
             licence = f"Licence of the weights: <b>{escape(found.licence)}</b>."
             if not found.commercial:
                 licence += " <b>No commercial use</b>, and none of what is made with it."
-            if not found.ready:
-                return notice("bad", "Not complete", f"Missing: {', '.join(found.missing)}.",
-                              "Copy what is missing, then reload this page.")  # fmt: skip
             return f'<p class="quiet">{licence}</p>'
         return '<p class="quiet">A model folder of yours.</p>'
 
@@ -264,50 +248,6 @@ class TrainTab:
         draft = self.draft_of(values)
         folder = self.site.places.new_run(draft.name)
         return to_config(draft.values, self.site.places, folder), folder
-
-    def _preflight(self, *values: Any) -> str:
-        config, folder = self.config(values)
-        place = self.site.tasks.folder("preflight")
-        place.mkdir(parents=True, exist_ok=True)
-        report = place / "report.json"
-        report.unlink(missing_ok=True)
-        save_config(config, place / "config.toml")
-        arguments = ["preflight", "--config", place / "config.toml", "--json", report]
-        self.site.tasks.start("preflight", folder.name, arguments)
-        return ""
-
-    def _start(self, values: Sequence[Any], sure: bool) -> tuple[Any, ...]:
-        config, folder = self.config(values)
-        if folder.exists():
-            free = self.site.places.free_name(folder.name)
-            raise ValueError(f"There is a run called '{folder.name}' already; '{free}' is free.")
-        warnings = self._warnings(config)
-        if warnings and not sure:
-            shown = notice("warn", "Before you start", "\n".join(warnings))
-            return shown, gr.update(visible=True), gr.skip(), gr.skip(), gr.skip()
-        run = Run.create(folder, config)
-        self.site.queue.add(run)
-        self.site.keeper.wake()
-        draft = self.draft_of(values)
-        draft.name = self.site.places.free_name(folder.name)
-        self.site.drafts.save(draft)
-        waiting = len(self.site.queue.jobs()) > 1
-        tell(f"'{run.name}' {'waits in the queue' if waiting else 'is starting'}.")
-        chosen = gr.update(value=run.name, choices=[r.name for r in self.site.runs()])
-        return "", gr.update(visible=False), chosen, gr.update(selected="monitor"), draft.name
-
-    def _warnings(self, config: TrainConfig) -> list[str]:
-        """What speaks against starting; empty when nothing does."""
-        said = []
-        found = {model.model: model for model in self.site.places.models()}.get(config.model)
-        if found is not None and not found.ready:
-            said.append(f"The base model is not complete: {', '.join(found.missing)}.")
-        if config.images is None:
-            said.append("No folder of style images: the look of the teacher will be learned.")
-        free = shutil.disk_usage(self.site.places.runs).free
-        if free < LOW_DISK_BYTES:
-            said.append(f"Only {free / 2**30:.1f} GiB are free on the disk of the runs.")
-        return said + preflight_result(self.site, config)
 
     def _save(self, *values: Any) -> tuple[str, Any]:
         config, folder = self.config(values)

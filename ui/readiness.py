@@ -1,0 +1,149 @@
+"""The readiness check on the page: made in the background of what the form holds, shown always."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import TrainConfig
+
+from .draft import Draft, Drafts
+from .form import label, to_config
+from .places import Places
+from .status import notice
+
+if TYPE_CHECKING:
+    from trainer.readiness import Finding, Readiness
+
+AGAIN_SECONDS = 10.0
+"""Until what is missing is looked for again: a file may have been put there."""
+MARKS = {"ok": "&#10003;", "note": "i", "warn": "!", "bad": "&#10007;"}
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of the settings ``asked`` (JSON): ``problem`` where they make no config.
+
+    ``readiness`` is None before the first answer; ``busy`` while one is being made.
+    """
+
+    asked: str = ""
+    readiness: Readiness | None = None
+    problem: str = ""
+    busy: bool = False
+    made: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        return self.readiness is not None and self.readiness.ready and not self.busy
+
+    @property
+    def bad(self) -> dict[str, Finding]:
+        """What is missing or wrong, by the setting that mends it."""
+        found = () if self.readiness is None else self.readiness.bad
+        return {finding.setting: finding for finding in found if finding.setting}
+
+
+class Readings:
+    """The look at the draft of this server. Thread-safe; `now` answers at once."""
+
+    def __init__(self, places: Places, drafts: Drafts) -> None:
+        self._places, self._drafts = places, drafts
+        self._lock = threading.Lock()
+        self._look = Look()
+
+    def now(self) -> Look:
+        """The newest look; starts another one where the form has changed, or to look again."""
+        draft = self._drafts.load()
+        asked = json.dumps(draft.values, sort_keys=True, default=str)
+        with self._lock:
+            known = self._look
+            old = time.monotonic() - known.made > AGAIN_SECONDS and not known.ready
+            if known.busy or (known.asked == asked and not old):
+                return known if known.asked == asked else Look(asked, busy=True)
+            fresh = known.asked != asked
+            self._look = Look(asked, busy=True) if fresh else replace(known, busy=True)
+            thread = threading.Thread(target=self._work, args=(asked, draft), daemon=True)
+            thread.start()
+            # Looking again is not worth a flicker.
+            return self._look if fresh else known
+
+    def _work(self, asked: str, draft: Draft) -> None:
+        look = Look(asked, problem="The check itself failed: the terminal of the page says how.")
+        try:
+            config = to_config(draft.values, self._places, self._places.runs / "run")
+            look = Look(asked, self.check(config))
+        except EXPECTED as error:
+            look = replace(look, problem=str(error) or type(error).__name__)
+        finally:
+            with self._lock:
+                self._look = replace(look, made=time.monotonic())
+
+    def check(self, config: TrainConfig) -> Readiness:
+        """The readiness of ``config``, looked up now."""
+        # The whole trainer: imported here, for the page must not wait for it at its start.
+        from trainer.readiness import check
+        from trainer.readiness.parts import Disk
+
+        return check(config, Disk(self._places.comfyui, self._places.model_folders))
+
+
+def readiness_panel(look: Look) -> str:
+    """What is there and what is missing, with where to get it."""
+    if look.problem:
+        return notice("bad", "Not ready", look.problem)
+    if look.readiness is None:
+        return notice("live", "Checking that everything is there ...", "This takes seconds.")
+    found = look.readiness.findings
+    wrong = [finding for finding in found if finding.state != "ok"]
+    fine = [finding for finding in found if finding.state == "ok"]
+    title, colour = "Ready: everything a training needs is there", "good"
+    if look.readiness.bad:
+        count = len(look.readiness.bad)
+        title = f"Not ready: {count} {'thing is' if count == 1 else 'things are'} missing or wrong"
+        colour = "bad"
+    elif look.readiness.warnings:
+        title, colour = "Ready, with a warning", "warn"
+    rows = "".join(map(_row, wrong))
+    rest = f"<details><summary>{len(fine)} parts are fine</summary>{''.join(map(_row, fine))}"
+    return (
+        f'<div class="notice {colour} ready" data-ready="{str(look.ready).lower()}">'
+        f"<b>{title}</b>{rows}{rest}</details></div>"
+    )
+
+
+def _row(finding: Finding) -> str:
+    gets = "".join(
+        f"<li><b>{escape(d.name)}</b> ({escape(d.size)}, {escape(d.licence)}), from "
+        f"{escape(d.repository)} on Hugging Face, into <code>ComfyUI/{escape(d.folder)}</code> or "
+        "any folder</li>"
+        for d in finding.downloads
+    )
+    gets += "".join(
+        f"<li>found on this machine: <code>{escape(path)}</code></li>" for path in finding.found
+    )
+    more = f"<ul>{gets}</ul>" if gets and finding.state == "bad" else ""
+    text = escape(finding.text).replace("\n", "<br>")
+    return (
+        f'<div class="finding {finding.state}"><i>{MARKS[finding.state]}</i>'
+        f"<div><b>{escape(finding.part)}:</b> {text}{more}</div></div>"
+    )
+
+
+def find_label(setting: str) -> str:
+    """The title of the field in which a missing part is pointed at."""
+    return f"{label(setting)}: find it on this disk"
+
+
+def placed(setting: str, text: Any, places: Places) -> str:
+    """``text`` as the value of ``setting``: a path that is there and may be read."""
+    path: Path = places.read(str(text or ""))
+    if not path.exists():
+        raise ValueError(f"{label(setting)}: '{path}' does not exist; check the spelling.")
+    return str(path)
