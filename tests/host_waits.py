@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 IN_A_STEP = {
-    "trainer/distill/distiller.py:update": "losses and gradient norm, in one copy",
+    "trainer/distill/distiller.py:shared_values": "losses and gradient norm, in one copy",
     "trainer/distill/motions.py:add": "predictions to replay, after the optimizer's step",
     "trainer/families/base.py:_encode_missing": "a prompt's text, once a run",
     "trainer/distill/ends.py:<listcomp>": "maps of a clip that is looked at once a run",
@@ -34,6 +34,9 @@ BESIDE_STEPS = {
     "trainer/evaluate/closeness.py:<listcomp>": "distances of a preview's frames",
     "trainer/lora/pairs.py:check_pair": "an export holds finite numbers only",
     "trainer/lora/export.py:<genexpr>": "export",
+}
+MEASURING = {
+    "trainer/evaluate/networks.py:_in_batches": "features are compared by the host",
 }
 
 

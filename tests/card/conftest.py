@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fake_card import FakeCard
-from transformers import Dinov2Config, Dinov2Model
+from network_files import tiny_clip, tiny_dinov2, tiny_videomae
 
 from trainer.media import write_clip
+from trainer.models.clip import clip_tokenizer
 
 SMALL: dict[str, Any] = {
     "steps": 2,
@@ -74,24 +74,11 @@ def videos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dinov2(tmp_path_factory) -> Path:
-    """A DINOv2 folder of tiny size with random weights."""
-    torch.manual_seed(0)
-    config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    folder = tmp_path_factory.mktemp("networks") / "dinov2"
-    Dinov2Model(config).save_pretrained(folder)
+def networks(tmp_path_factory) -> Path:
+    """Folders ``dinov2``, ``clip`` and ``videomae`` of tiny size with random weights."""
+    folder = tmp_path_factory.mktemp("networks")
+    made = {"dinov2": tiny_dinov2(), "clip": tiny_clip(), "videomae": tiny_videomae()}
+    for name, network in made.items():
+        network.save_pretrained(folder / name)
+    clip_tokenizer().save_pretrained(folder / "clip")
     return folder
-
-
-@pytest.fixture
-def flags(tmp_path: Path) -> Callable[..., list[str]]:
-    """Settings as arguments of a command."""
-
-    def as_flags(settings: dict[str, Any], **more: Any) -> list[str]:
-        pairs = {**settings, **more}.items()
-        shown = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in pairs}
-        return [f"--{k.replace('_', '-')}={v}" for k, v in shown.items()]
-
-    return as_flags

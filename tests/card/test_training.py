@@ -75,7 +75,7 @@ def check_step(session: Session, card: FakeCard, also: dict[str, str] | None = N
     assert report.taken and report.values["grad_norm"] > 0
     assert places(card.waits) <= {*IN_A_STEP, *(also or {})}
     reads = {where: n for (where, kind), n in card.waits.items() if kind != "copy to host"}
-    assert reads == {"trainer/distill/distiller.py:update": 1}, "all numbers of a step at once"
+    assert reads == {"trainer/distill/distiller.py:shared_values": 1}, "all numbers at once"
     batch = make_batch(session, replaying(session), 1)
     card.waits.clear()
     gradients(session, batch, 1.0)
@@ -109,8 +109,12 @@ def test_a_step_with_the_preset(preset, small, small_animatediff, card, tmp_path
     assert next(session.model.vae.parameters()).device.type == "cpu"
 
 
-def test_a_step_with_dinov2(small_animatediff, dinov2, card, tmp_path):
-    session = build({**small_animatediff, "adversarial.features": str(dinov2)}, tmp_path / "run")
+@pytest.mark.parametrize("features", ["dinov2", "clip"])
+def test_a_step_with_the_network_and_a_clip_that_reads(
+    features, small_animatediff, networks, card, tmp_path
+):
+    of = {"adversarial.features": networks / features, "adversarial.clip": networks / "clip"}
+    session = build({**small_animatediff, **{k: str(v) for k, v in of.items()}}, tmp_path / "run")
     check_step(session, card)
 
 
