@@ -41,6 +41,7 @@ LABELS = {
     "data.frames_per_clip": "Frames judged per clip",
     "data.fps": "Frames per second",
     "data.min_side": "Smallest image side",
+    "data.background": "Fill colour",
     "motion.weight": "Weight of motion",
     "adversarial.ratio": "Style against motion",
     "adversarial.weight": "Weight of style",

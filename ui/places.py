@@ -108,8 +108,8 @@ class Places:
         real = self.read(str(file))
         if real.is_relative_to((self.pack / "trainer").resolve()):
             raise PlaceError(
-                "The example styles come with the program and stay as they are. Press 'Copy to my "
-                "folders' first, then edit the copy."
+                "The example styles come with the program and stay as they are. Press 'Make an "
+                "editable copy' first, then edit the copy."
             )
         return real
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -61,6 +62,18 @@ class Site:
             return run_status(self.places.run(name), self.queue)
         except PlaceError:
             return None
+
+    def check_unused(self, folder: Path) -> None:
+        """Raises `PlaceError` when a run that trains or waits needs the images in ``folder``."""
+        for run in self.runs():
+            try:
+                images = run.config().images
+            except EXPECTED:  # a run that cannot be read trains on nothing
+                continue
+            if images is None or not images.resolve().is_relative_to(folder.resolve()):
+                continue
+            if run_status(run, self.queue).busy:
+                raise PlaceError(f"'{run.name}' trains on '{folder.name}'; stop that run first.")
 
     def chosen(self, name: str | None) -> str | None:
         """``name`` if there is such a run, else what a page that is opened shows."""

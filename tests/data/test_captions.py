@@ -124,6 +124,20 @@ def test_a_damaged_table_is_reported(image: Path) -> None:
     assert "metadata.jsonl is damaged" in caption.problems[0]
 
 
+@pytest.mark.parametrize("text", ["5", "null", "[1, 2]", '[{"file_name": "/", "text": "x"}]', "{"])
+def test_a_table_of_another_shape_costs_no_picture(image: Path, text: str) -> None:
+    (image.parent / "captions.json").write_text(text, encoding="utf-8")
+    assert read_caption(image, trigger="zorn").text == "zorn"
+
+
+def test_a_table_behind_a_link_out_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret").write_text('{"x.png": "password"}', encoding="utf-8")
+    (tmp_path / "data" / "captions.json").symlink_to(tmp_path / "secret")
+    caption = CaptionRules().read(tmp_path / "data" / "x.png", tmp_path / "data")
+    assert caption.text == "" and "leaves the folder" in caption.problems[0]
+
+
 @pytest.mark.parametrize("token", ["[trigger]", "[Trigger]", "[TRIGGER]", "{trigger}"])
 def test_every_spelling_of_the_trigger_token_is_replaced(image: Path, token: str) -> None:
     sidecar(image, f"{token}, a bear".encode())

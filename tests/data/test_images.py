@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer.config import ConfigError, load_config
 from trainer.data.images import DataError, ImageFolder, ImageRecord, ImageSet, load_image
 from trainer.data.images import scan_images as scan
 
@@ -93,8 +94,9 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
         ("a.png", b"\0\0\0\x18ftypisom" + bytes(9), "refused", "it is a video"),
         ("a.webp", b"version https://git-lfs.github.com", "refused", "a pointer of git-lfs"),
         ("a.png", b"<svg xmlns=", "refused", "it is an SVG drawing"),
-        ("photo", b"\x89PNG\r\n", "ignored", "its content is a PNG; give its name that suffix"),
+        ("photo", b"\x89PNG\r\n", "ignored", "content is a PNG; give its name the suffix .png"),
         ("a.jpg_large", b"\xff\xd8\xff\xe0", "ignored", "its content is a JPEG"),
+        ("a.tmp", b"RIFF\0\0\0\0WEBPVP8 ", "ignored", "content is a WebP"),
         ("a.md", b"hello", "ignored", "not an image"),
     ],
 )
@@ -126,6 +128,30 @@ def test_a_large_scan_is_shrunk_not_refused(tmp_path: Path) -> None:
     assert record.notes == ["50 megapixels: shrunk when used, which takes time"]
     found = load_image(record, 32, 32).astype(int)
     assert np.abs(found[:, :12]).max() <= 8 and np.abs(found[:, 20:] - (250, 120, 30)).max() <= 8
+
+
+def test_transparent_parts_take_the_colour_of_choice_everywhere(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[:, 32:] = (250, 250, 250, 255)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found = scan(tmp_path, background="#204060")
+    assert "transparent parts filled with #204060" in found.used[0].notes
+    assert tuple(load_image(found.used[0], 64, 64)[0, 0]) == (0x20, 0x40, 0x60)
+    batch = ImageSet(found, 64, 64).batch([0])[0]
+    assert ((batch[0, :, 0, 0] + 1) * 127.5).round().int().tolist() == [0x20, 0x40, 0x60]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("#AbCdEf", "#abcdef"), ("black", "#000000"), ("rgba(12.6, 0, 255.0, 1)", "#0c00ff")],
+)
+def test_a_colour_is_kept_in_one_form(given: str, kept: str) -> None:
+    assert load_config(overrides={"data.background": given}).data.background == kept
+
+
+def test_what_is_no_colour_is_said() -> None:
+    with pytest.raises(ConfigError, match="'greenish' is no colour; use #rrggbb"):
+        load_config(overrides={"data.background": "greenish"})
 
 
 def test_blank_and_nearly_black_images_are_noted(tmp_path: Path) -> None:
@@ -253,6 +279,21 @@ def test_exact_doubles_are_noted(tmp_path: Path) -> None:
     first, second = scan(tmp_path).used
     assert first.notes == [BLANK] and second.notes == [BLANK, "same file as a.png"]
     assert first.sha256 == second.sha256 and len(first.sha256) == 64
+
+
+def test_a_report_of_thousands_with_long_captions_can_be_read() -> None:
+    caption = "a wide green valley " * 90
+    records = [
+        ImageRecord(path=Path(f"/set/{number:05}.png"), status="used", caption=caption)
+        for number in range(2600)
+    ]
+    records += [ImageRecord(path=Path(f"/set/{'long ' * 40}.png"), status="refused", reason="bad")]
+    records += [ImageRecord(path=Path("/set/z.png"), status="used", notes=["is nearly black"])]
+    report = ImageFolder(Path("/set"), records).report()
+    lines = report.splitlines()
+    assert len(lines) < 210 and "... and 2400 more that are used and have no note" in lines
+    assert max(len(line) for line in lines) < 300
+    assert "is nearly black" in report and "refused" in report and "(1800 letters)" in report
 
 
 def test_report_lists_files_prompts_and_reasons(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +98,82 @@ def test_alpha_is_composited_on_the_background(tmp_path: Path) -> None:
     assert tuple(found[0, 0]) == (255, 255, 255)
     assert np.abs(found[20, 0].astype(int) - (227, 177, 127)).max() <= 1
     assert tuple(found[30, 0]) == (200, 100, 0)
-    assert notes == ["transparent parts filled with RGB (255, 255, 255)"]
+    assert notes == ["transparent parts filled with #ffffff"]
     assert tuple(decoded(path, background=BLUE)[0][0, 0]) == BLUE
+
+
+def png(kind: int, bits: int, pixels: np.ndarray, transparent: tuple[int, ...]) -> bytes:
+    """A PNG with a transparent value or colour (`tRNS`), of 8 or 16 bits."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        tail = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + tail
+
+    rows = pixels.astype(">u2" if bits == 16 else "u1")
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, kind, 0, 0, 0)
+    return b"".join((
+        b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header),
+        chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)),
+        chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        chunk(b"IEND", b""),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", [0, 2])
+def test_the_transparent_value_of_a_png_is_filled(tmp_path: Path, bits: int, kind: int) -> None:
+    key = (40000, 20000, 30000) if bits == 16 else (40, 20, 30)
+    key = key if kind == 2 else key[:1]
+    pixels = np.full((8, 8, len(key)), 60000 if bits == 16 else 200)
+    pixels[:, :4] = key
+    path = tmp_path / "x.png"
+    path.write_bytes(png(kind, bits, pixels, key))
+    found, notes = decoded(path, background=BLUE)
+    assert tuple(found[0, 0]) == BLUE and found[0, 7].min() == found[0, 7].max() > 190
+    assert "transparent parts filled with #0000ff" in notes
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])
+def test_large_images_of_every_mode_are_shrunk(tmp_path: Path, mode: str, monkeypatch) -> None:
+    pixels = np.zeros((90, 120), np.uint8)
+    pixels[:, 60:] = 255
+    if mode == "I;16":
+        image = Image.fromarray(pixels.astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(pixels.astype(np.float32) / 255)
+    else:
+        image = Image.fromarray(pixels).convert("RGB").convert(mode)
+    path = tmp_path / "x.tif"
+    image.save(path)
+    monkeypatch.setattr("trainer.data.pixels.LARGE_PIXELS", 120 * 90 // 9)
+    found, _ = decoded(path)
+    assert found.shape == (30, 40, 3)
+    assert found[:, :18].max() <= 2 and found[:, 22:].min() >= 253
+
+
+def test_a_transparent_colour_survives_shrinking(tmp_path: Path, monkeypatch) -> None:
+    image = Image.new("RGB", (90, 90), (40, 20, 30))
+    image.paste((200, 0, 0), (45, 0, 90, 90))
+    image.save(tmp_path / "x.png", transparency=(40, 20, 30))
+    monkeypatch.setattr("trainer.data.pixels.LARGE_PIXELS", 900)
+    found, _ = decoded(tmp_path / "x.png", background=BLUE)
+    assert tuple(found[0, 0]) == BLUE and tuple(found[0, 29]) == (200, 0, 0)
+
+
+def test_pillows_own_limit_is_left_to_others(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.fromarray(quadrants()).save(tmp_path / "x.png")
+    assert decoded(tmp_path / "x.png")[0].shape == (48, 64, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_16_bit_files_that_use_few_bits_are_noted(tmp_path: Path, bits: int) -> None:
+    values = np.linspace(0, 2**bits - 1, 1024).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    said = [note for note in decoded(tmp_path / "x.png")[1] if "bits only" in note]
+    wanted = f"uses {bits} of its 16 bits only and so looks dark; export it as 8 bit"
+    assert said == ([wanted] if bits <= 12 else [])
 
 
 def test_opaque_alpha_is_no_note_and_full_transparency_is_refused(tmp_path: Path) -> None:

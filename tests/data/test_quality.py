@@ -16,7 +16,7 @@ from trainer.mini.styles import style_folder
 @pytest.mark.parametrize("style", ["poster", "ink", "neon"])
 def test_the_example_styles_are_sharp_and_without_copies(style):
     records = scan_images(style_folder(style)).used[:30]
-    seen = {record.path: examine(record.path) for record in records}
+    seen = {record.path: examine(record) for record in records}
     assert findings(records, seen, 64, 64) == []
 
 
@@ -29,7 +29,7 @@ def test_blurred_small_and_nearly_equal_images_are_named(tmp_path):
     rgb.save(tmp_path / "3 again.jpg", quality=95)
     shutil.copyfile(source, tmp_path / "4 same.png")
     records = scan_images(tmp_path).used
-    seen = {record.path: examine(record.path) for record in records}
+    seen = {record.path: examine(record) for record in records}
     found = {(f.path.name, f.kind) for f in findings(records, seen, 256, 256)}
     assert {(r.path.name, "small") for r in records} <= found
     kinds = found - {(r.path.name, "small") for r in records}

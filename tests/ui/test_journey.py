@@ -211,10 +211,10 @@ def test_uploaded_pictures_get_captions_that_are_kept(trainer, chromium, tmp_pat
         page.get_by_text("3 without a caption").wait_for()
         page.locator("#pictures button.thumbnail-item").first.click()
         page.locator("#caption-text textarea").wait_for()
-        page.get_by_text("The model sees: (nothing)").wait_for()
+        page.get_by_text("The model reads: (nothing)").wait_for()
         page.locator("#caption-text textarea").fill("ein Kreis, [trigger]")
         page.locator("#save-caption").click()
         page.get_by_text("2 without a caption").wait_for()
-        page.get_by_text("The model sees: ein Kreis").wait_for()
+        page.get_by_text("The model reads: ein Kreis").wait_for()
     saved = list((trainer.runs / "_web" / "uploads").rglob("*.txt"))
     assert [file.read_text(encoding="utf-8") for file in saved] == ["ein Kreis, [trigger]\n"]

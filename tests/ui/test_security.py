@@ -286,5 +286,5 @@ def test_captions_are_never_written_into_the_examples(site):
     from ui.places import PlaceError
 
     example = ROOT / "trainer" / "assets" / "mini" / "styles" / "poster" / "x.png"
-    with pytest.raises(PlaceError, match="Copy to my folders"):
+    with pytest.raises(PlaceError, match="Make an editable copy"):
         site.places.write_captions(example)

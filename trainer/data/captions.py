@@ -7,7 +7,7 @@ costs the picture. What the model will see is exactly :attr:`Caption.text`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +68,11 @@ class CaptionRules:
 
     def read(self, path: Path, root: Path | None = None) -> Caption:
         """The caption of the image or video at `path`; see :func:`read_caption`."""
-        raw, source, problems = _raw(path, root or path.parent)
-        if not raw:
+        return self.prompt(*_raw(path, root or path.parent))
+
+    def prompt(self, raw: str, source: str = "txt", problems: tuple[str, ...] = ()) -> Caption:
+        """What the model is told where ``raw`` is written; `source` and `problems` are of that."""
+        if not raw.strip():
             return self._from_template(problems)
         if _TOKEN.search(raw) and not self.trigger:
             problems = (*problems, f"it uses {TRIGGER_TOKEN}, but no trigger is set")
@@ -120,17 +123,28 @@ def write_caption(path: Path, text: str) -> Path:
         DataError: if `text` cannot be stored as UTF-8 or holds NUL characters.
         OSError: if the folder cannot be written.
     """
-    path = Path(path)
-    sidecar = find_sidecar(path) or path.with_suffix(".txt")
+    return write_captions([(Path(path), text)])[0]
+
+
+def write_captions(captions: Sequence[tuple[Path, str]]) -> list[Path]:
+    """:func:`write_caption` for many; all are checked before the first is written."""
+    staged = [(find_sidecar(p) or p.with_suffix(".txt"), _stored(p, text)) for p, text in captions]
+    try:
+        for sidecar, data in staged:
+            atomic_write(sidecar, data)
+    finally:
+        forget_listings()
+    return [sidecar for sidecar, _ in staged]
+
+
+def _stored(path: Path, text: str) -> bytes:
     try:
         data = (text.strip() + "\n").encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"The caption of {path.name} is no valid text: {error}.") from error
     if b"\0" in data:
         raise DataError(f"The caption of {path.name} holds a NUL character; remove it.")
-    atomic_write(sidecar, data)
-    forget_listings()
-    return sidecar
+    return data
 
 
 def raw_caption(path: Path, root: Path) -> str:
@@ -154,6 +168,11 @@ def _raw(path: Path, root: Path) -> tuple[str, str, tuple[str, ...]]:
     listed, remark = table_caption(path, root)
     problems += [remark] if remark else []
     return (listed or "").strip(), "table", tuple(problems)
+
+
+def has_token(text: str) -> bool:
+    """Whether `[trigger]`, in any spelling, stands in `text`."""
+    return _TOKEN.search(text) is not None
 
 
 def insert_trigger(text: str, trigger: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from .captions import DEFAULT_TEMPLATE, CaptionRules
 from .pixels import (
     LARGE_PIXELS,
+    READABLE,
     SIDEWAYS,
     WHITE,
     content_of,
@@ -24,6 +25,7 @@ from .pixels import (
     open_image,
     orientation,
     read_smaller,
+    rgb_of,
     to_rgb,
 )
 from .records import DataError, MediaFolder, MediaRecord, check_usable
@@ -59,7 +61,12 @@ NEARLY_BLACK = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord(MediaRecord):
-    """One file of a style folder; see :class:`~trainer.data.records.MediaRecord`."""
+    """One file of a style folder; see :class:`~trainer.data.records.MediaRecord`.
+
+    `background` (R, G, B) fills what is transparent in it, here and wherever it is loaded.
+    """
+
+    background: tuple[int, int, int] = WHITE
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def scan_images(
     min_side: int = 64,
     trigger: str = "",
     prompt_template: str = DEFAULT_TEMPLATE,
+    background: str = "#ffffff",
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> ImageFolder:
@@ -102,8 +110,9 @@ def scan_images(
     In a folder called `10_name` every image counts ten times (the nearest such folder decides,
     `0_name` leaves its images out). The name is never used as a caption: an image without one gets
     the prompt template, and the folder's notes say so. Images whose shorter side is under
-    `min_side` pixels are refused. What a file is decides its content, not its name. `count_tokens`
-    and `max_tokens` make the report list prompts that the text encoder would cut off.
+    `min_side` pixels are refused. What a file is decides its content, not its name. `background`
+    ("#rrggbb" or a colour's name) fills what is transparent. `count_tokens` and `max_tokens` make
+    the report list prompts that the text encoder would cut off.
 
     Raises:
         DataError: if the folder is missing or holds no usable image; the message contains the
@@ -111,8 +120,10 @@ def scan_images(
     """
     captions = CaptionRules(trigger, prompt_template, count_tokens, max_tokens)
 
+    colour = rgb_of(background)
+
     def inspect(path: Path) -> dict[str, Any]:
-        return _inspect(path, min_side)
+        return {**_inspect(path, min_side, colour), "background": colour}
 
     kind = MediaKind(
         "an image", SUFFIXES | OTHER_IMAGES, UNSUPPORTED, ImageRecord, inspect, _hidden_image
@@ -129,7 +140,6 @@ def load_image(
     *,
     crop: Crop = "center",
     generator: Generator | None = None,
-    background: tuple[int, int, int] = WHITE,
 ) -> np.ndarray:
     """The image as uint8 (height, width, 3): resized (Lanczos, aspect kept) to cover, then cropped.
 
@@ -137,7 +147,7 @@ def load_image(
         DataError: if the file can no longer be read.
         ValueError: for `crop="random"` without a `generator`, or an unknown `crop`.
     """
-    covered = _load_cover(record, height, width, background)
+    covered = _load_cover(record, height, width)
     return np.array(_crop(covered, height, width, crop, generator))
 
 
@@ -160,13 +170,12 @@ class ImageSet:
         width: int,
         *,
         crop: Crop = "center",
-        background: tuple[int, int, int] = WHITE,
         cache_mib: float = 256.0,
     ) -> None:
         check_usable(folder, "images", "Put PNG, JPEG or WebP files into the folder.")
         self.folder, self.records = folder, folder.used
         self.height, self.width = height, width
-        self.crop, self.background = crop, background
+        self.crop = crop
         self.dropped: dict[Path, str] = {}
         self.cache_bytes = 0
         self._cache_limit = int(cache_mib * MIB)
@@ -219,7 +228,7 @@ class ImageSet:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        pixels = _load_cover(self.records[index], self.height, self.width, self.background)
+        pixels = _load_cover(self.records[index], self.height, self.width)
         if pixels.nbytes <= self._cache_limit:
             self._cache[index] = pixels
             self.cache_bytes += pixels.nbytes
@@ -237,15 +246,16 @@ class ImageSet:
 def _hidden_image(path: Path) -> str:
     """Why a file of an unknown suffix is left out, if its content is an image; else ""."""
     what = content_of(path)
-    readable = what in ("a PNG", "a JPEG", "a GIF", "a BMP", "a TIFF")
-    return f"its content is {what}; give its name that suffix to use it" if readable else ""
+    if what not in READABLE:
+        return ""
+    return f"its content is {what}; give its name the suffix {READABLE[what]} to use it"
 
 
-def _inspect(path: Path, min_side: int) -> dict[str, Any]:
+def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dict[str, Any]:
     """Decode the image once; its upright size and notes, or :class:`Refused`."""
     try:
         with open_image(path) as image:
-            (width, height), notes = _checked(image)
+            (width, height), notes = _checked(image, background)
             if path.suffix.lower() in OTHER_IMAGES:
                 notes.append(f"named {path.suffix}, but it is a {image.format}")
     except OSError as error:
@@ -261,7 +271,9 @@ def _inspect(path: Path, min_side: int) -> dict[str, Any]:
     return {"width": width, "height": height, "notes": notes}
 
 
-def _checked(image: Image.Image) -> tuple[tuple[int, int], list[str]]:
+def _checked(
+    image: Image.Image, background: tuple[int, int, int]
+) -> tuple[tuple[int, int], list[str]]:
     """Decode all of `image`: its upright (width, height) and notes."""
     frames = getattr(image, "n_frames", 1)
     # Cameras store a preview as a second MPO frame: that is no animation.
@@ -270,28 +282,23 @@ def _checked(image: Image.Image) -> tuple[tuple[int, int], list[str]]:
     width, height = image.size
     if width * height > LARGE_PIXELS:
         notes.append(f"{width * height / 1e6:.0f} megapixels: shrunk when used, which takes time")
+    size = (height, width) if orientation(image) in SIDEWAYS else (width, height)
     # JPEGs are checked at an eighth of their size: all bytes are read, in a third of the time.
-    reduced = image.draft("", (max(1, width // 8), max(1, height // 8)))
-    rgb, changes = to_rgb(image)
-    if reduced is None:
-        width, height = rgb.size
-    elif orientation(image) in SIDEWAYS:
-        width, height = height, width
+    image.draft("", (max(1, width // 8), max(1, height // 8)))
+    rgb, changes = to_rgb(image, background)
     thumbnail = np.asarray(rgb.resize((16, 16), Image.Resampling.BOX), np.float32)
     if thumbnail.std(axis=(0, 1)).max() < BLANK:
         changes.append("looks blank: one colour and nothing else")
     elif thumbnail.max() < NEARLY_BLACK:
         changes.append("is nearly black")
-    return (width, height), [*notes, *changes]
+    return size, [*notes, *changes]
 
 
-def _load_cover(
-    record: ImageRecord, height: int, width: int, background: tuple[int, int, int]
-) -> np.ndarray:
+def _load_cover(record: ImageRecord, height: int, width: int) -> np.ndarray:
     try:
         with open_image(record.path) as image:
             read_smaller(image, height, width)
-            return cover(to_rgb(image, background)[0], height, width)
+            return cover(to_rgb(image, record.background)[0], height, width)
     except Exception as error:  # as in `_inspect`; the reason goes on
         raise DataError(f"'{record.path}' cannot be read any more: {_plain(error)}") from error
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 MAX_PIXELS = 400_000_000
 """A scan of 20 000 x 20 000 px, 1.6 GB while it is read. A JPEG may have more: it is shrunk."""
 MAX_JPEG_PIXELS = 64 * MAX_PIXELS
 LARGE_PIXELS = 50_000_000
-"""Images beyond this are said to be large, and JPEGs read at a fraction of their size."""
-Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse what `open_image` has limits of its own for
+"""Images beyond this are said to be large and shrunk to it, JPEGs as they are read."""
+_PILLOWS_LIMIT = threading.Lock()
 WHITE = (255, 255, 255)
 # Only these decoders run: Pillow would hand an EPS named .png to ghostscript.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
@@ -29,7 +32,7 @@ _TURNS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_HEIC, _AVIF = "a HEIC image (of a telephone)", "an AVIF image that this Pillow cannot read"
+_HEIC, _AVIF = "a HEIC image (of a telephone)", "an AVIF image"
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), _HEIC),
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
@@ -59,6 +62,12 @@ _MARKUP = (
     (b"<svg", "an SVG drawing"),
     (b"version https://git-lfs", "a pointer of git-lfs, not the picture itself"),
 )
+READABLE = {
+    "a PNG": ".png", "a JPEG": ".jpg", "a GIF": ".gif", "a BMP": ".bmp", "a TIFF": ".tif",
+    "a WebP": ".webp", _AVIF: ".avif",
+}  # fmt: skip
+"""The answers of `content_of` for images that are read, and the suffix they should have."""
+STARTS = 512
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error)
 
 
@@ -76,7 +85,8 @@ def open_image(path: Path) -> Image.Image:
     """
     Image.init()  # registers the decoders; builds of Pillow differ in what they have
     try:
-        image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        with _own_limit():
+            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         what = content_of(path)
         raise PixelError(
@@ -94,10 +104,37 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+@contextmanager
+def _own_limit() -> Iterator[None]:
+    """Pillow refuses large images by a number of the whole process, which others rely on."""
+    with _PILLOWS_LIMIT:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
+def rgb_of(colour: str) -> tuple[int, int, int]:
+    """(R, G, B) in 0..255 of "#rrggbb", "rgb(...)" or a name such as "black".
+
+    Raises:
+        ValueError: for what is no colour.
+    """
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    return red, green, blue
+
+
 def content_of(path: Path) -> str:
     """What the first bytes of a file say it is ("a HEIC image"), or "" where they say nothing."""
     with path.open("rb") as file:
-        start = file.read(512)
+        return content_of_bytes(file.read(STARTS))
+
+
+def content_of_bytes(start: bytes) -> str:
+    """`content_of` a file that begins with ``start`` (`STARTS` bytes of it are enough)."""
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "a WebP"
     if start[4:8] == b"ftyp":
         brands = start[8:12], start[16:20]
         return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), "a video")
@@ -127,33 +164,56 @@ def to_rgb(
         PixelError: for a fully transparent image, and for integers or floats of unknown range.
         OSError, ValueError, SyntaxError: from Pillow, if the pixels are broken or cut off.
     """
-    before = orientation(image)
-    image.load()  # turns a TIFF upright, and only that
+    notes: list[str] = []
+    image = _shrunk(_upright(image, notes))
     profile = image.info.get("icc_profile")
-    notes = ["turned upright by its EXIF orientation"] if before in _TURNS else []
-    if before is None:
-        notes.append("its EXIF data is broken, so that its orientation is unknown")
-    after = orientation(image)
-    if after in _TURNS:
-        image = image.transpose(_TURNS[after])
     if image.mode.startswith(("I", "F")):
-        grey, bits = _grey_to_8_bit(image)
-        notes.append("16 bit or float, scaled to 8 bit")
-        if bits < 16:
-            notes.append(f"uses {bits} of its 16 bits only and so looks dark; export it as 8 bit")
-        return grey, notes
+        image = _grey_to_8_bit(image, notes)
     if image.mode == "CMYK":
         return _in_srgb(image, profile, [*notes, "CMYK, converted to RGB"])
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = np.asarray(image.getchannel("A"))
-        if alpha.max() == 0:
-            raise PixelError("it is fully transparent; there is nothing to learn from")
-        if alpha.min() < 255:
-            notes.append(f"transparent parts filled with RGB {background}")
-        below = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(below, image)
+        image = _filled(image, background, notes)
     return _in_srgb(image, profile, notes)
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    before = orientation(image)
+    image.load()  # turns a TIFF upright, and only that
+    if before in _TURNS:
+        notes.append("turned upright by its EXIF orientation")
+    if before is None:
+        notes.append("its EXIF data is broken, so that its orientation is unknown")
+    after = orientation(image)
+    return image.transpose(_TURNS[after]) if after in _TURNS else image
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    """A large image at `LARGE_PIXELS`, before anything makes more copies of it."""
+    scale = (LARGE_PIXELS / (image.width * image.height)) ** 0.5
+    if scale >= 1:
+        return image
+    # Colours by number, or one that stands for transparent, cannot be averaged.
+    if image.has_transparency_data and not image.mode.startswith("I"):
+        image = image.convert("RGBA")
+    elif image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+    return image.resize(size, Image.Resampling.BOX)
+
+
+def _filled(image: Image.Image, background: tuple[int, int, int], notes: list[str]) -> Image.Image:
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # of a PNG with 16 bits, which Pillow reads as 8
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    image = image.convert("RGBA")
+    lowest, highest = image.getchannel("A").getextrema()
+    if highest == 0:
+        raise PixelError("it is fully transparent; there is nothing to learn from")
+    if lowest == 255:  # type: ignore[operator]
+        return image.convert("RGB")
+    notes.append("transparent parts filled with #{:02x}{:02x}{:02x}".format(*background))
+    below = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(below, image).convert("RGB")
 
 
 def cover(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -171,10 +231,8 @@ def orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _grey_to_8_bit(image: Image.Image) -> tuple[Image.Image, int]:
-    """The image, and how many of 16 bits its values use; 16 for floats and from 13 bits on, which
-    a dark picture may have.
-    """
+def _grey_to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
+    """16-bit or float grey as "L", or as "LA" where one value stands for transparent."""
     values = np.asarray(image).astype(np.float64)
     lowest, highest = float(values.min()), float(values.max())
     full = 1.0 if image.mode == "F" else 65535.0
@@ -182,9 +240,16 @@ def _grey_to_8_bit(image: Image.Image) -> tuple[Image.Image, int]:
         raise PixelError(
             f"its values run from {lowest:g} to {highest:g}, not in 0..{full:g}; export as 8 bit"
         )
-    grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8)).convert("RGB")
-    bits = 16 if image.mode == "F" else max(1, int(highest).bit_length())
-    return grey, bits if bits <= 12 else 16
+    notes.append("16 bit or float, scaled to 8 bit")
+    # From 13 bits on it may just be a dark picture.
+    bits = int(highest).bit_length()
+    if image.mode != "F" and bits <= 12:
+        notes.append(f"uses {bits} of its 16 bits only and so looks dark; export it as 8 bit")
+    grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _in_srgb(

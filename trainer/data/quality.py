@@ -21,11 +21,12 @@ _LOOKED_AT = 512
 
 @dataclass(frozen=True)
 class Finding:
-    """``kind`` is "small", "blurred" or "copy"; ``text`` says it in a sentence."""
+    """``kind`` is "small", "blurred" or "copy" (of ``other``); ``text`` says it in a sentence."""
 
     path: Path
     kind: str
     text: str
+    other: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Seen:
     thumbnail: np.ndarray
 
 
-def examine(path: Path) -> Seen:
-    """Open the image at ``path`` and measure it. Raises what Pillow and `to_rgb` raise."""
-    with open_image(path) as image:
+def examine(record: ImageRecord) -> Seen:
+    """Open the image of ``record`` and measure it. Raises what Pillow and `to_rgb` raise."""
+    with open_image(record.path) as image:
         image.draft("RGB", (_LOOKED_AT, _LOOKED_AT))
-        rgb = to_rgb(image)[0]
+        rgb = to_rgb(image, record.background)[0]
     small = np.asarray(rgb.resize((16, 16), Image.Resampling.BOX), np.float32)
     rgb.thumbnail((_LOOKED_AT, _LOOKED_AT), Image.Resampling.LANCZOS)
     return Seen(sharpness(np.asarray(rgb.convert("L"))), small)
@@ -87,9 +88,13 @@ def _copies(records: Sequence[ImageRecord], seen: dict[Path, Seen]) -> list[Find
         if twin is None:
             kept.append(record)
         elif twin.sha256 != record.sha256:
-            found.append(Finding(record.path, "copy", f"looks the same as {twin.path.name}"))
+            found.append(
+                Finding(record.path, "copy", f"looks the same as {twin.path.name}", twin.path)
+            )
         else:
-            found.append(Finding(record.path, "copy", f"is the same file as {twin.path.name}"))
+            found.append(
+                Finding(record.path, "copy", f"is the same file as {twin.path.name}", twin.path)
+            )
     return found
 
 

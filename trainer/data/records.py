@@ -6,6 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+PLAIN_ROWS = 200
+"""Files without a note that a report lists; nobody reads thousands."""
+WIDEST = 48
+"""Letters of a column of a report."""
+SHOWN_LETTERS = 160
+"""Letters of a caption that a report shows."""
+
 
 class DataError(ValueError):
     """A folder or file of training data that cannot be used; the message says what to do next."""
@@ -76,14 +83,21 @@ class MediaFolder(Generic[R]):
         )
 
     def report(self) -> str:
-        """A table of every file with its prompt or the reason against it, under the counts."""
+        """A table of files with their prompt or the reason against them, under the counts.
+
+        Every file that is not used or has a note is in it, and the first of the others.
+        """
         head = ("status", "pixels", "repeats", "file", "prompt or reason")
-        rows = [head, *(self._row(record) for record in self.records)]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        plain = [r for r in self.records if r.status == "used" and not r.notes]
+        left = {id(record) for record in plain[PLAIN_ROWS:]}
+        rows = [head, *(self._row(record) for record in self.records if id(record) not in left)]
+        widths = [min(WIDEST, max(len(row[column]) for row in rows)) for column in range(4)]
         lines = [f"{self.root}: {self.summary()}", *(f"note: {note}" for note in self.notes), ""]
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
             lines.append("  ".join([*cells, row[4]]))
+        if left:
+            lines.append(f"... and {len(left)} more that are used and have no note")
         return "\n".join(lines) + "\n"
 
     def _with(self, status: str) -> list[R]:
@@ -91,7 +105,7 @@ class MediaFolder(Generic[R]):
 
     def _row(self, record: R) -> tuple[str, str, str, str, str]:
         used = record.status == "used"
-        text = f'"{record.caption}"' if used else record.reason
+        text = f'"{shorten(record.caption)}"' if used else record.reason
         if record.notes:
             text += f" [{'; '.join(record.notes)}]"
         return (
@@ -101,6 +115,13 @@ class MediaFolder(Generic[R]):
             record.path.relative_to(self.root).as_posix(),
             text,
         )
+
+
+def shorten(text: str, letters: int = SHOWN_LETTERS) -> str:
+    """``text``, or its beginning and how long it is."""
+    if len(text) <= letters:
+        return text
+    return f"{text[:letters].rstrip()}... ({len(text)} letters)"
 
 
 def check_usable(folder: MediaFolder[R], plural: str, hint: str) -> None:

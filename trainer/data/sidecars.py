@@ -14,7 +14,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 SUFFIXES = (".txt", ".caption")
@@ -36,7 +36,7 @@ def find_sidecars(path: Path) -> list[Path]:
     listed = _listing(path.parent)
     found: list[Path] = []
     for name in (f"{start}{suffix}" for start in (path.stem, path.name) for suffix in SUFFIXES):
-        same = listed.get(_folded(name), ())
+        same = listed.get(folded(name), ())
         found += (path.with_name(real) for real in sorted(same, key=lambda n: (n != name, n)))
     return found
 
@@ -93,19 +93,30 @@ def table_caption(path: Path, root: Path) -> tuple[str | None, str]:
             table = folder / name
             if not table.is_file():
                 continue
+            if table.is_symlink() and not table.resolve().is_relative_to(root.resolve()):
+                remark = remark or f"{name} is a link that leaves the folder; not read"
+                continue
             status = table.stat()
             captions, problem = _table(table, status.st_mtime_ns, status.st_size)
             remark = remark or problem
-            inside = path.relative_to(folder)
-            for key in (inside.as_posix(), inside.with_suffix("").as_posix(), path.name, path.stem):
-                if _folded(key) in captions:
-                    return captions[_folded(key)], remark
+            caption = listed_caption(captions, path.relative_to(folder))
+            if caption is not None:
+                return caption, remark
         if folder == root:
             break
     return None, remark
 
 
-def _folded(name: str) -> str:
+def listed_caption(captions: Mapping[str, str], inside: PurePath) -> str | None:
+    """The caption in a table (`parse_table`) of the file that is ``inside`` the table's folder."""
+    for key in (inside.as_posix(), inside.with_suffix("").as_posix(), inside.name, inside.stem):
+        if folded(key) in captions:
+            return captions[folded(key)]
+    return None
+
+
+def folded(name: str) -> str:
+    """One spelling for names that a person takes for the same, whatever system wrote them."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -122,7 +133,7 @@ def _listed(folder: Path, _changed: int) -> Mapping[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for entry in folder.iterdir():
         if entry.suffix.lower() in SUFFIXES and not entry.name.startswith("."):
-            key = _folded(entry.name)
+            key = folded(entry.name)
             found[key] = (*found.get(key, ()), entry.name)
     return found
 
@@ -134,36 +145,49 @@ def forget_listings() -> None:
 
 @lru_cache(16)
 def _table(file: Path, _changed: int, size: int) -> tuple[Mapping[str, str], str]:
-    """Captions by folded file name, path and stem, and a remark where the file is damaged."""
     if size > MAX_TABLE_BYTES:
         return {}, f"{file.name} is larger than {MAX_TABLE_BYTES // 2**20} MiB and not read"
-    text, _ = decode(file.read_bytes())
-    found: dict[str, str] = {}
     try:
-        for name, caption in _entries(file, text):
-            inside = name.replace("\\", "/")
-            whole, last = Path(inside), inside.rpartition("/")[2]
-            for key in (inside, whole.with_suffix("").as_posix(), last, Path(last).stem):
-                found.setdefault(_folded(key), caption)
+        return parse_table(file.name, file.read_bytes())
+    except OSError as error:
+        return {}, f"{file.name} cannot be read ({error.strerror or error})"
+
+
+def parse_table(name: str, data: bytes) -> tuple[Mapping[str, str], str]:
+    """Captions by folded file name, path and stem of the table ``name``, and a remark where it is
+    damaged.
+    """
+    found: dict[str, str] = {}
+    count = 0
+    try:
+        for entry, caption in _entries(name, decode(data)[0]):
+            inside = PurePosixPath(entry.replace("\\", "/"))
+            if not inside.name:
+                continue
+            count += 1
+            for key in (str(inside), str(inside.with_suffix("")), inside.name, inside.stem):
+                found.setdefault(folded(key), caption)
     except (ValueError, RecursionError) as error:
-        return found, f"{file.name} is damaged ({error}); {len(found) // 4} captions were read"
+        return found, f"{name} is damaged ({error}); {count} captions of it were read"
     return found, ""
 
 
-def _entries(file: Path, text: str) -> Iterator[tuple[str, str]]:
+def _entries(table: str, text: str) -> Iterator[tuple[str, str]]:
     """(file name, caption) of a table; entries without either are passed over."""
-    if file.suffix == ".jsonl":
+    if table.lower().endswith(".jsonl"):
         rows: Any = (json.loads(line) for line in text.splitlines() if line.strip())
     else:
         rows = json.loads(text)
     if isinstance(rows, Mapping):
         rows = [{"file_name": name, "text": _text(value)} for name, value in rows.items()]
+    elif table.lower().endswith(".json") and not isinstance(rows, list):
+        raise ValueError("it is neither a list nor captions by file name")
     for row in rows:
         if isinstance(row, Mapping):
-            name = next((row[key] for key in _FILE_FIELDS if isinstance(row.get(key), str)), "")
+            file = next((row[key] for key in _FILE_FIELDS if isinstance(row.get(key), str)), "")
             caption = _text(row)
-            if name and caption:
-                yield name, caption
+            if file and caption:
+                yield file, caption
 
 
 def _text(value: Any) -> str:

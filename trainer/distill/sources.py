@@ -82,6 +82,7 @@ def load_images(
         min_side=config.data.min_side,
         trigger=config.trigger,
         prompt_template=config.prompt_template,
+        background=config.data.background,
         count_tokens=model.count_tokens,
         max_tokens=model.max_tokens,
     )

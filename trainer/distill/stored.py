@@ -124,6 +124,7 @@ def _images(config: TrainConfig, model: VideoModel, height: int, width: int) -> 
         min_side=config.data.min_side,
         trigger=config.trigger,
         prompt_template=config.prompt_template,
+        background=config.data.background,
     )
     return ImageSet(folder, height, width, crop=config.data.crop)
 

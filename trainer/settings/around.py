@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Part, UserPath
+from .base import Colour, Part, UserPath
 
 
 class DataConfig(Part):
@@ -60,6 +60,10 @@ class DataConfig(Part):
         ge=8,
         le=2048,
         description="Images with a shorter side than this, in pixels, are refused and listed.",
+    )
+    background: Colour = Field(
+        default="#ffffff",
+        description="Colour for transparent parts of style images: #rrggbb, or a name.",
     )
     library_clips: int = Field(
         default=128,

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+from PIL import ImageColor
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+
+def colour(text: str) -> str:
+    """ "#rrggbb" of any way to write a colour; the colour picker of the page gives fractions."""
+    whole = re.sub(r"(\d+)\.\d+(?=\s*,)", r"\1", text.strip())
+    opaque = re.sub(r"^rgba\((.*),[^,]*\)$", r"rgb(\1)", whole)
+    try:
+        red, green, blue = ImageColor.getrgb(opaque)[:3]
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is no colour; use #rrggbb, such as #ffffff, or a name, such as black"
+        ) from error
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+Colour = Annotated[str, AfterValidator(colour)]
 
 
 class Part(BaseModel):

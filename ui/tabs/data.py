@@ -9,23 +9,31 @@ from typing import Any
 import gradio as gr
 
 from trainer.data.captioner import find_captioners
-from trainer.data.captions import raw_caption
 from trainer.mini.styles import style_folder
+from trainer.settings.base import colour
 
-from ..data import PAGE, Scan, ScanOptions, report, save_caption, summary
-from ..form import component
+from ..data import Scan, ScanOptions, told_anew
+from ..form import component, label
 from ..places import EXAMPLES
+from ..report import REMARKS, VIEWS, arrived, page_count, report, summary
 from ..site import EXPECTED, QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
-from ..uploads import KEPT, copy_folder, receive
+from ..uploads import copy_folder, delete_set, receive
 from ..watch import Moment, Watch
+from .captions import Captions
 
-NOTHING = '<p class="empty">Choose a folder or upload images, then press <b>Check folder</b>.</p>'
+NOTHING = '<p class="empty">Choose a folder or drop images, then press <b>Check folder</b>.</p>'
 SCANNED = (
     "images", "trigger", "prompt_template", "data.min_side", "data.height", "data.width", "model",
+    "data.background",
 )  # fmt: skip
 """Fields that decide what a scan sees, in the order of `DataTab.look`."""
-HINT = "Click a picture to read and change its caption."
+NEW, ADD = "new", "add"
+SURE = """(...given) => {
+  const name = String(given[0]).split(/[\\\\/]/).filter(Boolean).pop();
+  given[given.length - 1] = confirm(`Delete the whole set "${name}" with its captions?`);
+  return given;
+}"""
 
 
 class DataTab:
@@ -35,68 +43,64 @@ class DataTab:
         self.site = site
         self.fields: dict[str, Any] = {}
         self.scan = gr.State(None)
-        self.page = gr.State(0)
-        self.chosen = gr.State(None)
+        self.report_page = gr.State(0)
+        self.sure = gr.Checkbox(visible=False)
         self._source()
+        self._arrivals()
         self.summary = gr.HTML(NOTHING)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=3):
-                self._pictures()
-            with gr.Column(scale=2, min_width=300):
-                self._editor()
-        self.report = gr.HTML()
+        self.captions = Captions(site, self.scan)
         self._captioner(watch)
+        self._report()
 
     def _source(self) -> None:
         with gr.Row(equal_height=True):
-            with gr.Column(scale=3):
+            with gr.Column(scale=3, min_width=280):
                 self.fields["images"] = component("images")
-            with gr.Column(scale=1, min_width=160):
-                self.check = gr.Button("Check folder", variant="primary", elem_id="check-folder")
-                self.upload = gr.UploadButton(
-                    "Upload images or a zip",
-                    file_count="multiple",
-                    file_types=[*sorted(KEPT), ".zip"],
-                    elem_id="upload-images",
-                )
-        with gr.Row(equal_height=True):
             self.folders = gr.Dropdown(
                 choices=self.known_folders(),
-                label="Or take one of these",
-                info="The example styles and the folders that were uploaded here.",
+                label="Examples and earlier uploads",
+                info="The example styles and the sets that were uploaded here.",
                 allow_custom_value=True,
                 value=None,
+                scale=2,
                 elem_id="known-folders",
             )
+            self.check = gr.Button(
+                "Check folder", variant="primary", elem_id="check-folder", min_width=200
+            )
+        with gr.Row(equal_height=True):
             self.fields["trigger"] = component("trigger")
             self.fields["prompt_template"] = component("prompt_template")
+            self.fields["data.background"] = gr.ColorPicker(
+                label=label("data.background"),
+                info="For images with transparent parts.",
+                elem_id="field-data-background",
+            )
 
-    def _pictures(self) -> None:
-        self.gallery = gr.Gallery(
-            label="Captions as the model sees them",
-            columns=6,
-            height=420,
-            object_fit="cover",
-            allow_preview=False,
-            buttons=[],
-            elem_id="pictures",
-            interactive=False,
-        )
-        with gr.Row():
-            self.earlier = gr.Button("Earlier", size="sm")
-            self.later = gr.Button("More", size="sm")
-
-    def _editor(self) -> None:
-        self.seen_as = gr.HTML(f'<p class="quiet">{HINT}</p>')
-        self.caption = gr.Textbox(
-            label="Caption",
-            info="[trigger] stands for the trigger word. Saved as UTF-8 text beside the image.",
-            lines=4,
-            elem_id="caption-text",
-        )
-        with gr.Row():
-            self.save = gr.Button("Save caption", elem_id="save-caption")
-            self.copy = gr.Button("Copy to my folders", elem_id="copy-folder")
+    def _arrivals(self) -> None:
+        with gr.Row(equal_height=True, elem_id="arrivals"):
+            self.upload = gr.File(
+                label="Drop images, captions or a zip here",
+                file_count="multiple",
+                height=150,
+                scale=3,
+                elem_id="upload-images",
+            )
+            with gr.Column(scale=1, min_width=300):
+                self.into = gr.Radio(
+                    [("Make a new set", NEW), ("Add to the open set", ADD)],
+                    value=NEW,
+                    label="Uploads",
+                    elem_id="upload-into",
+                )
+                with gr.Row(elem_classes="pair"):
+                    self.copy = gr.Button(
+                        "Make an editable copy", size="sm", min_width=165, elem_id="copy-folder"
+                    )
+                    self.delete = gr.Button(
+                        "Delete set", size="sm", min_width=90, elem_id="delete-set"
+                    )
+        self.arrived = gr.HTML(elem_id="arrived")
 
     def _captioner(self, watch: Watch) -> None:
         found = [str(path) for path in find_captioners(self.site.places.model_folders)]
@@ -121,6 +125,15 @@ class DataTab:
             self.captioning = gr.HTML()
         watch.add(self.captioning, self._captioning)
 
+    def _report(self) -> None:
+        with gr.Row(equal_height=True, elem_classes="pair"):
+            self.view = gr.Radio(
+                list(VIEWS), value=REMARKS, label="Report", scale=3, elem_id="report-view"
+            )
+            self.back = gr.Button("Previous files", size="sm", min_width=110)
+            self.forth = gr.Button("Next files", size="sm", min_width=110, elem_id="next-files")
+        self.report = gr.HTML(elem_id="report")
+
     def known_folders(self) -> list[tuple[str, str]]:
         """Example styles and uploads, as (title, path)."""
         examples = [(f"example: {name}", str(style_folder(name))) for name in EXAMPLES]
@@ -135,128 +148,110 @@ class DataTab:
 
     def wire(self, form: Mapping[str, Any]) -> None:
         """Connect the buttons; ``form`` holds the fields of all tabs."""
-        self.options = [form[name] for name in SCANNED]
-        looked = [self.scan, self.page, self.chosen, self.summary, self.report, self.gallery]
-        self.outputs = looked
-        self.check.click(self.look, self.options, looked, **SHOWN)
-        self.fields["images"].submit(self.look, self.options, looked, **SHOWN)
-        picked = self.folders.input(self._pick, self.folders, self.fields["images"], **QUIET)
-        picked.then(self.look, self.options, looked, **SHOWN)
-        uploaded = self.upload.upload(
-            reporting(self._upload), self.upload, [self.fields["images"], self.folders], **SHOWN
-        )
-        uploaded.success(self.look, self.options, looked, **SHOWN)
-        copied = self.copy.click(
-            reporting(self._copy),
-            self.fields["images"],
-            [self.fields["images"], self.folders],
-            **SHOWN,
-        )
-        copied.success(self.look, self.options, looked, **SHOWN)
-        self._wire_captions()
-
-    def _wire_captions(self) -> None:
-        for button, step in ((self.earlier, -1), (self.later, 1)):
+        told = [self.summary, self.view, self.report_page, self.report]
+        self.options = [*(form[name] for name in SCANNED), self.captions.unsaved]
+        self.outputs = [self.scan, *told, *self.captions.shown]
+        look: dict[str, Any] = {
+            "fn": self.look, "inputs": self.options, "outputs": self.outputs, **SHOWN,
+        }  # fmt: skip
+        images = self.fields["images"]
+        self.check.click(**look)
+        images.submit(**look)
+        picked = self.folders.input(lambda name: name or gr.skip(), self.folders, images, **QUIET)
+        picked.then(**look)
+        self._wire_sets(look)
+        again = [self.scan, *self.options, self.captions.chosen]
+        for part in (self.fields["trigger"], self.fields["prompt_template"]):
+            for happening in (part.submit, part.blur):
+                happening(reporting(self._tell_anew), again, self.outputs, **QUIET)
+        self.view.input(self._see, [self.scan, self.view], [self.report_page, self.report], **QUIET)
+        for button, step in ((self.back, -1), (self.forth, 1)):
             button.click(
-                lambda scan, page, step=step: self._turn(scan, page + step),
-                [self.scan, self.page],
-                [self.page, self.gallery],
-                **QUIET,
-            )
-        self.gallery.select(
-            reporting(self._choose),
-            [self.scan, self.page],
-            [self.chosen, self.caption, self.seen_as],
-            **QUIET,
-        )
-        self.save.click(
-            reporting(self._save),
-            [self.scan, self.page, self.chosen, self.caption],
-            [self.scan, self.summary, self.report, self.gallery, self.seen_as],
-            **SHOWN,
-        )
+                lambda scan, view, page, step=step: self._see(scan, view, page + step),
+                [self.scan, self.view, self.report_page], [self.report_page, self.report], **QUIET,
+            )  # fmt: skip
+        self.captions.wire(told)
         self.autocaption.click(
-            reporting(self._autocaption), [self.fields["images"], self.captioner], None, **QUIET
+            reporting(self._autocaption), [images, self.captioner], None, **QUIET
         )
 
-    def look(
-        self, images: str, trigger: str, template: str, *rest: Any
-    ) -> tuple[Any, int, None, str, str, Any]:
+    def _wire_sets(self, look: dict[str, Any]) -> None:
+        images = self.fields["images"]
+        sets = [images, self.folders, self.arrived]
+        uploaded = self.upload.upload(
+            reporting(self._upload), [self.upload, self.into, images], sets, **SHOWN
+        )
+        uploaded.success(**look)
+        uploaded.then(lambda: None, None, self.upload, **QUIET)
+        copied = self.copy.click(reporting(self._copy), images, sets, **SHOWN)
+        copied.success(**look)
+        deleted = self.delete.click(
+            reporting(self._delete), [images, self.sure], sets, js=SURE, **SHOWN
+        )
+        deleted.success(**look)
+
+    def look(self, images: str, *given: Any) -> list[Any]:
         """Scan the folder; a folder that cannot be used becomes a message in place of pictures."""
-        min_side, height, width, model = rest
+        *rest, kept = given
         try:
             folder = self.site.places.folder(images)
-            options = ScanOptions(
-                trigger or "",
-                template or "",
-                int(min_side or 32),
-                int(height or 64),
-                int(width or 64),
-                str(model or "mini"),
-            )
-            scan = self.site.scans.scan(folder, options)
+            scan = self.site.scans.scan(folder, _options(*rest))
         except EXPECTED as error:
             first, _, rest_of_it = str(error).partition("\n\n")
             details = f"<details><summary>Every file</summary>{notice('quiet', '', rest_of_it)}"
-            shown = notice("bad", "This folder cannot be used", first)
+            said = notice("bad", "This folder cannot be used", first)
             more = f"{details}</details>" if rest_of_it else ""
-            return None, 0, None, shown, more, gr.update(value=[])
+            return [None, said, REMARKS, 0, more, *self.captions.show(None, None, kept)]
         self.site.drafts.update({"images": str(folder)})
-        return scan, 0, None, summary(scan), report(scan), self._thumbs(scan, 0)
+        shown = self.captions.show(scan, None, kept)
+        return [scan, summary(scan), REMARKS, 0, report(scan), *shown]
 
-    def _thumbs(self, scan: Scan, page: int) -> Any:
-        part = scan.used[page * PAGE : (page + 1) * PAGE]
-        items = [(str(self.site.scans.thumbnail(r)), r.caption or "(no caption)") for r in part]
-        last = max(0, (len(scan.used) - 1) // PAGE)
-        title = f"Captions as the model sees them (page {page + 1} of {last + 1})"
-        return gr.update(value=items, label=title, selected_index=None)
+    def _tell_anew(self, scan: Scan | None, images: str, *given: Any) -> list[Any]:
+        """What the model reads under another trigger word or template; images stay closed."""
+        *rest, kept, index = given
+        if scan is None:
+            return [gr.skip()] * len(self.outputs)
+        rules = _options(*rest).rules()
+        if (rules.trigger, rules.prompt_template) == (
+            scan.rules.trigger, scan.rules.prompt_template,
+        ):  # fmt: skip
+            return [gr.skip()] * len(self.outputs)
+        scan = told_anew(scan, rules)
+        shown = self.captions.show(scan, index, kept)
+        if index is not None:  # somebody may be typing on
+            shown[self.captions.shown.index(self.captions.caption)] = gr.skip()
+        return [scan, summary(scan), REMARKS, 0, report(scan), *shown]
 
-    def _turn(self, scan: Scan | None, page: int) -> tuple[int, Any]:
+    def _see(self, scan: Scan | None, view: str, page: int = 0) -> tuple[int, Any]:
         if scan is None:
             return 0, gr.skip()
-        page = min(max(page, 0), max(0, (len(scan.used) - 1) // PAGE))
-        return page, self._thumbs(scan, page)
+        page = min(max(page, 0), page_count(scan, view) - 1)
+        return page, report(scan, view, page)
 
-    def _pick(self, folder: str | None) -> Any:
-        return folder or gr.skip()
-
-    def _upload(self, files: list[str] | None) -> tuple[str, Any]:
+    def _upload(self, files: list[str] | None, into: str, images: str) -> tuple[str, Any, str]:
         paths = [Path(file) for file in files or []]
+        uploads = self.site.places.uploads
         name = paths[0].stem if len(paths) == 1 else "my-images"
-        received = receive(paths, name, self.site.places.uploads)
-        left = f"; {len(received.left_out)} left out" if received.left_out else ""
-        tell(f"{received.files} files received{left}.")
-        return str(received.folder), gr.update(choices=self.known_folders())
+        target = self.site.places.folder(images) if into == ADD else None
+        received = receive(paths, name, uploads, target)
+        choices = gr.update(choices=self.known_folders())
+        return str(received.folder), choices, arrived(received)
 
-    def _copy(self, images: str) -> tuple[str, Any]:
+    def _copy(self, images: str) -> tuple[str, Any, str]:
         source = self.site.places.folder(images)
         made = copy_folder(source, source.name, self.site.places.uploads)
-        tell(f"{made.files} files copied to '{made.folder.name}'. Edit away.")
-        return str(made.folder), gr.update(choices=self.known_folders())
+        tell(f"'{made.folder.name}' is yours to edit.")
+        return str(made.folder), gr.update(choices=self.known_folders()), arrived(made)
 
-    def _choose(
-        self, scan: Scan | None, page: int, event: gr.SelectData
-    ) -> tuple[int | None, str, str]:
-        if scan is None:
-            return None, "", HINT
-        index = page * PAGE + int(event.index)
-        record = scan.used[index]
-        return index, raw_caption(record.path, scan.folder.root), self._seen(scan, index)
-
-    def _seen(self, scan: Scan, index: int) -> str:
-        record = scan.used[index]
-        return notice("quiet", record.path.name, f"The model sees: {record.caption or '(nothing)'}")
-
-    def _save(
-        self, scan: Scan | None, page: int, index: int | None, text: str
-    ) -> tuple[Any, str, str, Any, str]:
-        if scan is None or index is None:
-            raise ValueError("Click a picture first; its caption is then saved here.")
-        self.site.places.write_captions(scan.used[index].path)
-        scan = save_caption(scan, index, text or "")
-        tell("Caption saved.")
-        seen = self._seen(scan, index)
-        return scan, summary(scan), report(scan), self._thumbs(scan, page), seen
+    def _delete(self, images: str, sure: bool) -> tuple[Any, Any, Any]:
+        if not sure:
+            return gr.skip(), gr.skip(), gr.skip()
+        folder = self.site.places.folder(images)
+        self.site.check_unused(folder)
+        delete_set(folder, self.site.places.uploads)
+        tell(f"'{folder.name}' was deleted.")
+        left = self.known_folders()
+        return left[0][1], gr.update(choices=left, value=None), ""
 
     def _autocaption(self, images: str, captioner: str | None) -> None:
         folder = self.site.places.folder(images)
@@ -277,3 +272,17 @@ class DataTab:
         if task.failed:
             return notice("bad", "Captioning failed", task.problem)
         return notice("good", f"Captioned {task.label}", f"{task.output[-300:]}\nPress Check.")
+
+
+def _options(
+    trigger: str, template: str, min_side: Any, height: Any, width: Any, model: Any, fill: Any
+) -> ScanOptions:
+    return ScanOptions(
+        trigger or "",
+        template or "",
+        int(min_side or 32),
+        int(height or 64),
+        int(width or 64),
+        str(model or "mini"),
+        colour(fill or "white"),
+    )
