@@ -227,8 +227,8 @@ def animatediff() -> Graph:
     told = note(
         "## AnimateDiff in 4 steps\n\nAny Stable Diffusion 1.5 checkpoint, a motion module in "
         f"**models/animatediff_models**, and the folder [{name}]({OFFICIAL_FOLDER}/{name}) of the "
-        "official MCM LoRAs (adapter_config.json and adapter_model.safetensors) in **models/loras**."
-        "\n\nSD 1.5 style LoRAs go between the checkpoint and the motion module."
+        "official MCM LoRAs (adapter_config.json and adapter_model.safetensors) in "
+        "**models/loras**.\n\nSD 1.5 style LoRAs go between the checkpoint and the motion module."
     )
     sampled = sample_nodes(
         loader,

@@ -32,6 +32,17 @@ def tiny_model(tmp_path_factory) -> Path:
 
     8 frames of 32 px, latents (B, 4, 8, 4, 4).
     """
+    return tiny_modelscope(tmp_path_factory.mktemp("models") / "tiny Modell ü", levels=2)
+
+
+@pytest.fixture(scope="session")
+def smallest_model(tmp_path_factory) -> Path:
+    """`tiny_model` with a single level, for what counts operations and not results."""
+    return tiny_modelscope(tmp_path_factory.mktemp("models") / "smallest", levels=1)
+
+
+def tiny_modelscope(folder: Path, levels: int) -> Path:
+    """Write a ModelScope-layout model of one or two levels into ``folder``."""
     import torch
     from diffusers import AutoencoderTiny, UNet3DConditionModel
 
@@ -41,9 +52,9 @@ def tiny_model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     unet = UNet3DConditionModel(
         sample_size=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D")[:levels],
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D")[-levels:],
+        block_out_channels=(16, 32)[:levels],
         layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=8,
@@ -58,7 +69,6 @@ def tiny_model(tmp_path_factory) -> Path:
         scaling_factor=1.0,
     )
     tokenizer = build_tokenizer()
-    folder = tmp_path_factory.mktemp("models") / "tiny Modell ü"
     assemble(folder, unet, vae, build_text_encoder(tokenizer), tokenizer)
     about = json.loads((folder / "mcm.json").read_text(encoding="utf-8"))
     about.update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -295,3 +296,15 @@ def test_config_and_run_folders_load_without_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("images", "/etc"), ("init_lora", "x"), ("prompts", "/etc/passwd"), ("vae", "x"),
+     ("trigger", "x"), ("preview.prompts", ["x"]), ("model", "other")],
+)  # fmt: skip
+def test_a_base_model_recommends_no_paths_and_no_texts(tmp_path, name, value):
+    told = {"recommended": {"optim.lr": 0.002, name: value}}
+    (tmp_path / "mcm.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"`recommended` sets {name}, which only you may set"):
+        load_config(overrides={"model": str(tmp_path)})

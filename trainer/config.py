@@ -194,6 +194,10 @@ def load_config(
     return _build({**base, **from_file, **overrides, "preset": chosen})
 
 
+RECOMMENDABLE = ("bool", "int", "float", "choice", "ints", "floats")
+"""Types of settings that a base model may recommend; its folder may come from anybody."""
+
+
 def recommended(model: str) -> dict[str, Any]:
     """Settings that the base model asks for: "recommended" in its folder's ``mcm.json``, by dotted
     names.
@@ -211,6 +215,13 @@ def recommended(model: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: `recommended` must be an object of settings by dotted name.")
     _refuse_unknown(found, f"{file}: ")
+    kinds = {record.name: record.type for record in fields()}
+    refused = [name for name in found if kinds[name] not in RECOMMENDABLE]
+    if refused:
+        raise ConfigError(
+            f"{file}: `recommended` sets {refused[0]}, which only you may set: a base model "
+            "recommends numbers and choices, never paths or texts. Remove the line."
+        )
     return found
 
 

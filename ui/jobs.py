@@ -59,7 +59,6 @@ class Tasks:
     def __init__(self, folder: Path, pack: Path) -> None:
         self._folder, self._pack = folder, pack
         self._lock = threading.Lock()
-        self._children: dict[int, object] = {}
 
     def folder(self, kind: str) -> Path:
         """Where a task of ``kind`` keeps its files."""
@@ -87,7 +86,6 @@ class Tasks:
             argv = [sys.executable, "-m", "trainer", *(str(part) for part in arguments)]
             process = start_detached(argv, self._pack, console)
             started = psutil.Process(process.pid).create_time()
-            self._children[process.pid] = process  # kept, or its end would never be collected
             values = {"pid": process.pid, "started": started, "label": label, "begun": time.time()}
             _write(folder, values)
 

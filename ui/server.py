@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shutil
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -95,6 +97,30 @@ def credentials(options: argparse.Namespace) -> tuple[str, str] | None:
     return name, password
 
 
+def check_port(address: str, port: int) -> None:
+    """Raise `OptionError`, naming ``--server-port``, where the page could not listen."""
+    if not 1 <= port <= 65535:
+        raise OptionError(f"--server-port {port} is no port; use 1024 to 65535.")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        if os.name == "posix":  # elsewhere it would share the port of another program
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((address, port))
+        except PermissionError as error:
+            raise OptionError(
+                f"Port {port} may not be used without more rights; use --server-port 7860 or "
+                "another above 1023."
+            ) from error
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise OptionError(f"--listen {address} cannot be listened on: {error}.") from error
+            raise OptionError(
+                f"Port {port} is in use. If it is this page, it is open at http://{address}:{port} "
+                f"already; else choose another port, as in --server-port {port % 65535 + 1}."
+            ) from error
+
+
 class Guard:
     """ASGI middleware: right host, used doors only, uploads within limits, strict headers.
 
@@ -173,6 +199,7 @@ def serve(options: argparse.Namespace, block: bool = True) -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     places, auth = places_of(options), credentials(options)
+    check_port(options.listen, options.server_port)
     places.make()
     os.environ.setdefault("GRADIO_TEMP_DIR", str(places.web / "incoming"))
     from starlette.middleware import Middleware

@@ -39,14 +39,15 @@ class Recommended:
     most_steps: int = MOST_STEPS
 
 
-def advise(model: Any, steps: int = 4, cfg: float = 1.0, allowed: str | None = None) -> None:
+def advise(
+    model: Any, steps: int = 4, cfg: float = 1.0, allowed: Sequence[int] = (MOST_STEPS,)
+) -> None:
     """Tell on the sampler node of MODEL ``model`` (in place) when it is sampled with wrong values.
 
-    ``steps`` and ``cfg`` are the LoRA's own, ``allowed`` its list of steps, e.g. "1,2,4,8". A later
-    call replaces an earlier one.
+    ``steps`` and ``cfg`` are the LoRA's own, ``allowed`` its numbers of steps, as (1, 2, 4, 8). A
+    later call replaces an earlier one.
     """
-    numbers = [int(word) for word in (allowed or "").split(",") if word.strip().isdecimal()]
-    recommended = Recommended(steps, cfg, max([steps, *(numbers or [MOST_STEPS])]))
+    recommended = Recommended(steps, cfg, max([steps, *allowed]))
     wrap(model, "OUTER_SAMPLE", WRAPPER_KEY, partial(_sample_with_advice, recommended))
 
 

@@ -20,7 +20,7 @@ from .info import VideoInfo, video_info
 from .model import build_native_model, wrap_model
 from .notices import tell
 from .patches import unsupported
-from .sampling import prediction_of
+from .prediction import PATCH, image_prediction, only_prediction
 
 PREFIX = "diffusion_model."
 
@@ -36,8 +36,7 @@ def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool 
 
     check_base(model, module)
     config = model.model.model_config.unet_config
-    v_prediction = prediction_of(model) == "V_PREDICTION"
-    scheduler = SCHEDULER_CONFIG | ({"prediction_type": "v_prediction"} if v_prediction else {})
+    scheduler = {**SCHEDULER_CONFIG, "prediction_type": image_prediction(model)}
     native = build_native_model(
         NativeMotionUNet,
         unet_options(config, module),
@@ -175,7 +174,7 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
     for name, patch in model.object_patches.items():
         if name == "manual_cast_dtype":
             out.set_model_compute_dtype(patch)
-        else:
+        elif name != PATCH or not only_prediction(model):
             lost.append(name)
     lost += [*model.injections, *model.weight_wrapper_patches, *model.additional_models]
     if lost:

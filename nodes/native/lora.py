@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...trainer.models.prediction import EPSILON, VELOCITY
 from ...trainer.paths import MINI
-from .advice import advise
+from .advice import SAMPLER, SCHEDULER, advise
 from .info import VideoInfo, video_info
 from .notices import tell
-from .sampling import ORIGINAL_STEPS, TIMESTEP_SCALING, apply_model_sampling
+from .sampling import apply_model_sampling, prediction_of
 
 FOLDER = "loras"
 BUNDLED = MINI / "loras"
@@ -41,8 +42,9 @@ class LoraSettings:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
-    timestep_scaling: float = TIMESTEP_SCALING
-    original_steps: int = ORIGINAL_STEPS
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """What `apply_model_sampling` needs to know of the distillation."""
+    steps_allowed: tuple[int, ...] = ()
 
 
 def list_loras() -> list[str]:
@@ -105,18 +107,20 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     from ...trainer.lora.few_step import STYLE, fit_few_step
 
     info = video_info(model)
+    if not math.isfinite(strength):
+        raise ValueError(f"`strength`={strength} must be a number; 1 is what it was trained for.")
     if strength == 0:
         return model.clone()
     found = read_or_why(resolve_lora(name))
     if isinstance(found, str):
         raise ValueError(f"{found} {STYLE}")
     unet = model.model.diffusion_model
-    pairs = fit_few_step(found, unet, info.family, info.name, name)
+    predicts = VELOCITY if prediction_of(model) == "V_PREDICTION" else EPSILON
+    pairs = fit_few_step(found, unet, info.family, info.name, name, predicts)
     settings = settings_of(found)
     _warn(found, info, name)
-    patched = apply_model_sampling(model, settings.timestep_scaling, settings.original_steps)
-    allowed = found.metadata.get("mcm.steps_allowed")
-    advise(patched, settings.steps, settings.guidance_scale, allowed)
+    patched = apply_model_sampling(model, **settings.sampling)
+    advise(patched, settings.steps, settings.guidance_scale, settings.steps_allowed)
     add_pairs(patched, pairs, strength)
     note_student(patched, name)
     return patched
@@ -156,52 +160,32 @@ def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
 
 
 def settings_of(found: Any) -> LoraSettings:
-    """The settings of LoraFile ``found``. Raises ValueError for metadata that is no number."""
+    """The settings of LoraFile ``found``. Raises ValueError for metadata that cannot be used."""
     from ...trainer.lora.few_step import few_step_kind
     from ...trainer.lora.match import guess_base, pair_widths
+    from ...trainer.lora.recommended import read_recommended
 
     if few_step_kind(found) is None:
         return plain_settings(found.metadata)
+    told = read_recommended(found.metadata, found.path.name)
     base = guess_base(pair_widths(found.pairs))
     width, height, frames = SIZES.get(base.name if base else "", SIZES["modelscope"])
-
-    def number(key: str, default: float, kind: Callable[[str], Any] = int) -> Any:
-        return _number(found.metadata, key, default, kind, found.path.name)
-
     return LoraSettings(
-        steps=number("steps", 4),
-        guidance_scale=number("guidance_scale", 1.0, float),
-        strength=number("strength", 1.0, float),
-        trigger=found.metadata.get("mcm.trigger", ""),
-        width=number("width", width),
-        height=number("height", height),
-        frames=number("frames", frames),
-        timestep_scaling=number("timestep_scaling", TIMESTEP_SCALING, float),
-        original_steps=number("original_steps", ORIGINAL_STEPS),
+        steps=told.steps,
+        guidance_scale=told.guidance_scale,
+        strength=told.strength,
+        trigger=told.trigger,
+        width=told.width or width,
+        height=told.height or height,
+        frames=told.frames or frames,
+        sampling=told.sampling,
+        steps_allowed=told.steps_allowed,
     )
 
 
 def plain_settings(metadata: Mapping[str, str]) -> LoraSettings:
     """Of a LoRA that is not for few steps: its trigger, and 1, the strength it was trained at."""
     return LoraSettings(strength=1.0, trigger=metadata.get("modelspec.trigger_phrase", ""))
-
-
-def _number(
-    metadata: Mapping[str, str], key: str, default: float, kind: Callable[[str], Any], name: str
-) -> Any:
-    text = metadata.get(f"mcm.{key}")
-    if text is None:
-        return default
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(
-            f"`mcm.{key}`={text!r} in the metadata of '{name}' is not a positive number. Export "
-            "the LoRA again."
-        )
-    return value
 
 
 def _warn(found: Any, info: VideoInfo, name: str) -> None:
@@ -241,7 +225,7 @@ def lora_info(name: str) -> tuple[LoraSettings, str]:
     settings, told = settings_of(found), found.metadata
     lines = [f"{told.get('modelspec.title') or Path(name).stem}: a LoRA for {_base_of(found)}"]
     plain = few_step_kind(found) is None
-    lines += [PLAIN] if plain else _recommended(settings, told)
+    lines += [PLAIN] if plain else _recommended(settings)
     lines += _file_lines(found, settings)
     if not plain and "mcm.version" not in told:
         lines.append("It says nothing of itself: these are the values of the official MCM LoRAs.")
@@ -280,11 +264,11 @@ def _base_of(found: Any) -> str:
     return found.metadata.get("mcm.base_model") or describe_base(pair_widths(found.pairs))
 
 
-def _recommended(settings: LoraSettings, told: Mapping[str, str]) -> list[str]:
-    allowed = told.get("mcm.steps_allowed", "1,2,4,8").replace(",", ", ")
+def _recommended(settings: LoraSettings) -> list[str]:
+    allowed = ", ".join(map(str, settings.steps_allowed))
     return [
         f"{settings.steps} steps (made for {allowed}), CFG {settings.guidance_scale:g}, sampler "
-        f"{told.get('mcm.sampler', 'lcm')}, scheduler simple, strength {settings.strength:g}",
+        f"{SAMPLER}, scheduler {SCHEDULER}, strength {settings.strength:g}",
         f"{settings.frames} frames of {settings.width} x {settings.height} pixels",
     ]
 

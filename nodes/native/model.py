@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainer.models.about import read_about
+from ...trainer.models.prediction import PREDICTIONS
+from ...trainer.models.sound import check_latents
 from ...trainer.models.weights import (
     check_fit,
     init_options,
@@ -80,8 +83,8 @@ def build_native_model(
     import comfy.latent_formats
     from comfy.model_base import ModelType
 
-    kinds = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
-    prediction = scheduler_config.get("prediction_type", "epsilon")
+    kinds = dict(zip(PREDICTIONS, (ModelType.EPS, ModelType.V_PREDICTION), strict=True))
+    prediction = scheduler_config.get("prediction_type", PREDICTIONS[0])
     if prediction not in kinds:
         raise ValueError(
             f"`prediction_type`={prediction!r} is not supported; use {' or '.join(kinds)}."
@@ -169,9 +172,20 @@ def wrap_model(
     patcher = new_patcher(model, loader, disable_dynamic)
     wrap(patcher, "OUTER_SAMPLE", "mcm_videos", sample_videos)  # first, so that it is outermost
     wrap(patcher, "OUTER_SAMPLE", "mcm_patches", report_lost_patches)
+    wrap(patcher, "OUTER_SAMPLE", "mcm_sound", check_clip)
     add_previews(patcher)
     refuse_control_loras(patcher)
     return patcher
+
+
+def check_clip(executor: Any, *args: Any, **named: Any) -> Tensor:
+    """Around ``CFGGuider.outer_sample``: raise ValueError naming the cause for latents of NaN,
+    which a VAE would decode to black frames without a word.
+    """
+    latents = executor(*args, **named)
+    model = executor.class_obj.model_patcher.model
+    check_latents(latents, model.diffusion_model, model.manual_cast_dtype)
+    return latents
 
 
 def choose_dtype(weight_dtype: str, weights: dict[str, Tensor]) -> torch.dtype:
@@ -244,19 +258,22 @@ def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -
     from ...trainer.families import family_of
 
     family = family_of(folder)
-    about = read_json(folder / "mcm.json") if (folder / "mcm.json").is_file() else {}
     factor = _latent_factor(folder)
     sides = config.get("sample_size") or 32
     height, width = sides if isinstance(sides, list) else (sides, sides)
+    about = read_about(
+        folder, name=folder.name, frames=16, width=width * factor, height=height * factor, fps=8,
+        licence=family.licence,
+    )  # fmt: skip
     return VideoInfo(
         family=family.name,
-        name=about.get("name", folder.name),
+        name=about["name"],
         frames=family.frames,
-        default_frames=about.get("frames", 16),
-        width=about.get("width", width * factor),
-        height=about.get("height", height * factor),
-        fps=about.get("fps", 8),
-        licence=about.get("licence", family.licence),
+        default_frames=about["frames"],
+        width=about["width"],
+        height=about["height"],
+        fps=about["fps"],
+        licence=about["licence"],
         scheduler_config=scheduler,
         latent_factor=factor,
         weight_files=tuple(weight_files(folder / "unet")),

@@ -22,14 +22,18 @@ from .latents import frames_of
 
 TIMESTEP_SCALING = 4.0
 ORIGINAL_STEPS = 50
+SIGMA_DATA = 0.5
 WRAPPER_KEY = "mcm_step_noise"
 SEEDS = 2**64
 
 
 def apply_model_sampling(
-    model: Any, timestep_scaling: float = TIMESTEP_SCALING, original_steps: int = ORIGINAL_STEPS
+    model: Any,
+    timestep_scaling: float = TIMESTEP_SCALING,
+    original_steps: int = ORIGINAL_STEPS,
+    sigma_data: float = SIGMA_DATA,
 ) -> Any:
-    """A clone of MODEL ``model`` that is sampled as a student distilled with these two numbers.
+    """A clone of MODEL ``model`` that is sampled as a student distilled with these numbers.
 
     Raises ValueError for a MODEL of another pack, and for numbers out of range.
     """
@@ -51,8 +55,9 @@ def apply_model_sampling(
             "few-step LoRAs cannot be used with it. Take the base model without rescaling."
         )
     sampling = _sampling_class(prediction_of(model))(
-        model.model.model_config, info.scheduler_config, timestep_scaling, original_steps
-    )
+        model.model.model_config, info.scheduler_config, timestep_scaling, original_steps,
+        sigma_data,
+    )  # fmt: skip
     clone = model.clone()
     clone.add_object_patch("model_sampling", sampling)
     wrap(clone, "SAMPLER_SAMPLE", WRAPPER_KEY, _with_step_seed)
@@ -93,10 +98,13 @@ def _sampling_class(prediction: str) -> type:
     ):
         """``original_steps`` noise levels of the base model and the consistency function."""
 
-        def __init__(self, model_config, scheduler_config, timestep_scaling, original_steps):
+        def __init__(
+            self, model_config, scheduler_config, timestep_scaling, original_steps, boundary
+        ):
             super().__init__(model_config)
             levels = diffusers_sigmas(scheduler_config)
             self.timestep_scaling, self.original_steps = timestep_scaling, original_steps
+            self.boundary = boundary  # core's own `sigma_data` is another thing
             self.stride = len(levels) // original_steps
             self.set_sigmas(levels[self.stride - 1 :: self.stride][:original_steps])
 
@@ -115,7 +123,8 @@ def _sampling_class(prediction: str) -> type:
             x0 = super().calculate_denoised(sigma, model_output, model_input)
             shape = (-1, *[1] * (x0.ndim - 1))
             level = sigma.reshape(shape)
-            c_skip, c_out = boundary_scalings(self.timestep(sigma), self.timestep_scaling)
+            t = self.timestep(sigma)
+            c_skip, c_out = boundary_scalings(t, self.timestep_scaling, self.boundary)
             z = model_input / (1 + level**2) ** 0.5
             return c_out.reshape(shape) * x0 + c_skip.reshape(shape) * z
 

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...trainer.models.sound import check_finite
 from ...trainer.models.weights import check_fit, init_options, read_json, read_weights
 from .model import SD_SCALE
 from .operations import swap_operations
@@ -24,8 +25,20 @@ def load_native_vae(folder: Path) -> Any:
         raise ValueError(f"'{folder}' is a {kind}; this node reads {' and '.join(CLASSES)}.")
     weights = read_weights(folder)
     vae = (_load_kl if kind == CLASSES[0] else _load_tiny)(folder, config, weights)
+    _check_frames(vae)
     vae.patcher.cached_patcher_init = load_vae_patcher, (folder,)
     return vae
+
+
+def _check_frames(vae: Any) -> None:
+    """Let ``vae`` raise ValueError, naming the cause, where it decodes NaN, which is black."""
+    finish = vae.process_output
+
+    def checked(pixels: Tensor) -> Tensor:
+        check_finite(pixels, vae.first_stage_model, vae.vae_dtype)
+        return finish(pixels)
+
+    vae.process_output = checked
 
 
 def load_vae_patcher(folder: Path, disable_dynamic: bool = False) -> Any:

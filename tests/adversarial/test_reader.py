@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from network_files import tiny_clip
 from safetensors.torch import save_file
 
 from trainer.adversarial.features import MiniFeatures
@@ -17,17 +18,7 @@ CAPTIONS = ["a red boat", "two blue houses at night"]
 
 @pytest.fixture(scope="module")
 def clip():
-    """A CLIP of tiny width with the vocabulary of the published ones."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    half = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 1, "hidden_act": "quick_gelu"}  # fmt: skip
-    text = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407,
-            "pad_token_id": 49407}  # fmt: skip
-    vision = {"image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config=half | text, vision_config=half | vision, projection_dim=24)
-    return CLIPModel(config).eval()
+    return tiny_clip()
 
 
 @pytest.fixture(scope="module")

@@ -141,3 +141,82 @@ def test_help_lists_every_command_and_every_setting():
     ).stdout  # fmt: skip
     assert "--adversarial.caption-weight" in shown and "Default" in shown
     assert set(COMMANDS) >= {"demo", "train", "resume", "stop", "sample", "evaluate", "inspect"}
+
+
+def bundled_lora() -> Path:
+    return next((MINI / "loras").glob("*.safetensors"))
+
+
+def with_header(source: Path, out: Path, **told: str) -> Path:
+    """The LoRA at ``source`` with other ``mcm.*`` entries."""
+    from safetensors.torch import load_file, save_file
+
+    header = read_lora(source).metadata | {f"mcm.{key}": value for key, value in told.items()}
+    save_file(load_file(source), out, header)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"steps": "four"}, "`mcm.steps`='four'"),
+        ({"timestep_scaling": "nan"}, "`mcm.timestep_scaling`='nan'"),
+        ({"family": "animatediff"}, "is a LoRA for 'animatediff'"),
+        ({"prediction_type": "v_prediction"}, "distilled from a model that predicts v_prediction"),
+        ({"version": "9"}, "newer version of this pack"),
+    ],
+)
+def test_sample_and_evaluate_check_a_lora_alike(told, message, tmp_path, capsys):
+    lora = ["--lora", str(with_header(bundled_lora(), tmp_path / "a ü.safetensors", **told))]
+    out = ["--out", str(tmp_path / "x.webp")]
+    for argv in (["sample", *lora, "--prompt", "x", *out], ["evaluate", *lora, "--count", "2"]):
+        assert main(argv) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.webp").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora", "{lora}", "--strength", "0"], "`--strength 0` switches the LoRA off"),
+        (["--strength", "nan"], "`--strength nan` must be from -10 to 10"),
+        (["--guidance", "-1"], "`--guidance -1.0` must be from 0 to 100"),
+        (["--steps", "0"], "`--steps 0` must be from 1 to 1000"),
+        (["--frames", "9"], "`frames`=9 is not supported"),
+    ],
+)
+def test_numbers_that_sample_cannot_use_are_named(arguments, message, tmp_path, capsys):
+    argv = [part.format(lora=bundled_lora()) for part in arguments]
+    assert main(["sample", "--prompt", "x", "--out", str(tmp_path / "x.webp"), *argv]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_says_what_is_wrong_before_it_samples(tmp_path, capsys):
+    bad = (["--steps", "51"], "`steps`=51"), (["--json", str(tmp_path / "no" / "x")], "`--json`")
+    for argv, message in bad:
+        assert main(["evaluate", "--count", "2", "--lora", str(bundled_lora()), *argv]) == 1
+        shown = capsys.readouterr().err
+        assert message in shown and "teacher" not in shown
+
+
+def test_a_device_that_is_not_there_is_no_other_one():
+    from trainer.cli.options import check_device
+
+    check_device("auto", "cpu")
+    check_device("cpu", "cpu")
+    with pytest.raises(ValueError, match="`--device cuda` is not there: PyTorch sees cpu only"):
+        check_device("cuda", "cpu")
+
+
+def test_evaluate_tells_where_it_is_when_there_is_no_terminal(capsys):
+    from trainer.cli.evaluate import Bars
+
+    with Bars(line_seconds=0) as bars:
+        bars("teacher, 50 steps", 0, 3)
+        bars("teacher, 50 steps", 2, 3)
+        bars("student, 1 step", 1, 3)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("/3,")[0] for line in lines] == [
+        "teacher, 50 steps: 2",
+        "student, 1 step: 1",
+    ]

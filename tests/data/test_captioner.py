@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from network_files import write_blip
 
 from trainer.cli.main import main
 from trainer.data.captioner import find_captioners, load_captioner
@@ -14,34 +15,8 @@ from trainer.data.records import DataError
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory):
-    """A BLIP of a few thousand parameters, saved as a real one is."""
-    import torch
-    from transformers import (
-        BertTokenizer,
-        BlipConfig,
-        BlipForConditionalGeneration,
-        BlipImageProcessor,
-        BlipProcessor,
-    )
-
     folder = tmp_path_factory.mktemp("captioners") / "tiny blip"
-    folder.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "blue", "star"]
-    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    tokenizer.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    processor = BlipProcessor(BlipImageProcessor(size=size), tokenizer)
-    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-              "num_attention_heads": 2}  # fmt: skip
-    text = {**layers, "vocab_size": len(words), "encoder_hidden_size": 16, "projection_dim": 8,
-            "bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}  # fmt: skip
-    vision = {**layers, "image_size": 32, "patch_size": 16, "projection_dim": 8}
-    torch.manual_seed(0)
-    config = BlipConfig(text_config=text, vision_config=vision, projection_dim=8)
-    config.image_text_hidden_size = 8
-    BlipForConditionalGeneration(config).eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    write_blip(folder)
     return folder
 
 

@@ -159,3 +159,10 @@ def test_unfit_timesteps_are_refused(t, message):
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="must have one shape"):
         NoiseSchedule.from_config(MODELSCOPE).add_noise(noise(0), noise(1)[:1], TIMESTEPS)
+
+
+def test_files_and_schedule_know_the_same_predictions():
+    from trainer.diffusion.schedule import PREDICTIONS as of_schedules
+    from trainer.models.prediction import PREDICTIONS as of_files
+
+    assert of_schedules == of_files

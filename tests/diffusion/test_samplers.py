@@ -231,3 +231,19 @@ def test_unfit_arguments_are_refused(name, changes, message):
     arguments = {"shape": PAIR, "steps": 2, "schedule_config": CONFIG, "seed": 0, **changes}
     with pytest.raises(ValueError, match=message):
         SAMPLERS[name](toy_eps, TEXT, **arguments)
+
+
+def test_lcm_ends_in_the_consistency_function_of_its_own_constants():
+    """One step from noise is ``f(noise, 999)`` of whatever the student was distilled with."""
+    from trainer.diffusion.consistency import consistency_function
+
+    noise = torch.randn(PAIR, generator=torch.Generator().manual_seed(3))
+    schedule, last = NoiseSchedule.from_config(CONFIG), torch.tensor([999, 999])
+    eps = toy_eps(noise, last, TEXT)
+    for scaling, spread in ((4.0, 0.5), (0.1, 10.0)):
+        wanted = consistency_function(noise, eps, last, schedule, scaling, spread)
+        found = sample_lcm(
+            toy_eps, TEXT, PAIR, 1, CONFIG, seed=0, init_latents=noise,
+            timestep_scaling=scaling, sigma_data=spread,
+        )  # fmt: skip
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)

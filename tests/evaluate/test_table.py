@@ -34,6 +34,7 @@ def folder(untrained_folder, tmp_path_factory):
         for path, pair in lora_state(unet).items()
     }
     metadata = {"mcm.timestep_scaling": "5.0", "mcm.original_steps": "40"}
+    metadata["mcm.family"] = "modelscope"
     save_file(kohya_tensors(pairs), root / "student.safetensors", metadata)
     return root
 

@@ -218,13 +218,16 @@ def test_another_unet_is_refused(
         load_model(str(tmp_path / "x.safetensors"), motion_module=motion_module_file)
 
 
-@pytest.mark.parametrize("mark", ["v_pred", "header"])
+@pytest.mark.parametrize("mark", ["v_pred", "header", "yaml"])
 def test_a_checkpoint_that_predicts_velocity_is_read_as_such(
     mark, model, sd15_checkpoint, motion_module_file, tmp_path
 ):
     state, told = load_file(sd15_checkpoint), {"modelspec.prediction_type": "v"}
     marked = state | ({"v_pred": torch.zeros(0)} if mark == "v_pred" else {})
     save_file(marked, tmp_path / "v.safetensors", told if mark == "header" else None)
+    if mark == "yaml":
+        text = "model:\n  params:\n    parameterization: \"v\"\n"
+        (tmp_path / "v.yaml").write_text(text, encoding="utf-8")
     velocity = load_model(str(tmp_path / "v.safetensors"), motion_module=motion_module_file)
     assert velocity.scheduler_config["prediction_type"] == "v_prediction"
     assert model.scheduler_config["prediction_type"] == "epsilon"
@@ -284,6 +287,29 @@ def test_what_is_no_download_is_named(
         load_model(str(path), motion_module=motion_module_file)
     with pytest.raises(ModelError, match=message):
         load_model(str(sd15_checkpoint), motion_module=path)
+
+
+def test_a_module_that_lacks_a_part_of_its_up_blocks_is_incomplete(
+    sd15_checkpoint, motion_module_file, tmp_path
+):
+    state = load_file(motion_module_file)
+    kept = {k: v for k, v in state.items() if "up_blocks.1.motion_modules.2" not in k}
+    save_file(kept, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="incomplete .*up blocks hold 11 modules, 12 belong"):
+        load_model(str(sd15_checkpoint), motion_module=tmp_path / "x.safetensors")
+
+
+def test_a_folder_says_what_it_predicts(sd15_parts, motion_module_file, tmp_path):
+    folder = tmp_path / "Ordner v"
+    sd15_parts.save_folder(folder)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.parent.mkdir()
+    config.write_text('{"prediction_type": "v_prediction"}', encoding="utf-8")
+    loaded = load_model(str(folder), motion_module=motion_module_file)
+    assert loaded.prediction_type == "v_prediction"
+    config.write_text('{"prediction_type": "flow_prediction"}', encoding="utf-8")
+    with pytest.raises(ModelError, match="predicts `flow_prediction`"):
+        load_model(str(folder), motion_module=motion_module_file)
 
 
 def test_a_module_without_up_blocks_is_named(sd15_checkpoint, motion_module_file, tmp_path):

@@ -205,3 +205,13 @@ def test_the_licence_is_shown_and_goes_into_the_lora(copied, tmp_path, capsys):
     capsys.readouterr()
     assert main(["inspect", str(run / "run.safetensors"), "--model", str(copied)]) == 0
     assert "CC-BY-NC-4.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"frames": "viele"}, {"height": 0}, {"fps": True}, {"name": "../x"}, {"licence": ["MIT"]}],
+)
+def test_its_own_notes_set_numbers_and_names_only(copied, entry):
+    (copied / "mcm.json").write_text(json.dumps(entry), encoding="utf-8")
+    with pytest.raises(ModelError, match=f"`{next(iter(entry))}`=.*mcm.json"):
+        load_model(str(copied))

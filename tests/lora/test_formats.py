@@ -56,7 +56,9 @@ def peft_names(path: str) -> tuple[str, str]:
 
 def write_peft(pairs: dict[str, LoraPair], folder: Path, **config: object) -> Path:
     write(pairs, folder / PEFT_WEIGHTS, peft_names)
-    text = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config})
+    ranks = {f"^{path}": pair.rank for path, pair in pairs.items() if pair.rank != 2}
+    told = {"peft_type": "LORA", "r": 2, "rank_pattern": ranks, "lora_alpha": 4, **config}
+    text = json.dumps(told)
     (folder / PEFT_CONFIG).write_text(text, encoding="utf-8")
     return folder
 
@@ -155,6 +157,19 @@ def test_peft_alpha_pattern_and_rslora(tmp_path: Path) -> None:
         ({"peft_type": "LOHA"}, "`peft_type`=LOHA"),
         ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
+        ({"init_lora_weights": "lora_ga"}, "changes the base"),
+        ({"lora_bias": True}, "`lora_bias`=True"),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "`layer_replication`"),
+        ({"trainable_token_indices": [1]}, "`trainable_token_indices`"),
+        ({"target_parameters": ["x"]}, "`target_parameters`"),
+        ({"fan_in_fan_out": True}, "`fan_in_fan_out`"),
+        ({"use_something_of_next_year": True}, "`use_something_of_next_year`"),
+        ({"use_rslora": "false"}, "`use_rslora` of .* is 'false'; true or false is needed"),
+        ({"r": 8}, "has rank 2, but adapter_config.json says 8"),
+        ({"r": "2"}, "`r` or `rank_pattern` of .* is not a number: '2'"),
+        ({"rank_pattern": {"conv1": 5}}, "has rank 3, but adapter_config.json says 5"),
+        ({"lora_alpha": 0}, "alpha=0, which switches its update off"),
+        ({"lora_alpha": "four"}, "not a number: 'four'"),
         ({"lora_alpha": None}, "not a number: None"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "not a plain module name"),
     ],
@@ -219,6 +234,21 @@ def test_a_left_over_key_is_refused_by_name(tmp_path: Path) -> None:
         ),
         (
             {
+                "x.lora_A.weight": torch.ones(2, 4).to(torch.float8_e4m3fn),
+                "x.lora_B.weight": torch.ones(4, 2).to(torch.float8_e4m3fn),
+            },
+            "holds float8_e4m3fn .*allowed are fp32, fp16 and bf16",
+        ),
+        (
+            {
+                "x.lora_A.weight": torch.ones(2, 4),
+                "x.lora_B.weight": torch.ones(4, 2),
+                "x.alpha": torch.zeros(()),
+            },
+            "alpha=0, which switches its update off",
+        ),
+        (
+            {
                 "x.lora_A.weight": torch.ones(2, 4),
                 "x.lora.down.weight": torch.ones(2, 4),
                 "x.lora_B.weight": torch.ones(4, 2),
@@ -250,7 +280,7 @@ def header_only(length: int, body: bytes) -> bytes:
     [
         (pickle.dumps({"x": list(range(20))}), "a Python pickle"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "pointer of git-lfs"),
         (b"", "0 bytes that do not begin with a safetensors header"),
         (b"\x02\x00", "2 bytes that do not begin"),
         (header_only(2**40, b"{}" + b" " * 40), r"a header of 1099511627776 bytes \(allowed"),
@@ -312,3 +342,33 @@ def test_read_tensors_do_not_depend_on_the_file_any_more(tmp_path: Path) -> None
     with file.open("r+b") as opened:  # in place: a memory map would see it
         opened.write(b"\xff" * len(data))
     assert torch.equal(found.pairs[PATHS[1]].up, pairs_of()[PATHS[1]].up)
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("lora_unet_x.hada_w1_a", "LoHa"),
+        ("lora_unet_x.lokr_w1", "LoKr"),
+        ("lora_unet_x.dora_scale", "DoRA"),
+        ("lora_unet_x.oft_blocks", "OFT"),
+        ("lora_unet_x.lora_mid.weight", "core tensor"),
+        ("lora_unet_x.diff", "whole weights"),
+        ("lora_unet_x.diff_b", "whole biases"),
+        ("lora_unet_x.w_norm", "norm layers"),
+        ("lora_unet_x.lora_up.bias", "biases"),
+        ("lora_te_text_model_q.lora_up.weight", "text encoder"),
+        ("bundle_emb.word.string_to_param", "embeddings"),
+        ("base_model.model.conv_in.modules_to_save.weight", "modules_to_save"),
+        ("base_model.model.x.lora_magnitude_vector.weight", "DoRA"),
+    ],
+)
+@pytest.mark.parametrize("beside_a_plain_lora", [True, False])
+def test_every_other_way_to_change_a_base_is_named(tmp_path, key, named, beside_a_plain_lora):
+    tensors = {key: torch.ones(2, 2)}
+    if beside_a_plain_lora:
+        for path, pair in pairs_of().items():
+            down, up = peft_names(path) if key.startswith("base_model") else kohya_names(path)
+            tensors |= {down: pair.down, up: pair.up}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(LoraError, match=f"but .*{named}"):
+        read_lora(tmp_path / "a.safetensors")

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chromium import browser
 from comfyui import ComfyServer
+from patience import MILLISECONDS
 
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+ARGUMENTS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # else the template browser opens over the canvas
     "Comfy.Graph.CanvasMenu": False,
@@ -19,7 +20,6 @@ SETTINGS = {
     "Comfy.Workflow.ShowMissingModelsWarning": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text is drawn at every zoom
 }
-MILLISECONDS = 120_000
 # The frontend takes its loading mask away when a fade ends; where a slow machine lets the fade out
 # begin before the fade in has ended, neither ends and the mask stays over everything.
 STILL = """
@@ -50,18 +50,12 @@ def frontend(
     """A Playwright page with an empty canvas of ``width`` x ``height`` pixels; ``nodes2`` draws it
     with the frontend's "Nodes 2.0".
     """
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with browser(ARGUMENTS) as chromium:
         page = chromium.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(MILLISECONDS)
         page.add_init_script(STILL)
-        try:
-            open_canvas(page, server, nodes2)
-            yield page
-        finally:
-            chromium.close()
+        open_canvas(page, server, nodes2)
+        yield page
 
 
 def open_canvas(page: Any, server: ComfyServer, nodes2: bool) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import websocket
+from patience import SECONDS
 from trees import find_comfyui
 
 __all__ = ["ComfyServer", "error_of", "find_comfyui"]
@@ -62,7 +63,7 @@ class ComfyServer:
     def log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
-    def _wait(self, seconds: float = 180.0) -> None:
+    def _wait(self, seconds: float = SECONDS) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             assert self.process.poll() is None, f"ComfyUI ended:\n{self.log()[-4000:]}"
@@ -74,11 +75,11 @@ class ComfyServer:
         raise TimeoutError(f"ComfyUI did not answer:\n{self.log()[-4000:]}")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=SECONDS) as answer:
             return json.loads(answer.read())
 
     def get_bytes(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=SECONDS) as answer:
             return answer.read()
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
@@ -88,7 +89,7 @@ class ComfyServer:
             self.url + path, data, {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=SECONDS) as answer:
                 raw = answer.read()
                 return answer.status, json.loads(raw) if raw else None
         except urllib.error.HTTPError as error:
@@ -97,7 +98,7 @@ class ComfyServer:
     def socket(self) -> websocket.WebSocket:
         """The connection on which previews and progress of this client's runs arrive."""
         return websocket.create_connection(
-            f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60
+            f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=SECONDS
         )
 
     def queue(self, graph: dict[str, Any], workflow: dict[str, Any] | None = None) -> str:
@@ -113,12 +114,15 @@ class ComfyServer:
         return answer["prompt_id"]
 
     def run(
-        self, graph: dict[str, Any], workflow: dict[str, Any] | None = None, seconds: float = 300.0
+        self,
+        graph: dict[str, Any],
+        workflow: dict[str, Any] | None = None,
+        seconds: float = SECONDS,
     ) -> dict[str, Any]:
         """Run an API-format graph to its end; its history entry, whatever its status."""
         return self.wait(self.queue(graph, workflow), seconds)
 
-    def wait(self, prompt: str, seconds: float = 300.0) -> dict[str, Any]:
+    def wait(self, prompt: str, seconds: float = SECONDS) -> dict[str, Any]:
         """The history entry of a queued graph when it has ended, whatever its status."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

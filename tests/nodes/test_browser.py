@@ -6,17 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, drop_file, frontend, open_canvas, press_run
+from browser import drop_file, frontend, open_canvas, press_run
 from comfyui import error_of
 from stock import TRAINED
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 WITHOUT_DOWNLOAD = [file for file in sorted(EXAMPLES.glob("*.json")) if file.stem[0] in "1456"]
-
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason=f"Install Debian's chromium ({CHROMIUM})."
-)
-
 
 SELECT = "kind => app.canvas.selectNode(app.graph.nodes.find(each => each.type === kind))"
 

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, drop_file, frontend, press_run
+from browser import drop_file, frontend, press_run
 from comfyui import error_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
@@ -16,10 +16,6 @@ WRONG = {"steps": 20, "cfg": 7, "sampler_name": "euler", "scheduler": "normal"}
 RIGHT = {"steps": 4, "cfg": 1, "sampler_name": "lcm", "scheduler": "simple"}
 NOTICE = ".mcm-notice"
 USE = "Use these settings"
-
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason=f"Install Debian's chromium ({CHROMIUM})."
-)
 
 HELPERS = """window.mcm = {
     all(graph = app.rootGraph ?? app.graph) {

@@ -8,6 +8,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from patience import wait_until
 
 FRAMES, SIDE = 8, 4
 
@@ -74,9 +75,15 @@ def sample(model, videos=1, steps=2, callback=lambda *_: None, pause=0.0):
 
 def test_successive_frames_are_sent_while_sampling(native, tiny_model, previews_on, sent):
     model = native("model").load_native_model(tiny_model)
-    sample(model, pause=0.6)  # 8 frames a second: at least 3 frames between two steps
-    images = [image for _, _, image, _ in sent if image]
-    assert len({image[1].tobytes() for image in images}) >= 3
+
+    def frames():
+        return {image[1].tobytes() for _, _, image, _ in sent if image}
+
+    def watch(step, *_):
+        if step:  # the player has what the first step made
+            wait_until(lambda: len(frames()) >= 3, "three frames")
+
+    sample(model, callback=watch)
     assert {node for *_, node in sent} == {"7"}
 
 
@@ -115,14 +122,17 @@ def test_nothing_is_sent_after_sampling_even_when_it_fails(native, tiny_model, p
 def test_the_interrupt_button_still_reaches_the_sampler(native, tiny_model, previews_on, sent):
     import comfy.model_management as management
 
-    def press(step, *_):
-        time.sleep(0.3)  # the player is sending meanwhile
-        management.interrupt_current_processing()
+    steps = []
 
-    start = time.monotonic()
+    def press(step, *_):
+        steps.append(step)
+        if step:  # the player has what the first step made
+            wait_until(lambda: len(sent) > 2, "previews before the button is pressed")
+            management.interrupt_current_processing()
+
     with pytest.raises(management.InterruptProcessingException):
         sample(native("model").load_native_model(tiny_model), steps=50, callback=press)
-    assert time.monotonic() - start < 3
+    assert steps == [0, 1]
 
 
 def test_videos_of_a_batch_are_shown_side_by_side(native):

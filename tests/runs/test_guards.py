@@ -138,6 +138,15 @@ def test_progress_writes_lines_where_there_is_no_terminal() -> None:
     )
 
 
+def test_progress_speaks_within_a_long_step_and_by_itself(capsys) -> None:
+    told = threading.Event()
+    with Progress(3, "lang", log=lambda line: told.set(), line_seconds=0.01, file=io.StringIO()):
+        assert told.wait(60)  # without a single update
+    with Progress(3, "stumm", line_seconds=0, file=io.StringIO()) as progress:
+        progress.update()
+    assert capsys.readouterr().err.startswith("stumm: 1/3")
+
+
 def read_all(master: int) -> bytes:
     """What was written to a terminal whose other side is closed; Linux ends it with EIO."""
     content = b""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import SECONDS
 
 from trainer.config import load_config
 from trainer.runs.folder import Run, RunError
@@ -94,7 +95,7 @@ def test_a_detached_process_leaves_its_words_in_the_console_file(tmp_path):
     console = tmp_path / "new folder" / "console.txt"
     script = "import os; print('süß', os.getcwd())"
     process = start_detached([sys.executable, "-c", script], PACK, console)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(SECONDS) == 0
     assert console.read_text(encoding="utf-8").split() == ["süß", str(PACK)]
 
 

@@ -7,9 +7,11 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -18,12 +20,13 @@ from trainer.runs.events import EventLog, read_events
 from trainer.runs.files import retry_denied
 from trainer.runs.folder import Run
 from trainer.runs.guards import DiskFullError
-from trainer.runs.process import process_alive, this_process
+from trainer.runs.process import process_alive, start_detached, this_process
 from trainer.runs.state import RunState, read_state, write_state
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITE_FOREVER = """
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from trainer.runs.events import EventLog
@@ -114,6 +117,16 @@ def test_killed_but_uncollected_process_is_dead() -> None:
         child.kill()
         child.communicate()
     assert not process_alive(child.pid, started)
+
+
+def test_the_end_of_a_child_is_collected_by_itself(tmp_path: Path) -> None:
+    code = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"
+    process = start_detached([sys.executable, "-c", code], tmp_path, tmp_path / "out.txt")
+    reaper = next(t for t in threading.enumerate() if t.name == f"reap {process.pid}")
+    (tmp_path / "go").touch()
+    reaper.join(120)
+    assert not reaper.is_alive() and process.returncode == 0
+    assert not psutil.pid_exists(process.pid)  # not even as a zombie
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 2**22 + 1, 2**40])

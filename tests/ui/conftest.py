@@ -13,7 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from browsing import browser  # noqa: E402
+from chromium import browser  # noqa: E402
 from webtrainer import WebTrainer  # noqa: E402
 
 

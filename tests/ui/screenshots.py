@@ -10,11 +10,15 @@ Writes ``ui-<tab>-<light|dark>.png`` with 256 colours, small enough for a reposi
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from browsing import browser, load_settings, opened, start, tab, wait_status
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from browsing import load_settings, opened, start, tab, wait_status
+from chromium import browser
 from PIL import Image
 from webtrainer import ROOT, WebTrainer, tiny_settings
 

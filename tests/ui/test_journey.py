@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 import zipfile
 
 import psutil
 from browsing import load_settings, opened, ready, start, tab, toast, wait_status
-from webtrainer import SECONDS, tiny_settings
+from patience import wait_until
+from webtrainer import tiny_settings
 
 from trainer.lora.formats import read_lora
 from trainer.runs.events import read_events
@@ -20,10 +20,7 @@ LONG = 5000
 
 def wait_for(page, condition):
     """Let the page live until ``condition()`` holds."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        page.wait_for_timeout(100)
+    wait_until(condition, "what the page was asked for", pause=lambda _: page.wait_for_timeout(100))
 
 
 def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, tmp_path):

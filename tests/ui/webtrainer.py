@@ -5,16 +5,14 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from patience import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 180
 TINY = """
 images = '{images}'
 steps = {steps}
@@ -80,15 +78,17 @@ class WebTrainer:
                    f"--comfyui={self.comfyui}"]  # fmt: skip
         with open(self.home / "server.txt", "ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.home)
-        end = time.monotonic() + SECONDS
-        while True:
-            assert self.process.poll() is None, (self.home / "server.txt").read_text()
-            try:
-                urllib.request.urlopen(self.url, timeout=5).close()
-                return
-            except (urllib.error.URLError, OSError):
-                assert time.monotonic() < end, "the server does not answer"
-                time.sleep(0.2)
+        try:
+            wait_until(self.answers, "an answer of the server", self.process)
+        except AssertionError as error:
+            raise AssertionError((self.home / "server.txt").read_text()) from error
+
+    def answers(self) -> bool:
+        try:
+            urllib.request.urlopen(self.url, timeout=60).close()
+        except OSError:
+            return False
+        return True
 
     def stop(self) -> None:
         """End the server alone; trainings go on."""

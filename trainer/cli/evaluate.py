@@ -9,9 +9,11 @@ interval.
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
-from .options import add_model_arguments, model_from
+from ..runs.progress import Progress
+from .options import add_device_argument, add_model_arguments, device_from, model_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,41 +54,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--videos", type=Path, metavar="DIR", help="real videos to measure the distance to"
     )
+    add_device_argument(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
 
 
 def run(options: argparse.Namespace) -> int:
     from ..evaluate.table import evaluate
-    from ..runs.progress import Progress
 
-    model = model_from(options)
-    bars: dict[str, Progress] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        bar = bars.setdefault(what, Progress(total, what, unit="clip"))
-        bar.update(done - bar.step)
-        if done >= total:
-            bars.pop(what).__exit__(None, None, None)
-
-    result = evaluate(
-        model,
-        lora=options.lora,
-        style=options.style,
-        steps=options.steps,
-        teacher_steps=options.teacher_steps,
-        count=options.count,
-        seed=options.seed,
-        guidance_scale=options.guidance,
-        prompts=options.prompts,
-        features=options.features,
-        features_path=options.features_path,
-        videomae=options.videomae,
-        clip=options.clip,
-        videos=options.videos,
-        progress=progress,
-    )
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ValueError(f"`--json`: the folder of '{options.json}' is not there; make it first.")
+    model = model_from(options).to(device_from(options))
+    with Bars() as progress:
+        result = evaluate(
+            model,
+            lora=options.lora,
+            style=options.style,
+            steps=options.steps,
+            teacher_steps=options.teacher_steps,
+            count=options.count,
+            seed=options.seed,
+            guidance_scale=options.guidance,
+            prompts=options.prompts,
+            features=options.features,
+            features_path=options.features_path,
+            videomae=options.videomae,
+            clip=options.clip,
+            videos=options.videos,
+            progress=progress,
+        )
     print(result.text())
     if options.json is not None:
         result.save(options.json)
         print(f"Wrote {options.json}.")
     return 0
+
+
+class Bars:
+    """One bar after another, by what is told: ``bars(what, clips done, clips in all)``.
+
+    The first line says what comes; where there is no terminal, a line follows every 30 seconds.
+    """
+
+    def __init__(self, line_seconds: float = 30.0) -> None:
+        self._what, self._bar, self._line_seconds = "", ExitStack(), line_seconds
+        self._shown: Progress | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what or self._shown is None:
+            self._bar.close()
+            self._what = what
+            bar = Progress(total, what, unit="clip", line_seconds=self._line_seconds)
+            self._shown = self._bar.enter_context(bar)
+        if done > self._shown.step:
+            self._shown.update(done - self._shown.step)
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._bar.close()

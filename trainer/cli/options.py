@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ConfigField, TrainConfig, fields, load_config
+from ..config import ConfigField, TrainConfig, fields, load_config, with_overrides
 
 if TYPE_CHECKING:
+    import torch
+
     from ..families import VideoModel
 
 MODEL_PARTS = ("motion_module", "vae")
@@ -75,6 +77,31 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None = "
     for name in MODEL_PARTS:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=Path, metavar="PATH", help=_help(known[name]))
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """``--device``, as `hardware.device` of a training."""
+    record = next(record for record in fields() if record.name == "hardware.device")
+    parser.add_argument("--device", default="auto", choices=record.choices, help=_help(record))
+
+
+def device_from(options: argparse.Namespace) -> torch.device:
+    """The device that ``--device`` names. Raises ValueError for one that is not there."""
+    from ..distill.loop import make_accelerator
+
+    config = with_overrides(TrainConfig(), {"hardware.device": options.device})
+    found = make_accelerator(config).device
+    check_device(options.device, found.type)
+    return found
+
+
+def check_device(wanted: str, found: str) -> None:
+    """Raise ValueError when another device than ``wanted`` would be used without a word."""
+    if wanted not in ("auto", found):
+        raise ValueError(
+            f"`--device {wanted}` is not there: PyTorch sees {found} only. Install a PyTorch that "
+            "is built for your card (README, Install), or use `--device auto`."
+        )
 
 
 def model_from(options: argparse.Namespace, name: str | None = None) -> VideoModel:

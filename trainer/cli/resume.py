@@ -3,8 +3,9 @@
   python -m trainer resume runs/my-style
   python -m trainer resume runs/my-style --steps 2000     # and train further
 
-Everything is restored from the newest whole checkpoint: on the CPU the result is bit for bit that
-of a run without a break.
+Everything is restored from the newest whole checkpoint: on the CPU, with a number of steps, the
+result is bit for bit that of a run without a break. With `--minutes` the learning rate follows the
+clock, and no two runs are alike.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_model_arguments, model_from
+from .options import add_device_argument, add_model_arguments, device_from, model_from
+
+TEACHER_STEPS, TEACHER_GUIDANCE = 50, 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,46 +38,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, help="pixels (the model's own)")
     parser.add_argument("--width", type=int, help="pixels (the model's own)")
     parser.add_argument("--scale", type=int, help="whole enlargement factor of the written clip")
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cpu", "cuda", "mps"),
-        help="where to compute (auto)",
-    )
+    add_device_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
 
 
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Raise ValueError naming the flag that cannot be used."""
+    if options.lora is not None and options.strength == 0:
+        raise ValueError(
+            "`--strength 0` switches the LoRA off; leave `--lora` out to sample the base model."
+        )
+    ranges = {"strength": (-10, 10), "guidance": (0, 100), "steps": (1, 1000), "scale": (1, 32)}
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"`--{name} {value}` must be from {low} to {high}.")
+
+
 def run(options: argparse.Namespace) -> int:
-    from ..config import TrainConfig, with_overrides
-    from ..distill.loop import make_accelerator
-    from ..evaluate.bench import sampling_options
+    from ..evaluate.bench import fit_student
     from ..evaluate.generate import generate_clips
     from ..lora.adapter import apply_lora
-    from ..lora.few_step import fit_few_step
-    from ..lora.formats import read_lora
+    from ..lora.recommended import Recommended, read_recommended
     from ..media import to_frames, write_clip
     from ..runs.progress import Progress
 
-    device = make_accelerator(
-        with_overrides(TrainConfig(), {"hardware.device": options.device})
-    ).device
-    model = model_from(options).to(device)
-    found = None
-    if options.lora is not None:
-        found = read_lora(options.lora, model.unet)
-        names = (model.family.name, model.name, options.lora.name)
-        apply_lora(model.unet, fit_few_step(found, model.unet, *names), options.strength)
-    student = found is not None
-    metadata = found.metadata if found else {}
-    steps = options.steps or (int(metadata.get("mcm.steps", 4)) if student else 50)
-    guidance = options.guidance
-    if guidance is None:
-        guidance = float(metadata.get("mcm.guidance_scale", 1.0)) if student else 3.0
+    _check_numbers(options)
+    model = model_from(options)
+    found = None if options.lora is None else fit_student(model, options.lora)
+    told = read_recommended(found.metadata, found.path.name) if found else Recommended()
     size = (
         options.frames or model.frames,
         options.height or model.height,
         options.width or model.width,
     )
+    model.latent_shape(*size)  # a size that it cannot make is said before anything is loaded
+    model.to(device_from(options))
+    if found is not None:
+        apply_lora(model.unet, found.pairs, options.strength)
+    student = found is not None
+    steps = options.steps or (told.steps if student else TEACHER_STEPS)
+    guidance = options.guidance
+    if guidance is None:
+        guidance = told.guidance_scale if student else TEACHER_GUIDANCE
     with Progress(steps, "sampling") as progress:
         clips = generate_clips(
             model,
@@ -86,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             size=size,
             on_step=lambda step: progress.update(),
-            **sampling_options(found),
+            **(told.sampling if student else {}),
         )
     scale = options.scale or max(1, 256 // size[2])
     write_clip(to_frames(clips[0]), options.out, model.fps, scale=scale)

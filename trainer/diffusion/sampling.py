@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .consistency import TIMESTEP_SCALING, check_steps
+from .consistency import SIGMA_DATA, TIMESTEP_SCALING, check_steps
 from .schedule import NoiseSchedule
 from .solver import TRAJECTORY_STEPS, guided_eps
 
@@ -59,6 +59,17 @@ class SamplingOptions:
     """Called after each step. An exception raised in it stops the run and is passed on."""
 
 
+class _ConsistencyScheduler(LCMScheduler):
+    """diffusers' own has 0.5 for `sigma_data` in its code."""
+
+    sigma_data = SIGMA_DATA
+
+    def get_scalings_for_boundary_condition_discrete(self, timestep: Any) -> tuple[float, float]:
+        scaled = timestep * self.config.timestep_scaling
+        power = scaled**2 + self.sigma_data**2
+        return self.sigma_data**2 / power, scaled / power**0.5
+
+
 def sample_lcm(
     predict_eps: PredictEps,
     text: Tensor,
@@ -67,22 +78,24 @@ def sample_lcm(
     schedule_config: Mapping[str, Any],
     *,
     timestep_scaling: float = TIMESTEP_SCALING,
+    sigma_data: float = SIGMA_DATA,
     original_steps: int = TRAJECTORY_STEPS,
     **options: Any,
 ) -> Tensor:
     """Multistep consistency sampling (arXiv 2303.01469, algorithm 1) by `LCMScheduler`.
 
-    For a distilled student, in 1, 2, 4 or 8 steps without guidance. ``timestep_scaling`` and
-    ``original_steps`` must be those of the distillation. Arguments and errors else as
-    `SamplingOptions` and `sample_with`; ``steps`` is at most ``original_steps``.
+    For a distilled student, in 1, 2, 4 or 8 steps without guidance. ``timestep_scaling``,
+    ``sigma_data`` and ``original_steps`` must be those of the distillation. Arguments and errors
+    else as `SamplingOptions` and `sample_with`; ``steps`` is at most ``original_steps``.
     """
     check_steps(steps, original_steps)
-    scheduler = LCMScheduler(
+    scheduler = _ConsistencyScheduler(
         **_schedule_options(schedule_config),
         prediction_type="epsilon",
         original_inference_steps=original_steps,
         timestep_scaling=timestep_scaling,
     )
+    scheduler.sigma_data = sigma_data
     return sample_with(scheduler, predict_eps, text, shape, steps, SamplingOptions(**options))
 
 

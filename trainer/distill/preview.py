@@ -188,6 +188,7 @@ class Previewer:
             "lcm",
             steps,
             timestep_scaling=trajectory.timestep_scaling,
+            sigma_data=trajectory.sigma_data,
             original_steps=trajectory.ddim_timesteps,
         )
 

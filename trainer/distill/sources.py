@@ -50,7 +50,8 @@ def _initial_lora(
     path: Path, config: TrainConfig, model: VideoModel, log: Log
 ) -> dict[str, LoraPair]:
     found = read_lora(path, model.unet)
-    pairs = fit_few_step(found, model.unet, model.family.name, model.name, path.name)
+    names = (model.family.name, model.name, path.name)
+    pairs = fit_few_step(found, model.unet, *names, model.prediction_type)
     ranks = sorted({pair.rank for pair in pairs.values()})
     log(f"Continues from {path} (rank {', '.join(map(str, ranks))}).")
     if ranks[-1] > config.lora.rank:

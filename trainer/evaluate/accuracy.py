@@ -18,10 +18,13 @@ Judging = Callable[[Tensor], dict[str, Tensor]]
 
 
 @torch.no_grad()
-def caption_hits(judge: Judging, clips: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
+def caption_hits(
+    judge: Judging, clips: Tensor, captions: Sequence[str], device: torch.device | None = None
+) -> dict[str, np.ndarray]:
     """For each attribute an array (B,): 1 where the judge sees what the caption says, 0 where not.
 
-    NaN where the caption names no such attribute. ``clips`` (B, 3, F, 64, 64) in [-1, 1]. Raises
+    NaN where the caption names no such attribute. ``clips`` (B, 3, F, 64, 64) in [-1, 1];
+    ``device`` is the judge's, by default that of the clips. Raises
     ``ValueError`` when there is not one caption a clip.
     """
     if len(clips) != len(captions):
@@ -29,7 +32,7 @@ def caption_hits(judge: Judging, clips: Tensor, captions: Sequence[str]) -> dict
     parsed = [parse_caption(text) for text in captions]
     seen: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
     for part in clips.split(BATCH):
-        logits = judge(part)
+        logits = judge(part if device is None else part.to(device))
         for name in ATTRIBUTES:
             seen[name].append(logits[name].argmax(dim=1).cpu())
     hits = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,9 @@ from torch import Tensor
 from ..data.videos import VideoSet, scan_videos
 from ..families.base import VideoModel
 from ..lora.adapter import apply_lora
-from ..lora.formats import LoraFile
+from ..lora.few_step import fit_few_step
+from ..lora.formats import LoraFile, read_lora
+from ..lora.recommended import read_recommended
 from ..mini.looks import Look
 from .generate import generate_clips
 from .networks import Measuring
@@ -70,6 +72,8 @@ class Bench:
         """Generate with the model as it stands, and look. Arguments as `generate_clips`."""
         label = f"{method}, {steps} step{'s' if steps > 1 else ''}"
         tell = self.progress
+        if tell is not None:
+            tell(label, 0, len(self.captions))
         start = perf_counter()
         clips = generate_clips(
             self.model,
@@ -118,8 +122,21 @@ class Bench:
         return measure(seen, references, self.seed)
 
     def _look(self, label: str, clips: Tensor, seconds: float | None = None) -> Sight:
+        if self.progress is not None:
+            self.progress(f"measuring {label}", 0, len(clips))
         seen = observe(clips, self.captions, self.network)
         return Sight(label, seen, as_frames(clips), seconds)
+
+
+def fit_student(model: VideoModel, path: Path) -> LoraFile:
+    """The few-step LoRA at ``path``, its pairs by the module paths of ``model``.
+
+    Raises LoraError for a file that is damaged, that is none, or that belongs to another model.
+    """
+    found = read_lora(path, model.unet)
+    names = (model.family.name, model.name, path.name)
+    pairs = fit_few_step(found, model.unet, *names, model.prediction_type)
+    return replace(found, pairs=pairs)
 
 
 @contextmanager
@@ -128,9 +145,10 @@ def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]
 
     Without a file the model stays as it is and the options are empty.
     """
+    options = sampling_options(file)
     undo = None if file is None else apply_lora(model.unet, file.pairs)
     try:
-        yield sampling_options(file)
+        yield options
     finally:
         if undo is not None:
             undo()
@@ -138,9 +156,9 @@ def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]
 
 def sampling_options(file: LoraFile | None) -> dict[str, Any]:
     """Sampler options that must be those of the distillation, from the LoRA's own metadata."""
-    found = {} if file is None else file.metadata
-    kinds: dict[str, Callable[[str], Any]] = {"timestep_scaling": float, "original_steps": int}
-    return {k: kind(found[f"mcm.{k}"]) for k, kind in kinds.items() if f"mcm.{k}" in found}
+    if file is None:
+        return {}
+    return read_recommended(file.metadata, file.path.name).sampling
 
 
 def machine(model: VideoModel) -> dict[str, Any]:

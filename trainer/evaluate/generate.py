@@ -12,6 +12,7 @@ from torch import Tensor
 from ..diffusion.sampling import SAMPLERS
 from ..families.base import VideoModel, clips_at_once
 from ..lora.adapter import adapter_disabled
+from ..models.sound import check_latents, check_pixels
 
 Progress = Callable[[int, int], None]
 """Told ``(clips done, clips in all)`` after every batch."""
@@ -42,7 +43,8 @@ def generate_clips(
     model in training off: that is the teacher. ``between`` is called before every pass through the
     UNet and may raise, to end it there. ``options`` go to the sampler.
 
-    Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make.
+    Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make, and
+    its `BrokenOutputError` for NaN or flat frames.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"`sampler`={sampler!r} is not known; use {', '.join(SAMPLERS)}.")
@@ -73,7 +75,10 @@ def generate_clips(
                 seed=range(seed + start, seed + start + len(part)),
                 **options,
             )
-            clips.append(model.decode_clips(latents).float().cpu())
+            check_latents(latents, model.unet)
+            pixels = model.decode_clips(latents).float().cpu()
+            check_pixels(pixels, model.vae)
+            clips.append(pixels)
             if progress is not None:
                 progress(start + len(part), len(prompts))
     return torch.cat(clips)

@@ -14,6 +14,7 @@ from ..adversarial.features import build_features, weights_hash
 from ..mini.judge import Judge, load_judge
 
 BATCH = 32
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Measuring:
     judge: Judge | None = None
     similarity: Callable[[Tensor, Sequence[str]], np.ndarray] | None = None
     also: tuple[tuple[str, str], ...] = ()
+    device: torch.device = CPU
+    """Where the networks are; clips and images may lie elsewhere."""
 
     def features(self, clips: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Frame features (B, F, D) and clip features (B, E) of ``clips`` (B, 3, F, H, W)."""
@@ -43,35 +46,41 @@ class Measuring:
         if self.video_features is None:
             change = np.abs(np.diff(frames, axis=1)).mean(axis=1)
             return frames, np.concatenate((frames.mean(axis=1), change), axis=1)
-        return frames, _in_batches(self.video_features, clips)
+        return frames, _in_batches(self.video_features, clips, self.device)
 
     def images(self, pixels: Tensor) -> np.ndarray:
         """Features (N, D) of ``pixels`` (N, 3, H, W)."""
-        return _in_batches(self.frame_features, pixels)
+        return _in_batches(self.frame_features, pixels, self.device)
 
 
 @torch.no_grad()
-def _in_batches(network: Callable[[Tensor], Tensor], inputs: Tensor) -> np.ndarray:
-    return torch.cat([network(part).float().cpu() for part in inputs.split(BATCH)]).numpy()
+def _in_batches(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device
+) -> np.ndarray:
+    parts = [network(part.to(device)).float().cpu() for part in inputs.split(BATCH)]
+    return torch.cat(parts).numpy()
 
 
-def judge_network(folder: Path | None = None) -> Measuring:
+def judge_network(folder: Path | None = None, device: torch.device = CPU) -> Measuring:
     """The mini world's judge, which no training uses. For clips of 64 x 64 pixels."""
     judge = load_judge(folder)
-    return Measuring(
-        "mini-judge", weights_hash(judge), judge.frame_features, judge.video_features, judge
-    )
+    seen = weights_hash(judge)
+    judge.to(device)
+    features = judge.frame_features, judge.video_features
+    return Measuring("mini-judge", seen, *features, judge, device=device)
 
 
-def feature_network(name: str, model_name: str, path: Path | None = None) -> Measuring:
+def feature_network(
+    name: str, model_name: str, path: Path | None = None, device: torch.device = CPU
+) -> Measuring:
     """A frozen image network as a measure, for models whose captions no judge can read.
 
     A frame's features are the network's four maps, each averaged over places. ``name`` and errors
     as ``trainer.adversarial.features.build_features``.
     """
-    network = build_features(name, model_name, path)
+    network = build_features(name, model_name, path).to(device)
 
     def frame_features(pixels: Tensor) -> Tensor:
         return torch.cat([level.mean(dim=(2, 3)) for level in network(pixels)], dim=1)
 
-    return Measuring(network.name, network.hash, frame_features)
+    return Measuring(network.name, network.hash, frame_features, device=device)

@@ -40,6 +40,8 @@ def with_videomae(network: Measuring, folder: Path) -> Measuring:
     from transformers import VideoMAEModel
 
     model: Any = _load(VideoMAEModel, folder, "videomae")
+    hashed = weights_hash(model)
+    model.to(network.device)
     frames, side = model.config.num_frames, model.config.image_size
     moments = _moments(folder, IMAGENET)
 
@@ -48,7 +50,7 @@ def with_videomae(network: Measuring, folder: Path) -> Measuring:
         shown = clips[:, :, spread].transpose(1, 2)
         return _batched(lambda part: _tokens(model, part, side, moments), shown)
 
-    named = ("videomae", weights_hash(model))
+    named = ("videomae", hashed)
     return replace(network, video_features=video_features, also=(*network.also, named))
 
 
@@ -66,6 +68,8 @@ def with_clip(network: Measuring, folder: Path) -> Measuring:
     from transformers import CLIPModel, CLIPTokenizer
 
     model: Any = _load(CLIPModel, folder, "clip")
+    hashed = weights_hash(model)
+    model.to(network.device)
     tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     side, length = model.config.vision_config.image_size, tokenizer.model_max_length
     moments = _moments(folder, OPENAI)
@@ -76,12 +80,14 @@ def with_clip(network: Measuring, folder: Path) -> Measuring:
         tokens = tokenizer(
             list(captions), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         )
-        text = F.normalize(_vector(model.get_text_features(**tokens)), dim=1)
+        text = F.normalize(_vector(model.get_text_features(**tokens.to(network.device))), dim=1)
         frames = clips.transpose(1, 2)
-        images = _batched(lambda part: _images(model, part, side, moments), frames)
-        return torch.einsum("nfd,nd->nf", images, text).mean(dim=1).numpy()
+        images = _batched(
+            lambda part: _images(model, part.to(network.device), side, moments), frames
+        )
+        return torch.einsum("nfd,nd->nf", images, text).mean(dim=1).cpu().numpy()
 
-    named = ("clip", weights_hash(model))
+    named = ("clip", hashed)
     return replace(network, similarity=similarity, also=(*network.also, named))
 
 
@@ -140,7 +146,7 @@ def _normalised(pixels: Tensor, side: int, of: Moments) -> Tensor:
     size = [max(side, round(length * scale)) for length in (height, width)]
     pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
     top, left = ((length - side) // 2 for length in size)
-    mean, std = (torch.tensor(values)[:, None, None] for values in of)
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in of)
     return (pixels[..., top : top + side, left : left + side] * 0.5 + 0.5 - mean) / std
 
 

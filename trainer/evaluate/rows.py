@@ -75,7 +75,7 @@ class Observation:
 def observe(clips: Tensor, captions: Sequence[str], network: Measuring) -> Observation:
     """Look at ``clips`` (N, 3, F, H, W) in [-1, 1] with the network, the judge and optical flow."""
     judge = network.judge
-    hits = {} if judge is None else caption_hits(judge, clips, captions)
+    hits = {} if judge is None else caption_hits(judge, clips, captions, network.device)
     frames, videos = network.features(clips)
     shown = as_frames(clips)
     stamp = None if judge is None else watermark_score(shown)

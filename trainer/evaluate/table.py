@@ -10,11 +10,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.consistency import check_steps
+from ..diffusion.solver import TRAJECTORY_STEPS
 from ..families.base import VideoModel
-from ..lora.formats import LoraFile, read_lora
+from ..lora.formats import LoraFile
 from ..mini.looks import Look, public_video
 from ..sheets import Row
-from .bench import SEEDS_PER_RUN, TRUE_CLIPS_PER_PROMPT, Bench, Progress, Sight, machine, merged
+from .bench import (
+    SEEDS_PER_RUN,
+    TRUE_CLIPS_PER_PROMPT,
+    Bench,
+    Progress,
+    Sight,
+    fit_student,
+    machine,
+    merged,
+    sampling_options,
+)
 from .distances import RESAMPLES
 from .networks import Measuring, feature_network, judge_network
 from .published import with_clip, with_videomae
@@ -105,10 +117,17 @@ def evaluate(
         raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt a line.")
     if not steps or min(*steps, teacher_steps) < 1:
         raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
-    network = judge_network() if mini else feature_network(features, model.name, features_path)
+    device = model.device
+    network = (
+        judge_network(device=device)
+        if mini
+        else feature_network(features, model.name, features_path, device)
+    )
     network = _with_extra(network, videomae, clip)
-    file = None if lora is None else read_lora(lora, model.unet)
+    file = None if lora is None else fit_student(model, lora)
     captions = draw_prompts(count, seed, prompts)
+    for number in steps:  # what a sampler would refuse after the teacher's hours
+        check_steps(number, sampling_options(file).get("original_steps", TRAJECTORY_STEPS))
     bench = Bench(model, network, captions, seed, batch_size, progress)
     worlds = _true_worlds(style) if mini and prompts is None else {}
     references, images = _references(bench, style, worlds)

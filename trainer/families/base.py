@@ -105,6 +105,11 @@ class VideoModel:
         return next(self.unet.parameters()).dtype
 
     @property
+    def prediction_type(self) -> str:
+        """What the network predicts, "epsilon" or "v_prediction"."""
+        return self.schedule.prediction
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of a prompt that the text encoder reads, special tokens included."""
         return int(self.tokenizer.model_max_length)

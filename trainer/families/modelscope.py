@@ -14,6 +14,7 @@ from diffusers import UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from ..models.about import read_about
 from ..models.autoencoder import read_autoencoder
 from ..models.clip import read_text_encoder, read_tokenizer
 from ..models.downloads import VIDEO_MODELS, Need
@@ -45,15 +46,18 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     config = read_json(path / "unet" / "config.json")
     unet = _unet(path / "unet", config, dtype)
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    about = read_json(path / "mcm.json") if (path / "mcm.json").is_file() else {}
     height, width = _sides(config)
+    about = read_about(
+        path, name=path.name, frames=16, height=height * 8, width=width * 8, fps=8,
+        licence=FAMILY.licence,
+    )  # fmt: skip
     with mended_by("model" if companions.vae is None else "vae"):
         vae = read_autoencoder(companions.vae or path / "vae")
     if height * width <= PLAIN_ATTENTION_TOKENS:
         unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
     return VideoModel(
         family=FAMILY,
-        name=about.get("name", path.name),
+        name=about["name"],
         path=path,
         unet=unet,
         vae=vae,
@@ -61,12 +65,12 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         tokenizer=read_tokenizer(path / "tokenizer"),
         schedule=read_schedule(scheduler, path),
         scheduler_config=scheduler,
-        frames=about.get("frames", 16),
-        height=about.get("height", height * 8),
-        width=about.get("width", width * 8),
-        fps=about.get("fps", 8),
+        frames=about["frames"],
+        height=about["height"],
+        width=about["width"],
+        fps=about["fps"],
         base_hash=file_hash(weight_files(path / "unet")),
-        licence=about.get("licence", FAMILY.licence),
+        licence=about["licence"],
     ).freeze()
 
 

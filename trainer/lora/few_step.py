@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..models.prediction import EPSILON
 from .formats import LoraFile
 from .match import TEMPORAL_MARKERS, Model, describe_base, fit_pairs, match, pair_widths
 from .pairs import KOHYA_PREFIX, UNCOVERED_ROOTS, LoraError, LoraPair, weight_shapes
+from .recommended import read_recommended
 
 DECLARED, OFFICIAL = "declared", "official"
 OFFICIAL_RANK = 64
@@ -52,15 +54,26 @@ def _everywhere(names: Mapping[str, LoraPair]) -> bool:
 
 
 def fit_few_step(
-    found: LoraFile, model: Model, family: str, model_name: str, file_name: str
+    found: LoraFile,
+    model: Model,
+    family: str,
+    model_name: str,
+    file_name: str,
+    prediction: str = EPSILON,
 ) -> dict[str, LoraPair]:
     """The pairs of ``found`` by module path of ``model`` (a UNet, or its `weight_shapes`), all of
-    them.
+    them. ``prediction`` is what the model predicts.
 
     A file that says nothing of itself, as the official ones do, must cover every module that they
-    cover. Raises LoraError for a LoRA of another family, of other shapes, for a part of one, and
-    for a style LoRA that another trainer signed; the message says which base it wants.
+    cover. Raises LoraError for a LoRA of another family, prediction or of other shapes, for a part
+    of one, and for a style LoRA that another trainer signed; the message says which base it wants.
     """
+    made_for = read_recommended(found.metadata, file_name).prediction_type
+    if made_for != prediction:
+        raise LoraError(
+            f"'{file_name}' was distilled from a model that predicts {made_for}, but the MODEL "
+            f"'{model_name}' predicts {prediction}. Load its base model, or another LoRA."
+        )
     wanted = found.metadata.get("mcm.family")
     if wanted and wanted != family:
         base = found.metadata.get("mcm.base_model", "unknown")

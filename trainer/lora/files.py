@@ -16,21 +16,18 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..models.content import foreign
 from .match import describe_base
 from .pairs import LoraError
 
 MAX_HEADER_READ = 32 * 2**20  # bytes; a real LoRA header has well under one MiB of tensor entries
 MAX_HEADER_WRITE = 4_000_000  # bytes; ComfyUI's frontend stops looking for `workflow` after 4 MB
 CHUNK = 2**20
-
-# What people really put under the name .safetensors, by the first bytes.
-FOREIGN = (
+PICKLES = (
     (b"\x80", "a Python pickle (.pt/.ckpt/.bin), which can run code when opened"),
     (b"PK\x03\x04", "a zip archive or a PyTorch .pt/.ckpt file (pickle inside)"),
-    (b"version https://git-lfs", "a Git LFS pointer: the weights themselves were never downloaded"),
-    (b"<", "a web page (HTML), most likely a failed download"),
-    (b"GGUF", "a GGUF file"),
 )
+"""What is no LoRA file here but a model's weights file elsewhere, by the first bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,12 @@ def _refuse(path: Path, got: str) -> LoraError:
     )
 
 
+def _other_kind(first: bytes) -> str | None:
+    pickled = next((what for magic, what in PICKLES if first.startswith(magic)), None)
+    found = foreign(first)
+    return pickled or (None if found is None else found[0])
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The JSON header of a safetensors file: tensor entries and `__metadata__`. No tensor is read.
 
@@ -65,11 +68,10 @@ def read_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(32)
-        for magic, what in FOREIGN:
-            # A header of 60 or 128 bytes also starts with "<" or 0x80: safetensors has "{" at byte
-            # 8.
-            if first.startswith(magic) and first[8:9] != b"{":
-                raise _refuse(path, what)
+        # A header of 60 or 128 bytes also starts with "<" or 0x80: safetensors has "{" at byte 8.
+        what = None if first[8:9] == b"{" else _other_kind(first)
+        if what is not None:
+            raise _refuse(path, what)
         length = int.from_bytes(first[:8], "little")
         if len(first) < 10 or first[8:9] != b"{":
             raise _refuse(path, f"{size} bytes that do not begin with a safetensors header")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,14 +13,12 @@ from .files import Hashes, file_hashes, read_json, read_metadata, read_tensors
 from .match import resolve_names
 from .names import LORA, motion_lora_path
 from .pairs import LoraError, LoraPair, base_modules, check_pair
+from .peft_config import AlphaOf, peft_alphas
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 
-AlphaOf = Callable[[str, int], float]  # (module path, rank) -> alpha
-# Initialisations that change the base weights: such an adapter means nothing on the untouched base.
-BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,8 @@ def _alpha_from_header(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
         raise LoraError(
             f"`lora_adapter_metadata` of `{file.name}` is not a table; export the LoRA again."
         )
-    return peft_alphas(
-        {key.removeprefix("unet."): value for key, value in config.items()}, file.name
-    )
+    ours = {key: value for key, value in config.items() if key.startswith("unet.")} or config
+    return peft_alphas({key.removeprefix("unet."): v for key, v in ours.items()}, file.name)
 
 
 LORA_AB = {".lora_A.weight": "down", ".lora_B.weight": "up"}
@@ -135,6 +130,33 @@ DIFFUSERS_PARTS = {
 MOTION_PARTS = {f"{LORA}.down.weight": "down", f"{LORA}.up.weight": "up"}
 KOHYA_PARTS = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
 
+OTHER_KINDS = (
+    (".hada_", "LoHa (LyCORIS)"),
+    (".lokr_", "LoKr (LyCORIS)"),
+    (".glora_", "GLoRA (LyCORIS)"),
+    (".a1.weight", "GLoRA (LyCORIS)"),
+    (".oft_", "OFT"),
+    (".boft_", "BOFT"),
+    (".on_input", "IA3 (LyCORIS)"),
+    (".lora_mid.", "LoCon with a core tensor (CP decomposition)"),
+    (".lora_t1.", "LoCon with a core tensor (CP decomposition)"),
+    (".dora_scale", "DoRA"),
+    (".lora_magnitude_vector", "DoRA"),
+    (".diff_b", "whole biases (a full difference)"),
+    (".w_norm", "norm layers (LyCORIS)"),
+    (".b_norm", "norm layers (LyCORIS)"),
+    (".diff", "whole weights (a full difference)"),
+    (".modules_to_save.", "whole layers (`modules_to_save`)"),
+    (".lora_embedding_", "embeddings"),
+    (".bundle_emb.", "embeddings"),
+    (".reshape_weight", "reshaped weights"),
+    ("bias", "biases"),
+    (".lora_te", "the text encoder's layers"),
+    (".text_encoder", "the text encoder's layers"),
+)
+"""What changes a base otherwise than a plain LoRA of its UNet: (piece of a key, what it is). The
+first that is found is named."""
+
 # Asked in this order; the last one takes bare module paths (`unet.save_lora_adapter`).
 FORMATS = (
     LoraFormat("kohya", "lora_unet_", True, KOHYA_PARTS, _alpha_is_rank),
@@ -143,70 +165,6 @@ FORMATS = (
     LoraFormat("motion LoRA", "", False, MOTION_PARTS, _alpha_is_rank, motion_lora_path),
     LoraFormat("diffusers (bare)", "", False, DIFFUSERS_PARTS, _alpha_from_header),
 )
-
-
-def peft_alphas(config: Mapping[str, Any], where: str) -> AlphaOf:
-    """PEFT's scaling as an alpha per module: `lora_alpha`, `alpha_pattern`, and rsLoRA's alpha /
-    sqrt(rank).
-
-    Patterns follow `peft.utils.get_pattern_key`: the first one that matches the end of the path
-    wins. Raises LoraError for adapters that are more than a plain LoRA (DoRA, biases, extra
-    modules, PiSSA and its kin).
-    """
-    _check_plain_lora(config, where)
-    default: Any = config.get("lora_alpha")
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(
-        _is_number(a) for a in (default, *patterns.values())
-    ):
-        raise LoraError(
-            f"`lora_alpha` or `alpha_pattern` of {where} is not a number: {default!r}. "
-            "Export it again."
-        )
-    compiled = [(_pattern(key, where), float(value)) for key, value in patterns.items()]
-    root = bool(config.get("use_rslora"))
-
-    def alpha_of(path: str, rank: int) -> float:
-        alpha = next((value for pattern, value in compiled if pattern.match(path)), float(default))
-        return alpha * rank**0.5 if root else alpha
-
-    return alpha_of
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _pattern(key: str, where: str) -> re.Pattern[str]:
-    # Patterns come from a downloaded file: repetition could be written to take for ever, so it is
-    # refused.
-    if re.fullmatch(r"[\w.\\^$-]*", key) is None:
-        raise LoraError(
-            f"`alpha_pattern` {key!r} of {where} is not a plain module name; list the "
-            "modules by name."
-        )
-    try:
-        return re.compile(rf"(.*\.)?({key})$")
-    except re.error as error:
-        raise LoraError(f"`alpha_pattern` {key!r} of {where} is not valid ({error}).") from error
-
-
-def _check_plain_lora(config: Mapping[str, Any], where: str) -> None:
-    kind = str(config.get("peft_type", "LORA")).rsplit(".", 1)[-1].upper()
-    start = str(config.get("init_lora_weights", True)).lower()
-    reasons = (
-        (kind != "LORA", f"`peft_type`={kind}"),
-        (config.get("use_dora"), "`use_dora`=true"),
-        (config.get("lora_bias"), "`lora_bias`=true"),
-        (config.get("bias", "none") != "none", f"`bias`={config.get('bias')!r}"),
-        (config.get("modules_to_save"), "`modules_to_save`"),
-        (start.startswith(BASE_CHANGING), f"`init_lora_weights`={start!r}, which changes the base"),
-    )
-    for wrong, what in reasons:
-        if wrong:
-            raise LoraError(
-                f"{where} has {what}; only plain LoRA is supported. Convert or retrain it as LoRA."
-            )
 
 
 def locate(path: Path) -> Path:
@@ -267,9 +225,15 @@ def detect(keys: Iterable[str], where: str) -> LoraFormat:
             return form
     shown = ", ".join(names[:3]) or "no tensors at all"
     raise LoraError(
-        f"`{where}` is not a LoRA of a known format: it holds {shown}. Known are "
+        f"`{where}` is not a LoRA of a known format{_kind_of(names)}: it holds {shown}. Known are "
         f"{', '.join(form.name for form in FORMATS)}; a full checkpoint is not a LoRA."
     )
+
+
+def _kind_of(keys: Iterable[str]) -> str:
+    """", but ..." for keys of a known other kind of adapter; else empty."""
+    kinds = [what for piece, what in OTHER_KINDS if any(piece in f".{key}" for key in keys)]
+    return f", but {kinds[0]}" if kinds else ""
 
 
 def _group(tensors: Mapping[str, Tensor], form: LoraFormat, where: str) -> dict[str, Parts]:
@@ -278,10 +242,8 @@ def _group(tensors: Mapping[str, Tensor], form: LoraFormat, where: str) -> dict[
     if strange:
         raise LoraError(
             f"{len(strange)} of {len(tensors)} keys in `{where}` do not belong to a {form.name} "
-            "LoRA of a UNet "
-            f"(first: {', '.join(strange[:3])}). Text-encoder weights, DoRA, LoHa and LoKr are "
-            "not supported: "
-            "export the UNet's LoRA alone."
+            f"LoRA of a UNet{_kind_of(strange)} (first: {', '.join(strange[:3])}). Only plain LoRA "
+            "is supported: export the UNet's LoRA alone."
         )
     parts: dict[str, Parts] = {}
     for key, found in split.items():

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..models.prediction import EPSILON, VELOCITY
 from .files import tensor_hash
 from .pairs import LoraError, LoraPair
 
@@ -58,7 +59,10 @@ class LoraCard:
     guidance_scale: float = 1.0
     sampler: str = "lcm"
     timestep_scaling: float = 4.0
+    sigma_data: float = 0.5
     original_steps: int = 50
+    prediction_type: str = EPSILON
+    """What the network of the base model predicts."""
     base_file: str = ""
     """File name of a base model that is one file, as ComfyUI's checkpoint loader lists it."""
     motion_module: str = ""
@@ -108,6 +112,7 @@ def _modelspec(card: LoraCard) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": card.title,
         "modelspec.description": card.description,
+        "modelspec.prediction_type": "v" if card.prediction_type == VELOCITY else EPSILON,
         "modelspec.resolution": f"{card.width}x{card.height}",
         "modelspec.date": card.date,
         "modelspec.author": card.author,
@@ -166,6 +171,8 @@ def _mcm(card: LoraCard) -> dict[str, str]:
         "mcm.guidance_scale": str(card.guidance_scale),
         "mcm.sampler": card.sampler,
         "mcm.timestep_scaling": str(card.timestep_scaling),
+        "mcm.sigma_data": str(card.sigma_data),
+        "mcm.prediction_type": card.prediction_type,
         "mcm.original_steps": str(card.original_steps),
         "mcm.frames": str(card.frames),
         "mcm.width": str(card.width),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 # own.
 UNCOVERED_ROOTS = ("conv_in", "conv_out", "time_embedding")
 KOHYA_PREFIX = "lora_unet_"
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class LoraError(ValueError):
@@ -73,13 +74,20 @@ def check_pair(path: str, pair: LoraPair) -> None:
         raise LoraError(
             f"`{path}` has {got}; `down` must be (rank, in, ...) and `up` (out, rank[, 1, 1])."
         )
-    if not (down.is_floating_point() and up.is_floating_point()):
+    kinds = [str(part.dtype).removeprefix("torch.") for part in (down, up)]
+    if not {down.dtype, up.dtype} <= set(NUMBERS):
         raise LoraError(
-            f"`{path}` holds {down.dtype} and {up.dtype}; allowed are fp32, fp16 and bf16."
+            f"`{path}` holds {' and '.join(kinds)}; allowed are fp32, fp16 and bf16. Save the LoRA "
+            "in one of them: fp8 and whole numbers lose what it has learned."
         )
     if not math.isfinite(pair.alpha):
         raise LoraError(
             f"`{path}` has alpha={pair.alpha}; a finite number is needed. The file is damaged."
+        )
+    if pair.alpha <= 0:
+        raise LoraError(
+            f"`{path}` has alpha={pair.alpha:g}, which switches its update off or turns it round; "
+            "a positive number is needed. Export the LoRA again."
         )
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise LoraError(

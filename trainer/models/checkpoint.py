@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .prediction import checkpoint_prediction, config_prediction
 from .sd15 import LEVELS, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, diffusers_name
-from .weights import ModelError, file_metadata, read_file, read_json, read_weights
+from .weights import ModelError, read_file, read_json, read_weights
 
 WANTED = "AnimateDiff needs a checkpoint of Stable Diffusion 1.5."
 
@@ -24,9 +25,8 @@ FOREIGN = (
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint", WANTED),
     ("temp_attentions.", "a ModelScope UNet", "Give its whole diffusers folder as `model`."),
 )
-PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-"""``prediction_type`` by its names in headers (modelspec) and in diffusers' configs."""
-
+GUIDED = (".time_embed.cond_proj.", "time_embedding.cond_proj.")
+"""Pieces of keys of a UNet that takes the guidance as an input: a whole model distilled by LCM."""
 INPUTS = {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}
 
 
@@ -34,7 +34,7 @@ INPUTS = {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}
 class ImageModel:
     """Weights of a Stable Diffusion 1.5 in its file's dtypes: ``unet`` by diffusers' names,
     ``text`` and ``vae`` as stored. Those of a diffusers folder are read by `families`.
-    ``prediction`` is diffusers' ``prediction_type``.
+    ``prediction`` is one of `prediction.PREDICTIONS`.
     """
 
     path: Path
@@ -60,18 +60,20 @@ def read_image_model(path: Path) -> ImageModel:
     """Read a checkpoint file in original keys, or the UNet of a diffusers folder.
 
     Averaged weights (`model_ema.`) are left out, as ComfyUI does. Raises ModelError: unreadable,
-    another kind of model, or one without text encoder.
+    another kind of model, one of another prediction, or one without text encoder.
     """
     if path.is_dir():
-        unet = read_weights(path / "unet")
-        found = ImageModel(path, unet, {}, {}, _folder_prediction(path))
+        weights = read_weights(path / "unet")
+        refuse_few_step(weights, path)
+        found = ImageModel(path, weights, {}, {}, _folder_prediction(path))
         _check_layout(found)
         return found
     weights = read_file(path, lambda key: not key.startswith("model_ema."))
     _refuse_foreign(weights, path)
+    refuse_few_step(weights, path)
     found = ImageModel(
         path, _renamed(_part(weights, UNET_PREFIX)), _part(weights, TEXT_PREFIX),
-        _part(weights, VAE_PREFIX), _file_prediction(path, weights),
+        _part(weights, VAE_PREFIX), checkpoint_prediction(path, weights),
     )  # fmt: skip
     _check_layout(found)
     if not found.text:
@@ -79,41 +81,6 @@ def read_image_model(path: Path) -> ImageModel:
             f"'{path}' holds a UNet without text encoder. Use the whole checkpoint, not its UNet."
         )
     return found
-
-
-def _file_prediction(path: Path, keys: Iterable[str]) -> str:
-    """What the UNet of a checkpoint file predicts: by the marks ``v_pred`` and ``ztsnr``, which
-    trainers leave as empty tensors, or by the header's ``modelspec.prediction_type``.
-    """
-    told = file_metadata(path).get("modelspec.prediction_type", "epsilon")
-    if "ztsnr" in keys:
-        raise ModelError(
-            f"'{path}' was trained with a zero terminal SNR schedule (it holds the mark `ztsnr`): "
-            "its last noise level holds no signal, and that is where sampling in a few steps "
-            "begins. Use a checkpoint without it."
-        )
-    return _known_prediction("v" if "v_pred" in keys else told, path)
-
-
-def _folder_prediction(path: Path) -> str:
-    config = path / "scheduler" / "scheduler_config.json"
-    found = read_json(config) if config.is_file() else {}
-    if found.get("rescale_betas_zero_snr"):
-        raise ModelError(
-            f"'{path}' has a zero terminal SNR schedule (`rescale_betas_zero_snr`): its last level "
-            "holds no signal, and that is where sampling in a few steps begins. Use a model "
-            "without it."
-        )
-    return _known_prediction(found.get("prediction_type") or "epsilon", path)
-
-
-def _known_prediction(told: str, path: Path) -> str:
-    if told not in PREDICTIONS:
-        raise ModelError(
-            f"'{path}' predicts `{told}`; only noise (`epsilon`) and velocity (`v_prediction`) can "
-            "be read. Use another checkpoint."
-        )
-    return PREDICTIONS[told]
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -133,6 +100,25 @@ def _refuse_foreign(keys: Iterable[str], path: Path) -> None:
         )
 
 
+def refuse_few_step(keys: Iterable[str], path: Path) -> None:
+    """Raise ModelError for a checkpoint that is distilled for few steps already, by its ``keys``.
+
+    It would lack its guidance input here, and there would be nothing left to distil.
+    """
+    if any(piece in f".{key}" for key in keys for piece in GUIDED):
+        raise ModelError(
+            f"'{path}' is a checkpoint distilled by LCM, which reads the guidance itself "
+            "(`cond_proj`). Training makes a few-step model of its own: use the checkpoint that it "
+            "was made from."
+        )
+
+
+def _folder_prediction(path: Path) -> str:
+    """Of a diffusers folder, by its scheduler; "epsilon" where it has none."""
+    config = path / "scheduler" / "scheduler_config.json"
+    return config_prediction(read_json(config) if config.is_file() else {}, path)
+
+
 def _renamed(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Original keys to diffusers' names; a key without one is kept, and refused later by name."""
     return {diffusers_name(key) or key: value for key, value in original.items()}
@@ -140,12 +126,6 @@ def _renamed(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_layout(found: ImageModel) -> None:
     """Raise ModelError unless the UNet has SD 1.5's levels and a plain input."""
-    if any("cond_proj" in key for key in found.unet):
-        raise ModelError(
-            f"'{found.path}' is a checkpoint distilled by LCM, which reads the guidance itself "
-            "(`cond_proj`). Training makes a few-step model of its own: use the checkpoint that it "
-            "was made from."
-        )
     try:
         channels, inputs = found.channels, found.unet["conv_in.weight"].shape[1]
         width = found.text_width

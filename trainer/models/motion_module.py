@@ -95,15 +95,11 @@ def motion_module(
     config = config or {}
     weights = convert_keys(state, name)
     layers, depth = _count_layers(weights, name)
+    _check_up_blocks(weights, layers, name)
     channels = tuple(
         weights[f"down_blocks.{i}.motion_modules.0.norm.weight"].shape[0]
         for i in range(len(layers))
     )
-    if not any(key.startswith("up_blocks.") for key in weights):
-        raise MotionModuleError(
-            f"'{name}' has motion modules in the down blocks only, as the motion part of a "
-            "SparseCtrl has. Choose a whole motion module such as mm_sd_v15_v2 or v3_sd15_mm."
-        )
     heads = config.get("motion_num_attention_heads", HEADS)
     if not isinstance(heads, int) or any(width % heads for width in channels):
         raise MotionModuleError(
@@ -247,6 +243,23 @@ def _count_layers(weights: Mapping[str, Tensor], name: str) -> tuple[tuple[int, 
             "motion modules of one depth are supported."
         )
     return layers, next(iter(depths.values()))
+
+
+def _check_up_blocks(weights: Mapping[str, Tensor], layers: tuple[int, ...], name: str) -> None:
+    """Raise MotionModuleError unless each up block has one module more than its down block."""
+    parts = [PART.fullmatch(key) for key in weights]
+    up = {(int(p[2]), int(p[4])) for p in parts if p and p[1] == "up_blocks"}
+    wanted = {(i, j) for i, count in enumerate(reversed(layers)) for j in range(count + 1)}
+    if not up:
+        raise MotionModuleError(
+            f"'{name}' has motion modules in the down blocks only (headless), as the motion part "
+            "of a SparseCtrl has. Choose a whole motion module such as mm_sd_v15_v2 or v3_sd15_mm."
+        )
+    if up != wanted:
+        raise MotionModuleError(
+            f"'{name}' is an incomplete motion module: its up blocks hold {len(up)} modules, "
+            f"{len(wanted)} belong there. Download the file again."
+        )
 
 
 def _complete_encodings(weights: dict[str, Tensor], frames: int) -> None:

@@ -9,7 +9,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .content import AGAIN, FIRST_BYTES, PICKLES, begins_as_safetensors, foreign
+
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
 """In order of preference: safetensors cannot carry code, full precision can become any other."""
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes only", default=False)
 _SMALL = 1 << 17
 """Numbers in a tensor that is read all the same: what is decided by contents is that small."""
@@ -133,14 +134,26 @@ def _shards(index: Path) -> list[Path]:
 def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:
     """The tensors of one file whose keys ``keep`` takes, on the CPU, in the file's dtypes.
 
-    A pickle is read with ``weights_only``, which runs no code, and its ``state_dict`` taken out.
-    Raises ModelError for a missing, damaged or foreign file.
+    The content decides how a file is read, not its suffix. A pickle is read with ``weights_only``,
+    which runs no code, and its ``state_dict`` taken out. Raises ModelError for a missing, damaged
+    or foreign file.
     """
     if not path.is_file():
         raise ModelError(f"'{path}' does not exist or is no file. Check the path.")
-    kind = _content(path)
+    with file_errors(path):
+        found = _safetensors(path, keep) if is_safetensors(path) else _pickled(path, keep)
+    if not found:
+        raise ModelError(f"'{path}' is not a file of weights. Download the model again.")
+    return found
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Inside, what a damaged or foreign file raises is a ModelError that says what to do."""
     try:
-        found = _safetensors(path, keep) if kind == "safetensors" else _pickled(path, keep)
+        yield
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"'{path}' is damaged, or holds more than tensors and was not opened because it could "
@@ -148,51 +161,32 @@ def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dic
         ) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         raise ModelError(
-            f"'{path}' is damaged or incomplete ({_first_line(error)}). Download it again."
+            f"'{path}' is damaged or incomplete ({_first_line(error)}). {AGAIN}"
         ) from error
-    if not found:
-        raise ModelError(f"'{path}' is not a file of weights. Download the model again.")
-    return found
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the content of ``path`` is to be read as safetensors, whatever its suffix.
+
+    Raises ModelError for what people have in place of weights: a web page, a Git LFS pointer, an
+    archive. OSError when there is no such file.
+    """
+    with path.open("rb") as file:
+        first = file.read(FIRST_BYTES)
+    if begins_as_safetensors(first):
+        return True
+    if found := foreign(first):
+        raise ModelError(f"'{path}' is {found[0]}. {found[1]}")
+    return not first.startswith(PICKLES) and path.suffix.lower() == ".safetensors"
 
 
 def file_metadata(path: Path) -> dict[str, str]:
-    """The header's words of a safetensors file; empty for any other."""
-    if _content(path) != "safetensors":
-        return {}
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return file.metadata() or {}
-
-
-def _content(path: Path) -> str:
-    """Either "safetensors" or "pickle", by what ``path`` holds, whatever its suffix says.
-
-    Raises ModelError for what a browser or git leaves in place of a download.
-    """
-    with path.open("rb") as file:
-        start = file.read(256)
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ModelError(
-            f"'{path}' is a web page, not weights. Download the file itself: most pages have a "
-            "download button or a link that ends in its name."
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise ModelError(
-            f"'{path}' is only a pointer of git-lfs, not the weights. Run `git lfs pull` in its "
-            "folder, or download the file with a browser."
-        )
-    if text.startswith((b'{"error', b"invalid username", b"access to model")):
-        raise ModelError(
-            f"'{path}' is an error message that was saved in place of the weights. Download it "
-            "again, logged in where the page asks for it."
-        )
-    # A safetensors file begins with the length of its header, which may look like a pickle's first
-    # byte (0x80) or a zip's (PK), and the header's bracket; no pickle or zip has one there.
-    if start[8:9] == b"{":
-        return "safetensors"
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "pickle"
-    return "safetensors" if path.suffix.lower() == ".safetensors" else "pickle"
+    """The header's strings of a safetensors file; empty for any other. Raises ModelError."""
+    with file_errors(path):
+        if not is_safetensors(path):
+            return {}
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
 
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -214,22 +208,36 @@ def _shape(file: Any, key: str) -> Tensor:
     return torch.empty(shape, dtype=part[:0].dtype, device="meta")
 
 
+def file_keys(path: Path) -> list[str]:
+    """The keys in a weights file; of a safetensors file by its header alone. Errors as `read_file`.
+    """
+    with file_errors(path):
+        if not is_safetensors(path):
+            return [str(key) for key in _unpickled(path)]
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return list(file.keys())
+
+
 def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
-    # A map of the file: an optimizer or an average beside the weights is then never read.
-    mapped = zipfile.is_zipfile(path) and path.suffix.lower() != ".safetensors"
-    with torch.serialization.safe_globals([ModelCheckpoint]), path.open("rb") as file:
-        # PyTorch takes a path that ends in .safetensors for what it says, a stream for what it is.
-        found = torch.load(
-            path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped
-        )
-    if isinstance(found, Mapping):
-        found = found.get("state_dict", found)
-    if not isinstance(found, Mapping):
-        return {}
+    found = _unpickled(path)
     kept = {k: v for k, v in found.items() if isinstance(v, Tensor) and keep(str(k))}
     if not _SHAPES_ONLY.get():
         return kept
     return {k: v if v.numel() <= _SMALL else v.to("meta") for k, v in kept.items()}
+
+
+def _unpickled(path: Path) -> Mapping[str, Any]:
+    with ExitStack() as stack:
+        stack.enter_context(torch.serialization.safe_globals([ModelCheckpoint]))
+        # A map of the file: an optimizer or an average beside the weights is then never read.
+        source: Any = path
+        mapped = zipfile.is_zipfile(path)
+        if path.suffix.lower() == ".safetensors":  # given the path, torch would go by the suffix
+            mapped, source = False, stack.enter_context(path.open("rb"))
+        found = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    if isinstance(found, Mapping):
+        found = found.get("state_dict", found)
+    return found if isinstance(found, Mapping) else {}
 
 
 def init_options(network: type, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,10 +54,13 @@ def start_detached(argv: Sequence[str], cwd: Path, console: Path) -> subprocess.
     console.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     with open(console, "ab") as output:
-        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
             [str(part) for part in argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, **options,
         )  # fmt: skip
+    # Its end is collected while this process lives: else it would stay in the system's list.
+    threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
+    return process
 
 
 def end_process(pid: int, seconds: float = 5.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,10 @@ def memory_gib() -> float:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved() / GIB
     return psutil.Process().memory_info().rss / GIB
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class RunLog:
@@ -69,8 +74,9 @@ class RunLog:
 class Progress:
     """A bar for ``total`` steps; a context manager, `update` once a step.
 
-    On a terminal it is drawn; elsewhere (a log file, a detached process) a line goes to ``log``
-    every ``line_seconds``. `seconds_per_step` and `eta_seconds` are meant for `RunState`.
+    On a terminal it is drawn; elsewhere (a log file, a detached process) a line goes to ``log``, by
+    default to standard error, every ``line_seconds``, also within a long step. `seconds_per_step`
+    and `eta_seconds` are meant for `RunState`.
     """
 
     def __init__(
@@ -85,13 +91,14 @@ class Progress:
     ) -> None:
         self.total, self.step, self.description = total, initial, description
         self.seconds_per_step: float | None = None
-        self._log, self._line_seconds = log, line_seconds
+        self._log, self._line_seconds = log or _to_stderr, line_seconds
         stream = file if file is not None else sys.stderr
         self._bar: Any = tqdm(
             total=total, desc=description, initial=initial, unit=unit, file=stream,
             disable=None if stream is not None else True, dynamic_ncols=True,
         )  # fmt: skip
         self._last = self._last_line = time.monotonic()
+        self._lock, self._ended = threading.Lock(), threading.Event()
 
     @property
     def eta_seconds(self) -> float | None:
@@ -114,17 +121,28 @@ class Progress:
         self.step += steps
         shown = {name: f"{value:.4g}" for name, value in values.items()}
         if self._bar.disable:
-            self._maybe_line(now, shown)
+            self._maybe_line(shown)
         else:
             self._bar.set_postfix({**shown, "GiB": f"{memory_gib():.2f}"}, refresh=False)
             self._bar.update(steps)
 
-    def _maybe_line(self, now: float, shown: dict[str, str]) -> None:
-        if self._log is None or now - self._last_line < self._line_seconds:
-            return
-        self._last_line = now
+    def _keep_telling(self) -> None:
+        """Lines while one step takes long: silence looks like a program that hangs."""
+        while not self._ended.wait(self._line_seconds / 3):
+            self._maybe_line({})
+
+    def _maybe_line(self, shown: dict[str, str]) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last_line < self._line_seconds:
+                return
+            self._last_line = now
+        self._line(shown)
+
+    def _line(self, shown: dict[str, str]) -> None:
         pace = self.seconds_per_step or 0.0
-        left = tqdm.format_interval(self.eta_seconds or 0.0)
+        eta = self.eta_seconds
+        left = "unknown time" if eta is None else tqdm.format_interval(eta)
         texts = [f"{name} {value}" for name, value in shown.items()]
         self._log(
             f"{self.description}: {self.step}/{self.total}, {pace:.3g} s each, {left} left, "
@@ -132,6 +150,8 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
+        if self._bar.disable and self._line_seconds > 0:
+            threading.Thread(target=self._keep_telling, name="progress", daemon=True).start()
         return self
 
     def __exit__(
@@ -140,4 +160,5 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
         self._bar.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 TOLERANCE = 1e-5
 FRAMES = 4
@@ -133,3 +134,95 @@ def test_cores_lcm_sampler_is_the_pipelines_lcm(clip_model, mcm, pipeline, input
     sampler = comfy.samplers.ksampler("lcm", {"noise_sampler": PipelineNoise(7)})
     found = comfy_clip(clip_model, inputs, sampler, sigmas, cfg)
     assert_parity(found, pipeline, scheduler, inputs, steps, cfg)
+
+
+VELOCITY_STEPS = 4
+
+
+@pytest.fixture
+def velocity_node(comfy):
+    """`velocity_node(model, sampling="v_prediction", zsnr=False) -> MODEL` by core's node."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    def patch(model, sampling="v_prediction", zsnr=False):
+        return ModelSamplingDiscrete().patch(model, sampling, zsnr)[0]
+
+    return patch
+
+
+@pytest.fixture
+def from_file(sd15, tmp_path):
+    """`from_file(keys, metadata) -> MODEL` that ComfyUI loaded from such a checkpoint."""
+
+    def make(*keys, metadata=None):
+        path = tmp_path / "v Stil ä.safetensors"
+        state = {"model.diffusion_model.out.2.bias": torch.zeros(4)}
+        save_file({**state, **{key: torch.zeros(0) for key in keys}}, path, metadata=metadata)
+        sd15.cached_patcher_init = (lambda *_, **__: sd15, (str(path),))
+        return sd15
+
+    return make
+
+
+def assert_velocity(model, mcm, pipeline, inputs):
+    import comfy.samplers
+    from diffusers import DDIMScheduler
+
+    config = mcm.info.video_info(model).scheduler_config
+    assert config["prediction_type"] == "v_prediction"
+    ending = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+    scheduler = DDIMScheduler(**{**config, **ending})
+    scheduler.set_timesteps(VELOCITY_STEPS)
+    euler = comfy.samplers.sampler_object("euler")
+    found = comfy_clip(model, inputs, euler, sigmas_of(model, scheduler.timesteps), 1.0)
+    assert_parity(found, pipeline, scheduler, inputs, VELOCITY_STEPS, 1.0)
+
+
+def test_the_prediction_of_a_node_upstream_is_kept(
+    mcm, sd15, motion, velocity_node, pipeline, inputs, caplog
+):  # fmt: skip
+    model = mcm.animatediff.apply_motion_module(velocity_node(sd15), motion)
+    assert_velocity(model, mcm, pipeline, inputs)
+    assert "cannot act" not in caplog.text
+
+
+def test_noise_levels_of_a_node_upstream_are_reported(
+    mcm, sd15, motion, velocity_node, caplog
+):  # fmt: skip
+    model = mcm.animatediff.apply_motion_module(velocity_node(sd15, zsnr=True), motion)
+    assert mcm.info.video_info(model).scheduler_config["prediction_type"] == "v_prediction"
+    assert "cannot act" in caplog.text and "model_sampling" in caplog.text
+
+
+def test_other_predictions_upstream_are_refused(mcm, sd15, motion, velocity_node):
+    with pytest.raises(ValueError, match="sampled as .*predict noise .eps. or velocity"):
+        mcm.animatediff.apply_motion_module(velocity_node(sd15, "x0"), motion)
+
+
+@pytest.mark.parametrize(
+    ("keys", "metadata"),
+    [(("v_pred",), None), ((), {"modelspec.prediction_type": "v"})],
+)
+def test_a_checkpoint_that_says_v_is_sampled_as_v(
+    mcm, from_file, motion, pipeline, inputs, keys, metadata, caplog
+):  # fmt: skip
+    model = mcm.animatediff.apply_motion_module(from_file(*keys, metadata=metadata), motion)
+    assert_velocity(model, mcm, pipeline, inputs)
+    assert "predicts v_prediction" in caplog.text
+
+
+def test_the_users_own_node_wins_over_the_file(mcm, from_file, motion, velocity_node):
+    model = mcm.animatediff.apply_motion_module(velocity_node(from_file("v_pred"), "eps"), motion)
+    assert mcm.info.video_info(model).scheduler_config["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("v_pred", "ztsnr"), "zero terminal SNR"),
+        (("model.diffusion_model.time_embed.cond_proj.weight",), "distilled by LCM"),
+    ],
+)
+def test_kinds_of_checkpoints_that_cannot_be_used_are_named(mcm, from_file, motion, keys, message):
+    with pytest.raises(ValueError, match=f"v Stil ä.*{message}"):
+        mcm.animatediff.apply_motion_module(from_file(*keys), motion)

@@ -1,0 +1,44 @@
+"""Where the host may wait for the card, and why: everything else is a fault.
+
+A wait costs what the card could have computed meanwhile. One in each step of training is felt; one
+in each preview is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+IN_A_STEP = {
+    "trainer/distill/distiller.py:shared_values": "losses and gradient norm, in one copy",
+    "trainer/distill/motions.py:add": "predictions to replay, after the optimizer's step",
+    "trainer/families/base.py:_encode_missing": "a prompt's text, once a run",
+    "trainer/distill/ends.py:<listcomp>": "maps of a clip that is looked at once a run",
+    "trainer/families/base.py:awake": "a part that rests in main memory goes back there",
+}
+WITH_OFFLOADED_OPTIMIZER = {
+    "trainer/distill/optimizers.py:step": "parameters and gradients, to be updated by the host",
+    "trainer/distill/ema.py:update": "the average is kept in main memory",
+}
+WITHOUT_IMAGES = {
+    "trainer/distill/frames.py:batch": "frames of the motion source, decoded when they are drawn",
+}
+BESIDE_STEPS = {
+    **IN_A_STEP,
+    "trainer/distill/motions.py:roll_out": "the library is kept in main memory",
+    "trainer/distill/sources.py:_videos": "encoded videos are kept in main memory",
+    "trainer/adversarial/losses.py:norms": "a checkpoint has no norms before the first finite one",
+    "trainer/adversarial/losses.py:state_dict": "checkpoint",
+    "trainer/runs/checkpoints.py:<dictcomp>": "checkpoint",
+    "trainer/runs/checkpoints.py:_serialise": "checkpoint",
+    "trainer/evaluate/generate.py:generate_clips": "clips are looked at and written by the host",
+    "trainer/evaluate/closeness.py:<listcomp>": "distances of a preview's frames",
+    "trainer/lora/pairs.py:check_pair": "an export holds finite numbers only",
+    "trainer/lora/export.py:<genexpr>": "export",
+}
+MEASURING = {
+    "trainer/evaluate/networks.py:_in_batches": "features are compared by the host",
+}
+
+
+def places(waits: Counter[tuple[str, str]]) -> set[str]:
+    return {place for place, _ in waits}

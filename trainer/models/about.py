@@ -1,0 +1,52 @@
+"""What the folder of a base model says of itself in ``mcm.json``: numbers and names, never paths.
+
+The file comes with a downloaded model, so it is checked like any other input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .weights import ModelError, read_json
+
+FILE = "mcm.json"
+MOST_LETTERS = 200
+LIMITS = {"frames": (1, 1024), "height": (8, 8192), "width": (8, 8192), "fps": (1, 240)}
+
+
+def read_about(folder: Path, **otherwise: Any) -> dict[str, Any]:
+    """``otherwise`` with what ``folder`` says in place of it, where it says anything.
+
+    ``name`` and ``licence`` are one line of text, ``frames``, ``height``, ``width`` (pixels) and
+    ``fps`` whole numbers within `LIMITS`. Raises ModelError naming the entry that is not.
+    """
+    file = folder / FILE
+    found = read_json(file) if file.is_file() else {}
+    told = {key: found[key] for key in otherwise if key in found}
+    for key, value in told.items():
+        if key in LIMITS:
+            _check_number(file, key, value)
+        else:
+            _check_text(file, key, value)
+    return {**otherwise, **told}
+
+
+def _check_number(file: Path, key: str, value: object) -> None:
+    low, high = LIMITS[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ModelError(
+            f"`{key}`={value!r} in '{file}' must be a whole number from {low} to {high}. Correct "
+            "it, or download the model again."
+        )
+
+
+def _check_text(file: Path, key: str, value: object) -> None:
+    line = isinstance(value, str) and value.strip() and value.isprintable()
+    if not line or len(str(value)) > MOST_LETTERS:
+        raise ModelError(
+            f"`{key}`={str(value)[:60]!r} in '{file}' must be one line of at most {MOST_LETTERS} "
+            "letters. Correct it, or download the model again."
+        )
+    if key == "name" and any(mark in str(value) for mark in "/\\"):
+        raise ModelError(f"`{key}`={value!r} in '{file}' must be a name, not a path. Correct it.")
