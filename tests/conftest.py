@@ -20,6 +20,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each worker: two with two threads each crawl
 
 
+LONG_FIRST = ("ui", "benchmarks", "card", "distill", "cli", "mini", "nodes")
+"""Folders with files of minutes (browsers, servers, whole runs). A file goes to one worker as a
+whole; begun last, it would let the other workers stand idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long begin first; inside a folder the order stays."""
+    ranks = {name: rank for rank, name in enumerate(LONG_FIRST)}
+
+    def rank(item: pytest.Item) -> int:
+        inside = item.path.relative_to(ROOT / "tests").parts
+        return ranks.get(inside[0], len(ranks))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """No test reads or fills the user's cache."""

@@ -104,6 +104,10 @@ class CardTensor(torch.Tensor):
         memo[id(self)] = copy
         return copy
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file holds the values; on which device they were is up to who loads them."""
+        return move(self.detach(), False).__reduce_ex__(protocol)
+
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"CardTensor({self.inner!r})"
 
@@ -235,10 +239,23 @@ class _Dispatch(TorchDispatchMode):
             return CardTensor.__torch_dispatch__(func, types, args, kwargs)
         device = kwargs.get("device")
         if device is None or torch.device(device).type != CARD.type:
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+            return _wrapped(made) if _asked_by_autograd(args) else made
         if kwargs.get("generator") is not None:
             raise CardError(f"Expected a 'cuda' device type for generator, got 'cpu' at {place()}.")
         return CardTensor(func(*args, **{**kwargs, "device": CPU}))
+
+
+def _asked_by_autograd(args: tuple) -> bool:
+    """Whether PyTorch's own C++ makes a new tensor for a gradient. To it a `CardTensor` is on the
+    CPU; on a card it would ask for the card.
+    """
+    if any(True for _ in _tensors(args)) or torch._C._current_graph_task_id() < 0:
+        return False
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.endswith(("_compile.py", "eval_frame.py")):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"
 
 
 class _Functions(TorchFunctionMode):

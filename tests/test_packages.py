@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ USERS = {
 }
 
 
+@functools.cache
 def imported(folder: str) -> set[str]:
     """Top names that the code below ``folder`` imports."""
     found: set[str] = set()

@@ -103,3 +103,12 @@ def test_nothing_of_the_card_is_left_behind():
         assert torch.cuda.is_available()
     assert FakeCard.current is None
     assert not isinstance(torch.zeros(1), CardTensor)
+
+
+def test_a_second_gradient_stays_on_the_card(card):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
+    network.to("cuda")
+    x = torch.ones(2, 3, 8, 8, device="cuda").requires_grad_()
+    (first,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+    first.square().sum().backward()
+    assert next(network.parameters()).grad.device == CARD
