@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from .site import QUIET, SHOWN, Site, reporting, tell
+from .site import QUIET, SHOWN, Site, heading, reporting, tell
 from .status import header
 from .tabs.data import DataTab
 from .tabs.export import ExportTab
@@ -31,25 +31,31 @@ def build(site: Site) -> gr.Blocks:
         head = Head(site, watch)
         with gr.Tabs(selected="data") as tabs:
             with gr.Tab("Data", id="data"):
+                heading("Data", shown=False)
                 data = DataTab(site, watch)
             with gr.Tab("Train", id="train"):
+                heading("Train", shown=False)
                 train = TrainTab(site, watch, data.fields)
             with gr.Tab("Monitor", id="monitor"):
+                heading("Monitor", shown=False)
                 monitor_tab(watch)
             with gr.Tab("Samples", id="samples"):
+                heading("Samples", shown=False)
                 samples = SamplesTab(site, watch)
             with gr.Tab("Export", id="export"):
+                heading("Export", shown=False)
                 export = ExportTab(site, watch)
             with gr.Tab("Runs", id="runs"):
+                heading("Runs", shown=False)
                 runs = RunsTab(site, watch)
-            with gr.Tab("First style", id="guide"):
+            with gr.Tab("First style", id="guide") as guide_tab:
                 guide = GuideTab(site)
         data.wire(train.fields)
         train.wire(head.choice, tabs)
         samples.wire(head.choice)
         export.wire(head.choice)
         runs.wire(head.choice, tabs, train)
-        guide.wire(train, tabs)
+        guide.wire(page, guide_tab, train, tabs)
         head.wire(watch, samples.preview, export.file)
         page.load(head.remembered, head.memory, head.choice, **QUIET)
         page.load(train.fill, None, train.outputs, **QUIET).then(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 560, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 46
+WIDTH, HEIGHT = 400, 240
+LEFT, RIGHT, TOP, BOTTOM = 68, 12, 14, 46
 X_TITLE = "training step"
 MOST_POINTS = 400
 
@@ -54,18 +54,21 @@ def line_chart(
     lines: Sequence[Line],
     *,
     help_text: str,
+    y_title: str,
     levels: Sequence[Level] = (),
     percent: bool = False,
     from_zero: bool = False,
     empty: str = "Nothing to draw yet.",
 ) -> str:
-    """An HTML figure; ``empty`` is shown in place of a chart without points."""
+    """An HTML figure; ``empty`` is shown in place of a chart without points. ``y_title`` is the
+    title of the vertical axis, the other one is `X_TITLE`.
+    """
     lines = [line for line in lines if line.points]
     head = f"<figcaption><b>{escape(title)}</b><span>{escape(help_text)}</span></figcaption>"
     if not lines:
         return f'<figure class="chart">{head}<p class="empty">{escape(empty)}</p></figure>'
     frame = _Frame.around(lines, levels, from_zero)
-    drawn = [frame.grid(percent), *(frame.level(level) for level in levels)]
+    drawn = [frame.grid(percent, y_title), *(frame.level(level) for level in levels)]
     drawn += [frame.line(line, percent) for line in lines]
     told = _in_words(title, lines, percent)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">'
@@ -101,7 +104,7 @@ class _Frame:
         part = (min(max(value, self.y0), self.y1) - self.y0) / (self.y1 - self.y0)
         return HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
 
-    def grid(self, percent: bool) -> str:
+    def grid(self, percent: bool, y_title: str) -> str:
         parts = []
         for value in ticks(self.y0, self.y1):
             y = self.y(value)
@@ -115,6 +118,9 @@ class _Frame:
         middle = (LEFT + WIDTH - RIGHT) / 2
         parts.append(f'<text class="axis" x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
                      f"{X_TITLE}</text>")  # fmt: skip
+        centre = (TOP + HEIGHT - BOTTOM) / 2
+        parts.append(f'<text class="axis" transform="translate(13 {centre:.0f}) rotate(-90)" '
+                     f'text-anchor="middle">{escape(y_title)}</text>')  # fmt: skip
         return "".join(parts)
 
     def level(self, level: Level) -> str:

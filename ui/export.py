@@ -55,7 +55,7 @@ def describe(file: Path) -> str:
     if thumbnail.startswith("data:image/jpeg;base64,"):
         picture = f'<img class="thumb" alt="" src="{escape(thumbnail, quote=True)}">'
     header = (
-        '<details><summary>Everything that the file says of itself</summary><div class="card">'
+        '<details><summary>All details of the file</summary><div class="card">'
         f'<table class="files">{lines}</table></div></details>'
     )
     return f'<div class="card use">{picture}{_use(found.metadata)}</div>{header}'

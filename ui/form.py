@@ -34,19 +34,23 @@ LABELS = {
     "minutes": "Time limit in minutes",
     "init_lora": "Start from this LoRA",
     "preset": "Method",
-    "data.library_clips": "Teacher clips",
-    "data.library_steps": "Teacher steps",
-    "data.library_guidance": "Teacher guidance",
+    "data.library_clips": "Example clips",
+    "data.library_steps": "Sampling steps of an example clip",
+    "data.library_guidance": "Guidance of an example clip",
     "data.batch_size": "Clips in a step",
     "data.frames_per_clip": "Frames judged per clip",
     "data.fps": "Frames per second",
     "data.min_side": "Smallest image side",
     "data.background": "Fill colour",
+    "preview.prompts": "Prompts of the previews",
+    "preview.teacher_steps": "Sampling steps of the original",
+    "trajectory.ddim_timesteps": "Timesteps of the base model",
+    "warm_start": "Start from the model's own few-step LoRA",
     "motion.weight": "Weight of motion",
     "adversarial.ratio": "Style against motion",
     "adversarial.weight": "Weight of style",
     "adversarial.features": "Feature network",
-    "adversarial.lr": "Learning rate of the judge",
+    "adversarial.lr": "Learning rate of the discriminator",
     "optim.lr": "Learning rate",
     "optim.accumulation": "Batches in a step",
     "hardware.gradient_checkpointing": "Save memory (gradient checkpointing)",
@@ -127,7 +131,11 @@ def to_config(values: Mapping[str, Any], places: Places, run: Path) -> TrainConf
 def _path(text: Any, name: str, places: Places) -> Path | None:
     if not text or not str(text).strip():
         return None
-    found = places.folder(str(text)) if name in ("images", "videos") else places.read(str(text))
+    read = places.folder if name in ("images", "videos") else places.read
+    try:
+        found = read(str(text))
+    except PlaceError as error:
+        raise PlaceError(f"{label(name)}: {error}") from error
     if not found.exists():
         raise PlaceError(f"{label(name)}: '{text}' does not exist; check the spelling.")
     return found
@@ -137,7 +145,10 @@ def model_path(text: str, places: Places) -> str:
     """ "mini", or the folder of a base model inside the allowed folders or the found models."""
     if text == "mini" or text in {found.model for found in places.models()}:
         return text
-    found = places.read(text)
+    try:
+        found = places.read(text)
+    except PlaceError as error:
+        raise PlaceError(f"{label('model')}: {error}") from error
     if not found.exists():
         raise PlaceError(f"Base model: '{text}' does not exist; choose one from the list.")
     return str(found)

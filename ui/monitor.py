@@ -17,14 +17,14 @@ Events = Sequence[dict[str, Any]]
 
 
 def monitor(status: RunStatus | None, events: Events) -> str:
-    """Everything above the log."""
+    """The numbers of the moment and what previews measured."""
     if status is None:
         return (
             '<p class="empty">Nothing to watch yet. Start a training on the <b>Train</b> tab; its '
             "curves appear here.</p>"
         )
     alarm = _alarm(events) if status.busy else ""
-    return "".join((problem(status), alarm, facts(status, events), charts(status, events)))
+    return "".join((problem(status), alarm, facts(status, events), measured(status, events)))
 
 
 def _alarm(events: Events) -> str:
@@ -59,73 +59,79 @@ def facts(status: RunStatus, events: Events) -> str:
     ]
     cells = "".join(f"<div><span>{escape(k)}</span><b>{escape(v)}</b></div>" for k, v in rows)
     said = f'<p class="quiet">{escape(state.message)}</p>' if state.message else ""
-    exported = [event["step"] for event in events if event["kind"] == "export" and "step" in event]
+    exported = exported_step(events)
     best = (
-        f'<p class="quiet">The exported LoRA is of <b>step {exported[-1]:,}</b>, the best by '
+        f'<p class="quiet">The exported LoRA is of <b>step {exported:,}</b>, the best by '
         "movement, style and content together.</p>"
-        if exported
+        if exported is not None
         else ""
     )
     return f'<div class="facts">{cells}</div>{said}{best}'
 
 
-def charts(status: RunStatus, events: Events) -> str:
-    """What previews measured; folded, the losses behind it."""
-    steps = [event for event in events if event["kind"] == "step"]
+def exported_step(events: Events) -> int | None:
+    """The step of the LoRA that was written last; None where none was."""
+    steps = [event["step"] for event in events if event["kind"] == "export" and "step" in event]
+    return int(steps[-1]) if steps else None
+
+
+def measured(status: RunStatus, events: Events) -> str:
+    """Movement, style and content of the previews against the original, as charts."""
     previews = [event for event in events if event["kind"] == "preview"]
     waiting = "The first point comes with the first preview."
-    if status.run.config_path.is_file() and not steps:
-        waiting = "The first point comes with the first preview; the base model is at work."
-    return (
-        f'<div class="charts">{_measured(previews, waiting)}</div>'
-        f'<details class="expert"><summary>Losses, for experts</summary>'
-        f'<div class="charts">{_losses(steps)}</div></details>'
-    )
-
-
-def _measured(previews: Events, waiting: str) -> str:
-    """Movement, style and content against the original."""
+    if previews:
+        waiting = "The previews of this run did not measure it."
+    elif not status.busy:
+        waiting = "There was no preview."
     drawn = (
         line_chart(
             "Movement kept", _by_steps(previews, "motion_kept"), percent=True, from_zero=True,
             levels=(Level("the original's", 1.0), Level("too little", MOTION_ALARM, alarm=True)),
+            y_title="of the original's movement",
             help_text="How much moves in your clips, against the original's in 50 steps. It "
             "should stay near or above 100 %.", empty=waiting,
         ),
         line_chart(
             "Style reached", _by_steps(previews, "style_reached"), percent=True,
             levels=(Level("your images", 1.0), Level("the original's look", 0.0)),
+            y_title="of the way to your images",
             help_text="How far the frames have come from the original's look (0 %) to that of "
             "your images (100 %). It should rise; 70 to 90 % is good.", empty=waiting,
         ),
         line_chart(
             "Content kept", _by_steps(previews, "content_kept"), percent=True,
             levels=(Level("nothing of it", 0.0),),
+            y_title="of the original's content",
             help_text="Whether your frames still show what the original's show, whatever the "
             "style. It should stay level; a fall means that pictures dissolve.", empty=waiting,
         ),
     )  # fmt: skip
-    return "".join(drawn)
+    return f'<div class="charts">{"".join(drawn)}</div>'
 
 
-def _losses(steps: Events) -> str:
+def losses(status: RunStatus | None, events: Events) -> str:
+    """What training brings down, as charts."""
+    steps = [event for event in events if event["kind"] == "step"]
+    if status is None or not steps:
+        return '<p class="quiet">They begin with the first step of the training.</p>'
     drawn = (
         line_chart(
             "Motion loss", _loss(steps, "consistency", "motion consistency", 0), from_zero=True,
+            y_title="loss",
             help_text="How far few steps are from the original's many. It falls quickly, then "
-            "slowly. Thin: each step; bold: average.", empty="The first step is not done yet.",
+            "slowly. Thin: each step; bold: average.",
         ),
         line_chart(
             "Style losses",
             [*_loss(steps, "adversarial", "student", 1),
              *_loss(steps, "discriminator", "discriminator", 2),
              *_loss(steps, "caption", "captions", 3)],
+            y_title="loss",
             help_text="Student and discriminator (it tells your images from the student's frames) "
             "play against each other: both should stay level. One that runs away means trouble.",
-            empty="The first step is not done yet.",
         ),
     )  # fmt: skip
-    return "".join(drawn)
+    return f'<div class="charts">{"".join(drawn)}</div>'
 
 
 def _loss(events: Events, name: str, label: str, colour: int) -> list[Line]:

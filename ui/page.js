@@ -1,6 +1,18 @@
 (() => {
   // All clips of the page show the same moment of their loop: the first one that plays leads.
   const APART_SECONDS = 0.07;
+  let paused = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  document.addEventListener("click", event => {
+    if (!event.target.closest?.(".pause")) return;
+    paused = !paused;
+    showClips();
+  });
+  const showClips = () => {
+    for (const button of document.querySelectorAll(".pause"))
+      button.textContent = paused ? "Play clips" : "Pause clips";
+    if (!paused) return keepInStep();
+    for (const clip of document.querySelectorAll("video.sync")) clip.pause();
+  };
   const keepInStep = () => {
     const clips = [...document.querySelectorAll("video.sync")].filter(clip => clip.readyState > 1);
     const [leader, ...others] = clips;
@@ -46,7 +58,32 @@
   setInterval(() => {
     forgetGone();
     loadNext();
-    keepInStep();
+    showClips();
+  }, 500);
+})();
+
+// A field is marked while a message on the page names it: by its setting or by its label.
+(() => {
+  const SAID = ".toast-body.error, #readiness .notice.bad > pre, #readiness .finding.bad";
+  const FIELDS = "[id^='field-'], #run-name";
+  const named = (field, said) => {
+    const setting = field.id.replace("field-", "");
+    const label = field.querySelector("[data-testid='block-info']")?.textContent.trim();
+    const settings = text => [...text.matchAll(/`([a-z0-9_.]+)`/g)].map(found => found[1]);
+    return said.some(({ text, about }) =>
+      [about, ...settings(text)].some(name => name?.replace(/[._]/g, "-") === setting)
+      || (label && (text.includes(`${label}: `) || text.includes(`${label} is empty`))));
+  };
+  setInterval(() => {
+    const said = [...document.querySelectorAll(SAID)].map(
+      each => ({ text: each.textContent, about: each.dataset.setting }));
+    for (const field of document.querySelectorAll(FIELDS)) {
+      const wrong = said.length > 0 && named(field, said);
+      if (wrong === field.classList.contains("wrong")) continue;
+      field.classList.toggle("wrong", wrong);
+      for (const input of field.querySelectorAll("input, textarea"))
+        wrong ? input.setAttribute("aria-invalid", "true") : input.removeAttribute("aria-invalid");
+    }
   }, 500);
 })();
 

@@ -130,7 +130,7 @@ class Places:
     def new_run(self, name: str) -> Path:
         """The folder of a run to be made; any name becomes a safe one."""
         if not name or not name.strip():
-            raise PlaceError("The run has no name; type one, such as my-style.")
+            raise PlaceError("Run name: there is none; type one, such as my-style.")
         return self.runs / slug(name)
 
     def free_name(self, name: str) -> str:

@@ -131,7 +131,8 @@ def _row(finding: Finding) -> str:
     more = f"<ul>{gets}</ul>" if gets and finding.state == "bad" else ""
     text = escape(finding.text).replace("\n", "<br>")
     return (
-        f'<div class="finding {finding.state}"><i>{MARKS[finding.state]}</i>'
+        f'<div class="finding {finding.state}" data-setting="{escape(finding.setting)}">'
+        f"<i>{MARKS[finding.state]}</i>"
         f"<div><b>{escape(finding.part)}:</b> {text}{more}</div></div>"
     )
 

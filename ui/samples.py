@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -12,13 +13,17 @@ from trainer.runs.folder import Run
 
 _FOLDER = re.compile(r"(step|own)-(\d{6,})(?:-(\d{3,}))?")
 _CLIP = re.compile(r"prompt-(\d+)-(?:(teacher)|(steps|strength)-(\d+))\.mp4")
+PAUSE = '<button type="button" class="pause">Pause clips</button>'
+"""The page's script does it, and gives it its word."""
 Method = tuple[int, int]
 """What made a clip, in the order of columns: (0, 0) the original, (1, sampling steps) the student,
 (2, percent) the student at that strength of its LoRA."""
 
 
-def sample_folders(run: Run | None) -> list[tuple[str, str]]:
-    """(label, folder name) of every preview with clips in it, the newest first."""
+def sample_folders(run: Run | None, exported: int | None = None) -> list[tuple[str, str]]:
+    """(label, folder name) of every preview with clips in it, the newest first; those of the
+    ``exported`` step are marked.
+    """
     found = []
     entries = [] if run is None or not run.samples.is_dir() else list(run.samples.iterdir())
     for entry in entries:
@@ -26,13 +31,21 @@ def sample_folders(run: Run | None) -> list[tuple[str, str]]:
         if match and (entry / "prompts.json").is_file():
             step, number = int(match[2]), int(match[3] or 0)
             own = f", your prompt {number}" if match[1] == "own" else ""
-            found.append((entry.stat().st_mtime_ns, f"step {step}{own}", entry.name))
+            mark = ", exported" if step == exported else ""
+            found.append((entry.stat().st_mtime_ns, f"step {step}{mark}{own}", entry.name))
     return [(label, name) for _, label, name in sorted(found, reverse=True)]
 
 
-def samples(run: Run | None, name: str | None) -> str:
-    """The clips of one preview: a row for every prompt, a column for every method."""
-    folders = sample_folders(run)
+def samples(
+    run: Run | None,
+    name: str | None,
+    references: Sequence[Path] = (),
+    exported: int | None = None,
+) -> str:
+    """The clips of one preview: a row for every prompt, a column for every method; above them the
+    ``references``, pictures of the style. The ``exported`` step is named.
+    """
+    folders = sample_folders(run, exported)
     if run is None or not folders:
         return (
             '<p class="empty">No clips yet. They appear with the first preview of a training; '
@@ -48,11 +61,38 @@ def samples(run: Run | None, name: str | None) -> str:
         cells = [
             _cell(clips.get((number, method)), _title(method) or original) for method in methods
         ]
-        rows.append(f'<h4>{escape(prompt)}</h4><div class="clips">{"".join(cells)}</div>')
-    return f'<div class="samples">{"".join(rows)}</div>{_over_time(run, known)}'
+        rows.append(f'<h3>{escape(prompt)}</h3><div class="clips">{"".join(cells)}</div>')
+    above = _references(references) + _which(folder.name, exported)
+    shown = f'<div class="samples">{PAUSE}{"".join(rows)}</div>'
+    return f"{above}{shown}{_over_time(run, known, exported)}"
 
 
-def _over_time(run: Run, names: list[str]) -> str:
+def _references(pictures: Sequence[Path]) -> str:
+    """What the clips should look like."""
+    if not pictures:
+        return ""
+    cells = "".join(
+        f'<img src="{file_address(path)}" alt="Style image {number} of {len(pictures)}">'
+        for number, path in enumerate(pictures, 1)
+    )
+    return f'<h3>Your style images, to compare with</h3><div class="references">{cells}</div>'
+
+
+def _which(folder: str, exported: int | None) -> str:
+    """Whether the clips are those of the LoRA that is used in ComfyUI."""
+    match = _FOLDER.fullmatch(folder)
+    if exported is None or match is None:
+        return ""
+    step = int(match[2])
+    if step == exported:
+        return f'<p class="quiet">These clips are of step {step:,}, the exported LoRA.</p>'
+    return (
+        f'<p class="quiet">These clips are of step {step:,}; the exported LoRA is of step '
+        f"<b>{exported:,}</b>.</p>"
+    )
+
+
+def _over_time(run: Run, names: list[str], exported: int | None) -> str:
     """The first prompt at the most usual number of steps, from the oldest preview to the newest."""
     cells = []
     for name in sorted(name for name in names if name.startswith("step-"))[-8:]:
@@ -60,7 +100,9 @@ def _over_time(run: Run, names: list[str]) -> str:
         counts = sorted(steps for number, (kind, steps) in clips if number == 1 and kind == 1)
         if counts:
             steps = 4 if 4 in counts else counts[-1]
-            cells.append(_cell(clips[1, (1, steps)], f"step {int(name[5:])}"))
+            step = int(name[5:])
+            mark = ", exported" if step == exported else ""
+            cells.append(_cell(clips[1, (1, steps)], f"step {step}{mark}"))
     if len(cells) < 2:
         return ""
     return f'<h3>Over the training</h3><div class="clips">{"".join(cells)}</div>'

@@ -104,6 +104,12 @@ def reporting(handler: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def heading(text: str, level: int = 2, shown: bool = True) -> None:
+    """A heading; one that is not ``shown`` is for screen readers, where the tab's name says it."""
+    kind = "" if shown else ' class="spoken"'
+    gr.HTML(f"<h{level}{kind}>{escape(text)}</h{level}>")
+
+
 def tell(text: str) -> None:
     """A passing message on the page."""
     gr.Info(escape(text), duration=5)

@@ -123,7 +123,8 @@ def header(status: RunStatus | None) -> str:
     shown = "".join(f"<span>{fact}</span>" for fact in facts)
     return (
         f'<div class="top" data-status="{status.status}">{shown}</div>'
-        f'<div class="bar"><i style="width:{share:.1f}%"></i></div>'
+        f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{share:.0f}" '
+        f'aria-valuemin="0" aria-valuemax="100"><i style="width:{share:.1f}%"></i></div>'
     )
 
 

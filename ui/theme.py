@@ -10,6 +10,8 @@ FOLDER = Path(__file__).resolve().parent
 CSS = FOLDER / "page.css"
 SCRIPT = FOLDER / "page.js"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
+INPUT_BORDER, INPUT_BORDER_DARK = "#8492a6", "#66758c"
+"""3 to 1 against the field and what is around it, as WCAG asks of what shows where a field is."""
 CODE_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 
@@ -36,8 +38,8 @@ def theme() -> gr.themes.Base:
         block_label_text_weight="500",
         block_title_text_weight="600",
         input_border_width="1px",
-        input_border_color="*neutral_300",
-        input_border_color_dark="*neutral_600",
+        input_border_color=INPUT_BORDER,
+        input_border_color_dark=INPUT_BORDER_DARK,
         input_background_fill="white",
         input_background_fill_dark="*neutral_800",
         button_primary_background_fill="*primary_700",

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from .monitor import Events
+from .monitor import Events, exported_step
 from .site import EXPECTED, Site
 from .status import RunStatus
 
@@ -27,6 +27,11 @@ class Moment:
     """Folder name of the preview that is looked at; None for the newest."""
     lora: str | None
     """Name of the exported file that is looked at."""
+
+    @property
+    def exported(self) -> int | None:
+        """The step of the run's LoRA; None while there is none."""
+        return exported_step(self.events)
 
 
 Show = Callable[[Moment], Any]

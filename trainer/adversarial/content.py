@@ -21,11 +21,11 @@ def deeper_half(maps: Sequence[Tensor]) -> list[Tensor]:
 class ContentLoss(FrameMemory):
     """How differently two frames are laid out: 1 - cosine of their deep features.
 
-    Each side is first taken less its own average over the frames so far, place by place. What all
-    the teacher's frames have in common is its look (a background, a watermark), and what all the
-    student's have in common is the style: neither counts, only what sets one frame apart from the
-    others. Then each map is taken less its mean over the frame. One cosine over all places lets the
-    things that stand out count, and not the texture of a background.
+    Subtract each side's running mean first, location by location. What all the teacher's frames
+    have in common is its look (a background, a watermark), and what all the student's have in
+    common is the style: neither counts, only what sets one frame apart from the others. Then
+    subtract from each map its mean over the frame. One cosine over all places lets the things that
+    stand out count, and not the texture of a background.
     """
 
     def __call__(self, ours: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:

@@ -121,7 +121,7 @@ class EfficientNetFeatures(FeatureNetwork):
     side, multiple = 224, 32
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        # The classifier is never reached, so it shall cost no memory.
+        # The classifier is never reached, so it should cost no memory.
         network._conv_head, network._bn1, network._fc = nn.Identity(), nn.Identity(), nn.Identity()
         super().__init__(network, (24, 40, 112, 320), dtype)
 

@@ -114,7 +114,7 @@ class Loop:
         return self.stopping or self.done >= 1
 
     def _agree(self) -> None:
-        """Bring all processes to one clock and one mind about stopping.
+        """Make all processes stop at the same step.
 
         One that left alone would leave the others waiting for its gradients.
         """

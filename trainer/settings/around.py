@@ -77,7 +77,7 @@ class DataConfig(Part):
         ge=1,
         le=250,
         description="Steps in which the library's teacher samples, half as many take half the "
-        "time. At least so many are taken, at most `trajectory.ddim_timesteps`. Counts with "
+        "time. At least this many are taken, at most `trajectory.ddim_timesteps`. Counts with "
         "`motion.target` endpoint; consistency needs every timestep.",
     )
     library_guidance: float = Field(

@@ -55,8 +55,8 @@ class TrajectoryConfig(Part):
         ge=0.0,
         le=1.0,
         description="Share of points on the teacher's or a video's trajectory; the others start "
-        "from the student's own predictions (mixed trajectory distillation). 0 fails:"
-        " keep some real ones.",
+        "from the student's own predictions (mixed trajectory distillation). 0 does not work: "
+        "training needs some teacher points.",
     )
     replay_probability: float = Field(
         default=0.8,
@@ -77,7 +77,7 @@ class TrajectoryConfig(Part):
         default=0.75,
         ge=0.0,
         le=1.0,
-        description="A point counts (alpha_t / sigma_t) to this power. An error of the predicted "
+        description="Weight of a training point: (alpha_t / sigma_t) ** this power. An error of the predicted "
         "noise reaches the clip multiplied by sigma_t / alpha_t: with 0 (the paper) the first "
         "sampling step outweighs the later ones by far, with 1 all count the same.",
     )
@@ -220,16 +220,15 @@ class AdversarialConfig(Part):
         ge=0.0,
         le=100.0,
         description="Weight of the content loss: what is where in a frame, seen in the deep maps "
-        "of the feature network, shall be as in the motion target's frame. Raise it when things "
+        "of the feature network, should be as in the motion target's frame. Raise it when things "
         "lose their shape, lower it when the style does not come through. 0 turns it off.",
     )
     statistics_weight: float = Field(
         default=2.0,
         ge=0.0,
         le=100.0,
-        description="Weight of the statistics loss: the feature network's shallow maps shall be "
-        "spread, place by place and caption by caption, like those of the style images, and share "
-        "what those share. Raise it when the style does not come through or a watermark stays, "
+        description="Weight of the statistics loss: the distribution of shallow feature maps, per "
+        "location and caption, and their mean, should match the style images. Raise it when the style does not come through or a watermark stays, "
         "lower it when things lose their shape. 0 turns it off.",
     )
     r1_weight: float = Field(

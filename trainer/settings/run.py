@@ -54,7 +54,9 @@ class TrainConfig(Part):
         description="Run folder: every state, sample and result goes there.",
     )
     trigger: str = Field(
-        default="", description="Word that calls the style; replaces [trigger] in captions."
+        default="",
+        description="Unusual word that switches the style on, e.g. wsnth. It replaces [trigger] in "
+        "captions. Empty: the style is always on.",
     )
     prompt_template: str = Field(
         default="[trigger]",
@@ -112,7 +114,7 @@ class TrainConfig(Part):
 
     @property
     def library_stride(self) -> int:
-        """The library's teacher visits every so many-th timestep of the trajectory."""
+        """The library's teacher visits every Nth timestep of the trajectory; this is N."""
         if not self.aims_at_ends:
             return 1
         return max(1, self.trajectory.ddim_timesteps // self.data.library_steps)

@@ -114,7 +114,7 @@ class CheckPart:
         config, folder = self.make(values)
         if folder.exists():
             free = self.site.places.free_name(folder.name)
-            raise ValueError(f"There is a run called '{folder.name}' already; '{free}' is free.")
+            raise ValueError(f"Run name: '{folder.name}' is taken; '{free}' is free.")
         readiness = self.site.readings.check(config).require()
         said = [f"{finding.part}: {finding.text}" for finding in readiness.warnings]
         said += preflight_warnings(self.site)

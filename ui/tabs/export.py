@@ -12,7 +12,7 @@ from trainer.runs.best import best_step
 from trainer.runs.checkpoints import checkpoint_steps
 
 from ..export import copy_to_comfyui, describe, lora_file, lora_files, workflow_file
-from ..site import QUIET, SHOWN, Site, reporting, tell
+from ..site import QUIET, SHOWN, Site, heading, reporting, tell
 from ..status import notice
 from ..watch import Moment, Watch
 
@@ -28,17 +28,6 @@ class ExportTab:
 
     def __init__(self, site: Site, watch: Watch) -> None:
         self.site = site
-        with gr.Row(equal_height=True):
-            self.checkpoint = gr.Dropdown(
-                [NEWEST],
-                value="",
-                label="Checkpoint",
-                info="A state of the training. The Samples tab shows which looks best.",
-                allow_custom_value=True,
-                elem_id="checkpoint",
-            )
-            self.export = gr.Button("Export this checkpoint", elem_id="export-checkpoint")
-        busy = gr.HTML()
         self.file = gr.Dropdown(
             [], label="Exported LoRA", allow_custom_value=True, elem_id="lora-file"
         )
@@ -49,6 +38,7 @@ class ExportTab:
                 "Download workflow", interactive=False, elem_id="get-workflow"
             )
         self._comfyui()
+        busy = self._another()
         watch.add(self.checkpoint, self._checkpoints)
         watch.add(self.file, self._files)
         watch.add(self.about, lambda moment: self._shown(moment)[0])
@@ -56,6 +46,21 @@ class ExportTab:
         watch.add(self.workflow, lambda moment: self._shown(moment)[2])
         watch.add(self.name, lambda moment: self._shown(moment)[3])
         watch.add(busy, self._busy)
+
+    def _another(self) -> Any:
+        """To export another state of the training; what shows how that goes."""
+        heading("Export another step of the training", level=3)
+        with gr.Row(equal_height=True):
+            self.checkpoint = gr.Dropdown(
+                [NEWEST],
+                value="",
+                label="Checkpoint",
+                info="A saved state of the training. The Samples tab shows which looks best.",
+                allow_custom_value=True,
+                elem_id="checkpoint",
+            )
+            self.export = gr.Button("Export this checkpoint", elem_id="export-checkpoint")
+        return gr.HTML()
 
     def _comfyui(self) -> None:
         place = self.site.places.loras
@@ -69,7 +74,7 @@ class ExportTab:
                 elem_id="comfyui-folder",
             )
             self.replace = gr.Checkbox(label="Overwrite existing file")
-            self.copy = gr.Button("Copy to ComfyUI", elem_id="copy-comfyui")
+            self.copy = gr.Button("Copy to ComfyUI", variant="primary", elem_id="copy-comfyui")
         self.copied = gr.HTML()
 
     def wire(self, run_choice: Any) -> None:
@@ -89,6 +94,8 @@ class ExportTab:
         labels = {step: f"step {step}" for step in reversed(steps)}
         if best is not None:
             labels[best] += ", the best by movement, style and content"
+        if moment.exported in labels:
+            labels[moment.exported] += " (exported)"
         return gr.update(choices=[NEWEST, *((label, str(k)) for k, label in labels.items())])
 
     def _files(self, moment: Moment) -> Any:
@@ -101,7 +108,7 @@ class ExportTab:
     def _busy(self, moment: Moment) -> str:
         task = moment.site.tasks.status("export")
         if task.running:
-            return notice("live", f"Exporting {task.label}", "The file appears below when done.")
+            return notice("live", f"Exporting {task.label}", "The file appears above when done.")
         return notice("bad", "The export failed", task.problem) if task.failed else ""
 
     def _export(self, name: str | None, step: str | None) -> None:

@@ -1,4 +1,4 @@
-"""First style: what a real style needs, and a button that fills in the form for one's card."""
+"""First style: what a real style needs, step by step, and a button that fills in the form."""
 
 from __future__ import annotations
 
@@ -6,59 +6,91 @@ from typing import Any
 
 import gradio as gr
 
+from trainer.families import animatediff
 from trainer.paths import GENERAL_PROMPTS
+from trainer.settings.memory import memory_presets
 
+from ..first import guide_text, missing_parts, model_parts, parts_panel
 from ..form import base_values
-from ..places import Places
-from ..presets import MEMORY, memory_choices, memory_of_this_machine
-from ..site import SHOWN, Site, reporting, tell
+from ..places import PlaceError
+from ..presets import CPU, MEMORY, memory_of_this_machine
+from ..site import QUIET, SHOWN, Site, heading, reporting, tell
+from ..status import notice
 from .train import TrainTab
 
-TEXT = """
-## Your first real style
-
-The built-in *mini* model draws one moving shape at 64 pixels. It is for trying out this page, and
-cannot learn portraits or landscapes. For your own style take a real model:
-
-1. **Model.** All three are on Hugging Face; the folders are ComfyUI's. The *Train* tab names what
-   is missing and has a field to point at files that lie elsewhere.
-    * a checkpoint of Stable Diffusion 1.5 (4.3 GB, CreativeML Open RAIL-M): `models/checkpoints`
-    * the motion module `mm_sd_v15_v2.ckpt` of `guoyww/animatediff` (1.8 GB, Apache-2.0):
-      `models/animatediff_models`
-    * the folder `facebook/dinov2-small` (0.09 GB, Apache-2.0): `models/dinov2`
-2. **Pictures.** 20 to 100 in one style, as different as possible in what they show, 512 pixels or
-   more on the shorter side.
-3. **Captions.** One sentence each about what is there, not how it looks. The *Data* tab shows and
-   changes them.
-4. **Your card.** Choose it here; the button fills in the *Train* tab, with a list of 96 general
-   prompts for the clips from which movement is learned.
-
-A test on the *Train* tab then says within minutes whether it fits and how long it will take.
-The whole way, with times and remedies: `docs/first-style.md`.
+WHY = """
+The built-in *mini* model draws one moving shape at 64 pixels. It is for trying out this page and
+cannot learn portraits or landscapes. These four steps lead to a model that can.
+"""
+PICTURES = """
+20 to 100 in **one** style, as different as possible in what they show, 512 pixels or more on the
+shorter side. What all of them share is learned, also a signature or a frame: crop it away. The
+*Data* tab takes them.
+"""
+CAPTIONS = """
+One sentence each about **what is there, not how it looks**: "a woman with a red scarf on a bridge",
+not "a beautiful watercolour of a woman". The *Data* tab shows and changes them.
+"""
+CARD = """
+The button fills in the *Train* tab for your card, with a list of 96 general prompts. The base model
+makes example clips of them once, and your model learns movement from those. Then press *Test memory
+and time* there: within minutes it says whether it fits and how long the training takes.
 """
 
 
 class GuideTab:
-    """Components of the tab and what its button does."""
+    """Components of the tab and what its buttons do."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        gr.Markdown(TEXT, elem_id="guide")
+        heading("Your first real style")
+        gr.Markdown(WHY)
+        heading("1. Get the model, about 6 GB", level=3)
+        self.have = gr.HTML(elem_id="guide-have")
+        with gr.Row(equal_height=True):
+            self.folder = gr.Textbox(
+                label="ComfyUI's folder",
+                info="The folder in which main.py lies.",
+                visible=site.places.comfyui is None,
+                elem_id="guide-comfyui",
+            )
+            self.again = gr.Button("Look again", elem_id="guide-look")
+        for title, text in (("2. Choose your pictures", PICTURES), ("3. Caption them", CAPTIONS)):
+            heading(title, level=3)
+            gr.Markdown(text)
+        self._card()
+        with gr.Accordion("The whole guide: times, remedies, use in ComfyUI", open=False):
+            gr.Markdown(guide_text(site.places.pack), elem_id="guide-text")
+
+    def _card(self) -> None:
+        heading("4. Your card", level=3)
+        gr.Markdown(CARD)
         with gr.Row(equal_height=True):
             found = memory_of_this_machine()
+            presets = memory_presets(animatediff.FAMILY.name)
             self.card = gr.Dropdown(
-                memory_choices()[1:],
-                value=found if found in MEMORY[1:] else MEMORY[1],
+                [(preset.title, str(preset.gigabytes)) for preset in presets],
+                value=MEMORY[1] if found == CPU else found,
                 label="Graphics memory",
-                info="Found on this machine." if found in MEMORY[1:] else "No card was found here.",
+                info="No card was found on this machine." if found == CPU else "As found here.",
                 elem_id="guide-card",
             )
             self.fill = gr.Button("Fill in the form", variant="primary", elem_id="guide-fill")
 
-    def wire(self, train: TrainTab, tabs: Any) -> None:
-        def fill(card: str) -> list[Any]:
+    def wire(self, page: Any, tab: Any, train: TrainTab, tabs: Any) -> None:
+        for event in (page.load, tab.select, self.again.click, self.folder.submit):
+            event(self._look, self.folder, self.have, **QUIET)
+
+        def fill(card: str, folder: str | None) -> list[Any]:
+            if card not in MEMORY[1:]:
+                raise ValueError("Graphics memory: choose one from the list.")
+            parts = model_parts(self.site.places, folder or "")
+            if missing := missing_parts(parts[:2]):
+                raise ValueError(
+                    f"Not on this machine yet: {missing}. Step 1 says where to get it."
+                )
+            model, module = (part.found[0] for part in parts[:2])
             draft = self.site.drafts.load()
-            model, module = found_models(self.site.places)
             values = base_values(model, "recipe", card, "good")
             values |= {name: draft.values[name] for name in ("images", "trigger")}
             values |= {"motion_module": module, "prompts": str(GENERAL_PROMPTS)}
@@ -67,19 +99,12 @@ class GuideTab:
             tell("The form is filled in. Choose your pictures, then look at the Train tab.")
             return [*train.show(draft), gr.update(selected="data")]
 
-        self.fill.click(reporting(fill), self.card, [*train.outputs, tabs], **SHOWN)
+        inputs = [self.card, self.folder]
+        self.fill.click(reporting(fill), inputs, [*train.outputs, tabs], **SHOWN)
 
-
-def found_models(places: Places) -> tuple[str, str]:
-    """An image model and a motion module of this machine.
-
-    Raises ValueError naming what is missing.
-    """
-    images = [found for found in places.models() if found.needs_motion]
-    modules = places.motion_modules()
-    if not images or not modules:
-        missing = [] if images else ["a checkpoint of Stable Diffusion 1.5 in models/checkpoints"]
-        missing += [] if modules else ["a motion module in models/animatediff_models"]
-        where = places.comfyui or "ComfyUI (not found: start the page with --comfyui FOLDER)"
-        raise ValueError(f"Not on this machine yet: {' and '.join(missing)} of {where}.")
-    return images[0].model, modules[0][1]
+    def _look(self, folder: str | None) -> str:
+        try:
+            parts = model_parts(self.site.places, folder or "")
+        except PlaceError as error:
+            return notice("bad", "This folder cannot be used", str(error))
+        return parts_panel(parts, self.site.places, folder or "")

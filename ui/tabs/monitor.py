@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gradio as gr
 
-from ..monitor import log_tail, monitor
+from ..monitor import log_tail, losses, monitor
+from ..site import heading
 from ..watch import Moment, Watch
 
 
 def monitor_tab(watch: Watch) -> None:
     """Build the tab; all of it follows the chosen run."""
     watch.add(gr.HTML(elem_id="monitor"), lambda moment: monitor(moment.status, moment.events))
-    gr.HTML("<h3>Log</h3>")
+    # A part of the HTML above would fold again with every new number.
+    with gr.Accordion("Losses, for experts", open=False):
+        watch.add(gr.HTML(elem_id="losses"), lambda moment: losses(moment.status, moment.events))
+    heading("Log", level=3)
     watch.add(gr.HTML(elem_id="log"), _log)
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from trainer.runs.files import remove_folder
 
-from ..site import QUIET, SHOWN, Site, reporting, tell
+from ..site import QUIET, SHOWN, Site, heading, reporting, tell
 from ..status import RunStatus, chip, run_status
 from ..watch import Moment, Watch
 from .train import TrainTab
@@ -35,7 +35,7 @@ class RunsTab:
         with gr.Row(equal_height=True):
             self.clone = gr.Button("Use these settings again", elem_id="clone")
             self.delete = gr.Button("Delete this run", variant="stop", elem_id="delete")
-        gr.HTML("<h3>Queue</h3>")
+        heading("Queue", level=3)
         watch.add(gr.HTML(elem_id="queue"), self._queue)
         with gr.Row(equal_height=True):
             self.job = gr.Dropdown(

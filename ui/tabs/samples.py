@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..reference import reference_images
 from ..samples import sample_folders, samples
 from ..site import QUIET, Site, reporting, tell
 from ..status import notice
@@ -48,7 +49,7 @@ class SamplesTab:
             self.strengths = gr.Button("Compare strengths", elem_id="compare-strengths")
         busy = gr.HTML()
         watch.add(self.preview, self._choices)
-        watch.add(clips, lambda moment: samples(_run(moment), moment.preview))
+        watch.add(clips, self._clips)
         watch.add(busy, self._busy)
 
     def wire(self, run_choice: Any) -> None:
@@ -58,7 +59,12 @@ class SamplesTab:
         self.strengths.click(reporting(self._strengths), inputs, None, **QUIET)
 
     def _choices(self, moment: Moment) -> Any:
-        return gr.update(choices=[NEWEST, *sample_folders(_run(moment))])
+        return gr.update(choices=[NEWEST, *sample_folders(_run(moment), moment.exported)])
+
+    def _clips(self, moment: Moment) -> str:
+        run = _run(moment)
+        references = [] if run is None else reference_images(self.site, run)
+        return samples(run, moment.preview, references, moment.exported)
 
     def _busy(self, moment: Moment) -> str:
         task = moment.site.tasks.status("preview")

@@ -22,18 +22,18 @@ from ..status import notice
 from ..watch import Watch
 from .check import CheckPart
 
-FRONT = ("steps", "minutes", "seed")
+FRONT = ("steps", "minutes")
 SECTIONS = {
     "data": "What a clip looks like, how images are cut, and how many example clips the base model "
-    "makes for the student to learn motion from.",
-    "trajectory": "The teacher makes a clip in many small steps. These say from which of them the "
-    "student learns to jump straight to the end.",
-    "motion": "The student must move as the teacher does. These say how that is measured and how "
-    "much it counts.",
-    "adversarial": "A discriminator (a network that tells your images from the student's frames) "
-    "shows the student where its look is still off.",
+    "makes once, from which movement is learned.",
+    "trajectory": "The base model (teacher) makes a clip in many small steps. These say from which "
+    "of them the few-step model (student) learns to jump straight to the end.",
+    "motion": "The few-step model (student) should move as the base model (teacher) does. These "
+    "say how that is measured and how much it counts.",
+    "adversarial": "A discriminator (a network that tells your images from the model's frames) "
+    "shows the few-step model (student) where its look is still off.",
     "lora": "The small file that is trained: its size.",
-    "optim": "How the numbers of the LoRA are changed in each step.",
+    "optim": "How the numbers of the LoRA are changed in each training step.",
     "hardware": "Where it computes, and how to save memory.",
     "preview": "Clips that are made while it trains, for the Samples tab.",
     "checkpoint": "Complete states, to resume from and to choose from in the Export tab.",
@@ -45,7 +45,9 @@ MINI = (
     "It cannot learn portraits or landscapes; the <b>First style</b> tab leads to a model that "
     "can.</p>"
 )
-MORE = ("vae", "videos", "prompts", "init_lora", "warm_start", "preset")
+MORE = ("prompts", "preview.prompts", "videos", "vae", "init_lora", "warm_start", "seed")
+"""What an artist may want to set without knowing the method."""
+RECIPE_TITLE = "Recipe"
 
 
 class TrainTab:
@@ -103,12 +105,12 @@ class TrainTab:
         for name in NAMES:
             if name not in self.fields and name not in MORE:
                 part = RECORDS[name].part
-                title = Settings.model_fields[part].description if part else MORE_TITLE
+                title = Settings.model_fields[part].description if part else RECIPE_TITLE
                 parts.setdefault(title or part, []).append(name)
         self._group(MORE_TITLE, parts.pop(MORE_TITLE))
         self.expert = gr.Checkbox(
             label="Expert: show every setting of the method",
-            info="All of them have a good value already.",
+            info="Optional: they are set for you.",
             elem_id="expert",
         )
         with gr.Column(visible=False) as self.advanced:
