@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,9 +168,12 @@ def test_nothing_that_a_run_says_is_html(site):
         events.append("preview", step=1, motion_kept={"1": 0.2})
         events.append("alarm", step=1, message=HARMFUL)
     status = site.status("run")
-    shown = [monitor(status, site.events.read(run.events_path)), header(status),
+    events = site.events.read(run.events_path)
+    training = monitor(replace(status, status="running"), events)
+    shown = [training, monitor(status, events), header(status),
              log_tail(run.log_path), samples(run, None)]  # fmt: skip
-    assert "Motion is dying" in shown[0]
+    assert "Too little movement" in training
+    assert "Too little movement" not in shown[1], "of a run that has ended the best step is taken"
     for text in shown:
         assert "<img src=x" not in text
 
