@@ -78,8 +78,8 @@ class TrajectoryConfig(Part):
         ge=0.0,
         le=1.0,
         description="Weight of a training point: (alpha_t / sigma_t) ** this power. An error of "
-        "the predicted noise reaches the clip multiplied by sigma_t / alpha_t: with 0 (the paper) the first "
-        "sampling step outweighs the later ones by far, with 1 all count the same.",
+        "the predicted noise reaches the clip multiplied by sigma_t / alpha_t: with 0 (the paper) "
+        "the first sampling step outweighs the later ones by far, with 1 all count the same.",
     )
     few_step_bias: float = Field(
         default=0.7,
@@ -229,7 +229,8 @@ class AdversarialConfig(Part):
         le=100.0,
         description="Weight of the statistics loss: the distribution of shallow feature maps, per "
         "location and caption, and their mean, should match the style images. Raise it when the "
-        "style does not come through or a watermark stays, lower it when things lose their shape. 0 turns it off.",
+        "style does not come through or a watermark stays, lower it when things lose their shape. "
+        "0 turns it off.",
     )
     r1_weight: float = Field(
         default=0.0,
