@@ -198,8 +198,8 @@ def place() -> str:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(ROOT) and "tests" not in path.relative_to(ROOT).parts[:1]:
             inside = path.relative_to(ROOT).as_posix()
-            if not inside.startswith("."):
-                return f"{inside}:{frame.f_code.co_name}"
+            if not inside.startswith(".") and not frame.f_code.co_name.startswith("<"):
+                return f"{inside}:{frame.f_code.co_name}"  # comprehensions: since 3.12 no frame
         frame = frame.f_back
     return "tests"
 

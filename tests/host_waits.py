@@ -12,7 +12,7 @@ IN_A_STEP = {
     "trainer/distill/distiller.py:shared_values": "losses and gradient norm, in one copy",
     "trainer/distill/motions.py:add": "predictions to replay, after the optimizer's step",
     "trainer/families/base.py:_encode_missing": "a prompt's text, once a run",
-    "trainer/distill/ends.py:<listcomp>": "maps of a clip that is looked at once a run",
+    "trainer/distill/ends.py:_look": "maps of a clip that is looked at once a run",
     "trainer/families/base.py:awake": "a part that rests in main memory goes back there",
 }
 WITH_OFFLOADED_OPTIMIZER = {
@@ -28,12 +28,18 @@ BESIDE_STEPS = {
     "trainer/distill/sources.py:_videos": "encoded videos are kept in main memory",
     "trainer/adversarial/losses.py:norms": "a checkpoint has no norms before the first finite one",
     "trainer/adversarial/losses.py:state_dict": "checkpoint",
-    "trainer/runs/checkpoints.py:<dictcomp>": "checkpoint",
     "trainer/runs/checkpoints.py:_serialise": "checkpoint",
     "trainer/evaluate/generate.py:generate_clips": "clips are looked at and written by the host",
-    "trainer/evaluate/closeness.py:<listcomp>": "distances of a preview's frames",
+    "trainer/evaluate/closeness.py:_features": "distances of a preview's frames",
+    "trainer/distill/motions.py:load_state_dict": "a resumed run keeps predictions in main memory",
+    "trainer/models/sound.py:check_latents": "a clip that is not finite is an error",
     "trainer/lora/pairs.py:check_pair": "an export holds finite numbers only",
-    "trainer/lora/export.py:<genexpr>": "export",
+    "trainer/lora/export.py:cast_pairs": "export",
+}
+MEASURING = {
+    "trainer/evaluate/networks.py:_in_batches": "features are compared by the host",
+    "trainer/evaluate/published.py:similarity": "CLIPSIM is a number of the host",
+    "trainer/evaluate/accuracy.py:caption_hits": "what the judge read is compared by the host",
 }
 MEASURING = {
     "trainer/evaluate/networks.py:_in_batches": "features are compared by the host",
