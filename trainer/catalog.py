@@ -84,7 +84,7 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     """
     models = [] if comfyui is None else [comfyui / "models"]
     roots = [*folders, *(place / "diffusers" for place in models)]
-    mini = "mini: one moving shape, for trying out"
+    mini = "mini (one shape, for trying out)"
     found = [FoundModel(mini, "mini", "mini", _licence(MINI, ""))]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()

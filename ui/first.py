@@ -69,7 +69,7 @@ def _row(part: Part) -> str:
         mark, state = "&#8595;", "warn"
         get = part.downloads[0]
         text = (
-            f"{part.purpose}. Download <code>{escape(get.name)}</code> ({escape(get.size)}, "
+            f"{part.purpose}. Download <b>{escape(get.name)}</b> ({escape(get.size)}, "
             f"{escape(get.licence)}) from <code>{escape(get.repository)}</code> on Hugging Face "
             f"into <code>ComfyUI/{escape(get.folder)}</code>."
         )

@@ -61,10 +61,10 @@ def samples(
         cells = [
             _cell(clips.get((number, method)), _title(method) or original) for method in methods
         ]
-        rows.append(f'<h3>{escape(prompt)}</h3><div class="clips">{"".join(cells)}</div>')
-    above = _references(references) + _which(folder.name, exported)
-    shown = f'<div class="samples">{PAUSE}{"".join(rows)}</div>'
-    return f"{above}{shown}{_over_time(run, known, exported)}"
+        rows.append(f"<h3>{escape(prompt)}</h3>{_row_of(cells)}")
+    above = f'<div class="over">{_which(folder.name, exported)}{PAUSE}</div>'
+    shown = f'{_references(references)}{above}<div class="samples">{"".join(rows)}</div>'
+    return f"{shown}{_over_time(run, known, exported)}"
 
 
 def _references(pictures: Sequence[Path]) -> str:
@@ -79,17 +79,15 @@ def _references(pictures: Sequence[Path]) -> str:
 
 
 def _which(folder: str, exported: int | None) -> str:
-    """Whether the clips are those of the LoRA that is used in ComfyUI."""
+    """Which step the clips are of, and whether it is that of the LoRA used in ComfyUI."""
     match = _FOLDER.fullmatch(folder)
-    if exported is None or match is None:
-        return ""
-    step = int(match[2])
-    if step == exported:
-        return f'<p class="quiet">These clips are of step {step:,}, the exported LoRA.</p>'
-    return (
-        f'<p class="quiet">These clips are of step {step:,}; the exported LoRA is of step '
-        f"<b>{exported:,}</b>.</p>"
-    )
+    step = int(match[2]) if match else 0
+    said = f"These clips are of step {step:,}"
+    if exported == step:
+        said += ", the exported LoRA"
+    elif exported is not None:
+        said += f"; the exported LoRA is of step <b>{exported:,}</b>"
+    return f'<p class="quiet">{said}.</p>'
 
 
 def _over_time(run: Run, names: list[str], exported: int | None) -> str:
@@ -105,7 +103,11 @@ def _over_time(run: Run, names: list[str], exported: int | None) -> str:
             cells.append(_cell(clips[1, (1, steps)], f"step {step}{mark}"))
     if len(cells) < 2:
         return ""
-    return f'<h3>Over the training</h3><div class="clips">{"".join(cells)}</div>'
+    return f"<h3>Over the training</h3>{_row_of(cells)}"
+
+
+def _row_of(cells: Sequence[str]) -> str:
+    return f'<div class="clips" style="--columns: {len(cells)}">{"".join(cells)}</div>'
 
 
 def _read(folder: Path) -> tuple[list[str], dict[tuple[int, Method], Path]]:

@@ -107,7 +107,7 @@ def reporting(handler: Callable[..., Any]) -> Callable[..., Any]:
 def heading(text: str, level: int = 2, shown: bool = True) -> None:
     """A heading; one that is not ``shown`` is for screen readers, where the tab's name says it."""
     kind = "" if shown else ' class="spoken"'
-    gr.HTML(f"<h{level}{kind}>{escape(text)}</h{level}>")
+    gr.HTML(f"<h{level}{kind}>{escape(text)}</h{level}>", elem_classes="heading")
 
 
 def tell(text: str) -> None:

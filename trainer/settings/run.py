@@ -62,13 +62,13 @@ class TrainConfig(Part):
         default="[trigger]",
         description="Caption of images that have none.",
     )
-    steps: int = Field(default=300, ge=1, le=10_000_000, description="Optimizer steps of the run.")
+    steps: int = Field(default=300, ge=1, le=10_000_000, description="Training steps of the run.")
     minutes: float | None = Field(
         default=None,
         ge=0.01,
         le=100_000.0,
-        description="Time budget in minutes. If set, the run ends at this or at `steps`, "
-        "whichever comes first.",
+        description="Ends the run after so many minutes, or at its last step if that comes first. "
+        "Not set: no limit.",
     )
     seed: int = Field(
         default=0,

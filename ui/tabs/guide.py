@@ -8,7 +8,7 @@ import gradio as gr
 
 from trainer.families import animatediff
 from trainer.paths import GENERAL_PROMPTS
-from trainer.settings.memory import memory_presets
+from trainer.settings.memory import MemoryPreset, memory_presets
 
 from ..first import guide_text, missing_parts, model_parts, parts_panel
 from ..form import base_values
@@ -46,7 +46,7 @@ class GuideTab:
         heading("Your first real style")
         gr.Markdown(WHY)
         heading("1. Get the model, about 6 GB", level=3)
-        self.have = gr.HTML(elem_id="guide-have")
+        self.have = gr.HTML(elem_id="guide-have", elem_classes="heading")
         with gr.Row(equal_height=True):
             self.folder = gr.Textbox(
                 label="ComfyUI's folder",
@@ -69,7 +69,7 @@ class GuideTab:
             found = memory_of_this_machine()
             presets = memory_presets(animatediff.FAMILY.name)
             self.card = gr.Dropdown(
-                [(preset.title, str(preset.gigabytes)) for preset in presets],
+                [(_card_title(preset), str(preset.gigabytes)) for preset in presets],
                 value=MEMORY[1] if found == CPU else found,
                 label="Graphics memory",
                 info="No card was found on this machine." if found == CPU else "As found here.",
@@ -108,3 +108,8 @@ class GuideTab:
         except PlaceError as error:
             return notice("bad", "This folder cannot be used", str(error))
         return parts_panel(parts, self.site.places, folder or "")
+
+
+def _card_title(preset: MemoryPreset) -> str:
+    size = f"{preset.frames} frames of {preset.width} x {preset.height} pixels"
+    return f"{preset.gigabytes} GB card: {size}"
