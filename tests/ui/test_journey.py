@@ -39,7 +39,9 @@ def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, 
 
         tab(page, "Monitor")
         page.locator("#monitor .chart circle").first.wait_for()
-        assert page.locator("#monitor .chart").count() == 5
+        assert page.locator("#monitor .chart").count() == 3
+        page.get_by_role("button", name="Losses, for experts").click()
+        page.locator("#losses .chart polyline").first.wait_for()
         exported = read_events(run.events_path, "export")[-1]["step"]
         assert f"is of step {exported}" in page.locator("#monitor").inner_text()
         assert "Exported" in page.locator("#log").inner_text()
@@ -52,6 +54,8 @@ def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, 
         titles = page.locator("#samples .clip span").all_inner_texts()
         many = run.config().preview.teacher_steps
         assert titles[:3] == [f"original, {many} steps", "yours, 1 step", "yours, 2 steps"]
+        assert page.locator("#samples .references img").count() == 6
+        assert f"step {exported}" in page.locator("#samples .over").inner_text()
 
         tab(page, "Export")
         page.locator("#lora-about", has_text="Use it").wait_for()

@@ -199,13 +199,15 @@ def test_events_are_read_as_they_come_and_again_after_a_resume(tmp_path):
 def test_charts_draw_every_line_and_say_what_is_missing():
     from ui.charts import Level, Line, line_chart, smooth, thinned, ticks
 
-    empty = line_chart("A & B", [Line("x", [])], help_text="why", empty="not yet")
+    empty = line_chart("A & B", [Line("x", [])], help_text="why", y_title="", empty="not yet")
     assert "not yet" in empty and "A &amp; B" in empty and "<svg" not in empty
     points = [(step, step % 7) for step in range(5000)]
     assert len(thinned(points)) <= 400 and thinned(points)[-1] == points[-1]
     drawn = line_chart("t", [Line("x", points), Line("y", [(3, 0.5)], 1, dots=True)],
-                       help_text="", levels=[Level("here", 1.0)], percent=True)  # fmt: skip
+                       help_text="", y_title="height < 3", levels=[Level("here", 1.0)],
+                       percent=True)  # fmt: skip
     assert drawn.count("<polyline") == 2 and drawn.count("<circle") == 1 and "here" in drawn
+    assert ">training step<" in drawn and ">height &lt; 3<" in drawn, "both axes have titles"
     assert smooth([(1, 4.0), (2, 4.0)]) == [(1, pytest.approx(4.0)), (2, pytest.approx(4.0))]
     assert ticks(0, 1) == [0, 0.5, 1] and ticks(0, 3, whole=True) == [0, 1, 2, 3]
 
