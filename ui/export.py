@@ -56,7 +56,7 @@ def describe(file: Path) -> str:
         picture = f'<img class="thumb" alt="" src="{escape(thumbnail, quote=True)}">'
     header = (
         '<details><summary>All details of the file</summary><div class="card">'
-        f'<table class="files">{lines}</table></div></details>'
+        f'<table class="files fixed">{lines}</table></div></details>'
     )
     return f'<div class="card use">{picture}{_use(found.metadata)}</div>{header}'
 

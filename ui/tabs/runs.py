@@ -64,7 +64,8 @@ class RunsTab:
         if not rows:
             return EMPTY
         head = "<tr><th>Run</th><th>Status</th><th>Step</th><th>Changed</th><th>Note</th></tr>"
-        return f'<table class="files">{head}{"".join(rows)}</table>'
+        body = f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody>"
+        return f'<table class="files paged">{body}</table>'
 
     def _chosen(self, moment: Moment) -> str:
         if moment.name is None:
@@ -128,7 +129,7 @@ def _row(status: RunStatus) -> str:
     changed = status.run.config_path.stat().st_mtime if state.updated is None else state.updated
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed))
     lora = "LoRA exported" if status.run.export_path.is_file() else ""
-    step = f"{state.step} of {state.steps}" if state.steps else "-"
+    step = f"step {state.step:,} of {state.steps:,}" if state.steps else ""
     return (
         f"<tr><td><b>{escape(status.run.name)}</b></td><td>{chip(status)}</td><td>{step}</td>"
         f"<td>{when}</td><td>{lora}</td></tr>"
