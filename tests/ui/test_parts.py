@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from patience import wait_until
 
 from trainer.config import ConfigError, TrainConfig, load_config, save_config
 from trainer.runs.events import EventLog
@@ -216,7 +217,6 @@ def test_a_task_is_found_again_and_its_failure_is_a_sentence(site, tmp_path):
     from ui.jobs import Tasks
 
     site.tasks.start("export", "x", ["export", str(tmp_path / "no run")])
-    for process in site.tasks._children.values():
-        process.wait()
+    wait_until(lambda: not site.tasks.status("export").running, "the export")
     task = Tasks(site.places.web / "tasks", PACK).status("export")
     assert task.failed and not task.running and "does not exist" in task.problem
