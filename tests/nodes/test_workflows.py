@@ -147,7 +147,7 @@ def test_a_loras_graph_names_every_file_its_folder_and_a_public_address():
         "ink.safetensors": ("loras", NOT_PUBLISHED),
     }
     text = next(node for node in graph["nodes"] if node["type"] == "MarkdownNote")["widgets_values"]
-    for words in ("`in ink`", "`checkpoints/sd15.safetensors`", motion, "`ab12cd34ef...`"):
+    for words in ("**in ink**", "**checkpoints/sd15.safetensors**", motion, "ab12cd34ef..."):
         assert words in text[0]
 
 
@@ -156,7 +156,7 @@ def test_a_motion_adapter_folder_is_no_missing_file():
     graph = json.loads(lora_workflow(card, "ink.safetensors", "a red star"))
     node = next(node for node in graph["nodes"] if node["type"] == "MCM_AnimateDiff")
     assert all(model["name"] != "my adapter" for model in node["properties"]["models"])
-    assert "`animatediff_models/my adapter`" in json.dumps(graph)
+    assert "**animatediff_models/my adapter**" in json.dumps(graph)
 
 
 def test_the_decoder_stands_beside_its_sampler_and_nothing_below_it(graphs):

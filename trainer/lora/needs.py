@@ -8,6 +8,8 @@ nobody publishes has the address of ComfyUI's page on model folders, which is no
 
 from __future__ import annotations
 
+import re
+
 from .metadata import LoraCard
 
 HUB = "https://huggingface.co"
@@ -64,18 +66,29 @@ def needed_folder(name: str, directory: str = FOLDERS) -> list[Entry]:
 
 def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
     """Markdown for the graph of a LoRA: what it is, and where its files go."""
-    lines = [f"## {card.title}", ""]
+    lines = [f"## {_plain(card.title)}", ""]
     if card.trigger:
-        lines += [f"Its word for the prompt: `{card.trigger}`", ""]
-    lines += ["Below ComfyUI's `models`:", "", f"* `{LORAS}/{file_name}` (this file)"]
-    lines += [f"* `{entry['directory']}/{_shown(entry)}`{_where(entry)}" for entry in base_files]
+        lines += [f"Its word for the prompt: {_bold(card.trigger)}", ""]
+    lines += ["Below ComfyUI's **models**:", "", f"* {_bold(f'{LORAS}/{file_name}')} (this file)"]
+    for entry in base_files:
+        lines.append(f"* {_bold(entry['directory'] + '/' + _shown(entry))}{_where(entry)}")
     if not base_files:
-        lines.append(f"* the base model `{card.base_model}` comes with this pack")
+        lines.append(f"* the base model {_bold(card.base_model)} comes with this pack")
     if base_files and card.base_hash:
-        lines += ["", f"SHA-256 of the base UNet's weights: `{card.base_hash[:10]}...`"]
+        lines += ["", f"SHA-256 of the base UNet's weights: {card.base_hash[:10]}..."]
     if base_files and card.base_license:
         lines += ["", f"Licence of the base model: {card.base_license}"]
     return "\n".join([*lines, "", "Then press **R** and **Run**."])
+
+
+def _bold(text: str) -> str:
+    """Markdown for a name; Nodes 2.0 draws code in blue on the note's brown: nobody can read it."""
+    return f"**{_plain(text)}**"
+
+
+def _plain(text: str) -> str:
+    """Markdown that shows ``text`` as it is, whatever signs a file name or a word holds."""
+    return re.sub(r"([\\`*\[\]<>])", r"\\\1", " ".join(text.split()))
 
 
 def _shown(entry: Entry) -> str:

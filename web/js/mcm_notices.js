@@ -11,6 +11,7 @@ const MIN_WIDTH = 280; // of a node while it shows a notice: narrower, the text 
 const LOOK_MS = 400;
 const SETTERS = ["SIGMAS", "SAMPLER", "GUIDER"]; // sockets of nodes that hold a custom sampler's values
 const STYLE = `
+.lg-node-widgets > .mcm-notices { grid-column: 1 / -1; }
 .mcm-notices { display: flex; flex-direction: column; width: 100%; pointer-events: auto; }
 .lg-node:has(.mcm-notice) { z-index: 1000 !important; }
 .mcm-notices > div { display: flex; flex-direction: column; gap: 6px; max-height: 150px; overflow-y: auto; }
@@ -85,7 +86,8 @@ function look() {
     forget(executionId, (each) => corrected(each, nodes.at(-1)));
     for (const node of new Set([nodes.at(-1), nodes[0]])) {
       const view = views.get(node);
-      if (view && !view.element.isConnected) mount(node, view.element);
+      const outer = view?.widget.element;
+      if (outer && !outer.isConnected) mount(node, outer);
     }
   }
 }
