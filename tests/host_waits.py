@@ -41,9 +41,6 @@ MEASURING = {
     "trainer/evaluate/published.py:similarity": "CLIPSIM is a number of the host",
     "trainer/evaluate/accuracy.py:caption_hits": "what the judge read is compared by the host",
 }
-MEASURING = {
-    "trainer/evaluate/networks.py:_in_batches": "features are compared by the host",
-}
 
 
 def places(waits: Counter[tuple[str, str]]) -> set[str]:
