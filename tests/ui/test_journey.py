@@ -149,8 +149,9 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         run = Run.open(trainer.runs / "side")
 
         tab(page, "Samples")
+        before = len(read_events(run.events_path, "preview"))
         page.locator("#sample-now").click()
-        wait_for(page, lambda: len(read_events(run.events_path, "preview")) == 2)
+        wait_for(page, lambda: len(read_events(run.events_path, "preview")) == before + 1)
         # The event comes before the process ends, and one preview is made at a time.
         page.locator(".notice.live", has_text="Sampling side").wait_for(state="hidden")
         page.get_by_role("button", name="Your own prompts").click()
