@@ -17,6 +17,8 @@ IN_A_STEP = {
 }
 WITH_OFFLOADED_OPTIMIZER = {
     "trainer/distill/optimizers.py:step": "parameters and gradients, to be updated by the host",
+    "trainer/distill/ema.py:__init__": "the average is kept in main memory",
+    "trainer/distill/ema.py:load_state_dict": "the average is kept in main memory",
     "trainer/distill/ema.py:update": "the average is kept in main memory",
 }
 WITHOUT_IMAGES = {
