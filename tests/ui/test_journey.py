@@ -157,7 +157,7 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         page.get_by_role("button", name="Your own prompts").click()
         page.locator("#own-prompts textarea").fill("--a red star, growing")
         page.locator("#make-clips").click()
-        page.locator("#samples h4", has_text="--a red star, growing").wait_for()
+        page.locator("#samples h3", has_text="--a red star, growing").wait_for()
         wait_for(page, lambda: not page.get_by_text("Sampling side").is_visible())
         page.locator("#compare-strengths").click()
         page.locator("#samples .clip", has_text="strength 0.75").wait_for()
