@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.cli.main import COMMANDS, main
 from trainer.families import MINI
@@ -199,13 +200,11 @@ def test_evaluate_says_what_is_wrong_before_it_samples(tmp_path, capsys):
         assert message in shown and "teacher" not in shown
 
 
-def test_a_device_that_is_not_there_is_no_other_one():
-    from trainer.cli.options import check_device
-
-    check_device("auto", "cpu")
-    check_device("cpu", "cpu")
-    with pytest.raises(ValueError, match="`--device cuda` is not there: PyTorch sees cpu only"):
-        check_device("cuda", "cpu")
+def test_a_device_that_is_not_there_is_no_other_one(tmp_path, capsys):
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    asked = ["--prompt", "x", "--out", str(tmp_path / "x.webp"), "--lora", str(bundled_lora())]
+    assert main(["sample", *asked, "--device", missing]) == 1
+    assert f"The device {missing} is not there: PyTorch sees" in capsys.readouterr().err
 
 
 def test_evaluate_tells_where_it_is_when_there_is_no_terminal(capsys):

@@ -94,7 +94,8 @@ def naive_point(session, draws, row):
     text = model.encode_text([prompts.prompts[prompt].text])[0]
     if source == TRAJECTORY:
         visited = [*range(49, -1, -2 if ends else -1)][::-1]  # in 25 steps if only ends count
-        z = library.states[clip, 1 + visited.index(level)].float()
+        kept = [v for v in visited if 20 * (v + 1) - 1 >= 800] if ends else visited
+        z = library.states[clip, 1 + kept.index(level)].float()
     else:
         earlier = naive_f(model, start, 999, text) if source == FRESH else earlier
         z = (a.sqrt() * earlier + (1 - a).sqrt() * draws.noise[row].double()).float()

@@ -35,6 +35,9 @@ from trainer.runs.state import RunState, StateBoard, read_state
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
+IN_TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+"""Two processes, as `accelerate launch` starts them where there are cards; on CPUs alone it starts
+one."""
 
 
 def settings(tiny_model: Path, style_images: Path, run: Path, **more):
@@ -282,11 +285,7 @@ def test_a_nan_of_one_process_is_everybodys(tmp_path):
         "assert found['loss'] != found['loss'] and found['n'] == 2.0, found\n",
         encoding="utf-8",
     )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launch, *options, str(script)], capture_output=True, text=True, encoding="utf-8"
-    )
+    done = subprocess.run([*IN_TWO, str(script)], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -304,10 +303,8 @@ def test_the_discriminators_gradient_counts_for_the_guard(session):
 
 
 def in_two_processes(values: dict) -> subprocess.Popen:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     return subprocess.Popen(
-        [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m",
-         *train_command(values)[2:]],
+        [*IN_TWO, "-m", "--", *train_command(values)[2:]],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
 
@@ -320,6 +317,7 @@ def test_two_processes_train_one_run(tiny_model, style_images, tmp_path):
     run = Run.open(path)
     assert read_state(run).status == "finished"
     assert [e["step"] for e in read_events(run.events_path, "step")] == [1, 2]
+    assert read_events(run.events_path, "start")[0]["processes"] == 2
 
 
 @pytest.mark.parametrize("ending", ["finished", "stopped"])

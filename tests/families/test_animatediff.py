@@ -226,7 +226,7 @@ def test_a_checkpoint_that_predicts_velocity_is_read_as_such(
     marked = state | ({"v_pred": torch.zeros(0)} if mark == "v_pred" else {})
     save_file(marked, tmp_path / "v.safetensors", told if mark == "header" else None)
     if mark == "yaml":
-        text = "model:\n  params:\n    parameterization: \"v\"\n"
+        text = 'model:\n  params:\n    parameterization: "v"\n'
         (tmp_path / "v.yaml").write_text(text, encoding="utf-8")
     velocity = load_model(str(tmp_path / "v.safetensors"), motion_module=motion_module_file)
     assert velocity.scheduler_config["prediction_type"] == "v_prediction"

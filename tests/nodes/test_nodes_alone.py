@@ -86,9 +86,7 @@ def test_lora_info_and_side_by_side(server):
     assert width >= 128
 
 
-def test_without_diffusers_log_and_node_name_the_line_that_mends_it(
-    comfy_path, packages, tmp_path
-):
+def test_without_diffusers_log_and_node_name_the_line_that_mends_it(comfy_path, packages, tmp_path):
     core = {name: each for name, each in packages.items() if name != "diffusers"}
     python = make_python(tmp_path / "python", core)
     (site,) = (tmp_path / "python").glob("lib/python*/site-packages")
@@ -107,4 +105,3 @@ def test_without_diffusers_log_and_node_name_the_line_that_mends_it(
         assert not error_of(running.run(text_to_images()))
     finally:
         running.stop()
-

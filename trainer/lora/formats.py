@@ -20,7 +20,6 @@ PEFT_CONFIG = "adapter_config.json"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
-
 @dataclass(frozen=True)
 class Parts:
     """The tensors of one module as a file has them; any may be missing."""
@@ -231,7 +230,7 @@ def detect(keys: Iterable[str], where: str) -> LoraFormat:
 
 
 def _kind_of(keys: Iterable[str]) -> str:
-    """", but ..." for keys of a known other kind of adapter; else empty."""
+    """ ", but ..." for keys of a known other kind of adapter; else empty."""
     kinds = [what for piece, what in OTHER_KINDS if any(piece in f".{key}" for key in keys)]
     return f", but {kinds[0]}" if kinds else ""
 

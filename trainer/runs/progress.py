@@ -34,10 +34,16 @@ def _to_stderr(line: str) -> None:
 
 
 class RunLog:
-    """Writes texts to the console and, with the time, to a UTF-8 ``log.txt``; call it with one."""
+    """Writes texts to the console and, with the time, to a UTF-8 ``log.txt``; call it with one.
 
-    def __init__(self, path: Path | None, console: TextIO | None = None) -> None:
+    A ``silent`` one has no console: one of several processes speaks for all.
+    """
+
+    def __init__(
+        self, path: Path | None, console: TextIO | None = None, silent: bool = False
+    ) -> None:
         self.path = Path(path) if path is not None else None
+        self.silent = silent
         self.console = console if console is not None else sys.stdout
 
     def __call__(self, message: str) -> None:
@@ -62,7 +68,7 @@ class RunLog:
             file.write(f"{stamp}  {message}\n")
 
     def _to_console(self, message: str) -> None:
-        if self.console is None:  # a Windows process without a console
+        if self.silent or self.console is None:  # a Windows process without a console has none
             return
         # A console of another encoding (cp1252) must not end a run over an umlaut.
         encoding = getattr(self.console, "encoding", None) or "utf-8"

@@ -192,9 +192,11 @@ def test_cores_lora_loader_works_after_the_motion_module(clip_model, tiny):
 
 
 def test_lost_changes_are_named_in_one_warning(mcm, sd15, motion, caplog):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
     sd15.set_model_attn2_patch(lambda q, k, v, extra: (q, k, v))
     sd15.set_model_patch(lambda x, extra: x, "middle_patch")
-    sd15.add_object_patch("model_sampling", object())
+    sd15 = ModelSamplingDiscrete().patch(sd15, "eps", True)[0]
     with caplog.at_level(logging.WARNING):
         model = mcm.animatediff.apply_motion_module(sd15, motion)
     assert len(caplog.records) == 1

@@ -33,9 +33,7 @@ def full_model(mcm):
     )
     names = {path for path in native.diffusion_model.state_dict() if ".motion_modules." not in path}
     assert names == set(unet.state_dict())
-    info = mcm.animatediff.motion_info(
-        meta_module(mcm, adapter), mcm.animatediff.SCHEDULER_CONFIG
-    )
+    info = mcm.animatediff.motion_info(meta_module(mcm, adapter), mcm.animatediff.SCHEDULER_CONFIG)
     return mcm.animatediff.wrap_model(native, info)
 
 
