@@ -115,9 +115,9 @@ def diffusers_sigmas(scheduler_config: dict[str, Any]) -> Tensor:
 
     Core computes the same schedule in float64, up to 1e-4 away where the noise is least.
     """
-    from ...trainer.diffusion.schedule import NoiseSchedule
+    from ...trainer.diffusion.noise import VariancePreserving
 
-    alphas = NoiseSchedule.from_config(scheduler_config).alphas_cumprod
+    alphas = VariancePreserving.from_config(scheduler_config).alphas_cumprod
     return ((1 - alphas) / alphas).sqrt()
 
 

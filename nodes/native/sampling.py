@@ -90,7 +90,7 @@ def _sampling_class(prediction: str) -> type:
     """The model sampling for what the network predicts, "EPS" or "V_PREDICTION"."""
     import comfy.model_sampling
 
-    from ...trainer.diffusion.consistency import boundary_scalings
+    from ...trainer.diffusion.noise import boundary_scalings
     from .model import diffusers_sigmas
 
     class FewStepSampling(

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     from ..lora.inspect import inspect_file
 
     name = options.model or _named_model(options.file)
-    report = inspect_file(options.file, None if name is None else model_from(options, name).unet)
+    report = inspect_file(options.file, None if name is None else model_from(options, name).network)
     print(report.text())
     return 0
 

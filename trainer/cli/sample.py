@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     model.latent_shape(*size)  # a size that it cannot make is said before anything is loaded
     model.to(device_from(options))
     if found is not None:
-        apply_lora(model.unet, found.pairs, options.strength)
+        apply_lora(model.network, found.pairs, options.strength)
     student = found is not None
     steps = options.steps or (told.steps if student else TEACHER_STEPS)
     guidance = options.guidance

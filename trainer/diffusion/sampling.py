@@ -1,4 +1,4 @@
-"""Samplers for video latents ``(B, C, F, h, w)``, each a diffusers scheduler and one shared loop.
+"""Samplers for video latents ``(B, C, F, h, w)``: consistency sampling, and the teacher's solvers.
 
 Noise order. Every video has its own `torch.Generator` on the CPU. From it come, in float32 and in
 the order C, F, h, w: first the initial noise (not drawn when ``init_latents`` is given), then, for
@@ -8,21 +8,29 @@ the same in a batch, by itself, and on any device up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .consistency import SIGMA_DATA, TIMESTEP_SCALING, check_steps
-from .schedule import NoiseSchedule
-from .solver import TRAJECTORY_STEPS, guided_eps
+from .noise import (
+    SIGMA_DATA,
+    TIMESTEP_SCALING,
+    TRAIN_TIMESTEPS,
+    TRAJECTORY_STEPS,
+    NoisePath,
+    check_steps,
+    few_step_places,
+    guided,
+)
 
-PredictEps = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(latents (B, C, F, h, w), timesteps (B,) int64, text (B, L, D)) -> eps (B, C, F, h, w)``."""
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(latents (B, C, F, h, w), level (B,), text (B, L, D)) -> output (B, C, F, h, w)``: a network's
+pass, whose output the model's `NoisePath` reads."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class SamplerStep:
     index: int
     """0 for the first step, ``steps - 1`` for the last."""
     steps: int
-    timestep: int
-    """The timestep that the model was called at."""
+    level: float
+    """The noise level that the model was called at."""
     latents: Tensor
     """The state after the step."""
     x0: Tensor
@@ -54,155 +62,148 @@ class SamplingOptions:
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     """In place of ``seed``: one generator a video, or one that serves them in turn."""
     init_latents: Tensor | None = None
-    """(B, C, F, h, w) to start from in place of noise, at the noise level of the first timestep."""
+    """(B, C, F, h, w) to start from in place of noise, at the noise level of the first step."""
     on_step: Callable[[SamplerStep], None] | None = None
     """Called after each step. An exception raised in it stops the run and is passed on."""
 
 
-class _ConsistencyScheduler(LCMScheduler):
-    """diffusers' own has 0.5 for `sigma_data` in its code."""
-
-    sigma_data = SIGMA_DATA
-
-    def get_scalings_for_boundary_condition_discrete(self, timestep: Any) -> tuple[float, float]:
-        scaled = timestep * self.config.timestep_scaling
-        power = scaled**2 + self.sigma_data**2
-        return self.sigma_data**2 / power, scaled / power**0.5
-
-
+@torch.no_grad()
 def sample_lcm(
-    predict_eps: PredictEps,
+    predict: Predict,
+    path: NoisePath,
     text: Tensor,
     shape: Sequence[int],
     steps: int,
-    schedule_config: Mapping[str, Any],
     *,
     timestep_scaling: float = TIMESTEP_SCALING,
     sigma_data: float = SIGMA_DATA,
     original_steps: int = TRAJECTORY_STEPS,
     **options: Any,
 ) -> Tensor:
-    """Multistep consistency sampling (arXiv 2303.01469, algorithm 1) by `LCMScheduler`.
+    """Multistep consistency sampling (arXiv 2303.01469, algorithm 1), as `LCMScheduler` does it.
 
-    For a distilled student, in 1, 2, 4 or 8 steps without guidance. ``timestep_scaling``,
-    ``sigma_data`` and ``original_steps`` must be those of the distillation. Arguments and errors
-    else as `SamplingOptions` and `sample_with`; ``steps`` is at most ``original_steps``.
+    For a distilled student, in 1, 2, 4 or 8 steps without guidance: a clip in every step, and noise
+    on it for the next. ``timestep_scaling``, ``sigma_data`` and ``original_steps`` must be those of
+    the distillation. ``text`` (B, L, D), ``shape`` (B, C, F, h, w), ``options`` as
+    `SamplingOptions`; ``steps`` is at most ``original_steps``. Returns latents (B, C, F, h, w) in
+    float32. Raises ValueError for arguments that do not fit.
     """
-    check_steps(steps, original_steps)
-    scheduler = _ConsistencyScheduler(
-        **_schedule_options(schedule_config),
-        prediction_type="epsilon",
-        original_inference_steps=original_steps,
-        timestep_scaling=timestep_scaling,
-    )
-    scheduler.sigma_data = sigma_data
-    return sample_with(scheduler, predict_eps, text, shape, steps, SamplingOptions(**options))
+    places = few_step_places(steps, original_steps)
+    path = path.bounded(timestep_scaling, sigma_data)
+    run = _Run(predict, path, text, shape, path.levels(original_steps)[places], options)
+    for level, following in run.pairs():
+        output = run.predict(run.latents, level)
+        clip = path.consistency(run.latents, path.read(run.latents, output, level).x0, level)
+        run.step(clip if following is None else path.add_noise(clip, run.noise(), following), clip)
+    return run.latents
 
 
-def sample_ddim(
-    predict_eps: PredictEps,
+@torch.no_grad()
+def sample_ode(
+    predict: Predict,
+    path: NoisePath,
     text: Tensor,
     shape: Sequence[int],
     steps: int,
-    schedule_config: Mapping[str, Any],
     *,
-    timestep_spacing: str = "trailing",
+    order: int = 1,
     **options: Any,
 ) -> Tensor:
-    """DDIM sampling with eta 0 (arXiv 2010.02502) by `DDIMScheduler`, without clipping.
+    """The teacher's deterministic solver, from evenly spaced levels down to the clean end.
 
-    "trailing" spacing starts at the last training timestep; "leading" makes few-step DDIM start
-    from a noise level that the initial noise does not have. Arguments and errors else as
-    `SamplingOptions` and `sample_with`.
+    ``order`` 1 is DDIM (arXiv 2010.02502, eta 0), Euler on a flow; 2 is DPM-Solver++ 2M (arXiv
+    2211.01095, algorithm 2), whose last step is of order 1. Arguments and errors else as
+    `sample_lcm`; ``steps`` is at most 1000.
     """
-    scheduler = DDIMScheduler(
-        **_schedule_options(schedule_config),
-        prediction_type="epsilon",
-        clip_sample=False,
-        timestep_spacing=timestep_spacing,
-    )
-    return sample_with(scheduler, predict_eps, text, shape, steps, SamplingOptions(**options))
+    check_steps(steps, TRAIN_TIMESTEPS)
+    run = _Run(predict, path, text, shape, path.levels(steps).flip(0), options)
+    earlier: tuple[Tensor, Tensor] | None = None  # what the step before read, and its length
+    for level, following in run.pairs():
+        x0, eps = path.read(run.latents, run.predict(run.latents, level), level)
+        if following is None:
+            run.step(path.add_noise(x0, eps, run.end), x0)
+        elif order == 1:
+            run.step(path.add_noise(x0, eps, following), x0)
+        else:
+            length = _log_snr(path, following) - _log_snr(path, level)
+            aim = x0
+            if earlier is not None:
+                aim = x0 + (x0 - earlier[0]) * length / (2 * earlier[1])
+            (_, before), (alpha, sigma) = (path.alpha_sigma(t, x0.ndim) for t in (level, following))
+            run.step(sigma / before * run.latents - alpha * torch.expm1(-length) * aim, x0)
+            earlier = x0, length
+    return run.latents
 
 
-def sample_dpmpp(
-    predict_eps: PredictEps,
-    text: Tensor,
-    shape: Sequence[int],
-    steps: int,
-    schedule_config: Mapping[str, Any],
-    *,
-    timestep_spacing: str = "trailing",
-    **options: Any,
-) -> Tensor:
-    """DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2) by `DPMSolverMultistepScheduler`.
-
-    Arguments and errors else as `SamplingOptions` and `sample_with`.
-    """
-    config = _schedule_options(schedule_config)
-    del config["set_alpha_to_one"]  # this scheduler always ends at sigma 0
-    scheduler = DPMSolverMultistepScheduler(
-        **config,
-        prediction_type="epsilon",
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        timestep_spacing=timestep_spacing,
-    )
-    return sample_with(scheduler, predict_eps, text, shape, steps, SamplingOptions(**options))
+def _log_snr(path: NoisePath, level: Tensor) -> Tensor:
+    alpha, sigma = path.alpha_sigma(level, 5)
+    return (alpha / sigma).log()
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "lcm": sample_lcm,
-    "ddim": sample_ddim,
-    "dpmpp": sample_dpmpp,
+    "ddim": sample_ode,
+    "dpmpp": partial(sample_ode, order=2),
 }
-"""Samplers by name: ``(predict_eps, text, shape, steps, schedule_config, **options)``."""
+"""Samplers by name: ``(predict, path, text, shape, steps, **options)``."""
 
 
-@torch.no_grad()
-def sample_with(
-    scheduler: Any,
-    predict_eps: PredictEps,
-    text: Tensor,
-    shape: Sequence[int],
-    steps: int,
-    options: SamplingOptions,
-) -> Tensor:
-    """Clean latents ``shape`` = (B, C, F, h, w), float32, by a fresh diffusers scheduler for eps.
+class _Run:
+    """What every sampler keeps: the latents, the levels ahead, the noise of each video."""
 
-    ``text`` is (B, L, D); sampling happens on its device, and without gradients.
+    def __init__(
+        self,
+        predict: Predict,
+        path: NoisePath,
+        text: Tensor,
+        shape: Sequence[int],
+        levels: Tensor,
+        options: dict[str, Any],
+    ):
+        self.options = chosen = SamplingOptions(**options)
+        self.shape = _checked_shape(shape, text, chosen.init_latents)
+        self.predict = _with_guidance(predict, text, chosen)
+        self.generators = _generators(chosen, self.shape[0])
+        self.device, self.path = text.device, path
+        self.levels = levels.to(self.device)
+        self.latents = (
+            self.noise() if chosen.init_latents is None
+            else chosen.init_latents.to(self.device, torch.float32)
+        )  # fmt: skip
+        self.done = 0
 
-    Raises:
-        ValueError: ``steps`` out of range, shapes that do not fit, guidance without
-            ``negative_text``, or not exactly one of ``seed`` and ``generator``.
-    """
-    check_steps(steps, scheduler.config.num_train_timesteps)
-    shape = _checked_shape(shape, text, options.init_latents)
-    predict = _guided(predict_eps, text, options)
-    generators = _generators(options, shape[0])
-    if options.init_latents is None:
-        latents = randn_tensor(shape, generators, text.device, torch.float32)
-    else:
-        latents = options.init_latents.to(text.device, torch.float32)
-    schedule = NoiseSchedule(scheduler.alphas_cumprod.float()).to(text.device)
-    scheduler.set_timesteps(steps)
-    _check_count(steps, scheduler.timesteps)
-    for index, t in enumerate(scheduler.timesteps.tolist()):
-        timesteps = torch.full((shape[0],), t, dtype=torch.long, device=text.device)
-        eps = predict(latents, timesteps).float()
-        before = latents
-        latents = scheduler.step(eps, t, before, generator=generators, return_dict=False)[0]
-        if options.on_step is not None:
-            x0 = schedule.x0_from_eps(before, eps, timesteps)
-            options.on_step(SamplerStep(index, steps, t, latents, x0))
-    return latents
+    @property
+    def end(self) -> Tensor:
+        """The clean end (B,) of a sampling run."""
+        return self._whole(self.path.end)
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Each level (B,) with the one after it; None after the last."""
+        whole = [self._whole(level) for level in self.levels]
+        yield from zip(whole, [*whole[1:], None], strict=True)
+
+    def _whole(self, level: Tensor | float) -> Tensor:
+        return (
+            torch.as_tensor(level, device=self.device).to(self.levels.dtype).repeat(self.shape[0])
+        )
+
+    def noise(self) -> Tensor:
+        return randn_tensor(self.shape, self.generators, self.device, torch.float32)
+
+    def step(self, latents: Tensor, x0: Tensor) -> None:
+        self.latents = latents
+        if self.options.on_step is not None:
+            level = float(self.levels[self.done])
+            self.options.on_step(SamplerStep(self.done, len(self.levels), level, latents, x0))
+        self.done += 1
 
 
-def _guided(
-    predict_eps: PredictEps, text: Tensor, options: SamplingOptions
+def _with_guidance(
+    predict: Predict, text: Tensor, options: SamplingOptions
 ) -> Callable[[Tensor, Tensor], Tensor]:
     guidance_scale, negative = options.guidance_scale, options.negative_text
     if guidance_scale == 1.0:
-        return lambda latents, timesteps: predict_eps(latents, timesteps, text)
+        return lambda latents, level: predict(latents, level, text).float()
     shapes = ((1, *text.shape[1:]), tuple(text.shape))
     if negative is None or tuple(negative.shape) not in shapes:
         got = None if negative is None else tuple(negative.shape)
@@ -212,12 +213,12 @@ def _guided(
         )
     both = torch.cat([text, negative.to(text).expand_as(text)])
 
-    def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-        eps = predict_eps(latents.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), both).float()
-        eps_cond, eps_uncond = eps.chunk(2)
-        return guided_eps(eps_cond, eps_uncond, guidance_scale - 1)
+    def with_guidance(latents: Tensor, level: Tensor) -> Tensor:
+        out = predict(latents.repeat(2, 1, 1, 1, 1), level.repeat(2), both).float()
+        cond, uncond = out.chunk(2)
+        return guided(cond, uncond, guidance_scale - 1)
 
-    return predict
+    return with_guidance
 
 
 def _generators(options: SamplingOptions, batch: int) -> list[torch.Generator]:
@@ -246,26 +247,3 @@ def _checked_shape(
     if init_latents is not None and tuple(init_latents.shape) != shape:
         raise ValueError(f"`init_latents` has shape {tuple(init_latents.shape)}, expected {shape}.")
     return shape
-
-
-def _check_count(steps: int, timesteps: Tensor) -> None:
-    """Refuse the step counts, 61 the lowest, where diffusers' "trailing" spacing is one too long.
-
-    Its floating-point range then ends in timestep -1, which indexes the noisiest level.
-    """
-    if len(timesteps) != steps or int(timesteps.min()) < 0:
-        raise ValueError(
-            f"`steps`={steps} gives {len(timesteps)} timesteps in diffusers, by a rounding error; "
-            f"use {steps - 1}."
-        )
-
-
-def _schedule_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that give every diffusers scheduler the same noise levels."""
-    schedule = NoiseSchedule.from_config(config)
-    if float(schedule.alphas_cumprod[-1]) == 0:
-        raise ValueError(
-            "a `rescale_betas_zero_snr` schedule cannot be sampled from eps: its last timestep "
-            "holds no signal. Use the base model's config without rescaling."
-        )
-    return dict(schedule.config)

@@ -1,7 +1,7 @@
 """The host's half of a step: everything that is read, decided or encoded before the device starts.
 
-What comes out lies on the device and needs no further copy, so the device's half
-(`points`, `losses`, `step`) never waits for the host.
+What comes out lies on the device and needs no further copy, so the device's half (`step`) never
+waits for the host.
 """
 
 from __future__ import annotations
@@ -14,30 +14,8 @@ from torch import Tensor
 
 from ..adversarial.augment import AugmentDraws
 from ..adversarial.losses import mismatch_permutation
-from ..diffusion.solver import ddim_timesteps, previous_timestep
-from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws, generator_for
+from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws, generator_for, timesteps_of
 from .session import Session
-
-
-@dataclass(frozen=True)
-class RealPoints:
-    """Points that lie on a stored trajectory: places (k,) in the batch, ``latents`` (k, C, F, h, w)
-    and, where the teacher's step is stored too, the latents it leads to (``next``).
-    """
-
-    places: Tensor
-    latents: Tensor
-    next: Tensor | None
-
-
-@dataclass(frozen=True)
-class OwnPoints:
-    """Points that begin with a new prediction of the student from pure noise ``start``
-    (n, C, F, h, w), at ``places`` (n,).
-    """
-
-    places: Tensor
-    start: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,24 +47,31 @@ class Batch:
     """One micro-batch of B clips on the device; ``rows`` (B,), prompt rows, and ``origins`` (B,),
     rows of the motion source, stay on the host.
 
-    ``earlier`` (B, C, F, h, w) holds replayed predictions and zeros elsewhere, ``anchored`` (B,) is
-    1 where they pull. ``ends`` (B, C, F, h, w) are the clips that the teacher made of the noise
-    each point goes back to; None where motion is compared with the student's own next point:
-    then ``asked`` (m,) are the places whose next latents the teacher must compute.
+    Points are at ``level`` (B,), one step of the trajectory from ``next_level`` (B,). Those at the
+    places ``fresh`` (n,) begin with a new prediction from pure noise ``start`` (n, C, f, h, w);
+    those at ``real`` (k,) lie on a stored trajectory, at ``real_latents`` (k, C, f, h, w), from
+    which the teacher steps to ``real_next`` where that is stored too; the rest with ``earlier``
+    (B, C, f, h, w), replayed predictions and zeros elsewhere. ``anchored`` (B,) is 1 where these
+    pull. ``ends`` (B, C, f, h, w) are the clips that the teacher made of the noise each point goes
+    back to; None where motion is compared with the student's own next point: then ``asked`` (m,)
+    are the places whose next latents the teacher must compute.
     """
 
     rows: Tensor
     origins: Tensor
-    t_from: Tensor
-    t_to: Tensor
+    level: Tensor
+    next_level: Tensor
     guidance: Tensor
     noise: Tensor
-    earlier: Tensor
-    anchored: Tensor
     text: Tensor
     empty: Tensor
-    real: RealPoints | None
-    own: OwnPoints | None
+    earlier: Tensor
+    anchored: Tensor
+    fresh: Tensor | None
+    start: Tensor | None
+    real: Tensor | None
+    real_latents: Tensor | None
+    real_next: Tensor | None
     ends: Tensor | None
     asked: Tensor | None
     style: StyleBatch | None
@@ -94,32 +79,36 @@ class Batch:
 
 def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
     """The batch that ``draws`` of step ``step`` stand for."""
-    s, device = session, session.model.device
+    s, path, library = session, session.model.noise, session.library
     rows, origins, earlier = _rows(s, draws)
-    count = s.config.trajectory.ddim_timesteps
-    t_from = ddim_timesteps(count)[draws.level]
+    levels = path.levels(s.config.trajectory.ddim_timesteps)
+    level, below = levels[draws.place], levels[(draws.place - 1).clamp(min=0)]
     stored = draws.source == REPLAY
-    anchored = (stored & (t_from <= s.config.motion.self_anchor_max_timestep)).float()
-    real, library = _real(s, draws, t_from), s.library
-    known = draws.source == TRAJECTORY if real and real.next is not None else stored & False
+    near = timesteps_of(path, level) <= s.config.motion.self_anchor_max_timestep
+    fresh, real = _places(draws.source == FRESH), _places(draws.source == TRAJECTORY)
+    real_latents, real_next = _real(s, draws, real, level)
+    known = draws.source == TRAJECTORY if real_next is not None else stored & False
     batch = Batch(
         rows=rows,
         origins=origins,
-        t_from=t_from,
-        t_to=previous_timestep(t_from, count),
+        level=level,
+        next_level=torch.where(draws.place > 0, below, torch.zeros_like(below)),
         guidance=draws.guidance,
         noise=draws.noise,
-        earlier=earlier,
-        anchored=anchored,
         text=s.model.encode_text(s.prompts.texts(rows.tolist())),
         empty=s.model.encode_text([""]),
+        earlier=earlier,
+        anchored=(stored & near).float(),
+        fresh=fresh,
+        start=_start(s, draws, origins, fresh),
         real=real,
-        own=_own(s, draws, origins),
+        real_latents=real_latents,
+        real_next=real_next,
         ends=None if library is None else library.clean[origins].to(draws.noise),
         asked=_places(~known) if library is None else None,
         style=_style(s, draws, rows, origins, step),
     )
-    return replace(to_device(batch, device), rows=rows, origins=origins)
+    return replace(to_device(batch, s.model.device), rows=rows, origins=origins)
 
 
 def _places(mask: Tensor) -> Tensor | None:
@@ -141,37 +130,32 @@ def _rows(s: Session, draws: StepDraws) -> tuple[Tensor, Tensor, Tensor]:
     return rows, origins, earlier
 
 
-def _own(s: Session, draws: StepDraws, origins: Tensor) -> OwnPoints | None:
+def _start(s: Session, draws: StepDraws, origins: Tensor, fresh: Tensor | None) -> Tensor | None:
     """New predictions begin with drawn noise, or with that of a rollout whose end is compared."""
-    places = _places(draws.source == FRESH)
-    if places is None:
+    if fresh is None:
         return None
-    start = draws.start[places]
-    return OwnPoints(
-        places, start if s.library is None else s.library.noise[origins[places]].to(start)
-    )
+    start = draws.start[fresh]
+    return start if s.library is None else s.library.noise[origins[fresh]].to(start)
 
 
-def _real(s: Session, draws: StepDraws, t_from: Tensor) -> RealPoints | None:
-    places = _places(draws.source == TRAJECTORY)
-    if places is None:
-        return None
+def _real(
+    s: Session, draws: StepDraws, real: Tensor | None, level: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    if real is None:
+        return None, None
     device = s.model.device
-    points = s.motions.points(
-        draws.motion[places],
-        draws.level[places],
-        t_from[places].to(device),
-        draws.noise[places].to(device),
+    return s.motions.points(
+        draws.motion[real], draws.place[real], level[real].to(device), draws.noise[real].to(device)
     )
-    return RealPoints(places, points.latents, points.next)
 
 
 def _style(
     s: Session, draws: StepDraws, rows: Tensor, origins: Tensor, step: int
 ) -> StyleBatch | None:
-    if s.discriminator is None:
+    if s.parts.discriminator is None:
         return None
     options, per_clip = s.config.adversarial, s.config.data.frames_per_clip
+    reader = s.parts.reader
     captions = [c for c in s.prompts.frames(rows.tolist()) for _ in range(per_clip)]
     judged = s.prompts.conditional
     text = s.model.pooled_text(captions if judged else [""] * len(captions))
@@ -196,7 +180,7 @@ def _style(
         augment_real=draws.augment_real,
         wanted=None if s.end_maps is None else s.end_maps(origins, draws.frames),
         r1_weight=options.r1_weight if step % options.r1_every == 0 else 0.0,
-        read=None if s.reader is None else s.reader.targets(captions),
+        read=None if reader is None else reader.targets(captions),
     )
 
 

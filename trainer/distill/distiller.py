@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..adversarial.frame_losses import LossMemory
 from ..lora.adapter import load_lora_state, lora_state
 from ..lora.pairs import LoraPair
 from ..runs.guards import NanGuard
-from .batch import make_batch
-from .draws import Sizes, StepDraws, draw_step
+from .batch import Batch, make_batch
+from .draws import Sizes, draw_step
 from .session import Session
 from .step import Outcome, gradients
 
@@ -47,23 +48,25 @@ class Distiller:
         for optimizer in (s.optimizer, s.discriminator_optimizer):
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
-        remembered = s.terms.tensors()
         count, rank = s.config.optim.accumulation, s.accelerator.process_index
-        sizes = Sizes(s.latent_shape, len(s.prompts), len(s.motions), len(s.replay))
-        outcomes = [
-            self.gradients(draw_step(s.config, sizes, step * count + micro, rank), step, 1 / count)
-            for micro in range(count)
-        ]
-        report = self.update([outcome.logs for outcome in outcomes])
-        if not report.taken:  # one NaN in an average would be in every later step
-            s.terms.load(remembered)
-        for outcome in outcomes:  # only now: the copy to the host waits for the device
-            s.replay.add(outcome.prediction, outcome.rows, outcome.origins)
+        memory, logs, made = s.memory, [], []
+        for micro in range(count):
+            draws = draw_step(s.config, sizes_of(s), step * count + micro, rank)
+            batch = make_batch(s, draws, step)
+            outcome = self.gradients(batch, memory, 1 / count)
+            memory = outcome.memory
+            logs.append(outcome.logs)
+            made.append((outcome.prediction, batch.rows, batch.origins))
+        report = self.update(logs)
+        if report.taken:  # one NaN in an average would be in every later step
+            s.memory = memory
+        for prediction in made:  # only now: the copy to the host waits for the device
+            s.replay.add(*prediction)
         return report
 
-    def gradients(self, draws: StepDraws, step: int, share: float) -> Outcome:
-        """Add ``share`` of the gradients that ``draws`` of step ``step`` give."""
-        return gradients(self.session, make_batch(self.session, draws, step), share)
+    def gradients(self, batch: Batch, memory: LossMemory, share: float) -> Outcome:
+        """Add ``share`` of the gradients of ``batch``."""
+        return gradients(self.session.parts, batch, memory, share)
 
     def update(self, logs: list[dict[str, Tensor]]) -> StepReport:
         """Average over processes, check for NaN, clip, and take both optimizer steps or neither.
@@ -73,7 +76,8 @@ class Distiller:
         """
         s, clip = self.session, self.session.config.optim.grad_clip
         trained = [p for group in s.optimizer.param_groups for p in group["params"]]
-        judged = [] if s.discriminator is None else list(s.discriminator.parameters())
+        discriminator = s.parts.discriminator
+        judged = [] if discriminator is None else list(discriminator.parameters())
         self._synchronise(trained + judged)
         norm = nn.utils.clip_grad_norm_(trained, clip or torch.inf)
         means = _mean(logs) | {"grad_norm": norm.float()}
@@ -87,7 +91,7 @@ class Distiller:
             s.optimizer.step()
             if s.discriminator_optimizer is not None:
                 s.discriminator_optimizer.step()
-            s.representation.update_ema()
+            s.parts.representation.update_ema()
             s.ema.update()
         return StepReport(values | {"lr": s.optimizer.param_groups[0]["lr"]}, taken)
 
@@ -120,16 +124,14 @@ class Distiller:
         """Every trained tensor by group, for a checkpoint."""
         s = self.session
         groups: dict[str, Any] = {
-            "lora": _flatten(lora_state(s.model.unet)),
+            "lora": _flatten(lora_state(s.model.network)),
             "ema": s.ema.state_dict(),
+            "replay": s.replay.state_dict(),
+            "motion_head": s.parts.representation.state_dict(),
+            **s.memory.tensors(),
         }
-        groups["replay"] = s.replay.state_dict()
-        groups |= s.terms.tensors()
-        groups["motion_head"] = s.representation.state_dict()
-        if s.discriminator is not None:
-            groups["discriminator"] = s.discriminator.state_dict()
-        if s.ratio.state_dict()["norms"] is not None:
-            groups["ratio"] = s.ratio.state_dict()
+        if s.parts.discriminator is not None:
+            groups["discriminator"] = s.parts.discriminator.state_dict()
         return {name: group for name, group in groups.items() if group}
 
     def optimizer_states(self) -> dict[str, Any]:
@@ -143,16 +145,22 @@ class Distiller:
         ValueError where they do not fit this run.
         """
         s = self.session
-        load_lora_state(s.model.unet, _unflatten(tensors["lora"], s.config.lora.alpha))
+        load_lora_state(s.model.network, _unflatten(tensors["lora"], s.config.lora.alpha))
         s.ema.load_state_dict(tensors["ema"])
         s.replay.load_state_dict(tensors["replay"])
-        s.terms.load(tensors)
-        s.representation.load_state_dict(tensors.get("motion_head", {}))
-        if s.discriminator is not None and s.discriminator_optimizer is not None:
-            s.discriminator.load_state_dict(tensors["discriminator"])
+        s.memory.load(tensors)
+        s.parts.representation.load_state_dict(tensors.get("motion_head", {}))
+        if s.parts.discriminator is not None and s.discriminator_optimizer is not None:
+            s.parts.discriminator.load_state_dict(tensors["discriminator"])
             s.discriminator_optimizer.load_state_dict(optimizers["discriminator_optimizer"])
-        s.ratio.load_state_dict(dict(tensors["ratio"]) if "ratio" in tensors else {"norms": None})
         s.optimizer.load_state_dict(optimizers["optimizer"])
+
+
+def sizes_of(session: Session) -> Sizes:
+    """What the draws of the next step are made from."""
+    s = session
+    counts = len(s.prompts), len(s.motions), len(s.replay)
+    return Sizes(s.model.noise, s.sources.latent_shape, s.sources.frames, *counts)
 
 
 def shared_values(means: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:

@@ -6,7 +6,6 @@ another device and the straight run see the same numbers.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..adversarial.augment import AugmentDraws, draw_augment
 from ..config import TrainConfig
-from ..diffusion.consistency import few_step_timesteps
+from ..diffusion.noise import TRAIN_TIMESTEPS, NoisePath, few_step_places
 
 TRAJECTORY, FRESH, REPLAY = 0, 1, 2
 """Where a point comes from.
@@ -26,12 +25,13 @@ FEW_STEPS = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Sizes:
-    """What draws are made from.
-
-    Latent shape (C, F, h, w), and how many rows each source has now.
+    """What draws are made from: the noise levels of the model, latent shape (C, f, h, w) and frames
+    of a clip, and how many rows each source has now.
     """
 
+    path: NoisePath
     latent: tuple[int, int, int, int]
+    frames: int
     prompts: int
     motions: int
     replays: int
@@ -41,13 +41,13 @@ class Sizes:
 class StepDraws:
     """Draws of one step for a batch of B clips; integer tensors are int64.
 
-    ``source`` (B,); ``level`` (B,) in 0..T-1, the place on the ascending DDIM timesteps;
+    ``source`` (B,); ``place`` (B,) in 0..T-1, the place on the trajectory's ascending levels;
     ``guidance`` (B,) in LCM form; ``prompt``, ``motion``, ``replay`` (B,) rows; ``noise`` and
     ``start`` (B, C, F, h, w); ``frames`` (B, K) frame numbers.
     """
 
     source: Tensor
-    level: Tensor
+    place: Tensor
     guidance: Tensor
     prompt: Tensor
     motion: Tensor
@@ -85,14 +85,14 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
     source = _draw_source(config, sizes, batch, g)
     return StepDraws(
         source=source,
-        level=_draw_level(config, source, g),
+        place=_draw_place(config, sizes.path, source, g),
         guidance=low + (high - low) * torch.rand(batch, generator=g),
         prompt=rows(sizes.prompts),
         motion=rows(sizes.motions),
         replay=rows(sizes.replays),
         noise=torch.randn(shape, generator=g),
         start=torch.randn(shape, generator=g),
-        frames=draw_frames(batch, sizes.latent[1], per_clip, g),
+        frames=draw_frames(batch, sizes.frames, per_clip, g),
         augment_fake=draw_augment(config.adversarial.augment, batch * per_clip, g),
         augment_real=draw_augment(config.adversarial.augment, batch * per_clip, g),
         image_seed=int(torch.randint(2**31, (1,), generator=g)),
@@ -101,9 +101,8 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
 
 
 def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generator) -> Tensor:
-    """A Bernoulli draw for each sample (paper, sec.
-
-    3.3); without stored predictions, replays are fresh.
+    """A Bernoulli draw for each sample (paper, sec. 3.3); without stored predictions, replays are
+    fresh.
     """
     real = torch.rand(batch, generator=g) < config.trajectory.real_probability
     replay = torch.rand(batch, generator=g) < config.trajectory.replay_probability
@@ -111,13 +110,13 @@ def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generat
     return torch.where(real, TRAJECTORY, own)
 
 
-def _draw_level(config: TrainConfig, source: Tensor, g: torch.Generator) -> Tensor:
+def _draw_place(config: TrainConfig, path: NoisePath, source: Tensor, g: torch.Generator) -> Tensor:
     """Places (B,) on the ascending trajectory, uniform, but ``few_step_bias`` of the points sit
     where few-step sampling stops, each number of steps as often as the others.
     """
     batch, count = len(source), config.trajectory.ddim_timesteps
-    ranges = [_range(config, kind) for kind in (TRAJECTORY, FRESH, REPLAY)]
-    stops = [_levels(steps, count).tolist() for steps in FEW_STEPS]
+    ranges = [_range(config, path, kind) for kind in (TRAJECTORY, FRESH, REPLAY)]
+    stops = [few_step_places(steps, count).tolist() for steps in FEW_STEPS]
     biased, which, where, uniform = torch.rand(4, batch, generator=g).tolist()
     drawn = []
     for k, kind in enumerate(source.tolist()):
@@ -132,20 +131,20 @@ def _draw_level(config: TrainConfig, source: Tensor, g: torch.Generator) -> Tens
     return torch.where(source == TRAJECTORY, _visited(config, drawn), torch.tensor(drawn))
 
 
-def _visited(config: TrainConfig, levels: list[int]) -> Tensor:
-    """The next place at or above each of ``levels`` at which the teacher's rollout has been."""
+def _visited(config: TrainConfig, places: list[int]) -> Tensor:
+    """The next place at or above each of ``places`` at which the teacher's rollout has been."""
     top, stride = config.trajectory.ddim_timesteps - 1, config.library_stride
-    return torch.tensor([top - (top - level) // stride * stride for level in levels])
+    return torch.tensor([top - (top - place) // stride * stride for place in places])
 
 
-def lowest_level(config: TrainConfig, source: int) -> int:
+def lowest_place(config: TrainConfig, path: NoisePath, source: int) -> int:
     """The lowest place at which points of ``source`` are drawn, where the teacher's rollout has
     been.
     """
-    return int(_visited(config, [_range(config, source)[0]])[0])
+    return int(_visited(config, [_range(config, path, source)[0]])[0])
 
 
-def _range(config: TrainConfig, source: int) -> tuple[int, int]:
+def _range(config: TrainConfig, path: NoisePath, source: int) -> tuple[int, int]:
     """First and last place on the trajectory that points of ``source`` may have.
 
     Aiming at ends, a step trains what sampling does: it begins with noise, at the top, where the
@@ -156,16 +155,13 @@ def _range(config: TrainConfig, source: int) -> tuple[int, int]:
         return 0, count - 1
     if source != TRAJECTORY:
         return 0, count - 2
-    stride = 1000 // count
-    return min(math.ceil((config.trajectory.real_min_timestep + 1) / stride), count) - 1, count - 1
+    noisy = timesteps_of(path, path.levels(count)) >= config.trajectory.real_min_timestep
+    return min(int((~noisy).sum()), count - 1), count - 1
 
 
-def _levels(steps: int, count: int) -> Tensor:
-    """Places (steps,) on the ascending trajectory at which sampling in ``steps`` steps calls the
-    model.
-    """
-    stride = 1000 // count
-    return (few_step_timesteps(steps, count) + 1) // stride - 1
+def timesteps_of(path: NoisePath, level: Tensor) -> Tensor:
+    """Levels as timesteps of 0 to 1000, the unit in which settings give them."""
+    return (path.share(level) * TRAIN_TIMESTEPS).round()
 
 
 def draw_frames(batch: int, frames: int, per_clip: int, g: torch.Generator) -> Tensor:

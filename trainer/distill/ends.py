@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..adversarial.content import deeper_half
 from ..adversarial.features import FeatureNetwork
+from ..adversarial.frame_losses import deeper_half
+from ..families.codec import VideoCodec
 
 KEPT_BYTES = 1 << 30
 
 
 class EndMaps:
-    """The deeper feature maps of ``clips`` (N, C, F, h, w), the ends of the teacher's trajectories.
+    """The deeper feature maps of ``clips`` (N, C, f, h, w) of ``frames`` frames: the ends of the
+    teacher's trajectories.
 
-    A clip is decoded by ``decode`` and looked at when one of its frames is first asked for, whole,
+    A clip is decoded by ``decoder`` and looked at when one of its frames is first asked for, whole,
     so that its maps are the same whatever else is in the batch. They are kept in half precision in
     main memory, up to `KEPT_BYTES`; beyond that the oldest are dropped and made again.
     """
@@ -25,11 +26,13 @@ class EndMaps:
     def __init__(
         self,
         clips: Tensor,
-        decode: Callable[[Tensor], Tensor],
+        frames: int,
+        decoder: VideoCodec,
         features: FeatureNetwork,
         device: torch.device,
     ):
-        self.clips, self.decode, self.features, self.device = clips, decode, features, device
+        self.clips, self.decoder, self.features, self.device = clips, decoder, features, device
+        self._all = torch.arange(frames, device=device)[None]
         self._kept: OrderedDict[int, list[Tensor]] = OrderedDict()
         self._bytes = 0
 
@@ -51,8 +54,9 @@ class EndMaps:
 
     @torch.no_grad()
     def _look(self, row: int) -> list[Tensor]:
-        frames = self.clips[row].float().to(self.device).transpose(0, 1)
-        return [maps.half().cpu() for maps in deeper_half(self.features(self.decode(frames)))]
+        clip = self.clips[row][None].float().to(self.device)
+        pixels = self.decoder.decode_frames(clip, self._all)
+        return [maps.half().cpu() for maps in deeper_half(self.features(pixels))]
 
 
 def _bytes(maps: list[Tensor]) -> int:

@@ -8,21 +8,23 @@ the real step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..adversarial.augment import draw_augment
-from ..adversarial.content import deeper_half
+from ..adversarial.frame_losses import deeper_half
 from ..config import TrainConfig, with_overrides
+from ..diffusion.noise import TRAJECTORY_STEPS
 from ..families import VideoModel, load_model
-from .batch import Batch, OwnPoints, RealPoints, StyleBatch, to_device
+from .batch import Batch, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
 from .precision import decoder_dtype
-from .session import Session, build_decoder, build_student, trained_parts
+from .session import build_parts, build_student, new_memory
 from .step import gradients
+from .student import StepParts
 
 GIB = 1 << 30
 META = torch.device("meta")
@@ -75,19 +77,21 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     feature network raise.
     """
     on_cpu = config.hardware.device == "cpu"
-    session, idle = bare_session(_on_shapes(config, on_cpu), model or _read(config), META)
-    resting = config.hardware.offload_idle and not on_cpu
-    count = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
-    judge = list(session.discriminator.parameters()) if session.discriminator else []
-    weights = [session.model.unet, session.decoder.vae, session.features, session.reader]
-    weights += [] if resting else idle
-    adapter = storage_bytes(session.parameters, META)
+    shapes, model = _on_shapes(config, on_cpu), model or _read(config)
+    parts = build_parts(shapes, build_student(shapes, model, META, lambda _: None), META)
+    trained = parts.parameters + parts.representation.parameters()
+    count = sum(parameter.numel() for parameter in trained)
+    judge = list(parts.discriminator.parameters()) if parts.discriminator else []
+    weights = [model.network, parts.decoder.vae, parts.features, parts.reader]
+    if on_cpu or not config.hardware.offload_idle:
+        weights += [model.text.encoder, model.codec.vae]
+    adapter = storage_bytes(parts.parameters, META)
     averages = adapter if not config.optim.offload else 0
     return MemoryEstimate(
         weights=_frozen_bytes(weights) - adapter,
-        trained=adapter + averages + module_bytes(session.discriminator, META),
+        trained=adapter + averages + module_bytes(parts.discriminator, META),
         optimizer=state_bytes(config.optim, count) + 2 * storage_bytes(judge, META),
-        step=_step_peak(session, config),
+        step=_step_peak(parts, config, trained),
         context=0 if on_cpu else CONTEXT,
     )
 
@@ -141,84 +145,59 @@ def _on_shapes(config: TrainConfig, on_cpu: bool) -> TrainConfig:
     return with_overrides(config, changed)
 
 
-def bare_session(
-    config: TrainConfig, model: VideoModel, device: torch.device
-) -> tuple[Session, list[nn.Module]]:
-    """A session of networks on ``device`` with no data, and the networks that a step leaves idle.
-
-    Enough for `gradients` on a `made_batch`, and for nothing else.
-    """
-    height, width = config.data.height or model.height, config.data.width or model.width
-    shape = model.latent_shape(config.data.frames or model.frames, height, width)
-    student = build_student(config, model, device, lambda _: None)
-    session = Session(
-        config=config,
-        accelerator=cast(Any, None),
-        student=student,
-        decoder=build_decoder(config, model, device),
-        prompts=cast(Any, None),
-        motions=cast(Any, None),
-        frames=cast(Any, None),
-        replay=cast(Any, None),
-        end_maps=None,
-        latent_shape=shape,
-        height=height,
-        width=width,
-        fps=model.fps,
-        **trained_parts(config, model, device),
-    )
-    return session, [model.text_encoder, model.vae]
-
-
-def _step_peak(session: Session, config: TrainConfig) -> int:
-    batch = made_batch(session)
+def _step_peak(parts: StepParts, config: TrainConfig, trained: list[nn.Parameter]) -> int:
+    batch, memory = made_batch(parts), new_memory(config)
     with fused_attention(), MemoryMeter(META) as meter:
         for _ in range(min(2, config.optim.accumulation)):  # the second meets the first's gradients
-            gradients(session, batch, 1 / config.optim.accumulation)
-        parameters = [p for group in session.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or torch.inf)
+            memory = gradients(parts, batch, memory, 1 / config.optim.accumulation).memory
+        nn.utils.clip_grad_norm_(trained, config.optim.grad_clip or torch.inf)
     return meter.peak + storage_bytes(_tensors_of(batch), META)
 
 
-def made_batch(session: Session) -> Batch:
-    """The batch of ``session``'s config that takes most memory and time, made up on its device: no
-    stored trajectories where the config allows others.
+def made_batch(parts: StepParts) -> Batch:
+    """The batch of the config of ``parts`` that takes most memory and time, made up on the
+    network's device: no stored trajectories where the config allows others.
     """
-    config, model, latent = session.config, session.model, session.latent_shape
+    config, model = parts.config, parts.model
     device, count = model.device, config.data.batch_size
+    height, width = config.data.height or model.height, config.data.width or model.width
+    latent = model.latent_shape(config.data.frames or model.frames, height, width)
     places = torch.arange(count)
     clips = torch.randn(count, *latent, device=device)
-    tokens = TOKENS if model.tokenizer is None else model.max_tokens
-    text = torch.randn(count, tokens, model.text_dim, dtype=model.dtype, device=device)
+    text = torch.randn(count, TOKENS, model.text.width, dtype=model.dtype, device=device)
     stored = config.trajectory.real_probability == 1
     known = stored and config.videos is None
     ends = clips.clone() if config.aims_at_ends else None
+    levels = model.noise.levels(TRAJECTORY_STEPS)
     batch = Batch(
         rows=places,
         origins=places,
-        t_from=torch.full((count,), 499),
-        t_to=torch.full((count,), 479),
+        level=levels[24].repeat(count),
+        next_level=levels[23].repeat(count),
         guidance=torch.full((count,), config.trajectory.guidance_min),
         noise=clips,
-        earlier=clips.clone(),
-        anchored=torch.ones(count),
         text=text,
         empty=text[:1].clone(),
-        real=RealPoints(places, clips, clips if known else None) if stored else None,
-        own=None if stored else OwnPoints(places, clips.clone()),
+        earlier=clips.clone(),
+        anchored=torch.ones(count),
+        fresh=None if stored else places,
+        start=None if stored else clips.clone(),
+        real=places if stored else None,
+        real_latents=clips if stored else None,
+        real_next=clips if known else None,
         ends=ends,
         asked=None if known or ends is not None else places,
-        style=_made_style(session, device) if session.discriminator else None,
+        style=_made_style(parts, (height, width)) if parts.discriminator else None,
     )
     return to_device(batch, device)
 
 
-def _made_style(session: Session, device: torch.device) -> StyleBatch:
-    options, data = session.config.adversarial, session.config.data
+def _made_style(parts: StepParts, size: tuple[int, int]) -> StyleBatch:
+    options, data, device = parts.config.adversarial, parts.config.data, parts.model.device
     count = data.batch_size * data.frames_per_clip
-    text = torch.randn(count, session.model.text_dim, device=device)
+    text = torch.randn(count, parts.model.text.width, device=device)
     draws = draw_augment(options.augment, count, torch.Generator().manual_seed(0))
-    pixels = torch.rand(count, 3, session.height, session.width, device=device) * 2 - 1
+    pixels = torch.rand(count, 3, *size, device=device) * 2 - 1
     return StyleBatch(
         frames=torch.arange(data.frames_per_clip).repeat(data.batch_size, 1),
         text=text,
@@ -229,16 +208,16 @@ def _made_style(session: Session, device: torch.device) -> StyleBatch:
         mask=torch.ones(count) if options.mismatched_captions else None,
         augment_fake=draws,
         augment_real=draws,
-        wanted=_made_maps(session, pixels) if session.config.aims_at_ends else None,
+        wanted=_made_maps(parts, pixels) if parts.config.aims_at_ends else None,
         r1_weight=options.r1_weight,
-        read=None if session.reader is None else session.reader.targets([""] * count),
+        read=None if parts.reader is None else parts.reader.targets([""] * count),
     )
 
 
 @torch.no_grad()
-def _made_maps(session: Session, pixels: Tensor) -> list[Tensor] | None:
-    features = session.features
-    if features is None or not session.config.adversarial.content_weight:
+def _made_maps(parts: StepParts, pixels: Tensor) -> list[Tensor] | None:
+    features = parts.features
+    if features is None or not parts.config.adversarial.content_weight:
         return None
     return [maps.half() for maps in deeper_half(features(pixels))]
 

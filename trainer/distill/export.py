@@ -17,7 +17,6 @@ from ..lora.workflow import lora_workflow
 from ..media import read_clip
 from ..runs.folder import Run
 from .draws import FEW_STEPS, generator_for
-from .frames import StyleFrames
 from .preview import Sampled
 from .prompts import PromptSet
 from .session import Session
@@ -28,7 +27,8 @@ RECOMMENDED_STEPS = 4
 class Exportable(Sampled, Protocol):
     """A student that can be exported: a training session, or one loaded from a checkpoint."""
 
-    prompts: PromptSet
+    @property
+    def prompts(self) -> PromptSet: ...
 
 
 def preview_prompts(session: Exportable) -> list[str]:
@@ -44,9 +44,7 @@ def export_run(run: Run, session: Session, step: int, preview: Path | None) -> E
     """Write ``<run>/<name>.safetensors`` from the averaged adapter, with everything a user needs in
     its header.
     """
-    images = session.frames.images if isinstance(session.frames, StyleFrames) else None
-    tags = {} if images is None else caption_tags(images)
-    return export_student(run, session, step, run.export_path, tags, preview)
+    return export_student(run, session, step, run.export_path, preview)
 
 
 def export_student(
@@ -54,13 +52,12 @@ def export_student(
     student: Exportable,
     step: int,
     path: Path,
-    tags: dict[str, dict[str, int]],
     preview: Path | None,
 ) -> Exported:
-    """Write the averaged adapter of ``student`` to ``path``; ``tags`` are its images' captions."""
+    """Write the averaged adapter of ``student`` to ``path``."""
     with student.ema.applied():
-        pairs = lora_state(student.model.unet)
-    model, config = student.model, student.config
+        pairs = lora_state(student.model.network)
+    model, config, sources = student.model, student.config, student.sources
     card = LoraCard(
         title=run.name,
         family=model.family.name,
@@ -76,14 +73,14 @@ def export_student(
         sigma_data=config.trajectory.sigma_data,
         original_steps=config.trajectory.ddim_timesteps,
         prediction_type=model.prediction_type,
-        frames=student.latent_shape[1],
-        width=student.width,
-        height=student.height,
-        fps=student.fps,
+        frames=sources.frames,
+        width=sources.width,
+        height=sources.height,
+        fps=sources.fps,
         train_steps=step,
         seed=config.seed,
         learning_rate=config.optim.lr,
-        tag_frequency=tags,
+        tag_frequency={} if sources.images is None else caption_tags(sources.images),
         thumbnail=_thumbnail(preview),
     )
     prompt = ", ".join(filter(None, (config.trigger, preview_prompts(student)[0])))

@@ -5,7 +5,7 @@ The style folder's images or, without one, frames of the motion source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import ImageSet
+from ..families.codec import VideoCodec
 
 
 class RealFrames(Protocol):
@@ -35,27 +36,29 @@ class StyleFrames:
 
 
 class ClipFrames:
-    """Single frames of clean clips ``latents`` (N, C, F, h, w), decoded when they are drawn.
+    """Single frames of clean clips ``latents`` (N, C, f, h, w) of ``frames`` frames, decoded when
+    they are drawn.
 
-    ``decode`` is the step's own decoder, on ``device``: the discriminator must not tell real from
+    ``decoder`` is the step's own decoder, on ``device``: the discriminator must not tell real from
     fake by rounding.
     """
 
     def __init__(
         self,
-        decode: Callable[[Tensor], Tensor],
+        decoder: VideoCodec,
         device: torch.device,
         latents: Tensor,
+        frames: int,
         captions: Sequence[str],
     ):
-        self.decode, self.device = decode, device
+        self.decoder, self.device, self.frames = decoder, device, frames
         self.latents, self.captions = latents, list(captions)
 
     @torch.no_grad()
     def batch(self, count: int, seed: int) -> tuple[Tensor, list[str]]:
         rng = np.random.default_rng(seed)
         clips = rng.integers(len(self.latents), size=count)
-        frames = rng.integers(self.latents.shape[2], size=count)
-        picked = torch.stack([self.latents[c, :, f] for c, f in zip(clips, frames, strict=True)])
-        pixels = self.decode(picked.float().to(self.device)).cpu()
+        frames = torch.as_tensor(rng.integers(self.frames, size=count))[:, None].to(self.device)
+        latents = self.latents[clips].float().to(self.device)
+        pixels = self.decoder.decode_frames(latents, frames).cpu()
         return pixels.clamp(-1, 1), [self.captions[c] for c in clips]

@@ -32,7 +32,7 @@ from ..families.base import clips_at_once
 from ..lora.adapter import add_lora
 from ..runs.files import atomic_write
 from ..runs.guards import StopRequested
-from .draws import TRAJECTORY, generator_for, lowest_level
+from .draws import TRAJECTORY, generator_for, lowest_place
 from .motions import TrajectoryLibrary, roll_out
 from .prompts import PromptSet, build_prompts
 from .student import Student
@@ -97,7 +97,9 @@ class Recipe:
         reads no state below `trajectory.real_min_timestep` but the end, and only those are kept.
         """
         steps, stride = config.trajectory.ddim_timesteps, config.library_stride
-        left_out = lowest_level(config, TRAJECTORY) // stride if config.aims_at_ends else 0
+        left_out = 0
+        if config.aims_at_ends:
+            left_out = lowest_place(config, model.noise, TRAJECTORY) // stride
         return cls(model, shape, config.data.library_guidance, steps, stride, left_out)
 
     @cached_property
@@ -105,21 +107,21 @@ class Recipe:
         """Hash of UNet, text encoder and noise schedule. The autoencoder has no part in latents."""
         model = self.model
         said = {
-            "unet": [model.base_hash, _chosen(model.unet.config, UNET_KEYS)],
+            "unet": [model.base_hash, _chosen(model.network.config, UNET_KEYS)],
             "text": [
-                _weights_hash(model.text_encoder),
-                _chosen(model.text_encoder.config, TEXT_KEYS),
+                _weights_hash(model.text.encoder),
+                _chosen(model.text.encoder.config, TEXT_KEYS),
             ],
-            "schedule": model.schedule.config,
-            "prediction": model.scheduler_config.get("prediction_type", "epsilon"),
+            "schedule": model.noise.config,
+            "prediction": model.noise.prediction,
         }
         text = json.dumps(said, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def key(self, clip: Clip, dtype: torch.dtype | None) -> str:
         """Key of ``clip`` made with a UNet in ``dtype``; None for clips that serve every type."""
-        tokens = self.model.tokenizer(clip.text, verbose=False).input_ids
-        parts = (self.teacher, str(list(tokens)), clip.text, clip.number, str(self.shape))
+        tokens = self.model.text.tokens(clip.text)
+        parts = (self.teacher, str(tokens), clip.text, clip.number, str(self.shape))
         sampling = (self.guidance, self.steps, self.stride, self.left_out)
         return ContentCache.key("clip", LIBRARY_VERSION, *parts, *sampling, str(dtype))
 
@@ -286,7 +288,7 @@ def ship_library(config: TrainConfig, file: Path) -> None:
     model = load_model(config.model)
     shape = model.latent_shape(model.frames, model.height, model.width)
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", [])
-    add_lora(model.unet, 1, 1.0, 0)  # switched off for the teacher
+    add_lora(model.network, 1, 1.0, 0)  # switched off for the teacher
     student, accelerator = Student(model), Accelerator(cpu=True)
     library = fetch_library(config, student, prompts, shape, accelerator, print, _say)
     clips = plan_clips(prompts, config.data.library_clips)

@@ -14,20 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..diffusion.schedule import NoiseSchedule
-from ..diffusion.solver import ddim_timesteps
+from ..diffusion.noise import NoisePath
 from .student import Student
-
-
-@dataclass(frozen=True)
-class MotionPoints:
-    """``latents`` (B, C, F, h, w) at ``t_from``.
-
-    ``next`` the teacher's latents at ``t_to``, or None when it has to step.
-    """
-
-    latents: Tensor
-    next: Tensor | None
 
 
 class MotionSource(Protocol):
@@ -45,9 +33,12 @@ class MotionSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
-        """Points of ``rows`` (B,) at trajectory places ``level`` (B,), timesteps ``t_from`` "
-        "(B,)."""
+    def points(
+        self, rows: Tensor, place: Tensor, level: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Points (B, C, f, h, w) of ``rows`` (B,) at the places ``place`` (B,) of the trajectory,
+        levels ``level`` (B,); then the teacher's latents one step on, or None when it has to step.
+        """
         ...
 
 
@@ -77,15 +68,17 @@ class TrajectoryLibrary:
         """The noise (N, C, F, h, w) that the rollouts began with."""
         return self.states[:, -1]
 
-    def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
+    def points(
+        self, rows: Tensor, place: Tensor, level: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Both sides of the step are stored, so neither noise nor the teacher is needed.
 
-        With a ``stride`` the step is that much longer, and ``level`` must be a visited place that
+        With a ``stride`` the step is that much longer, and ``place`` must be a visited place that
         is kept. Where some are left out, only the first side is there.
         """
-        rows, place = rows.cpu(), level.cpu() // self.stride - self.left_out
-        following = None if self.left_out else self.states[rows, place].to(noise)
-        return MotionPoints(self.states[rows, place + 1].to(noise), following)
+        rows, kept = rows.cpu(), place.cpu() // self.stride - self.left_out
+        following = None if self.left_out else self.states[rows, kept].to(noise)
+        return self.states[rows, kept + 1].to(noise), following
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ class EncodedVideos:
 
     latents: Tensor
     prompts: Tensor
-    schedule: NoiseSchedule
+    path: NoisePath
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -103,10 +96,12 @@ class EncodedVideos:
     def clean(self) -> Tensor:
         return self.latents
 
-    def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
-        """A clip noised to ``t_from``; the teacher has to step from there."""
+    def points(
+        self, rows: Tensor, place: Tensor, level: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """A clip noised to ``level``; the teacher has to step from there."""
         clean = self.latents[rows.cpu()].to(noise)
-        return MotionPoints(self.schedule.add_noise(clean, noise, t_from), None)
+        return self.path.add_noise(clean, noise, level), None
 
 
 @torch.no_grad()
@@ -129,16 +124,16 @@ def roll_out(
     FloatingPointError when the teacher leaves the finite numbers.
     """
     model = student.model
-    timesteps = ddim_timesteps(steps).flip(0)[::stride].tolist() + [0]
+    levels = model.noise.levels(steps).flip(0)[::stride].to(model.device)
+    visited = torch.cat([levels, torch.zeros_like(levels[:1])])
     latents = noise.to(model.device)
     text, empty = model.encode_text(texts), model.encode_text([""])
     scale = torch.full((len(texts),), guidance, device=model.device)
     states = [noise.half().cpu()]
-    for now, to in zip(timesteps[:-1], timesteps[1:], strict=True):
+    for level, following in zip(visited[:-1], visited[1:], strict=True):
         between()
-        t_from = torch.full((len(texts),), now, device=model.device)
-        t_to = torch.full_like(t_from, to)
-        latents = student.teacher_step(latents, t_from, t_to, text, empty, scale)
+        now, then = level.expand(len(texts)), following.expand(len(texts))
+        latents = student.teacher_step(latents, now, then, text, empty, scale)
         states.append(latents.half().cpu())
     states.reverse()
     kept = torch.stack([states[0], *states[1 + left_out :]], dim=1)

@@ -150,7 +150,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> 
     preview = _time_preview(Previewer(session, preview_prompts(session), guidance))
     tensors = [t for group in distiller.tensors().values() for t in group.values()]
     size = sum(t.numel() * t.element_size() for t in tensors)
-    size += 2 * sum(p.numel() * 4 for p in session.parameters)  # AdamW keeps two moments
+    size += 2 * sum(p.numel() * 4 for p in session.parts.parameters)  # AdamW keeps two moments
     stages.next("Done")
     peak = _peak_gib(accelerator.device)
     return Measured(peak, stages.clip_seconds, per_step, preview, size)

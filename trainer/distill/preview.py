@@ -26,6 +26,7 @@ from ..runs.files import atomic_write
 from ..sheets import Row, contact_sheet, grid
 from .frames import StyleFrames
 from .session import Session
+from .sources import Sources
 
 MOTION_ALARM = 0.5
 """A student whose flow magnitude falls under this part of the teacher's is losing its motion."""
@@ -74,15 +75,10 @@ class Sampled(Protocol):
 
     config: TrainConfig
     ema: Any
-    height: int
-    width: int
-    fps: int
+    sources: Sources
 
     @property
     def model(self) -> Any: ...
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]: ...
 
 
 class Previewer:
@@ -146,7 +142,7 @@ class Previewer:
         folder.mkdir(parents=True, exist_ok=True)
         clips: dict[str, np.ndarray] = {}
         for strength in strengths:
-            with s.ema.applied(), adapter_at(s.model.unet, strength):
+            with s.ema.applied(), adapter_at(s.model.network, strength):
                 frames = self._sample(STRENGTH_STEPS)
             clips[f"strength {strength:g}"] = frames
             self._write(frames, folder, f"strength-{round(100 * strength)}")
@@ -154,7 +150,7 @@ class Previewer:
         return Preview(folder, {})
 
     def _finish(self, folder: Path, clips: dict[str, np.ndarray]) -> None:
-        write_grid(self.prompts, clips, folder / "grid", self.session.fps)
+        write_grid(self.prompts, clips, folder / "grid", self.session.sources.fps)
         prompts = json.dumps(self.prompts, ensure_ascii=False)
         atomic_write(folder / "prompts.json", prompts.encode("utf-8"))
 
@@ -163,7 +159,7 @@ class Previewer:
         s = self.session
         for index, clip in enumerate(frames):
             path = folder / f"prompt-{index + 1}-{label}.mp4"
-            write_clip(clip, path, s.fps, scale=enlargement(s.width))
+            write_clip(clip, path, s.sources.fps, scale=enlargement(s.sources.width))
 
     def _style_and_content(self, frames: np.ndarray) -> tuple[float | None, float | None]:
         if self._style is None:
@@ -194,14 +190,13 @@ class Previewer:
 
     def _clips(self, sampler: str, steps: int, **options: Any) -> np.ndarray:
         s = self.session
-        size = (s.latent_shape[1], s.height, s.width)
         clips = generate_clips(
             s.model,
             self.prompts,
             sampler=sampler,
             steps=steps,
             seed=self.seed,
-            size=size,
+            size=s.sources.size,
             between=self._between,
             **options,
         )
@@ -213,9 +208,10 @@ def style_of(session: Session) -> tuple[Look, Tensor] | None:
     if not isinstance(session.frames, StyleFrames):
         return None
     mini = session.model.name == "mini"
-    if not mini and session.features is None:
+    features = session.parts.features
+    if not mini and features is None:
         return None
-    look = judge_look() if mini or session.features is None else network_look(session.features)
+    look = judge_look() if mini or features is None else network_look(features)
     images = session.frames.images
     spread = np.linspace(0, len(images) - 1, min(len(images), STYLE_IMAGES)).round()
     rng = np.random.default_rng(0)  # places random crops

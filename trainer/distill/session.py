@@ -1,29 +1,22 @@
-"""Everything a run is made of, built from its config.
-
-Model, adapter, data, discriminator, optimizers.
-"""
+"""Everything a run is made of, built from its config: model, adapter, data, optimizers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from ..adversarial.features import FeatureNetwork, build_features
+from ..adversarial.frame_losses import LossMemory
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
 from ..adversarial.reader import OFF, ClipReader, build_reader
-from ..adversarial.terms import FrameTerms
 from ..config import TrainConfig
 from ..data.cache import ContentCache
-from ..families import VideoModel, load_model
-from ..lora.adapter import lora_parameters
-from ..motion.learned import MotionRepresentation, build_representation
-from .checkpointing import compile_blocks, enable_checkpointing
-from .decoding import FrameDecoder
+from ..families import VideoModel
+from ..models.checkpointing import compile_blocks, enable_checkpointing
+from ..motion.learned import build_representation
 from .ema import ParameterEma
 from .ends import EndMaps
 from .frames import RealFrames
@@ -35,66 +28,44 @@ from .precision import (
     decoder_dtype,
     order_channels_last,
 )
-from .prompts import PromptSet, build_prompts
-from .sources import (
-    Log,
-    Progress,
-    add_adapter,
-    load_images,
-    load_motions,
-    real_frames,
-)
-from .student import Student
-from .waits import IMAGES, MODEL
+from .prompts import PromptSet
+from .sources import Log, Progress, Sources, add_adapter, load_motions, open_sources, real_frames
+from .student import StepParts, Student
 
 REPLAY_CAPACITY = 256
 
 
 @dataclass
 class Session:
-    """The parts of one run. ``reader`` is the CLIP of the caption loss, None without one.
+    """The parts of one run: the networks of a step, its data, and what a step changes.
 
-    ``discriminator`` is None when the adversarial weight is 0, ``end_maps`` also when content is
-    not compared with the ends of stored trajectories.
+    ``end_maps`` is None when content is not compared with the ends of stored trajectories,
+    ``discriminator_optimizer`` when the adversarial weight is 0.
     """
 
     config: TrainConfig
     accelerator: Accelerator
-    student: Student
-    decoder: FrameDecoder
+    parts: StepParts
+    sources: Sources
     prompts: PromptSet
     motions: MotionSource
     frames: RealFrames
-    replay: Replay
-    representation: MotionRepresentation
-    features: FeatureNetwork | None
-    reader: ClipReader | None
-    discriminator: Discriminator | None
-    ratio: GradientRatio
-    terms: FrameTerms
     end_maps: EndMaps | None
+    replay: Replay
+    memory: LossMemory
     optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer | None
     ema: ParameterEma
-    latent_shape: tuple[int, int, int, int]
-    height: int
-    width: int
-    fps: int
 
     @property
     def model(self) -> VideoModel:
-        return self.student.model
+        return self.parts.model
 
     @property
     def library(self) -> TrajectoryLibrary | None:
         """The teacher's rollouts if the motion loss aims at their ends, else None."""
         found = self.motions if self.config.aims_at_ends else None
         return found if isinstance(found, TrajectoryLibrary) else None
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The adapter's parameters, in a fixed order."""
-        return lora_parameters(self.model.unet)
 
 
 def build_session(
@@ -105,49 +76,39 @@ def build_session(
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
     device = accelerator.device
-    progress(MODEL, 0, 0)
-    model = load_model(
-        config.model,
-        base_dtype(config.hardware.precision, device),
-        motion_module=config.motion_module,
-        vae=config.vae,
-    )
-    log(f"Base model {model.name}; licence of its weights: {model.licence}.")
-    height, width = config.data.height or model.height, config.data.width or model.width
-    shape = model.latent_shape(config.data.frames or model.frames, height, width)
-    if config.adversarial.weight and config.images is None:
-        log("No image folder: frames of the motion source stand in for style images.")
-    if config.images is not None:
-        progress(IMAGES, 0, 0)
-    images = load_images(config, model, height, width, log)
-    captions = [] if images is None else [record.caption for record in images.records]
-    prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
-    student = build_student(config, model, device, log)
-    size = (height, width)
-    motions, prompts = load_motions(
-        config, student, prompts, shape, size, accelerator, log, progress
-    )
-    decoder = build_decoder(config, model, device)
-    parts = trained_parts(config, model, device)
-    if config.adversarial.caption_weight and parts["features"] is not None:
-        log(caption_loss(parts["features"], parts["reader"]))
-    compared = config.aims_at_ends and config.adversarial.content_weight and parts["features"]
+    sources = open_sources(config, device, log, progress)
+    student = build_student(config, sources.model, device, log)
+    motions, prompts = load_motions(config, student, sources, accelerator, log, progress)
+    parts = build_parts(config, student, device)
+    if config.adversarial.caption_weight and parts.features is not None:
+        log(caption_loss(parts.features, parts.reader))
+    optimizer, judging = build_optimizers(config, parts)
+    compared = config.aims_at_ends and config.adversarial.content_weight
+    ends = None
+    if compared and parts.features is not None:
+        ends = EndMaps(motions.clean, sources.frames, parts.decoder, parts.features, device)
     return Session(
         config=config,
         accelerator=accelerator,
-        student=student,
-        decoder=decoder,
+        parts=parts,
+        sources=sources,
         prompts=prompts,
         motions=motions,
-        frames=real_frames(images, motions, decoder, device, prompts),
-        replay=Replay(REPLAY_CAPACITY, shape),
-        end_maps=EndMaps(motions.clean, decoder, parts["features"], device) if compared else None,
-        latent_shape=shape,
-        height=height,
-        width=width,
-        fps=config.data.fps or model.fps,
-        **parts,
+        frames=real_frames(sources, motions, parts.decoder, device, prompts),
+        end_maps=ends,
+        replay=Replay(REPLAY_CAPACITY, sources.latent_shape),
+        memory=new_memory(config),
+        optimizer=optimizer,
+        discriminator_optimizer=judging,
+        ema=ParameterEma(
+            parts.parameters, config.optim.ema_decay, "cpu" if config.optim.offload else None
+        ),
     )
+
+
+def new_memory(config: TrainConfig) -> LossMemory:
+    ratio = GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema)
+    return LossMemory(ratio=ratio)
 
 
 def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
@@ -160,7 +121,7 @@ def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
 def build_student(
     config: TrainConfig, model: VideoModel, device: torch.device, log: Log
 ) -> Student:
-    """``model`` on ``device`` in its precision, with the adapter in its UNet; changes ``model``.
+    """``model`` on ``device`` in its precision, with the adapter in its network; changes ``model``.
 
     Text encoder and autoencoder stay in main memory if the settings say so and ``device`` has a
     memory of its own.
@@ -169,65 +130,66 @@ def build_student(
     model.resting = hardware.offload_idle and device.type not in ("cpu", "mps")
     model.to(device, base_dtype(hardware.precision, device))
     add_adapter(config, model, log)
-    model.unet.to(device)
+    network, kinds = model.network.to(device), model.family.blocks
     if model.dtype != torch.float32:
-        compute_lora_in_input_dtype(model.unet)
+        compute_lora_in_input_dtype(network)
     # TemporalConvLayer has dropout: student, target and generated passes run without it.
-    model.unet.eval()
+    network.eval()
     if hardware.channels_last:
-        order_channels_last(model.unet)
+        order_channels_last(network)
     if hardware.compile:
-        compile_blocks(model.unet, ContentCache(config.data.cache).root / "compiled")
+        compile_blocks(network, kinds, ContentCache(config.data.cache).root / "compiled")
     if hardware.gradient_checkpointing:
-        enable_checkpointing(model.unet)
-    return Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)
+        enable_checkpointing(network, kinds)
+    constants = config.trajectory.timestep_scaling, config.trajectory.sigma_data
+    model.noise = model.noise.bounded(*constants)
+    return Student(model)
 
 
-def build_decoder(config: TrainConfig, model: VideoModel, device: torch.device) -> FrameDecoder:
-    hardware = config.hardware
-    dtype = decoder_dtype(hardware.decode_precision, device)
-    return FrameDecoder(model, dtype, hardware.gradient_checkpointing)
-
-
-def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) -> dict[str, Any]:
-    """The parts of a `Session` that learn, or that weigh what is learned."""
-    parameters = lora_parameters(model.unet)
-    representation = build_representation(
-        config.motion.representation,
-        model.latent_channels,
-        ema_decay=config.motion.head_ema,
-        seed=config.seed,
-    ).to(device)
-    groups = [{"params": parameters, "lr": config.optim.lr}]
-    if representation.parameters():
-        groups.append({"params": representation.parameters(), "lr": config.motion.head_lr})
-    features = reader = discriminator = discriminator_optimizer = None
-    if config.adversarial.weight:
-        features = build_features(config.adversarial.features, model.name).to(device)
-        if config.adversarial.caption_weight:
-            found = build_reader(config.adversarial.clip, features, model.dtype)
+def build_parts(config: TrainConfig, student: Student, device: torch.device) -> StepParts:
+    """The networks of a step around ``student``; what the settings leave out is None."""
+    model, hardware, options = student.model, config.hardware, config.adversarial
+    features = reader = discriminator = None
+    if options.weight:
+        features = build_features(options.features, model.name).to(device)
+        if options.caption_weight:
+            found = build_reader(options.clip, features, model.dtype)
             reader = None if found is None else found.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             discriminator = Discriminator(
-                features.channels, model.text_dim, config.adversarial.head_channels
+                features.channels, model.text.width, options.head_channels
             ).to(device)
-        discriminator_optimizer = torch.optim.AdamW(
-            discriminator.parameters(),
-            lr=config.adversarial.lr,
-            betas=(0.0, 0.99),
-            weight_decay=0.0,
-        )
-    return {
-        "representation": representation,
-        "features": features,
-        "reader": reader,
-        "discriminator": discriminator,
-        "terms": FrameTerms(),
-        "ratio": GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema),
-        "ema": ParameterEma(
-            parameters, config.optim.ema_decay, "cpu" if config.optim.offload else None
+    return StepParts(
+        config=config,
+        student=student,
+        decoder=model.codec.for_training(
+            device,
+            decoder_dtype(hardware.decode_precision, device),
+            hardware.gradient_checkpointing,
+            model.resting,
         ),
-        "optimizer": build_optimizer(config.optim, groups),
-        "discriminator_optimizer": discriminator_optimizer,
-    }
+        representation=build_representation(
+            config.motion.representation,
+            model.codec.channels,
+            ema_decay=config.motion.head_ema,
+            seed=config.seed,
+        ).to(device),
+        features=features,
+        reader=reader,
+        discriminator=discriminator,
+    )
+
+
+def build_optimizers(
+    config: TrainConfig, parts: StepParts
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """Of student and motion head, and of the discriminator where there is one."""
+    groups: list[dict] = [{"params": parts.parameters, "lr": config.optim.lr}]
+    if parts.representation.parameters():
+        groups.append({"params": parts.representation.parameters(), "lr": config.motion.head_lr})
+    optimizer = build_optimizer(config.optim, groups)
+    if parts.discriminator is None:
+        return optimizer, None
+    judged, lr = parts.discriminator.parameters(), config.adversarial.lr
+    return optimizer, torch.optim.AdamW(judged, lr=lr, betas=(0.0, 0.99), weight_decay=0.0)

@@ -16,9 +16,11 @@ from diffusers import AutoencoderKL, UNet3DConditionModel, UNetMotionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..diffusion.schedule import NoiseSchedule
+from ..diffusion.noise import VariancePreserving
 from ..families import FAMILIES
 from ..families.base import VideoModel
+from ..families.codec import FrameCodec
+from ..families.text import ClipText
 
 _CHANNELS = (320, 640, 1280, 1280)
 _BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
@@ -111,12 +113,10 @@ def build_skeleton(
         family=record,
         name=f"{family}-{shape.size}px",
         path=Path(f"no {family} files"),
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=None,
-        schedule=NoiseSchedule.from_config(scheduler),
-        scheduler_config=scheduler,
+        network=unet,
+        codec=FrameCodec(vae),
+        text=ClipText(text_encoder, None),
+        noise=VariancePreserving.from_config(scheduler),
         frames=16,
         height=shape.size,
         width=shape.size,

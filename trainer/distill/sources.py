@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +13,24 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data.images import ImageSet, scan_images
 from ..data.videos import VideoSet, scan_videos
-from ..families import VideoModel
+from ..families import VideoModel, load_model
+from ..families.codec import VideoCodec
 from ..lora.adapter import add_lora, start_from
 from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
 from ..lora.pairs import LoraPair
-from .decoding import FrameDecoder
 from .frames import ClipFrames, RealFrames, StyleFrames
 from .library import Log, Progress, fetch_library
 from .motions import EncodedVideos, MotionSource
-from .prompts import Prompt, PromptSet
+from .precision import base_dtype
+from .prompts import Prompt, PromptSet, build_prompts
 from .student import Student
-from .waits import VIDEOS
+from .waits import IMAGES, MODEL, VIDEOS
 
 
 def add_adapter(config: TrainConfig, model: VideoModel, log: Log) -> None:
-    """Put the LoRA on the UNet: the user's, else the base model's warm start where its rank fits,
-    else untouched layers.
+    """Put the LoRA on the network: the user's, else the base model's warm start where its rank
+    fits, else untouched layers.
 
     A LoRA to start from may have any rank; the adapter has the larger of that and ``lora.rank``.
     """
@@ -41,17 +42,17 @@ def add_adapter(config: TrainConfig, model: VideoModel, log: Log) -> None:
     rank, alpha = config.lora.rank, config.lora.alpha
     if found is not None:
         rank = max(rank, *(pair.rank for pair in found.values()))
-    add_lora(model.unet, rank, alpha, config.seed)
+    add_lora(model.network, rank, alpha, config.seed)
     if found is not None:
-        start_from(model.unet, found)
+        start_from(model.network, found)
 
 
 def _initial_lora(
     path: Path, config: TrainConfig, model: VideoModel, log: Log
 ) -> dict[str, LoraPair]:
-    found = read_lora(path, model.unet)
+    found = read_lora(path, model.network)
     names = (model.family.name, model.name, path.name)
-    pairs = fit_few_step(found, model.unet, *names, model.prediction_type)
+    pairs = fit_few_step(found, model.network, *names, model.prediction_type)
     ranks = sorted({pair.rank for pair in pairs.values()})
     log(f"Continues from {path} (rank {', '.join(map(str, ranks))}).")
     if ranks[-1] > config.lora.rank:
@@ -63,7 +64,7 @@ def _warm_start(config: TrainConfig, model: VideoModel, log: Log) -> dict[str, L
     warm = model.path / "warm_start.safetensors"
     if not warm.is_file():
         return None
-    pairs = read_lora(warm, model.unet).pairs
+    pairs = read_lora(warm, model.network).pairs
     ranks = {pair.rank for pair in pairs.values()}
     if ranks == {config.lora.rank}:
         log("Starts from the base model's own few-step LoRA (warm start).")
@@ -72,86 +73,123 @@ def _warm_start(config: TrainConfig, model: VideoModel, log: Log) -> dict[str, L
     return None
 
 
-def load_images(
-    config: TrainConfig, model: VideoModel, height: int, width: int, log: Log
-) -> ImageSet | None:
-    if config.images is None:
-        return None
+@dataclass(frozen=True)
+class Sources:
+    """What a run reads before it computes: base model, style images (None without a folder), the
+    prompts with the images' captions, and the size of its clips in frames and pixels.
+    """
+
+    model: VideoModel
+    images: ImageSet | None
+    prompts: PromptSet
+    latent_shape: tuple[int, int, int, int]
+    frames: int
+    height: int
+    width: int
+    fps: int
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
+
+
+def open_sources(
+    config: TrainConfig, device: torch.device, log: Log, progress: Progress
+) -> Sources:
+    """Read model, images and prompts. Raises ModelError, DataError, PromptError or ValueError."""
+    progress(MODEL, 0, 0)
+    model = load_model(
+        config.model,
+        base_dtype(config.hardware.precision, device),
+        motion_module=config.motion_module,
+        vae=config.vae,
+    )
+    log(f"Base model {model.name}; licence of its weights: {model.licence}.")
+    frames = config.data.frames or model.frames
+    height, width = config.data.height or model.height, config.data.width or model.width
+    shape = model.latent_shape(frames, height, width)
+    images = None
+    if config.images is not None:
+        progress(IMAGES, 0, 0)
+        images = _images(config.images, config, model, (height, width), log)
+    elif config.adversarial.weight:
+        log("No image folder: frames of the motion source stand in for style images.")
+    captions = [] if images is None else [record.caption for record in images.records]
+    prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
+    fps = config.data.fps or model.fps
+    return Sources(model, images, prompts, shape, frames, height, width, fps)
+
+
+def _images(
+    path: Path, config: TrainConfig, model: VideoModel, size: tuple[int, int], log: Log
+) -> ImageSet:
     folder = scan_images(
-        config.images,
+        path,
         min_side=config.data.min_side,
         trigger=config.trigger,
         prompt_template=config.prompt_template,
         background=config.data.background,
-        count_tokens=model.count_tokens,
-        max_tokens=model.max_tokens,
+        count_tokens=model.text.count,
+        max_tokens=model.text.max_tokens,
     )
     log(folder.report())
-    return ImageSet(folder, height, width, crop=config.data.crop)
+    return ImageSet(folder, *size, crop=config.data.crop)
 
 
 def real_frames(
-    images: ImageSet | None,
+    sources: Sources,
     motions: MotionSource,
-    decoder: FrameDecoder,
+    decoder: VideoCodec,
     device: torch.device,
     prompts: PromptSet,
 ) -> RealFrames:
-    if images is not None:
-        return StyleFrames(images)
-    return ClipFrames(decoder, device, motions.clean, prompts.frames(motions.prompts.tolist()))
+    if sources.images is not None:
+        return StyleFrames(sources.images)
+    captions = prompts.frames(motions.prompts.tolist())
+    return ClipFrames(decoder, device, motions.clean, sources.frames, captions)
 
 
 def load_motions(
     config: TrainConfig,
     student: Student,
-    prompts: PromptSet,
-    shape: tuple[int, int, int, int],
-    size: tuple[int, int],
+    sources: Sources,
     accelerator: Accelerator,
     log: Log,
     progress: Progress,
 ) -> tuple[MotionSource, PromptSet]:
-    if config.videos is None:
-        library = fetch_library(config, student, prompts, shape, accelerator, log, progress)
-        return library, prompts
-    return _videos(config, student, prompts, shape, size, log, progress)
+    if config.videos is not None:
+        return _videos(config.videos, config, sources, log, progress)
+    prompts, shape = sources.prompts, sources.latent_shape
+    return fetch_library(config, student, prompts, shape, accelerator, log, progress), prompts
 
 
 @torch.no_grad()
 def _videos(
-    config: TrainConfig,
-    student: Student,
-    prompts: PromptSet,
-    shape: tuple[int, int, int, int],
-    size: tuple[int, int],
-    log: Log,
-    progress: Progress,
+    path: Path, config: TrainConfig, sources: Sources, log: Log, progress: Progress
 ) -> tuple[EncodedVideos, PromptSet]:
     """Clips of the user's videos, encoded once.
 
     Their captions join the prompts (empty ones stay empty).
     """
-    model = student.model
-    frames, fps = shape[1], config.data.fps or model.fps
+    model, prompts = sources.model, sources.prompts
     folder = scan_videos(
-        config.videos or "",
-        frames=frames,
-        fps=fps,
+        path,
+        frames=sources.frames,
+        fps=sources.fps,
         min_side=config.data.min_side,
         trigger=config.trigger,
         prompt_template=config.prompt_template,
-        count_tokens=model.count_tokens,
-        max_tokens=model.max_tokens,
+        count_tokens=model.text.count,
+        max_tokens=model.text.max_tokens,
     )
     log(folder.report())
-    videos = VideoSet(folder, frames, fps, *size)
+    videos = VideoSet(folder, sources.frames, sources.fps, sources.height, sources.width)
     rng = np.random.default_rng(config.seed)
     latents: list[Tensor] = []
     known = {p.text: i for i, p in enumerate(prompts.prompts)}
     added: list[Prompt] = []
     rows: list[int] = []
-    with model.awake(model.vae):
+    with model.awake(model.codec.vae):
         progress(VIDEOS, 0, config.data.library_clips)
         for done in range(config.data.library_clips):
             clip, captions = videos.batch(1, rng)
@@ -162,4 +200,4 @@ def _videos(
             rows.append(known[captions[0]])
             progress(VIDEOS, done + 1, config.data.library_clips)
     prompts = replace(prompts, prompts=prompts.prompts + tuple(added))
-    return EncodedVideos(torch.cat(latents), torch.tensor(rows), model.schedule), prompts
+    return EncodedVideos(torch.cat(latents), torch.tensor(rows), model.noise), prompts

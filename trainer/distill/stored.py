@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import TrainConfig, with_overrides
-from ..data.images import ImageSet, scan_images
-from ..families import VideoModel, load_model
+from ..families import VideoModel
 from ..lora.adapter import lora_parameters
 from ..lora.export import Exported
 from ..runs.best import best_step
@@ -24,29 +23,31 @@ from ..runs.events import EventLog, read_events
 from ..runs.folder import Run, RunError
 from ..runs.state import read_state
 from .ema import ParameterEma
-from .export import caption_tags, export_student, preview_prompts
+from .export import export_student, preview_prompts
 from .loop import make_accelerator
-from .precision import base_dtype
 from .preview import Preview, Previewer
-from .prompts import PromptSet, build_prompts
+from .prompts import PromptSet
 from .session import build_student
+from .sources import Sources, open_sources
 
 
 @dataclass
 class StoredStudent:
-    """Model and averaged adapter after ``step`` steps; ``images`` is None without a style."""
+    """Model and averaged adapter after ``step`` steps; its config is the run's."""
 
     run: Run
     step: int
     config: TrainConfig
-    model: VideoModel
+    sources: Sources
     ema: ParameterEma
-    prompts: PromptSet
-    images: ImageSet | None
-    latent_shape: tuple[int, int, int, int]
-    height: int
-    width: int
-    fps: int
+
+    @property
+    def model(self) -> VideoModel:
+        return self.sources.model
+
+    @property
+    def prompts(self) -> PromptSet:
+        return self.sources.prompts
 
 
 def checkpoint_folder(run: Run, step: int | None = None) -> Path:
@@ -80,62 +81,28 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     config = run.config()
     found = load_checkpoint(checkpoint_folder(run, step))
     device = make_accelerator(config).device
-    model = load_model(
-        config.model,
-        base_dtype(config.hardware.precision, device),
-        motion_module=config.motion_module,
-        vae=config.vae,
-    )
-    height, width = config.data.height or model.height, config.data.width or model.width
-    images = _images(config, model, height, width)
-    captions = [] if images is None else [record.caption for record in images.records]
-    prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
+    gone = config.images is not None and not config.images.is_dir()
+    known = with_overrides(config, {"images": None}) if gone else config
+    sources = open_sources(known, device, lambda text: None, lambda *counts: None)
     # The adapter comes from the checkpoint, whatever it began with; its rank may have been raised.
     start = {"lora.rank": _rank(found.tensors["lora"]), "init_lora": None, "warm_start": False}
     plain = with_overrides(config, {**start, "hardware.compile": False})
-    build_student(plain, model, device, lambda message: None)
-    ema = ParameterEma(lora_parameters(model.unet), config.optim.ema_decay)
+    build_student(plain, sources.model, device, lambda message: None)
+    ema = ParameterEma(lora_parameters(sources.model.network), config.optim.ema_decay)
     ema.load_state_dict(found.tensors["ema"])
-    return StoredStudent(
-        run=run,
-        step=found.step,
-        config=config,
-        model=model,
-        ema=ema,
-        prompts=prompts,
-        images=images,
-        latent_shape=model.latent_shape(config.data.frames or model.frames, height, width),
-        height=height,
-        width=width,
-        fps=config.data.fps or model.fps,
-    )
+    return StoredStudent(run, found.step, config, sources, ema)
 
 
 def _rank(lora: dict[str, torch.Tensor]) -> int:
     return next(int(value.shape[0]) for key, value in lora.items() if key.endswith(".down"))
 
 
-def _images(config: TrainConfig, model: VideoModel, height: int, width: int) -> ImageSet | None:
-    """The style images, for their captions; None when the folder is gone by now."""
-    if config.images is None or not config.images.is_dir():
-        return None
-    folder = scan_images(
-        config.images,
-        min_side=config.data.min_side,
-        trigger=config.trigger,
-        prompt_template=config.prompt_template,
-        background=config.data.background,
-    )
-    return ImageSet(folder, height, width, crop=config.data.crop)
-
-
 def export_checkpoint(run: Run, step: int | None = None, out: Path | None = None) -> Exported:
     """Write the LoRA of a checkpoint, ``<name>-step00000500.safetensors`` in the run folder."""
     student = load_student(run, step)
     path = out or run.path / f"{run.name}-step{student.step:08d}.safetensors"
-    tags = {} if student.images is None else caption_tags(student.images)
     preview = run.samples / f"step-{student.step:06d}"
-    return export_student(run, student, student.step, path, tags, preview)
+    return export_student(run, student, student.step, path, preview)
 
 
 def exported_step(run: Run) -> int | None:

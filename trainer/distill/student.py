@@ -1,74 +1,93 @@
-"""Teacher and student in one UNet: the adapter switched off and on."""
+"""What a training step computes with: teacher and student in one network, and the networks that
+judge frames.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..diffusion.consistency import consistency_function
-from ..diffusion.solver import ddim_step, guided_eps
+from ..adversarial.features import FeatureNetwork
+from ..adversarial.heads import Discriminator
+from ..adversarial.reader import ClipReader
+from ..config import TrainConfig
+from ..diffusion.noise import guided
 from ..families.base import VideoModel
-from ..lora.adapter import adapter_disabled
+from ..families.codec import VideoCodec
+from ..lora.adapter import adapter_disabled, lora_parameters
+from ..motion.learned import MotionRepresentation
 
 
 @dataclass
 class Student:
-    """A base model whose UNet carries the adapter being trained.
+    """A base model whose network carries the adapter being trained; without it, it is the teacher.
 
-    Latents are (B, C, F, h, w) everywhere.
+    Latents are (B, C, f, h, w) everywhere, levels (B,), texts (B, L, D).
     """
 
     model: VideoModel
-    timestep_scaling: float = 4.0
-    sigma_data: float = 0.5
 
-    def predict(self, latents: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """``f(z_t, t, c)``.
-
-        The consistency function of the student (paper, eq. 3); differentiable.
-        """
-        eps = self.model.predict_eps(latents, t, text)
-        schedule = self.model.schedule
-        return consistency_function(
-            latents, eps, t, schedule, self.timestep_scaling, self.sigma_data
-        )
+    def predict(self, latents: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        """``f(z, t, c)``, the student's consistency function (paper, eq. 3); differentiable."""
+        path = self.model.noise
+        output = self.model.predict(latents, level, text)
+        return path.consistency(latents, path.read(latents, output, level).x0, level)
 
     @torch.no_grad()
-    def target(self, latents: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """``stopgrad f(z_t, t, c)`` with the student's present weights."""
-        return self.predict(latents, t, text)
+    def target(self, latents: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        """``stopgrad f(z, t, c)`` with the student's present weights."""
+        return self.predict(latents, level, text)
 
     @torch.no_grad()
     def generate(self, noise: Tensor, text: Tensor) -> Tensor:
-        """One-step prediction from pure noise, the start of a generated trajectory (paper, sec.
-
-        3.3).
-        """
-        last = self.model.schedule.train_timesteps - 1
-        t = torch.full((len(noise),), last, dtype=torch.long, device=noise.device)
-        return self.predict(noise, t, text)
+        """A prediction from pure noise: the start of a generated trajectory (paper, sec. 3.3)."""
+        most = self.model.noise.levels(1).to(noise.device)
+        return self.predict(noise, most.expand(len(noise)), text)
 
     @torch.no_grad()
     def teacher_step(
         self,
         latents: Tensor,
-        t_from: Tensor,
-        t_to: Tensor,
+        level: Tensor,
+        following: Tensor,
         text: Tensor,
         empty: Tensor,
         guidance: Tensor,
     ) -> Tensor:
-        """One guided DDIM step of the teacher from ``t_from`` to ``t_to`` (B,); ``empty`` (1, L,
-        D).
+        """One guided step of the teacher from ``level`` to ``following``; ``empty`` (1, L, D).
 
         ``guidance`` (B,) is LCM's w, a usual CFG scale of w + 1. Both halves run as one batch.
         """
         both = torch.cat([text, empty.expand_as(text)])
-        with adapter_disabled(self.model.unet):
-            eps = self.model.predict_eps(latents.repeat(2, 1, 1, 1, 1), t_from.repeat(2), both)
-        cond, uncond = eps.chunk(2)
-        guided = guided_eps(cond, uncond, guidance)
-        schedule = self.model.schedule
-        return ddim_step(schedule.x0_from_eps(latents, guided, t_from), guided, t_to, schedule)
+        with adapter_disabled(self.model.network):
+            output = self.model.predict(latents.repeat(2, 1, 1, 1, 1), level.repeat(2), both)
+        cond, uncond = output.chunk(2)
+        path = self.model.noise
+        reading = path.read(latents, guided(cond, uncond, guidance), level)
+        return path.add_noise(*reading, following)
+
+
+@dataclass
+class StepParts:
+    """The networks of a step and its settings. ``discriminator`` and ``features`` are None when the
+    adversarial weight is 0, ``reader`` is the CLIP of the caption loss, None without one.
+    """
+
+    config: TrainConfig
+    student: Student
+    decoder: VideoCodec
+    representation: MotionRepresentation
+    features: FeatureNetwork | None
+    reader: ClipReader | None
+    discriminator: Discriminator | None
+
+    @property
+    def model(self) -> VideoModel:
+        return self.student.model
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapter's parameters, in a fixed order."""
+        return lora_parameters(self.model.network)

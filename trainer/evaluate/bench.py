@@ -133,9 +133,9 @@ def fit_student(model: VideoModel, path: Path) -> LoraFile:
 
     Raises LoraError for a file that is damaged, that is none, or that belongs to another model.
     """
-    found = read_lora(path, model.unet)
+    found = read_lora(path, model.network)
     names = (model.family.name, model.name, path.name)
-    pairs = fit_few_step(found, model.unet, *names, model.prediction_type)
+    pairs = fit_few_step(found, model.network, *names, model.prediction_type)
     return replace(found, pairs=pairs)
 
 
@@ -146,7 +146,7 @@ def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]
     Without a file the model stays as it is and the options are empty.
     """
     options = sampling_options(file)
-    undo = None if file is None else apply_lora(model.unet, file.pairs)
+    undo = None if file is None else apply_lora(model.network, file.pairs)
     try:
         yield options
     finally:

@@ -41,7 +41,7 @@ def generate_clips(
     noise in every sampler. ``batch_size`` is as large as `clips_at_once` says by default. ``size``
     is (frames, height, width), the model's own by default. ``lora`` False switches an adapter of a
     model in training off: that is the teacher. ``between`` is called before every pass through the
-    UNet and may raise, to end it there. ``options`` go to the sampler.
+    network and may raise, to end it there. ``options`` go to the sampler.
 
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make, and
     its `BrokenOutputError` for NaN or flat frames.
@@ -58,26 +58,26 @@ def generate_clips(
         options["negative_text"] = model.encode_text([negative_prompt])
     clips: list[Tensor] = []
 
-    def predict_eps(*tensors: Tensor) -> Tensor:
+    def predict(*tensors: Tensor) -> Tensor:
         between()
-        return model.predict_eps(*tensors)
+        return model.predict(*tensors)
 
-    with nullcontext() if lora else adapter_disabled(model.unet):
+    with nullcontext() if lora else adapter_disabled(model.network):
         for start in range(0, len(prompts), batch_size):
             part = list(prompts[start : start + batch_size])
             latents = SAMPLERS[sampler](
-                predict_eps,
+                predict,
+                model.noise,
                 model.encode_text(part),
                 (len(part), *shape),
                 steps,
-                model.scheduler_config,
                 guidance_scale=guidance_scale,
                 seed=range(seed + start, seed + start + len(part)),
                 **options,
             )
-            check_latents(latents, model.unet)
+            check_latents(latents, model.network)
             pixels = model.decode_clips(latents).float().cpu()
-            check_pixels(pixels, model.vae)
+            check_pixels(pixels, model.codec.vae)
             clips.append(pixels)
             if progress is not None:
                 progress(start + len(part), len(prompts))

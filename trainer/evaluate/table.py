@@ -10,8 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..diffusion.consistency import check_steps
-from ..diffusion.solver import TRAJECTORY_STEPS
+from ..diffusion.noise import TRAJECTORY_STEPS, check_steps
 from ..families.base import VideoModel
 from ..lora.formats import LoraFile
 from ..mini.looks import Look, public_video

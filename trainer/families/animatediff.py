@@ -12,6 +12,11 @@ from typing import Any
 
 import torch
 from diffusers import UNetMotionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from ..models.autoencoder import build_autoencoder, read_autoencoder
@@ -30,6 +35,8 @@ from ..models.weights import (
     tensors_hash,
 )
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
+from .codec import FrameCodec
+from .text import ClipText
 
 UNET_CLASS = "UNet2DConditionModel"
 ENCODING = ".pe"
@@ -92,12 +99,12 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         family=FAMILY,
         name=path.stem if folder is None else path.name,
         path=path,
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=read_tokenizer(path / "tokenizer") if stored else clip_tokenizer(),
-        schedule=read_schedule(scheduler, path),
-        scheduler_config=scheduler,
+        network=unet,
+        codec=FrameCodec(vae),
+        text=ClipText(
+            text_encoder, read_tokenizer(path / "tokenizer") if stored else clip_tokenizer()
+        ),
+        noise=read_schedule(scheduler, path),
         frames=min(16, module.max_frames),
         height=512,
         width=512,
@@ -194,10 +201,10 @@ def _check_text(text_encoder: Any, image: ImageModel) -> None:
         )
 
 
-def forward(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+def denoise(unet: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
     """UNetMotionModel wants the text once a frame, the frames of one clip in a row."""
     rows = text.repeat_interleave(latents.shape[2], dim=0)
-    return unet(latents, timesteps, encoder_hidden_states=rows).sample
+    return unet(latents, time, encoder_hidden_states=rows).sample
 
 
 FAMILY = Family(
@@ -209,5 +216,12 @@ FAMILY = Family(
     matches=matches,
     load=load,
     missing=missing,
-    forward=forward,
+    denoise=denoise,
+    blocks=(
+        ResnetBlock2D,
+        Transformer2DModel,
+        AnimateDiffTransformer3D,
+        Downsample2D,
+        Upsample2D,
+    ),
 )

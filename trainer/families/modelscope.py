@@ -12,6 +12,11 @@ from pathlib import Path
 import torch
 from diffusers import UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from ..models.about import read_about
@@ -28,6 +33,8 @@ from ..models.weights import (
     weight_files,
 )
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
+from .codec import FrameCodec
+from .text import ClipText
 
 PLAIN_ATTENTION_TOKENS = 256  # up to here two matrix products beat the fused kernel on a CPU
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -59,12 +66,12 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         family=FAMILY,
         name=about["name"],
         path=path,
-        unet=unet,
-        vae=vae,
-        text_encoder=read_text_encoder(path / "text_encoder", dtype),
-        tokenizer=read_tokenizer(path / "tokenizer"),
-        schedule=read_schedule(scheduler, path),
-        scheduler_config=scheduler,
+        network=unet,
+        codec=FrameCodec(vae),
+        text=ClipText(
+            read_text_encoder(path / "text_encoder", dtype), read_tokenizer(path / "tokenizer")
+        ),
+        noise=read_schedule(scheduler, path),
         frames=about["frames"],
         height=about["height"],
         width=about["width"],
@@ -109,9 +116,9 @@ def _sides(config: dict) -> tuple[int, int]:
     return (sides[0], sides[1]) if isinstance(sides, list) else (sides, sides)
 
 
-def forward(unet: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+def denoise(unet: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
     """UNet3DConditionModel repeats the text for every frame itself."""
-    return unet(latents, timesteps, encoder_hidden_states=text).sample
+    return unet(latents, time, encoder_hidden_states=text).sample
 
 
 FAMILY = Family(
@@ -123,5 +130,13 @@ FAMILY = Family(
     matches=matches,
     load=load,
     missing=missing,
-    forward=forward,
+    denoise=denoise,
+    blocks=(
+        ResnetBlock2D,
+        TemporalConvLayer,
+        Transformer2DModel,
+        TransformerTemporalModel,
+        Downsample2D,
+        Upsample2D,
+    ),
 )

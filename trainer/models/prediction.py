@@ -15,7 +15,7 @@ from .weights import ModelError, file_metadata
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 PREDICTIONS = (EPSILON, VELOCITY)
-"""Those of `diffusion.schedule`, which does not import files' readers, nor they it."""
+"""Those of `diffusion.noise`, which does not import files' readers, nor they it."""
 WORDS = {EPSILON: EPSILON, "eps": EPSILON, "v": VELOCITY, VELOCITY: VELOCITY}
 """The same by its names in headers (ModelSpec) and in diffusers' configs."""
 MARKS = ("v_pred", "ztsnr")

@@ -73,7 +73,7 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     if config.motion_module is not None:
         said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
     own = "the base model's own" if config.vae is None else config.vae.name
-    said.append(Finding("Text encoder and VAE", "ok", f"{model.text_dim} wide; {own}."))
+    said.append(Finding("Text encoder and VAE", "ok", f"{model.text.width} wide; {own}."))
     return said + _start_lora(config, model), model
 
 
@@ -88,7 +88,7 @@ def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
     if path is None:
         return []
     try:
-        fit_few_step(read_lora(path, model.unet), model.unet, model.family.name, model.name,
+        fit_few_step(read_lora(path, model.network), model.network, model.family.name, model.name,
                      path.name)  # fmt: skip
     except (ValueError, OSError) as error:
         return [Finding("LoRA to start from", "bad", str(error), "init_lora")]
@@ -125,8 +125,8 @@ def image_findings(
             min_side=config.data.min_side,
             trigger=config.trigger,
             prompt_template=config.prompt_template,
-            count_tokens=None if model is None else model.count_tokens,
-            max_tokens=None if model is None else model.max_tokens,
+            count_tokens=None if model is None else model.text.count,
+            max_tokens=None if model is None else model.text.max_tokens,
         )
     except DataError as error:
         return [Finding("Style images", "bad", str(error).strip(), "images")], None

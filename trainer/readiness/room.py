@@ -13,7 +13,7 @@ import torch
 from ..config import TrainConfig, with_overrides
 from ..data.cache import ContentCache
 from ..distill.estimate import HEADROOM, MemoryEstimate, estimate, memory_advice
-from ..distill.losses import ANCHOR_POOL
+from ..distill.step import ANCHOR_POOL
 from ..families import VideoModel
 from ..models.weights import shapes_only
 from .findings import Finding, State
@@ -54,7 +54,7 @@ def _sides(config: TrainConfig, model: VideoModel, height: int, width: int) -> l
     used = next((name for name in anchors if getattr(config.motion, name)), None)
     if used is None:
         return []
-    multiple = model.latent_factor * ANCHOR_POOL
+    multiple = model.codec.factor * ANCHOR_POOL
     found = []
     for name, side in (("height", height), ("width", width)):
         if side % multiple:
@@ -91,7 +91,7 @@ def is_small(config: TrainConfig, model: VideoModel) -> bool:
 
 
 def _numbers(model: VideoModel) -> int:
-    return sum(parameter.numel() for parameter in model.unet.parameters())
+    return sum(parameter.numel() for parameter in model.network.parameters())
 
 
 def step_memory(config: TrainConfig, model: VideoModel, machine: Machine) -> MemoryEstimate:

@@ -14,46 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-WRAPPED = (
-    ResnetBlock2D,
-    TemporalConvLayer,
-    Transformer2DModel,
-    TransformerTemporalModel,
-    AnimateDiffTransformer3D,
-    Downsample2D,
-    Upsample2D,
-    AutoencoderTinyBlock,
-)
 COMPILED_SHAPES = 256
 """Widths, sizes, batches, with and without gradient and adapter: a UNet has dozens of variants of
 one kind of block, and beyond dynamo's own limit of 8 it would quietly run them uncompiled."""
 
 
-def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The outermost sub-blocks of ``network``."""
+def blocks(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[nn.Module]:
+    """The outermost sub-blocks of ``network`` that are of one of ``kinds``."""
     for child in network.children():
-        if isinstance(child, WRAPPED):
+        if isinstance(child, kinds):
             yield child
         else:
-            yield from blocks(child)
+            yield from blocks(child, kinds)
 
 
-def enable_checkpointing(network: nn.Module) -> int:
-    """Wrap the sub-blocks of ``network`` and return how many; a second call wraps nothing twice.
+def enable_checkpointing(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
+    """Wrap the sub-blocks of ``network`` that are of ``kinds`` and return how many; a second call
+    wraps nothing twice.
 
     Raises ValueError when the model has none, which would mean that the option does nothing.
     """
-    found = list(blocks(network))
+    found = list(blocks(network, kinds))
     fresh = [block for block in found if not hasattr(block, "_kept_forward")]
     for block in fresh:
         block._kept_forward = block.forward  # type: ignore[assignment]
@@ -81,7 +65,9 @@ def recompute(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def compile_blocks(network: nn.Module, cache: Path, backend: str = "inductor") -> int:
+def compile_blocks(
+    network: nn.Module, kinds: tuple[type[nn.Module], ...], cache: Path, backend: str = "inductor"
+) -> int:
     """Compile the sub-blocks of ``network`` at their first use; returns how many.
 
     Blocks of one shape share what was compiled, and the folder ``cache`` keeps it for the next run.
@@ -94,7 +80,7 @@ def compile_blocks(network: nn.Module, cache: Path, backend: str = "inductor") -
         if hasattr(config, name):
             setattr(config, name, max(getattr(config, name), COMPILED_SHAPES))
             break
-    found = list(blocks(network))
+    found = list(blocks(network, kinds))
     for block in found:
         compiled = torch.compile(block.forward, backend=backend, dynamic=False)
         block.forward = compiled  # type: ignore[method-assign]

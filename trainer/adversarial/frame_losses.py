@@ -1,0 +1,252 @@
+"""The losses on frames that remember earlier frames: content, statistics, and what all have in
+common.
+
+They compare feature maps (N, C_i, h_i, w_i) of the student's frames with those of others. What
+they remember is in a `LossMemory`: a step takes one and returns the next, so that a step that is
+refused leaves no trace, and a checkpoint can keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .losses import GradientRatio
+
+DECAY = 0.95
+"""Of the running means of the content loss, a batch."""
+GRID = 4
+"""Cells a side in which the statistics loss looks."""
+CAPACITY = 64
+"""Earlier frames that the statistics loss compares with."""
+CAPTION_SHARE = 4.0
+"""Squared distance of captions that lie one spread apart, where one spread of looks has 1."""
+ENOUGH = 8
+"""Vectors of a side without which no distance is taken: a spread of fewer means little."""
+BANDS = 4
+"""Of noise levels, each with an average of its own: clips made of much noise and of little differ,
+and in one average a brightness too high here would make up for one too low there."""
+REACH = 160
+"""Frames that an average of the common loss reaches back."""
+
+
+def shallower_half(maps: Sequence[Tensor]) -> list[Tensor]:
+    """The maps that tell looks apart; the deeper ones tell things apart."""
+    return list(maps[: len(maps) // 2])
+
+
+def deeper_half(maps: Sequence[Tensor]) -> list[Tensor]:
+    """The maps that tell things apart; the shallower ones tell looks apart."""
+    return list(maps[len(maps) // 2 :])
+
+
+class FrameMemory:
+    """Tensors by name in ``kept``. They are replaced and never changed in place, so that a state is
+    a copy of the names alone, and cheap to go back to.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def __copy__(self) -> FrameMemory:
+        other = type(self)()
+        other.kept = dict(self.kept)
+        return other
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.kept)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.kept = dict(state)
+
+
+class ContentLoss(FrameMemory):
+    """How differently two frames are laid out: 1 - cosine of their deep features.
+
+    Subtract each side's running mean first, location by location. What all the teacher's frames
+    have in common is its look (a background, a watermark), and what all the student's have in
+    common is the style: neither counts, only what sets one frame apart from the others. Then
+    subtract from each map its mean over the frame. One cosine over all places lets the things that
+    stand out count, and not the texture of a background.
+    """
+
+    def __call__(self, ours: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """The loss (N,), summed over maps (N, C_i, h_i, w_i) of the student's frames and of those
+        they are compared with; each call brings the averages up to date.
+        """
+        losses = []
+        for index, (a, b) in enumerate(zip(ours, wanted, strict=True)):
+            own = _layout(a.float() - self._average(f"ours.{index}", a))
+            other = _layout(b.float() - self._average(f"wanted.{index}", b))
+            losses.append(1 - functional.cosine_similarity(own, other, dim=1))
+        return torch.stack(losses).sum(dim=0)
+
+    def _average(self, name: str, maps: Tensor) -> Tensor:
+        now = maps.detach().float().mean(dim=0, keepdim=True)
+        known = self.kept.get(name)
+        self.kept[name] = now if known is None else known.lerp(now, 1 - DECAY)
+        return self.kept[name]
+
+
+def _layout(maps: Tensor) -> Tensor:
+    places = maps.flatten(2)
+    return (places - places.mean(dim=2, keepdim=True)).flatten(1)
+
+
+def cell_statistics(maps: Tensor) -> Tensor:
+    """Mean and deviation of every channel in every cell of a `GRID` x `GRID` grid.
+
+    ``maps`` (N, C, h, w) give (N, 2 * C * GRID**2), fp32. Mean and deviation of feature maps are
+    the style of a picture (Huang and Belongie 2017); the grid tells where in the frame, so that a
+    mark that is always in one corner shows.
+    """
+    maps = maps.float()
+    mean = functional.adaptive_avg_pool2d(maps, GRID)
+    variance = functional.adaptive_avg_pool2d(maps.square(), GRID) - mean.square()
+    deviation = (variance.clamp_min(0) + 1e-4).sqrt()
+    return torch.cat((mean, deviation), dim=1).flatten(1)
+
+
+class StatisticsLoss(FrameMemory):
+    """How far the student's frames are, as a crowd, from the real ones: the energy distance
+    (Szekely and Rizzo 2013) of their `cell_statistics` together with their captions.
+
+    Twice the mean distance to the real frames, less that to the student's own earlier frames. The
+    first alone would draw every frame to the middle of the style; the second keeps them as far from
+    each other as real ones are. Both crowds are the last `CAPACITY` frames seen. Unlike a
+    discriminator it has nothing to learn and cannot be fooled: it pulls from the first step on,
+    and as hard when the student is far off. The caption counts as one more coordinate, so that a
+    red thing is drawn to the red ones of the style more than to others.
+    """
+
+    def __call__(
+        self, ours: Sequence[Tensor], real: Sequence[Tensor], text: Tensor, real_text: Tensor
+    ) -> Tensor:
+        """Scalar, the mean over frames and the sum over maps ``ours`` (N, C_i, h_i, w_i), with
+        gradients, and ``real`` (M, C_i, h_i, w_i); both join their crowds with their captions
+        ``text`` (N, D) and ``real_text`` (M, D).
+        """
+        apart = self._captions_apart(text, real_text)
+        pairs = enumerate(zip(ours, real, strict=True))
+        return torch.stack([self._level(i, *pair, *apart) for i, pair in pairs]).sum()
+
+    def _captions_apart(self, text: Tensor, real_text: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances (N, .) of the captions to those of real and of earlier frames.
+
+        In units of the spread of the real captions; without one, as in a folder that has no
+        captions, they are 0.
+        """
+        said = functional.layer_norm(text.float(), text.shape[1:])
+        real_said = functional.layer_norm(real_text.float(), real_text.shape[1:])
+        wanted = self._join("real.text", real_said)
+        earlier = self.kept.get("ours.text", said[:0])
+        self._join("ours.text", said)
+        spread = wanted.var(dim=0, correction=0).sum()
+        unit = CAPTION_SHARE * (spread > 1e-3 * said.shape[1]) / spread.clamp_min(1e-6)
+        return _squares(said, wanted) * unit, _squares(said, earlier) * unit
+
+    def _level(
+        self, index: int, ours: Tensor, real: Tensor, to_real: Tensor, to_earlier: Tensor
+    ) -> Tensor:
+        found = cell_statistics(ours)
+        wanted = self._join(f"real.{index}", cell_statistics(real))
+        earlier = self.kept.get(f"ours.{index}", found.detach()[:0])
+        self._join(f"ours.{index}", found)
+        if len(wanted) < ENOUGH or len(earlier) < ENOUGH:
+            return 0.0 * found.sum()
+        spread = wanted.std(dim=0)
+        scale = (spread + 0.05 * spread.mean()).clamp_min(1e-6) * found.shape[1] ** 0.5
+        near = (_squares(found / scale, wanted / scale) + to_real).sqrt()
+        far = (_squares(found / scale, earlier / scale) + to_earlier).sqrt()
+        return 2 * near.mean() - 2 * far.mean()
+
+    def _join(self, name: str, found: Tensor) -> Tensor:
+        known = self.kept.get(name)
+        both = found.detach() if known is None else torch.cat((known, found.detach()))
+        self.kept[name] = both[-CAPACITY:]
+        return self.kept[name]
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances (N, M) of the rows of two matrices; MPS lacks the backward of cdist."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(1e-8)
+
+
+class CommonLoss(FrameMemory):
+    """How far the average of the student's frames is from the average of the real ones.
+
+    What differs from frame to frame is gone in an average. What is the same in all of them, as a
+    watermark is, stands out there, however faint it is in each: the averages are of whole maps, at
+    full resolution. Each place counts in units of the deviation of the real frames there, with a
+    pseudo-Huber norm, so that a background far off does not outweigh all the rest.
+    """
+
+    def __call__(self, ours: Sequence[Tensor], real: Sequence[Tensor], level: Tensor) -> Tensor:
+        """Scalar, the mean over frames and the sum over maps ``ours`` (N, C_i, h_i, w_i), with
+        gradients, and ``real`` (M, C_i, h_i, w_i); ``level`` (N,) is the noise that the student's
+        frames were made of, 0 to 1. Each call brings the averages up to date.
+        """
+        band = (level * BANDS).long().clamp(0, BANDS - 1)
+        member = (band[:, None] == torch.arange(BANDS, device=band.device)).float()
+        pairs = enumerate(zip(ours, real, strict=True))
+        return torch.stack([self._map(index, *pair, member) for index, pair in pairs]).sum()
+
+    def _map(self, index: int, ours: Tensor, real: Tensor, member: Tensor) -> Tensor:
+        real, all_real = real.float(), member.new_ones(len(real), 1)
+        wanted = self._average(f"real.{index}", real, all_real)
+        squares = self._average(f"squares.{index}", real.square(), all_real)
+        variance = (squares - wanted.square()).clamp_min(0)
+        scale = (variance + 0.05 * variance.mean()).clamp_min(1e-6).sqrt()
+        # The average's value, and the gradient of these frames as if they were all of it.
+        batch = _means(ours.float(), member)
+        own = batch + (self._average(f"ours.{index}", ours.float(), member) - batch).detach()
+        each = (1 + ((own - wanted) / scale).square()).sqrt() - 1
+        return (each.mean(dim=(1, 2, 3)) * member.mean(dim=0)).sum()
+
+    def _average(self, name: str, maps: Tensor, member: Tensor) -> Tensor:
+        """Running averages (G, C, h, w) of the groups in which ``member`` (N, G) puts the maps."""
+        now, count = _means(maps.detach(), member), member.sum(dim=0)
+        known = self.kept.get(name, torch.zeros_like(now))
+        seen = self.kept.get(f"seen.{name}", torch.zeros_like(count))
+        self.kept[f"seen.{name}"] = seen = (seen + count).clamp_max(REACH)
+        share = (count / seen.clamp_min(1)).clamp_max(1)
+        self.kept[name] = known.lerp(now, share[:, None, None, None])
+        return self.kept[name]
+
+
+def _means(maps: Tensor, member: Tensor) -> Tensor:
+    """Means (G, C, h, w) of the maps (N, C, h, w) of each group; 0 of a group without any."""
+    total = torch.einsum("ng,nchw->gchw", member, maps)
+    return total / member.sum(dim=0).clamp_min(1)[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class LossMemory:
+    """What the losses of a step remember of the steps before."""
+
+    content: ContentLoss = field(default_factory=ContentLoss)
+    statistics: StatisticsLoss = field(default_factory=StatisticsLoss)
+    common: CommonLoss = field(default_factory=CommonLoss)
+    ratio: GradientRatio = field(default_factory=GradientRatio)
+
+    def copy(self) -> LossMemory:
+        """One that can go on by itself; tensors are shared, for they are never changed in place."""
+        return LossMemory(**{part.name: copy(getattr(self, part.name)) for part in fields(self)})
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What each has seen, by its name; what has seen nothing is left out."""
+        found = {part.name: getattr(self, part.name).state_dict() for part in fields(self)}
+        if found["ratio"]["norms"] is None:
+            del found["ratio"]
+        return found
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from `tensors`; what they lack begins anew."""
+        for part in fields(self):
+            nothing = {"norms": None} if part.name == "ratio" else {}
+            getattr(self, part.name).load_state_dict(dict(tensors.get(part.name, nothing)))

@@ -1,0 +1,345 @@
+"""How a base model mixes clip and noise, and how its network's output is read.
+
+A point of a trajectory is ``z = alpha x0 + sigma eps``. How much noise it holds is its *level*: an
+integer timestep of a variance-preserving model, a number from 0 to 1 of a flow. Levels are tensors
+(B,) or (), and 0 is the clean end. Everything else in the trainer asks a `NoisePath` and does not
+know which kind it has.
+
+Arithmetic is done in float32, or float64 when an input is float64: half precision comes back as
+float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from diffusers import DDIMScheduler, LCMScheduler
+from torch import Tensor
+
+TRAJECTORY_STEPS = 50
+TRAIN_TIMESTEPS = 1000
+TIMESTEP_SCALING = 4.0
+"""MCM's value. diffusers' own default is 10; samplers must be given the one trained with."""
+SIGMA_DATA = 0.5
+
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "steps_offset",
+)
+"""Keys of a ``scheduler_config.json`` that define the schedule; all others concern one sampler."""
+
+PREDICTIONS = ("epsilon", "v_prediction")
+"""Values of ``prediction_type`` that can be read: noise, or the velocity of arXiv 2202.00512."""
+
+
+class Reading(NamedTuple):
+    """The clip and the noise (B, C, F, h, w) that an output at a point stands for."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+class NoisePath(Protocol):
+    """The noise levels of a base model, and what its network predicts (``prediction``)."""
+
+    end: ClassVar[float]
+    """The level at which a sampling run ends."""
+
+    @property
+    def prediction(self) -> str: ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What makes it differ from others of its kind."""
+        ...
+
+    def levels(self, count: int) -> Tensor:
+        """``count`` levels from little noise to most, evenly spaced as the model's samplers do;
+        the last one is pure noise. Raises ValueError for a count that is not possible.
+        """
+        ...
+
+    def share(self, level: Tensor) -> Tensor:
+        """How far from the clean end ``level`` is, 0 to 1, as its samplers space levels."""
+        ...
+
+    def model_time(self, level: Tensor) -> Tensor:
+        """What the network is called with at ``level``."""
+        ...
+
+    def alpha_sigma(
+        self, level: Tensor, ndim: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """``(alpha, sigma)`` of ``level`` as tensors (B, 1, ..., 1) of ``ndim`` axes."""
+        ...
+
+    def add_noise(self, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        """``z`` at ``level`` (B,) of clean latents and noise (B, C, F, h, w).
+
+        With a `Reading` it is one step of the deterministic solver (DDIM, eta 0, arXiv 2010.02502
+        eq. 12; Euler on a flow): the level that the point came from is already in the reading.
+        """
+        ...
+
+    def read(self, z: Tensor, output: Tensor, level: Tensor) -> Reading:
+        """What the network's ``output`` at the point ``z`` means; all (B, C, F, h, w)."""
+        ...
+
+    def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
+        """``f(z)`` (B, C, F, h, w): the clip that the point ``z`` leads to, with ``f(z) = z`` at
+        level 0.
+        """
+        ...
+
+    def bounded(self, timestep_scaling: float, sigma_data: float) -> NoisePath:
+        """The same path with these constants in `consistency`, where it has any."""
+        ...
+
+    def to(self, device: torch.device | str) -> NoisePath:
+        """A copy with its tables on ``device``; levels given to it must be there too."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class VariancePreserving:
+    """``alpha_t = sqrt(alphas_cumprod[t])``, ``sigma_t = sqrt(1 - alphas_cumprod[t])`` (DDPM eq. 4,
+    arXiv 2006.11239); levels are integer timesteps ``0 .. T - 1``, -1 the end of a sampling run.
+
+    ``alphas_cumprod`` (T,) float32, decreasing, T = 1000 for every known base model.
+    ``final_alpha_cumprod`` is the level of timestep -1: 1, or ``alphas_cumprod[0]`` where the base
+    model's config says ``set_alpha_to_one: false``. ``config`` holds `SCHEDULE_KEYS`, every one
+    explicit, for building diffusers schedulers that agree.
+    """
+
+    alphas_cumprod: Tensor
+    final_alpha_cumprod: float = 1.0
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+    prediction: str = "epsilon"
+    timestep_scaling: float = TIMESTEP_SCALING
+    sigma_data: float = SIGMA_DATA
+    end: ClassVar[float] = -1
+
+    def __post_init__(self) -> None:
+        alphas = self.alphas_cumprod
+        if alphas.ndim != 1 or alphas.dtype != torch.float32:
+            raise ValueError(
+                f"`alphas_cumprod` must be one-dimensional float32, got {tuple(alphas.shape)} "
+                f"{alphas.dtype}; build it with `VariancePreserving.from_config`."
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> VariancePreserving:
+        """Path of a ``scheduler_config.json``, computed by diffusers' `DDIMScheduler`.
+
+        The defaults of the scheduler classes differ (linear or scaled_linear betas), so a config
+        that leaves them to the class is refused.
+
+        Raises:
+            ValueError: the betas are not given, their schedule is unknown to diffusers, or the
+                network predicts something else than `PREDICTIONS`.
+        """
+        prediction = config.get("prediction_type") or PREDICTIONS[0]
+        if prediction not in PREDICTIONS:
+            raise ValueError(
+                f"`prediction_type`={prediction!r} of the base model is not supported; its network "
+                f"must predict {' or '.join(PREDICTIONS)}."
+            )
+        needed = ("beta_start", "beta_end", "beta_schedule")
+        missing = [key for key in needed if config.get(key) is None]
+        if missing and config.get("trained_betas") is None:
+            raise ValueError(
+                f"scheduler config lacks {missing}; got the keys {sorted(config)}. "
+                "Use the `scheduler/scheduler_config.json` of the base model."
+            )
+        try:
+            scheduler: Any = DDIMScheduler(**{k: config[k] for k in SCHEDULE_KEYS if k in config})
+        except NotImplementedError as error:
+            raise ValueError(
+                f"`beta_schedule`={config.get('beta_schedule')!r} is not supported; "
+                "use 'linear', 'scaled_linear' or 'squaredcos_cap_v2'."
+            ) from error
+        resolved = {key: scheduler.config[key] for key in SCHEDULE_KEYS}
+        alphas, final = scheduler.alphas_cumprod.float(), float(scheduler.final_alpha_cumprod)
+        return cls(alphas, final, resolved, prediction)
+
+    def levels(self, count: int) -> Tensor:
+        """Timesteps ``k - 1, 2k - 1, ..., T - 1`` (count,) int64 with ``k = T / count``, rounded:
+        the "trailing" spacing, and with 50 the trajectory of LCM (arXiv 2310.04378, section 4.3).
+        """
+        train = len(self.alphas_cumprod)
+        if not 1 <= count <= train:
+            raise ValueError(f"`count`={count} noise levels; use 1 to {train}.")
+        return (torch.arange(1, count + 1) * (train / count)).round().long() - 1
+
+    def share(self, level: Tensor) -> Tensor:
+        return level / len(self.alphas_cumprod)
+
+    def model_time(self, level: Tensor) -> Tensor:
+        return level
+
+    def alpha_sigma(
+        self, level: Tensor, ndim: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """As `NoisePath.alpha_sigma`. Raises ValueError for levels that are no integers (B,)."""
+        if level.ndim > 1 or level.is_floating_point() or level.dtype == torch.bool:
+            raise ValueError(
+                f"`level` must be integer timesteps of shape (B,), got {tuple(level.shape)} "
+                f"{level.dtype}; use torch.long."
+            )
+        # No check of the range: it would make a GPU wait for the host in every call.
+        inside = self.alphas_cumprod[level.clamp(min=0)]
+        power = torch.where(level < 0, torch.full_like(inside, self.final_alpha_cumprod), inside)
+        power = power.to(dtype).reshape(-1, *[1] * (ndim - 1))
+        return power.sqrt(), (1 - power).sqrt()
+
+    def add_noise(self, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        x0, eps, alpha, sigma = _prepare(self, x0, eps, level)
+        return alpha * x0 + sigma * eps
+
+    def read(self, z: Tensor, output: Tensor, level: Tensor) -> Reading:
+        """As `NoisePath.read`, from eps or from ``v = alpha eps - sigma x0`` (arXiv 2202.00512,
+        appendix D). Not finite where alpha is 0: the last timestep of a zero terminal SNR schedule.
+        """
+        z, output, alpha, sigma = _prepare(self, z, output, level)
+        eps = alpha * output + sigma * z if self.prediction == "v_prediction" else output
+        return Reading((z - sigma * eps) / alpha, eps)
+
+    def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
+        """``c_skip z + c_out x0`` (arXiv 2310.04378, eq. 6 and appendix)."""
+        scales = boundary_scalings(level, self.timestep_scaling, self.sigma_data)
+        shape = (-1, *[1] * (z.ndim - 1))
+        c_skip, c_out = (scale.to(x0.dtype).reshape(shape) for scale in scales)
+        return c_skip * z + c_out * x0
+
+    def bounded(self, timestep_scaling: float, sigma_data: float) -> VariancePreserving:
+        return replace(self, timestep_scaling=timestep_scaling, sigma_data=sigma_data)
+
+    def to(self, device: torch.device | str) -> VariancePreserving:
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """``z_t = (1 - t) x0 + t eps`` with the velocity ``v = eps - x0`` as the network's output
+    (arXiv 2209.03003); levels are t, 0 to 1.
+
+    ``shift`` moves evenly spaced levels towards noise, ``t' = s t / (1 + (s - 1) t)`` (arXiv
+    2403.03206, section 5.3.2). The consistency function needs no constants: ``x0(z, 0) = z``.
+    """
+
+    shift: float = 1.0
+    prediction: str = "velocity"
+    end: ClassVar[float] = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"shift": self.shift}
+
+    def levels(self, count: int) -> Tensor:
+        if count < 1:
+            raise ValueError(f"`count`={count} noise levels; use 1 or more.")
+        even = torch.arange(1, count + 1) / count
+        return self.shift * even / (1 + (self.shift - 1) * even)
+
+    def share(self, level: Tensor) -> Tensor:
+        return level
+
+    def model_time(self, level: Tensor) -> Tensor:
+        return TRAIN_TIMESTEPS * level
+
+    def alpha_sigma(
+        self, level: Tensor, ndim: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        sigma = level.to(dtype).reshape(-1, *[1] * (ndim - 1))
+        return 1 - sigma, sigma
+
+    def add_noise(self, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        x0, eps, alpha, sigma = _prepare(self, x0, eps, level)
+        return alpha * x0 + sigma * eps
+
+    def read(self, z: Tensor, output: Tensor, level: Tensor) -> Reading:
+        z, output, alpha, sigma = _prepare(self, z, output, level)
+        return Reading(z - sigma * output, z + alpha * output)
+
+    def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
+        return x0
+
+    def bounded(self, timestep_scaling: float, sigma_data: float) -> RectifiedFlow:
+        return self
+
+    def to(self, device: torch.device | str) -> RectifiedFlow:
+        return self
+
+
+def _prepare(
+    path: NoisePath, a: Tensor, b: Tensor, level: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if a.shape != b.shape:
+        raise ValueError(
+            f"the two tensors must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    if level.ndim == 1 and len(level) not in (1, len(a)):
+        raise ValueError(
+            f"`level` has {len(level)} values for a batch of {len(a)}; give one level a video."
+        )
+    dtype = functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)
+    alpha, sigma = path.alpha_sigma(level, a.ndim, dtype)
+    return a.to(dtype), b.to(dtype), alpha, sigma
+
+
+def boundary_scalings(
+    t: Tensor, timestep_scaling: float = TIMESTEP_SCALING, sigma_data: float = SIGMA_DATA
+) -> tuple[Tensor, Tensor]:
+    """LCM's ``(c_skip, c_out)``, each float32 of the shape of the timesteps ``t``.
+
+    With ``s = timestep_scaling t``: ``c_skip = sigma_data^2 / (s^2 + sigma_data^2)`` and
+    ``c_out = s / sqrt(s^2 + sigma_data^2)``. At ``t`` = 0 they are 1 and 0; -1, the clean end,
+    counts as 0.
+    """
+    scaled = t.clamp(min=0).float() * timestep_scaling
+    power = scaled**2 + sigma_data**2
+    return sigma_data**2 / power, scaled / power.sqrt()
+
+
+def guided(cond: Tensor, uncond: Tensor, w: float | Tensor) -> Tensor:
+    """Guidance of a network's outputs as LCM writes it: ``c + w (c - u)``, (B, C, F, h, w).
+
+    ``w`` is a number or a tensor (B,). It equals a usual CFG scale of ``w + 1``; 0 means no
+    guidance.
+    """
+    if isinstance(w, Tensor):
+        w = w.to(cond.dtype).reshape(-1, *[1] * (cond.ndim - 1))
+    return cond + w * (cond - uncond)
+
+
+def few_step_places(steps: int, count: int = TRAJECTORY_STEPS) -> Tensor:
+    """Which of ``count`` ascending levels sampling in ``steps`` steps calls the model at: (steps,)
+    int64, from most noise down. They are `LCMScheduler.set_timesteps`'s own choice.
+
+    Raises:
+        ValueError: ``steps`` is not within 1 .. ``count``.
+    """
+    check_steps(steps, count)
+    scheduler: Any = LCMScheduler(num_train_timesteps=count, original_inference_steps=count)
+    scheduler.set_timesteps(steps)
+    return torch.as_tensor(scheduler.timesteps, dtype=torch.long)
+
+
+def check_steps(steps: int, most: int) -> None:
+    """Refuse a number of sampling steps outside 1 .. ``most``.
+
+    Raises:
+        ValueError: naming the value and the range.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise ValueError(f"`steps`={steps!r} is not a number of sampling steps; use 1 to {most}.")
