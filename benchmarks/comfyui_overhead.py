@@ -174,7 +174,7 @@ def bare_forwards() -> Any:
     def run() -> None:
         latents = torch.randn(1, *model.latent_shape(model.frames, model.height, model.width))
         for _ in range(STEPS):
-            model.predict_eps(latents, timestep, text)
+            model.predict(latents, timestep, text)
         model.decode_clips(latents)
 
     return run

@@ -154,9 +154,9 @@ def trainer(options: argparse.Namespace) -> None:
         model = load_model(path, torch.bfloat16, motion_module=folder / MOTION)
     model.to("cpu", torch.bfloat16)
     loaded = time.perf_counter()
-    latents, text = inputs(options.side, model.text_dim)
+    latents, text = inputs(options.side, model.text.width)
     with torch.inference_mode():
-        eps = model.predict_eps(latents, torch.tensor([TIMESTEP]), text.bfloat16())
+        eps = model.predict(latents, torch.tensor([TIMESTEP]), text.bfloat16())
     finish(eps, folder / "trainer.pt", begun, loaded)
 
 

@@ -171,7 +171,7 @@ def clip_rows(
     model = model_of(family, options.tiny, device, torch.bfloat16)
     model.to(device, torch.bfloat16)
     shape = (1, *model.latent_shape(16, model.height, model.width))
-    text = torch.randn(1, 77, model.text_dim, dtype=model.dtype, device=device)
+    text = torch.randn(1, 77, model.text.width, dtype=model.dtype, device=device)
     plans = [("student", "lcm", n, {}) for n in STUDENT_STEPS]
     guided = {"guidance_scale": GUIDANCE, "negative_text": text[:1] * 0}
     plans.append(("teacher", "ddim", 4 if options.tiny else TEACHER_STEPS, guided))
@@ -180,7 +180,7 @@ def clip_rows(
 
         def clip(sampler: str = sampler, steps: int = steps, more: Any = more) -> None:
             latents = SAMPLERS[sampler](
-                model.predict_eps, text, shape, steps, model.scheduler_config, seed=0, **more
+                model.predict, text, shape, steps, model.scheduler_config, seed=0, **more
             )
             model.decode_clips(latents)
 

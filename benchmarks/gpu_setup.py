@@ -123,7 +123,7 @@ def model_of(family: str, tiny: bool, device: torch.device | str, dtype: torch.d
         model = build_skeleton(family, table[family], device)
     finally:
         torch.set_default_dtype(kept)
-    model.vae.float()
+    model.codec.vae.float()
     return model
 
 

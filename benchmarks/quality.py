@@ -96,7 +96,7 @@ def make_table(job: Job, log: Callable[[str], None] = print) -> dict[str, Any]:
     trained: dict[str, Any] = {}
     for plan in job.plans:
         run = plan.train(log)
-        file = read_lora(run.export_path, job.bench.model.unet)
+        file = read_lora(run.export_path, job.bench.model.network)
         student = plan.student
         trained[student.name] = _training(run, student, file)
         against = [style for style in worlds if student.style in (None, style and style.name)]

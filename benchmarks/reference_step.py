@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trainer.adversarial.augment import apply_augment
 from trainer.adversarial.losses import generator_loss
-from trainer.diffusion.solver import ddim_step, guided_eps
+from trainer.diffusion.noise import ddim_step, guided_eps
 from trainer.distill import step as judging
 from trainer.distill.batch import Batch, StyleBatch, make_batch
 from trainer.distill.distiller import Distiller
@@ -57,7 +57,7 @@ class ReferenceDistiller(Distiller):
         batch = make_batch(s, draws, step)
         assert batch.style is not None
         earlier = self._start(draws, batch)
-        latents = s.model.schedule.add_noise(earlier, batch.noise, batch.t_from)
+        latents = s.model.noise.add_noise(earlier, batch.noise, batch.t_from)
         prediction = s.student.predict(latents, batch.t_from, batch.text)
         following = self.teacher_step(latents, batch)
         target = s.student.target(following, batch.t_to, batch.text)
@@ -91,7 +91,7 @@ class ReferenceDistiller(Distiller):
         earlier[stored] = batch.earlier[stored]
         if batch.own is not None:
             text = batch.text[batch.own.places]
-            earlier[batch.own.places] = self.session.student.generate(batch.own.start, text)
+            earlier[batch.own.places] = self.session.parts.student.generate(batch.own.start, text)
         return earlier
 
     def _encode(self, clips: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class ReferenceDistiller(Distiller):
         cond = predict(self.teacher, latents, t_from, text).float()
         uncond = predict(self.teacher, latents, t_from, empty).float()
         guided = guided_eps(cond, uncond, batch.guidance)
-        schedule = self.session.model.schedule
+        schedule = self.session.model.noise
         x0 = schedule.x0_from_eps(latents, guided, t_from)
         return ddim_step(x0, guided, batch.t_to, schedule)
 

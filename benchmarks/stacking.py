@@ -54,13 +54,13 @@ class Stack:
         self.model = load_model("mini")
         self.bench = Bench(self.model, judge_network(), draw_prompts(clips, seed), seed)
         self.styles = {n: self.bench.style_frames(style_folder(n)) for n in (FIRST, SECOND)}
-        self.modules = base_modules(self.model.unet)
+        self.modules = base_modules(self.model.network)
         files = {
             "start": MINI / "warm_start.safetensors",
             "first": MINI / "loras" / f"mini-{FIRST}.safetensors",
             "second": MINI / "loras" / f"mini-{SECOND}.safetensors",
         }
-        found = {name: read_lora(file, self.model.unet) for name, file in files.items()}
+        found = {name: read_lora(file, self.model.network) for name, file in files.items()}
         self.hashes = {name: file.hashes.tensors_sha256 for name, file in found.items()}
         self.deltas: Deltas = {
             name: {path: pair.delta() for path, pair in file.pairs.items()}
@@ -92,7 +92,7 @@ class Stack:
         """The UNet predicts the mean of what both students do, or what one does in its turn (for
         an even number of steps).
         """
-        forward, pair, calls = self.model.unet.forward, ("first", "second"), count()
+        forward, pair, calls = self.model.network.forward, ("first", "second"), count()
 
         def predict(*inputs: Any, **named: Any) -> Any:
             names = (pair[next(calls) % 2],) if turns else pair
@@ -103,11 +103,11 @@ class Stack:
                 total = total + (made[0] if isinstance(made, tuple) else made.sample) / len(names)
             return (total,) if isinstance(made, tuple) else type(made)(sample=total)
 
-        self.model.unet.forward = predict
+        self.model.network.forward = predict
         try:
             yield
         finally:
-            self.model.unet.forward = forward
+            self.model.network.forward = forward
 
     def look(self, label: str, clips: Tensor) -> Sight:
         bench = self.bench

@@ -236,7 +236,7 @@ def new_session(setting: Setting, checkpointing: bool = False) -> Session:
     config = setting.config(checkpointing)
     session = build_session(config, make_accelerator(config), lambda _: None, lambda *_: None)
     generator = torch.Generator().manual_seed(3)
-    for parameter in lora_parameters(session.model.unet):
+    for parameter in lora_parameters(session.model.network):
         change = 0.01 * torch.randn(parameter.shape, generator=generator)
         parameter.data.add_(change.to(parameter))
     return session
@@ -244,9 +244,9 @@ def new_session(setting: Setting, checkpointing: bool = False) -> Session:
 
 def _with_replay(session: Session) -> Session:
     """The session with the same stored predictions each time."""
-    replay = Replay(REPLAY_CAPACITY, session.latent_shape)
+    replay = Replay(REPLAY_CAPACITY, session.sources.latent_shape)
     generator = torch.Generator().manual_seed(4)
-    stored = torch.randn(REPLAYS, *session.latent_shape, generator=generator)
+    stored = torch.randn(REPLAYS, *session.sources.latent_shape, generator=generator)
     rows = torch.arange(REPLAYS)
     replay.add(stored, rows % len(session.prompts), rows % len(session.motions))
     return replace(session, replay=replay)
@@ -267,7 +267,7 @@ def _encoded(session: Session, clips: Tensor) -> EncodedVideos:
     model = session.model
     latents = [model.encode_clips(clip[None].to(model.device)).cpu() for clip in clips]
     rows = torch.arange(len(clips)) % len(session.prompts)
-    return EncodedVideos(torch.cat(latents), rows, model.schedule)
+    return EncodedVideos(torch.cat(latents), rows, model.noise)
 
 
 def balanced_draws(session: Session, rounds: int, replay: bool) -> list[list[StepDraws]]:
@@ -279,7 +279,7 @@ def balanced_draws(session: Session, rounds: int, replay: bool) -> list[list[Ste
     config = with_overrides(session.config, {"trajectory.replay_probability": share})
     batch = config.data.batch_size
     wanted = sorted({batch // 2, batch - batch // 2})
-    sizes = Sizes(session.latent_shape, len(session.prompts), len(session.motions), REPLAYS)
+    sizes = Sizes(session.sources.latent_shape, len(session.prompts), len(session.motions), REPLAYS)
     found = [_steps_with(config, sizes, count, rounds) for count in wanted]
     return [list(steps) for steps in zip(*found, strict=True)]
 

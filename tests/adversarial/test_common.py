@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.adversarial.common import BANDS, MEMORY, CommonLoss
+from trainer.adversarial.frame_losses import BANDS, MEMORY, CommonLoss
 
 HALF = torch.full((8,), 0.6)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.adversarial.content import DECAY, ContentLoss, deeper_half
+from trainer.adversarial.frame_losses import DECAY, ContentLoss, deeper_half
 from trainer.adversarial.features import build_features
 from trainer.distill import ends
 from trainer.distill.ends import EndMaps
@@ -75,7 +75,7 @@ def test_maps_of_ends_are_those_of_the_decoded_frames_and_are_made_once(mini):
 
     def decode(latents):
         decoded.append(len(latents))
-        return model.vae.decode(latents / model.vae.config.scaling_factor).sample
+        return model.codec.vae.decode(latents / model.codec.vae.config.scaling_factor).sample
 
     wanted = EndMaps(clips, decode, features, torch.device("cpu"))
     rows, frames = torch.tensor([2, 0]), torch.tensor([[0, 3], [1, 2]])
@@ -99,7 +99,7 @@ def test_more_maps_than_may_be_kept_are_made_again(mini, monkeypatch):
 
     def decode(latents):
         decoded.append(len(latents))
-        return model.vae.decode(latents).sample
+        return model.codec.vae.decode(latents).sample
 
     wanted = EndMaps(clips, decode, features, torch.device("cpu"))
     frames = torch.tensor([[0, 1]])

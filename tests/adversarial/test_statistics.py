@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.adversarial.statistics import (
+from trainer.adversarial.frame_losses import (
     CAPACITY,
     ENOUGH,
     StatisticsLoss,

@@ -38,7 +38,7 @@ def rows(tmp_path_factory):
     found = {(s.method, style, s.steps): maker.row(s, style and poster)
              for s in SOLVERS for style in (None, "poster")}  # fmt: skip
     for plan in job.plans:
-        lora = read_lora(plan.train(print).export_path, job.bench.model.unet)
+        lora = read_lora(plan.train(print).export_path, job.bench.model.network)
         for source in student_sources(plan.student, lora):
             for style in (None, "poster"):
                 found[plan.student.name, style, source.steps] = maker.row(source, style and poster)

@@ -85,7 +85,7 @@ def check_step(session: Session, card: FakeCard, also: dict[str, str] | None = N
 def replaying(session: Session) -> StepDraws:
     """Draws that take up an earlier prediction."""
     sizes = Sizes(
-        session.latent_shape, len(session.prompts), len(session.motions), len(session.replay)
+        session.sources.latent_shape, len(session.prompts), len(session.motions), len(session.replay)
     )
     every = (draw_step(session.config, sizes, step) for step in range(1, 100))
     return next(draws for draws in every if (draws.source == REPLAY).any())
@@ -106,7 +106,7 @@ def test_a_step_with_the_preset(preset, small, small_animatediff, card, tmp_path
     session = build({**base, **settings, **features}, tmp_path / "run")
     assert session.model.resting
     check_step(session, card, WITH_OFFLOADED_OPTIMIZER if session.config.optim.offload else None)
-    assert next(session.model.vae.parameters()).device.type == "cpu"
+    assert next(session.model.codec.vae.parameters()).device.type == "cpu"
 
 
 @pytest.mark.parametrize("features", ["dinov2", "clip"])

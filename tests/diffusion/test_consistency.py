@@ -6,16 +6,16 @@ import pytest
 import torch
 from diffusers import LCMScheduler
 
-from trainer.diffusion.consistency import (
+from trainer.diffusion.noise import (
     boundary_scalings,
     consistency_function,
     few_step_timesteps,
 )
-from trainer.diffusion.schedule import NoiseSchedule
-from trainer.diffusion.solver import ddim_step, ddim_timesteps, previous_timestep
+from trainer.diffusion.noise import VariancePreserving
+from trainer.diffusion.noise import ddim_step, ddim_timesteps, previous_timestep
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULE = NoiseSchedule.from_config(CONFIG)
+SCHEDULE = VariancePreserving.from_config(CONFIG)
 
 
 def noise(seed: int, batch: int = 3) -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from trainer.diffusion.schedule import NoiseSchedule
-from trainer.diffusion.solver import ddim_step, ddim_timesteps, guided_eps, previous_timestep
+from trainer.diffusion.noise import VariancePreserving
+from trainer.diffusion.noise import ddim_step, ddim_timesteps, guided_eps, previous_timestep
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -60,7 +60,7 @@ def test_an_impossible_count_is_refused(count):
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
 def test_a_rollout_equals_diffusers_ddim(steps, set_alpha_to_one):
     scheduler = double_ddim(steps, set_alpha_to_one)
-    schedule = NoiseSchedule.from_config({**CONFIG, "set_alpha_to_one": set_alpha_to_one})
+    schedule = VariancePreserving.from_config({**CONFIG, "set_alpha_to_one": set_alpha_to_one})
     expected = ours = noise(0)
     for t in scheduler.timesteps:
         batch_t = t.repeat(2)
@@ -72,7 +72,7 @@ def test_a_rollout_equals_diffusers_ddim(steps, set_alpha_to_one):
 
 
 def test_the_last_trajectory_step_ends_at_the_level_of_timestep_zero():
-    schedule = NoiseSchedule.from_config(CONFIG)
+    schedule = VariancePreserving.from_config(CONFIG)
     x0, eps = noise(0), noise(1)
     level = schedule.alphas_cumprod[0].double()
     z = ddim_step(x0, eps, previous_timestep(torch.tensor([19, 19])), schedule)
@@ -81,7 +81,7 @@ def test_the_last_trajectory_step_ends_at_the_level_of_timestep_zero():
 
 
 def test_steps_with_the_true_noise_stay_on_the_straight_trajectory():
-    schedule = NoiseSchedule.from_config(CONFIG)
+    schedule = VariancePreserving.from_config(CONFIG)
     x0, eps = noise(0), noise(1)
     start, end = torch.tensor([999, 519]), torch.tensor([499, 19])
     latents = schedule.add_noise(x0, eps, start)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from trainer.diffusion.schedule import NoiseSchedule
+from trainer.diffusion.noise import VariancePreserving
 
 MODELSCOPE = {
     "_class_name": "DDIMScheduler",
@@ -32,7 +32,7 @@ def noise(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 @pytest.mark.parametrize("rescale", [False, True])
 def test_table_is_that_of_diffusers(config, rescale):
     config = {**config, "rescale_betas_zero_snr": rescale}
-    schedule = NoiseSchedule.from_config(config)
+    schedule = VariancePreserving.from_config(config)
     expected = DDIMScheduler.from_config(config)
     assert torch.equal(schedule.alphas_cumprod, expected.alphas_cumprod)
     assert schedule.alphas_cumprod.shape == (1000,)
@@ -42,19 +42,19 @@ def test_table_is_that_of_diffusers(config, rescale):
 
 
 def test_linear_and_scaled_linear_betas_differ():
-    a = NoiseSchedule.from_config(MODELSCOPE).alphas_cumprod
-    b = NoiseSchedule.from_config(ANIMATEDIFF).alphas_cumprod
+    a = VariancePreserving.from_config(MODELSCOPE).alphas_cumprod
+    b = VariancePreserving.from_config(ANIMATEDIFF).alphas_cumprod
     assert (a - b).abs().max() > 0.05
 
 
 def test_trained_betas_are_used():
-    schedule = NoiseSchedule.from_config({"trained_betas": [0.5, 0.5]})
+    schedule = VariancePreserving.from_config({"trained_betas": [0.5, 0.5]})
     assert schedule.alphas_cumprod.tolist() == [0.5, 0.25]
 
 
 def test_resolved_config_builds_the_same_schedule():
-    schedule = NoiseSchedule.from_config(ANIMATEDIFF)
-    again = NoiseSchedule.from_config(schedule.config)
+    schedule = VariancePreserving.from_config(ANIMATEDIFF)
+    again = VariancePreserving.from_config(schedule.config)
     assert torch.equal(schedule.alphas_cumprod, again.alphas_cumprod)
     assert again.config == schedule.config
 
@@ -63,22 +63,22 @@ def test_resolved_config_builds_the_same_schedule():
 def test_a_config_without_betas_is_refused(key):
     config = {k: v for k, v in MODELSCOPE.items() if k != key}
     with pytest.raises(ValueError, match=f"lacks \\['{key}'\\]"):
-        NoiseSchedule.from_config(config)
+        VariancePreserving.from_config(config)
 
 
 def test_an_unknown_beta_schedule_is_refused():
     with pytest.raises(ValueError, match="`beta_schedule`='sine' is not supported"):
-        NoiseSchedule.from_config({**MODELSCOPE, "beta_schedule": "sine"})
+        VariancePreserving.from_config({**MODELSCOPE, "beta_schedule": "sine"})
 
 
 def test_a_half_precision_table_is_refused():
     with pytest.raises(ValueError, match="one-dimensional float32"):
-        NoiseSchedule(torch.ones(10, dtype=torch.float16))
+        VariancePreserving(torch.ones(10, dtype=torch.float16))
 
 
 def test_add_noise_and_velocity_equal_diffusers():
     schedule, expected = (
-        NoiseSchedule.from_config(MODELSCOPE),
+        VariancePreserving.from_config(MODELSCOPE),
         DDIMScheduler.from_config(MODELSCOPE),
     )
     x0, eps = noise(0), noise(1)
@@ -92,7 +92,7 @@ def test_add_noise_and_velocity_equal_diffusers():
 
 @pytest.mark.parametrize("config", [MODELSCOPE, ANIMATEDIFF])
 def test_conversions_are_round_trips_in_float64(config):
-    schedule = NoiseSchedule.from_config(config)
+    schedule = VariancePreserving.from_config(config)
     x0, eps = noise(0), noise(1)
     latents = schedule.add_noise(x0, eps, TIMESTEPS)
     v = schedule.v_from_x0_eps(x0, eps, TIMESTEPS)
@@ -104,7 +104,7 @@ def test_conversions_are_round_trips_in_float64(config):
 
 
 def test_every_video_of_a_batch_has_its_own_timestep():
-    schedule = NoiseSchedule.from_config(MODELSCOPE)
+    schedule = VariancePreserving.from_config(MODELSCOPE)
     x0, eps = noise(0), noise(1)
     together = schedule.add_noise(x0, eps, TIMESTEPS)
     for i in range(3):
@@ -115,10 +115,10 @@ def test_every_video_of_a_batch_has_its_own_timestep():
 
 def test_minus_one_is_the_clean_end():
     t = torch.tensor([-1, 0, -1])
-    clean = NoiseSchedule.from_config(ANIMATEDIFF).add_noise(noise(0), noise(1), t)
+    clean = VariancePreserving.from_config(ANIMATEDIFF).add_noise(noise(0), noise(1), t)
     assert torch.equal(clean[0], noise(0)[0])
     assert not torch.equal(clean[1], noise(0)[1])
-    schedule = NoiseSchedule.from_config(MODELSCOPE)  # set_alpha_to_one: false
+    schedule = VariancePreserving.from_config(MODELSCOPE)  # set_alpha_to_one: false
     alpha, _ = schedule.alpha_sigma(t, 5)
     assert alpha.shape == (3, 1, 1, 1, 1)
     assert alpha[0] == alpha[1] == schedule.alphas_cumprod[0].sqrt()
@@ -126,7 +126,7 @@ def test_minus_one_is_the_clean_end():
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_comes_back_as_float32(half):
-    schedule = NoiseSchedule.from_config(MODELSCOPE)
+    schedule = VariancePreserving.from_config(MODELSCOPE)
     x0, eps = noise(0, torch.float32).to(half), noise(1, torch.float32).to(half)
     latents = schedule.add_noise(x0, eps, TIMESTEPS)
     assert latents.dtype == torch.float32
@@ -135,7 +135,7 @@ def test_half_precision_comes_back_as_float32(half):
 
 
 def test_to_moves_the_table_and_keeps_the_rest():
-    schedule = NoiseSchedule.from_config(MODELSCOPE)
+    schedule = VariancePreserving.from_config(MODELSCOPE)
     moved = schedule.to("meta")
     assert moved.alphas_cumprod.device.type == "meta"
     assert schedule.alphas_cumprod.device.type == "cpu"
@@ -153,16 +153,16 @@ def test_to_moves_the_table_and_keeps_the_rest():
 )
 def test_unfit_timesteps_are_refused(t, message):
     with pytest.raises(ValueError, match=message):
-        NoiseSchedule.from_config(MODELSCOPE).add_noise(noise(0), noise(1), t)
+        VariancePreserving.from_config(MODELSCOPE).add_noise(noise(0), noise(1), t)
 
 
 def test_noise_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="must have one shape"):
-        NoiseSchedule.from_config(MODELSCOPE).add_noise(noise(0), noise(1)[:1], TIMESTEPS)
+        VariancePreserving.from_config(MODELSCOPE).add_noise(noise(0), noise(1)[:1], TIMESTEPS)
 
 
 def test_files_and_schedule_know_the_same_predictions():
-    from trainer.diffusion.schedule import PREDICTIONS as of_schedules
+    from trainer.diffusion.noise import PREDICTIONS as of_schedules
     from trainer.models.prediction import PREDICTIONS as of_files
 
     assert of_schedules == of_files

@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from trainer.diffusion.consistency import consistency_function, few_step_timesteps
+from trainer.diffusion.noise import consistency_function, few_step_timesteps
 from trainer.diffusion.sampling import SAMPLERS, sample_ddim, sample_dpmpp, sample_lcm
-from trainer.diffusion.schedule import NoiseSchedule
+from trainer.diffusion.noise import VariancePreserving
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -84,7 +84,7 @@ def test_dpmpp_equals_the_pipeline(steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
 def test_lcm_is_the_consistency_function_and_renoising_in_the_documented_order(steps):
-    schedule = NoiseSchedule.from_config(CONFIG)
+    schedule = VariancePreserving.from_config(CONFIG)
     generator = torch.Generator().manual_seed(11)
     latents = torch.randn(SHAPE, generator=generator)
     timesteps = few_step_timesteps(steps)
@@ -152,7 +152,7 @@ def test_every_step_is_reported(name):
     assert told[0].timestep == 999
     assert torch.equal(told[-1].latents, clip)
     assert told[0].x0.shape == PAIR
-    schedule = NoiseSchedule.from_config(CONFIG)
+    schedule = VariancePreserving.from_config(CONFIG)
     first = torch.cat(
         [torch.randn(SHAPE, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
     )
@@ -235,10 +235,10 @@ def test_unfit_arguments_are_refused(name, changes, message):
 
 def test_lcm_ends_in_the_consistency_function_of_its_own_constants():
     """One step from noise is ``f(noise, 999)`` of whatever the student was distilled with."""
-    from trainer.diffusion.consistency import consistency_function
+    from trainer.diffusion.noise import consistency_function
 
     noise = torch.randn(PAIR, generator=torch.Generator().manual_seed(3))
-    schedule, last = NoiseSchedule.from_config(CONFIG), torch.tensor([999, 999])
+    schedule, last = VariancePreserving.from_config(CONFIG), torch.tensor([999, 999])
     eps = toy_eps(noise, last, TEXT)
     for scaling, spread in ((4.0, 0.5), (0.1, 10.0)):
         wanted = consistency_function(noise, eps, last, schedule, scaling, spread)

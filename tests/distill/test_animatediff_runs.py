@@ -66,13 +66,13 @@ def model(sd15_checkpoint, motion_module_file):
 
 
 def test_the_export_covers_what_the_official_loras_cover(finished, model):
-    found = read_lora(finished.export_path, model.unet)
+    found = read_lora(finished.export_path, model.network)
     uncovered = ("conv_in", "conv_out", "time_embedding")
-    wanted = {p for p in base_modules(model.unet) if p.split(".")[0] not in uncovered}
+    wanted = {p for p in base_modules(model.network) if p.split(".")[0] not in uncovered}
     assert set(found.pairs) == wanted
-    kinds = {type(base_modules(model.unet)[path]) for path in found.pairs}
+    kinds = {type(base_modules(model.network)[path]) for path in found.pairs}
     assert {kind.__name__ for kind in kinds} >= {"Conv2d", "Linear"} or len(kinds) == 2
-    assert all(isinstance(base_modules(model.unet)[p], (nn.Linear, nn.Conv2d)) for p in wanted)
+    assert all(isinstance(base_modules(model.network)[p], (nn.Linear, nn.Conv2d)) for p in wanted)
     assert any("motion_modules" in path for path in found.pairs)
     assert any(pair.up.abs().max() > 0 for pair in found.pairs.values())
 
@@ -117,8 +117,8 @@ def test_a_run_continues_from_a_lora_of_a_lower_rank(finished, settings, tmp_pat
     path = tmp_path / "continued"
     more = {"init_lora": str(finished.export_path), "lora.rank": 3, "optim.lr": 1e-8}
     train(new_run(settings, path, steps=1, **more))
-    before = read_lora(finished.export_path, model.unet).pairs
-    after = read_lora(path / "continued.safetensors", model.unet).pairs
+    before = read_lora(finished.export_path, model.network).pairs
+    after = read_lora(path / "continued.safetensors", model.network).pairs
     assert {pair.rank for pair in after.values()} == {3}
     for name, pair in before.items():
         torch.testing.assert_close(after[name].delta(), pair.delta(), rtol=1e-2, atol=1e-6)

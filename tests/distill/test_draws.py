@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.config import load_config
-from trainer.diffusion.consistency import few_step_timesteps
+from trainer.diffusion.noise import few_step_timesteps
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_frames, draw_step
 
 SIZES = Sizes((4, 8, 4, 4), prompts=10, motions=5, replays=7)

@@ -72,7 +72,7 @@ def allocated_peak(distiller: Distiller, step: int) -> int:
 def resident(session) -> int:
     """Bytes of networks, averages and optimizer states, by counting their elements."""
     model, optimizers = session.model, (session.optimizer, session.discriminator_optimizer)
-    modules = (model.unet, model.vae, model.text_encoder, session.features, session.discriminator)
+    modules = (model.network, model.codec.vae, model.text.encoder, session.parts.features, session.parts.discriminator)
     tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())] + session.ema.copies
     for optimizer in optimizers:
         tensors += [t for state in optimizer.state.values() for t in state.values()]
@@ -175,9 +175,9 @@ def test_full_size_shapes_go_through_the_family(family):
     model = skeleton(family)
     shape = model.latent_shape(16, model.height, model.width)
     latents = torch.empty(1, *shape, device=META)
-    text = torch.empty(1, 77, model.text_dim, device=META)
+    text = torch.empty(1, 77, model.text.width, device=META)
     with torch.no_grad():
-        eps = model.predict_eps(latents, torch.empty(1, dtype=torch.long, device=META), text)
+        eps = model.predict(latents, torch.empty(1, dtype=torch.long, device=META), text)
     assert eps.shape == latents.shape and eps.dtype == torch.float32
 
 

@@ -36,7 +36,7 @@ GUIDANCE = 2.0
 
 def load_student(folder: Path) -> Student:
     model = load_model(str(folder))
-    add_lora(model.unet, 2, 2.0, 0)
+    add_lora(model.network, 2, 2.0, 0)
     return Student(model, 4.0, 0.5)
 
 
@@ -128,7 +128,7 @@ def test_a_rollout_is_the_teachers_guided_sampling(student, stride, steps):
     assert torch.equal(library.clean, library.states[:, 0])
     if 10 % stride == 0:
         sampled = SAMPLERS["ddim"](
-            model.predict_eps, text, (3, *shape), steps, model.scheduler_config,
+            model.predict, text, (3, *shape), steps, model.scheduler_config,
             guidance_scale=GUIDANCE + 1, negative_text=empty, seed=0,
             init_latents=library.noise.float(),
         )  # fmt: skip
@@ -256,7 +256,7 @@ def test_a_model_brings_clips_of_its_own(student, tiny_model, tmp_path, prompts,
 
 def test_a_rollout_that_is_not_finite_is_refused_and_not_kept(tiny_model, prompts, settings):
     broken = load_student(tiny_model)
-    broken.model.unet.conv_out.weight.data[:] = float("nan")
+    broken.model.network.conv_out.weight.data[:] = float("nan")
     with pytest.raises(FloatingPointError, match="library_guidance"):
         fetch(broken, prompts, settings)
     assert not list(ContentCache(settings["data.cache"]).root.rglob("*.safetensors"))

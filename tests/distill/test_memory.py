@@ -8,7 +8,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from trainer.distill.checkpointing import blocks, compile_blocks, enable_checkpointing
+from trainer.models.checkpointing import blocks, compile_blocks, enable_checkpointing
 from trainer.distill.decoding import FrameDecoder
 from trainer.distill.ema import ParameterEma
 from trainer.distill.meter import MemoryMeter
@@ -34,28 +34,28 @@ def model(request, tiny_model):
         checkpoint = request.getfixturevalue("sd15_checkpoint")
         motion = request.getfixturevalue("motion_module_file")
         loaded = load_model(str(checkpoint), motion_module=motion)
-    add_lora(loaded.unet, 2, 2.0)
+    add_lora(loaded.network, 2, 2.0)
     return loaded
 
 
 def inputs(model, dtype=torch.float32, side=SIDE):
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 4, FRAMES, side, side, generator=generator)
-    text = torch.randn(1, 7, model.text_dim, generator=generator)
+    text = torch.randn(1, 7, model.text.width, generator=generator)
     return latents, torch.tensor([500]), text.to(dtype)
 
 
 def gradients(model, side=SIDE) -> list[torch.Tensor]:
-    for parameter in lora_parameters(model.unet):
+    for parameter in lora_parameters(model.network):
         parameter.grad = None
-    model.predict_eps(*inputs(model, model.dtype, side)).square().mean().backward()
-    return [p.grad.clone() for p in lora_parameters(model.unet) if p.grad is not None]
+    model.predict(*inputs(model, model.dtype, side)).square().mean().backward()
+    return [p.grad.clone() for p in lora_parameters(model.network) if p.grad is not None]
 
 
 def kept_bytes(model) -> int:
     """Bytes that are alive between a forward pass and its backward pass."""
     with MemoryMeter("cpu") as meter:
-        out = model.predict_eps(*inputs(model, model.dtype))
+        out = model.predict(*inputs(model, model.dtype))
         kept = meter.now
     del out
     return kept
@@ -63,22 +63,22 @@ def kept_bytes(model) -> int:
 
 def test_recomputing_keeps_a_fraction_and_changes_no_gradient(model):
     plain, before = gradients(model), kept_bytes(model)
-    assert enable_checkpointing(model.unet) > 0
-    assert enable_checkpointing(model.unet) == 0
+    assert enable_checkpointing(model.network) > 0
+    assert enable_checkpointing(model.network) == 0
     assert kept_bytes(model) < 0.25 * before
     for ours, theirs in zip(gradients(model), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_recomputing_reaches_two_d_three_d_and_motion_blocks(model):
-    covered = {id(m) for block in blocks(model.unet) for m in block.modules()}
-    attention = [n for n, m in model.unet.named_modules() if type(m).__name__ == "Attention"]
-    convolutions = [n for n, m in model.unet.named_modules() if isinstance(m, nn.Conv3d)]
-    named = dict(model.unet.named_modules())
+    covered = {id(m) for block in blocks(model.network) for m in block.modules()}
+    attention = [n for n, m in model.network.named_modules() if type(m).__name__ == "Attention"]
+    convolutions = [n for n, m in model.network.named_modules() if isinstance(m, nn.Conv3d)]
+    named = dict(model.network.named_modules())
     assert attention and all(id(named[name]) in covered for name in attention)
     assert all(id(named[name]) in covered for name in convolutions)
     if model.family.name == "animatediff":
-        assert any(isinstance(b, AnimateDiffTransformer3D) for b in blocks(model.unet))
+        assert any(isinstance(b, AnimateDiffTransformer3D) for b in blocks(model.network))
     else:
         assert convolutions
 
@@ -90,11 +90,11 @@ def test_recomputing_without_blocks_is_refused():
 
 def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model, tmp_path):
     model = load_model(str(tiny_model), torch.bfloat16)
-    add_lora(model.unet, 2, 2.0)
-    compute_lora_in_input_dtype(model.unet)
+    add_lora(model.network, 2, 2.0)
+    compute_lora_in_input_dtype(model.network)
     plain = gradients(model)
-    assert compile_blocks(model.unet.mid_block, tmp_path, backend="eager") > 0
-    enable_checkpointing(model.unet)
+    assert compile_blocks(model.network.mid_block, tmp_path, backend="eager") > 0
+    enable_checkpointing(model.network)
     for ours, theirs in zip(gradients(model), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
@@ -105,17 +105,17 @@ def test_half_weights_train_an_fp32_adapter_without_fp32_activations(model):
     side = 2 * SIDE
     exact = gradients(model, side)
     model.to("cpu", torch.bfloat16)
-    for part in lora_parameters(model.unet):
+    for part in lora_parameters(model.network):
         part.data = part.data.float()
-    assert compute_lora_in_input_dtype(model.unet) > 0
+    assert compute_lora_in_input_dtype(model.network) > 0
     assert model.dtype == torch.bfloat16
-    assert model.unet.conv_out.weight.dtype == torch.float32
+    assert model.network.conv_out.weight.dtype == torch.float32
     seen: set[torch.dtype] = set()
 
     def note(_, args, out):
         seen.update((args[0].dtype, out.dtype))
 
-    for layer in model.unet.modules():
+    for layer in model.network.modules():
         if isinstance(layer, LoraLayer):
             parts = [*layer.lora_A.values(), *layer.lora_B.values()]
             for part in parts:
@@ -130,10 +130,10 @@ def test_half_weights_train_an_fp32_adapter_without_fp32_activations(model):
 
 
 def test_channels_last_changes_the_order_of_weights_and_no_result(model):
-    model.unet.double()  # other kernels round otherwise, and the tiny AnimateDiff amplifies that
+    model.network.double()  # other kernels round otherwise, and the tiny AnimateDiff amplifies that
     plain = gradients(model)
-    order_channels_last(model.unet)
-    weight = model.unet.conv_in.weight
+    order_channels_last(model.network)
+    weight = model.network.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     ours, theirs = (torch.cat([g.flatten() for g in group]) for group in (gradients(model), plain))
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
@@ -170,8 +170,8 @@ def test_decoding_a_frame_at_a_time_gives_the_same_pixels_and_gradients(
     assert torch.equal(whole, parts)
     torch.testing.assert_close(parts_gradient, whole_gradient)
     assert kept < 0.05 * all_kept
-    assert next(model.vae.parameters()).dtype == torch.float32
-    assert model.vae.encoder is not None
+    assert next(model.codec.vae.parameters()).dtype == torch.float32
+    assert model.codec.vae.encoder is not None
 
 
 def trained(seed: int = 0) -> list[nn.Parameter]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer.adversarial.common import CommonLoss
-from trainer.adversarial.statistics import StatisticsLoss
+from trainer.adversarial.frame_losses import CommonLoss
+from trainer.adversarial.frame_losses import StatisticsLoss
 from trainer.adversarial.terms import FrameTerms
 from trainer.config import load_config, with_overrides
-from trainer.diffusion.solver import TRAIN_TIMESTEPS
+from trainer.diffusion.noise import TRAIN_TIMESTEPS
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
@@ -46,7 +46,7 @@ def session(request, tiny_model, style_images, tmp_path_factory):
     )
     built = build_session(config, Accelerator(cpu=True), lambda text: None, lambda *a: None)
     generator = torch.Generator().manual_seed(3)
-    for parameter in lora_parameters(built.model.unet):  # a student that differs from its teacher
+    for parameter in lora_parameters(built.model.network):  # a student that differs from its teacher
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     clips = torch.randn(6, *built.latent_shape, generator=generator)
     built.replay.add(clips, torch.arange(6), torch.tensor([0, 1, 2, 2, 1, 0]))
@@ -56,7 +56,7 @@ def session(request, tiny_model, style_images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def draws(session):
     sizes = Sizes(
-        session.latent_shape, len(session.prompts), len(session.motions), len(session.replay)
+        session.sources.latent_shape, len(session.prompts), len(session.motions), len(session.replay)
     )
     for step in range(100):
         drawn = draw_step(session.config, sizes, step)
@@ -67,8 +67,8 @@ def draws(session):
 
 def naive_f(model, z, t, text):
     """f(z, t) for one clip, written out: eps, x0, c_skip, c_out."""
-    eps = model.unet(z[None], t, encoder_hidden_states=text[None]).sample[0].double()
-    alphas = model.schedule.alphas_cumprod.double()
+    eps = model.network(z[None], t, encoder_hidden_states=text[None]).sample[0].double()
+    alphas = model.noise.alphas_cumprod.double()
     a = alphas[t]
     x0 = (z.double() - (1 - a).sqrt() * eps) / a.sqrt()
     s = 4.0 * t
@@ -81,9 +81,9 @@ def naive_point(session, draws, row):
     ``motion.target`` endpoint the target is the clip of the teacher that the noise leads to.
     """
     model, prompts, library = session.model, session.prompts, session.motions
-    a = model.schedule.alphas_cumprod.double()[20 * (int(draws.level[row]) + 1) - 1]
+    a = model.noise.alphas_cumprod.double()[20 * (int(draws.place[row]) + 1) - 1]
     ends = session.config.motion.target == "endpoint"
-    level, source, clip = int(draws.level[row]), int(draws.source[row]), int(draws.motion[row])
+    level, source, clip = int(draws.place[row]), int(draws.source[row]), int(draws.motion[row])
     prompt, start = int(draws.prompt[row]), draws.start[row]
     if source == TRAJECTORY or (ends and source == FRESH):
         prompt, start = int(library.prompts[clip]), library.states[clip, -1].float()
@@ -108,17 +108,17 @@ def naive_point(session, draws, row):
 
 def naive_target(session, draws, row, z, text):
     """f at the point to which one guided DDIM step of the teacher leads from ``z``."""
-    model, level = session.model, int(draws.level[row])
+    model, level = session.model, int(draws.place[row])
     t_from, t_to = 20 * (level + 1) - 1, 20 * level - 1 if level else 0
     if int(draws.source[row]) == TRAJECTORY:
         below = session.motions.states[int(draws.motion[row]), level].float()
         return naive_f(model, below, t_to, text)
     empty = model.encode_text([""])[0]
-    with adapter_disabled(model.unet):
-        cond = model.unet(z[None], t_from, encoder_hidden_states=text[None]).sample[0].double()
-        none = model.unet(z[None], t_from, encoder_hidden_states=empty[None]).sample[0].double()
+    with adapter_disabled(model.network):
+        cond = model.network(z[None], t_from, encoder_hidden_states=text[None]).sample[0].double()
+        none = model.network(z[None], t_from, encoder_hidden_states=empty[None]).sample[0].double()
     eps = cond + float(draws.guidance[row]) * (cond - none)
-    a, b = (model.schedule.alphas_cumprod.double()[t] for t in (t_from, t_to))
+    a, b = (model.noise.alphas_cumprod.double()[t] for t in (t_from, t_to))
     x0 = (z.double() - (1 - a).sqrt() * eps) / a.sqrt()
     return naive_f(model, (b.sqrt() * x0 + (1 - b).sqrt() * eps).float(), t_to, text)
 
@@ -130,8 +130,8 @@ def relative(a, b):
 @torch.no_grad()
 def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
     batch = make_batch(session, draws, 0)
-    points = trajectory_points(session.student, batch)
-    predicted = session.student.predict(points.latents, points.t_from, points.text)
+    points = trajectory_points(session.parts.student, batch)
+    predicted = session.parts.student.predict(points.latents, points.t_from, points.text)
     for row in range(len(draws.source)):
         z, target, prediction, prompt = naive_point(session, draws, row)
         assert int(batch.rows[row]) == prompt
@@ -143,9 +143,9 @@ def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
 @torch.no_grad()
 def test_losses_equal_their_formulas(session, draws):
     batch = make_batch(session, draws, 0)
-    points = trajectory_points(session.student, batch)
-    predicted = session.student.predict(points.latents, points.t_from, points.text)
-    motion = motion_losses(predicted, points, session.representation, session.config.motion)
+    points = trajectory_points(session.parts.student, batch)
+    predicted = session.parts.student.predict(points.latents, points.t_from, points.text)
+    motion = motion_losses(predicted, points, session.parts.representation, session.config.motion)
     c = session.config.motion.huber_c
     p, q = predicted.double(), points.target.double()
     assert float(motion.consistency) == pytest.approx(
@@ -153,21 +153,21 @@ def test_losses_equal_their_formulas(session, draws):
     )
 
     style = style_losses(
-        predicted, points, batch.style, session.decoder, session.features,
-        session.discriminator, FrameTerms(), session.config.adversarial,
+        predicted, points, batch.style, session.parts.decoder, session.parts.features,
+        session.parts.discriminator, FrameTerms(), session.config.adversarial,
     )  # fmt: skip
     logits, seen = [], ([], [])
-    session.discriminator.eval()
+    session.parts.discriminator.eval()
     for row in range(len(predicted)):
         for k, frame in enumerate(draws.frames[row].tolist()):
             maps, wanted = (
-                session.features(session.model.vae.decode(clip[row, :, frame][None]).sample)
+                session.parts.features(session.model.codec.vae.decode(clip[row, :, frame][None]).sample)
                 for clip in (predicted, points.target)
             )
-            logits.append(session.discriminator(maps, batch.style.text[2 * row + k][None]))
+            logits.append(session.parts.discriminator(maps, batch.style.text[2 * row + k][None]))
             for side, deep in zip(seen, (maps, wanted), strict=True):
                 side.append([m[0].double().numpy() for m in deep[2:]])
-    session.discriminator.train()
+    session.parts.discriminator.train()
     assert float(style.adversarial) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
     assert float(style.content) == pytest.approx(naive_content(*seen), rel=2e-3), "stored as half"
     weights = session.config.adversarial
@@ -195,12 +195,12 @@ def naive_content(ours, wanted):
 def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(session, draws):
     batch = make_batch(session, draws, 0)
     clip = session.motions.clean[batch.origins].float()
-    points = replace(trajectory_points(session.student, batch), target=clip)
+    points = replace(trajectory_points(session.parts.student, batch), target=clip)
 
     def content(prediction):
         return float(style_losses(
-            prediction, points, batch.style, session.decoder, session.features,
-            session.discriminator, FrameTerms(), session.config.adversarial,
+            prediction, points, batch.style, session.parts.decoder, session.parts.features,
+            session.parts.discriminator, FrameTerms(), session.config.adversarial,
         ).content)  # fmt: skip
 
     assert content(clip) < 1e-3
@@ -211,16 +211,16 @@ def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(sess
 def test_statistics_are_of_plain_frames_and_plain_images(session, draws):
     batch = make_batch(session, draws, 0)
     clip = session.motions.clean[batch.origins].float()
-    points = trajectory_points(session.student, batch)
+    points = trajectory_points(session.parts.student, batch)
     level = (points.t_from / TRAIN_TIMESTEPS).repeat_interleave(2)
     terms, crowds, common = FrameTerms(), StatisticsLoss(), CommonLoss()
-    frames = session.decoder(pick_frames(clip, batch.style.frames))
+    frames = session.parts.decoder(pick_frames(clip, batch.style.frames))
     for _ in range(2):
         style = style_losses(
-            clip, points, batch.style, session.decoder, session.features,
-            session.discriminator, terms, session.config.adversarial,
+            clip, points, batch.style, session.parts.decoder, session.parts.features,
+            session.parts.discriminator, terms, session.config.adversarial,
         )  # fmt: skip
-        sides = [session.features(pixels)[:2] for pixels in (frames, batch.style.pixels)]
+        sides = [session.parts.features(pixels)[:2] for pixels in (frames, batch.style.pixels)]
         expected = crowds(*sides, batch.style.text, batch.style.real_text)
         expected = expected + COMMON_SHARE * common(*sides, level)
     assert float(style.statistics) == pytest.approx(float(expected), rel=1e-5)
@@ -239,37 +239,37 @@ def test_every_level_moves_the_unet_as_its_power_of_the_snr_says(session, draws)
                 out.sample.retain_grad()
                 seen.append(out.sample)
 
-        hook = session.model.unet.register_forward_hook(keep)
+        hook = session.model.network.register_forward_hook(keep)
         config = with_overrides(session.config, {"trajectory.snr_power": power})
         gradients(replace(session, config=config, terms=FrameTerms()), batch, 1.0)
         hook.remove()
         return seen[0].grad.flatten(1).norm(dim=1)
 
     plain, weighted = gradients_of(0.0), gradients_of(0.5)
-    alpha, sigma = session.model.schedule.alpha_sigma(batch.t_from, 1)
+    alpha, sigma = session.model.noise.alpha_sigma(batch.t_from, 1)
     torch.testing.assert_close(weighted, plain * (alpha / sigma).sqrt(), rtol=0.05, atol=0)
 
 
 def test_a_step_changes_the_adapter_and_nothing_else(session):
-    before = {n: p.detach().clone() for n, p in session.model.unet.named_parameters()}
-    judged = {n: p.detach().clone() for n, p in session.discriminator.named_parameters()}
+    before = {n: p.detach().clone() for n, p in session.model.network.named_parameters()}
+    judged = {n: p.detach().clone() for n, p in session.parts.discriminator.named_parameters()}
     report = Distiller(session, NanGuard()).step(0)
     assert report.taken and report.values["grad_norm"] > 0
-    for name, parameter in session.model.unet.named_parameters():
+    for name, parameter in session.model.network.named_parameters():
         assert torch.equal(parameter, before[name]) != ("lora_" in name), name
     changed = [
-        n for n, p in session.discriminator.named_parameters() if not torch.equal(p, judged[n])
+        n for n, p in session.parts.discriminator.named_parameters() if not torch.equal(p, judged[n])
     ]
     assert changed
-    assert all(p.grad is None for p in session.model.vae.parameters())
-    assert all(p.grad is None for p in session.features.parameters())
+    assert all(p.grad is None for p in session.model.codec.vae.parameters())
+    assert all(p.grad is None for p in session.parts.features.parameters())
 
 
 def test_a_step_with_a_nan_leaves_no_trace_in_later_ones(session):
     distiller = Distiller(session, NanGuard())
     distiller.step(0)
     remembered = session.terms.tensors()
-    weight = next(iter(lora_parameters(session.model.unet)))
+    weight = next(iter(lora_parameters(session.model.network)))
     healthy = weight.detach().clone()
     weight.data.fill_(torch.nan)
     assert not distiller.step(1).taken

@@ -293,7 +293,7 @@ def test_the_discriminators_gradient_counts_for_the_guard(session):
     distiller = Distiller(session, NanGuard())
     assert distiller.step(0).taken
     before = [p.clone() for p in session.parameters]
-    weight = next(iter(session.discriminator.parameters()))
+    weight = next(iter(session.parts.discriminator.parameters()))
     handle = weight.register_hook(lambda gradient: gradient * float("nan"))
     report = distiller.step(1)
     handle.remove()

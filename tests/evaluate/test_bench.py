@@ -48,10 +48,10 @@ def test_true_clips_of_the_bench_are_not_those_it_compares_with(bench):
 
 
 def test_without_a_lora_the_model_stays_as_it_is(bench):
-    before = {k: v.clone() for k, v in bench.model.unet.state_dict().items()}
+    before = {k: v.clone() for k, v in bench.model.network.state_dict().items()}
     with merged(bench.model, None) as sampling:
         assert sampling == {} == sampling_options(None)
-        assert all(torch.equal(before[k], v) for k, v in bench.model.unet.state_dict().items())
+        assert all(torch.equal(before[k], v) for k, v in bench.model.network.state_dict().items())
 
 
 def test_the_watermark_is_found_where_it_is_and_nowhere_else():

@@ -58,8 +58,8 @@ def test_size_can_be_chosen_and_is_checked(model):
 def test_without_lora_an_adapter_in_training_is_off(untrained_folder):
     model = load_model(str(untrained_folder))
     before = generate_clips(model, PROMPTS[:1], steps=1)
-    add_lora(model.unet, rank=2, alpha=2)
-    for parameter in lora_parameters(model.unet)[1::2]:
+    add_lora(model.network, rank=2, alpha=2)
+    for parameter in lora_parameters(model.network)[1::2]:
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     student = generate_clips(model, PROMPTS[:1], steps=1)
     teacher = generate_clips(model, PROMPTS[:1], steps=1, lora=False)

@@ -24,14 +24,14 @@ def spoil(network, name):
 
 
 def test_a_unet_of_nan_is_named_with_its_weight(model):
-    spoil(model.unet, "conv_out.weight")
+    spoil(model.network, "conv_out.weight")
     with pytest.raises(BrokenOutputError, match=r"sampled clip .*1 of \d+ weights .*conv_out.wei"):
         generate_clips(model, PROMPTS, steps=1)
 
 
 def test_a_decoder_of_nan_is_named_with_its_weight(model):
-    name = [name for name, _ in model.vae.named_parameters() if "decoder" in name][-1]
-    spoil(model.vae, name)
+    name = [name for name, _ in model.codec.vae.named_parameters() if "decoder" in name][-1]
+    spoil(model.codec.vae, name)
     with pytest.raises(BrokenOutputError, match=rf"decoded clip .*AutoencoderTiny .*{name}"):
         generate_clips(model, PROMPTS, steps=1)
 
@@ -39,18 +39,18 @@ def test_a_decoder_of_nan_is_named_with_its_weight(model):
 def test_half_precision_is_named_where_the_weights_are_whole(model):
     latents = torch.full((1, 4, 2, 2, 2), float("inf"))
     with pytest.raises(BrokenOutputError, match="computes in fp16.*Use bf16 or fp32"):
-        check_latents(latents, model.unet.half())
+        check_latents(latents, model.network.half())
     with pytest.raises(BrokenOutputError, match="strength or the guidance scale is too high"):
-        check_latents(latents, model.unet.float())
+        check_latents(latents, model.network.float())
 
 
 @pytest.mark.parametrize(("level", "colour"), [(-1.0, "black"), (1.0, "white"), (0.2, "flat")])
 def test_a_flat_clip_is_no_clip(model, level, colour):
     pixels = torch.rand(2, 3, 2, 8, 8)
-    check_pixels(pixels, model.vae)
+    check_pixels(pixels, model.codec.vae)
     pixels[1] = level
     with pytest.raises(BrokenOutputError, match=f"{colour}.* in every pixel"):
-        check_pixels(pixels, model.vae)
+        check_pixels(pixels, model.codec.vae)
 
 
 def test_sample_writes_no_black_file(untrained_folder, tmp_path, capsys):

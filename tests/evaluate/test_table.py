@@ -102,7 +102,7 @@ def test_the_lora_changes_the_student_alone_and_is_taken_out_again(
     result, model, folder, untrained_folder
 ):
     fresh = load_model(str(untrained_folder)).unet.state_dict()
-    assert all(torch.equal(fresh[k], v) for k, v in model.unet.state_dict().items())
+    assert all(torch.equal(fresh[k], v) for k, v in model.network.state_dict().items())
     bare = measured(model, folder, steps=(1,))
     assert bare.rows[0]["flow"] == result.rows[0]["flow"]
     for (_, base), (_, adapted) in zip(bare.examples, result.examples, strict=True):

@@ -51,20 +51,20 @@ def assert_same_weights(network, state):
 
 
 def test_a_checkpoint_with_a_module_is_diffusers_motion_unet(model, reference, sd15_parts):
-    assert_same_weights(model.unet, reference.state_dict())
+    assert_same_weights(model.network, reference.state_dict())
     vae = sd15_parts.vae.state_dict()
-    assert all(torch.equal(v.half().float(), model.vae.state_dict()[k]) for k, v in vae.items())
+    assert all(torch.equal(v.half().float(), model.codec.vae.state_dict()[k]) for k, v in vae.items())
     text = sd15_parts.text_encoder.state_dict()
-    assert_same_weights(model.text_encoder, text)
+    assert_same_weights(model.text.encoder, text)
 
 
 def test_the_model_computes_what_diffusers_does(model, reference):
     text = model.encode_text(["a cat", "a dog"])
     latents = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([100, 900])
-    reference.load_state_dict(model.unet.state_dict())
+    reference.load_state_dict(model.network.state_dict())
     with torch.no_grad():
-        ours = model.predict_eps(latents, t, text)
+        ours = model.predict(latents, t, text)
         rows = text.repeat_interleave(3, dim=0)
         theirs = reference(latents, t, encoder_hidden_states=rows).sample
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
@@ -74,13 +74,13 @@ def test_what_the_family_says_of_itself(model, motion_module_file):
     assert (model.name, model.family.name) == ("tiny Stil ä", "animatediff")
     assert (model.frames, model.width, model.height, model.fps) == (16, 512, 512, 8)
     assert model.motion_module == motion_module_file.name
-    assert model.max_tokens == 77 and model.count_tokens("a photo of a cat") == 7
+    assert model.text.max_tokens == 77 and model.text.count("a photo of a cat") == 7
     assert "Apache-2.0" in model.licence and "Open RAIL" in model.licence
-    betas = 1 - model.schedule.alphas_cumprod[1:] / model.schedule.alphas_cumprod[:-1]
+    betas = 1 - model.noise.alphas_cumprod[1:] / model.noise.alphas_cumprod[:-1]
     steps = betas.diff()
-    assert (model.schedule.alphas_cumprod[0] - (1 - 0.00085)).abs() < 1e-6
+    assert (model.noise.alphas_cumprod[0] - (1 - 0.00085)).abs() < 1e-6
     assert (steps - steps.mean()).abs().max() < 1e-6  # linear, not scaled_linear
-    assert model.schedule.config["steps_offset"] == 1
+    assert model.noise.config["steps_offset"] == 1
 
 
 def test_every_form_of_the_same_weights_is_one_base_model(
@@ -141,8 +141,8 @@ def test_a_checkpoint_without_vae_takes_another_file(
         other = load_model(
             str(tmp_path / "bare.safetensors"), motion_module=motion_module_file, vae=path
         )
-        for key, value in model.vae.state_dict().items():
-            assert torch.equal(other.vae.state_dict()[key].half(), value.half()), key
+        for key, value in model.codec.vae.state_dict().items():
+            assert torch.equal(other.codec.vae.state_dict()[key].half(), value.half()), key
 
 
 def test_unet_names_agree_with_diffusers_own_conversion(sd15_parts):
@@ -234,10 +234,10 @@ def test_a_checkpoint_that_predicts_velocity_is_read_as_such(
     latents, t = torch.randn(1, 4, 4, 8, 8), torch.tensor([700])
     text = torch.randn(1, 7, 768)
     with torch.no_grad():
-        output = model.predict_eps(latents, t, text)
-        alpha = model.schedule.alphas_cumprod[t].sqrt()
+        output = model.predict(latents, t, text)
+        alpha = model.noise.alphas_cumprod[t].sqrt()
         wanted = alpha * output + (1 - alpha**2).sqrt() * latents
-        assert torch.allclose(velocity.predict_eps(latents, t, text), wanted, atol=1e-5)
+        assert torch.allclose(velocity.predict(latents, t, text), wanted, atol=1e-5)
 
 
 def test_marks_that_cannot_be_followed_are_refused(sd15_checkpoint, motion_module_file, tmp_path):
@@ -391,8 +391,8 @@ def test_the_real_sizes_fit_key_by_key(middle):
     check_pair(base, module)
     with torch.device("meta"):
         unet = UNetMotionModel(**unet_options(base, module))
-    check_fit(unet, {**base.unet, **module.weights}, Path("sd15"))
-    assert (len(base.unet), module.max_frames) == (686, 32)
+    check_fit(unet, {**base.network, **module.weights}, Path("sd15"))
+    assert (len(base.network), module.max_frames) == (686, 32)
 
 
 def test_clip_l_is_recognised_by_its_weights():

@@ -97,10 +97,10 @@ def test_a_folder_with_several_forms_reads_one_of_them(tiny_model, copied):
 
 def test_weights_come_in_the_wanted_dtype(tiny_model):
     model = load_model(str(tiny_model), torch.bfloat16)
-    assert {p.dtype for p in model.unet.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in model.text_encoder.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
-    assert not any(p.requires_grad or p.is_meta for p in model.unet.parameters())
+    assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.text.encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.codec.vae.parameters()} == {torch.float32}
+    assert not any(p.requires_grad or p.is_meta for p in model.network.parameters())
 
 
 def test_an_autoencoder_with_old_attention_names_is_read(copied):

@@ -65,7 +65,7 @@ def test_a_folder_that_predicts_v_makes_the_clips_of_the_trainer(native, velocit
 
     trained = load_model(str(velocity_folder))
     wanted = sample_lcm(
-        trained.predict_eps, texts[0], (1, 4, FRAMES, SIDE, SIDE), STEPS,
+        trained.predict, texts[0], (1, 4, FRAMES, SIDE, SIDE), STEPS,
         trained.scheduler_config, seed=SEED,
     )  # fmt: skip
     model = native("model").load_native_model(velocity_folder, "fp32")

@@ -61,7 +61,7 @@ def pipeline_loop(trained, scheduler, latents, texts, cfg, generator):
     for t in scheduler.timesteps:
         both = torch.cat([latents, latents])
         text = torch.cat([texts[1].expand(videos, -1, -1), texts[0].expand(videos, -1, -1)])
-        uncond, cond = trained.unet(both, t, encoder_hidden_states=text).sample.chunk(2)
+        uncond, cond = trained.network(both, t, encoder_hidden_states=text).sample.chunk(2)
         eps = cond if cfg == 1 else uncond + cfg * (cond - uncond)
         rows, noise = (x.transpose(1, 2).flatten(0, 1) for x in (latents, eps))
         rows = scheduler.step(noise, t, rows, generator=generator).prev_sample
@@ -217,7 +217,7 @@ def test_the_video_order_is_the_trainers_sampler(native, student, trained, texts
     shape = (videos, 4, FRAMES, SIDE, SIDE)
     text = texts[0].expand(videos, -1, -1)
     wanted = sample_lcm(
-        trained.predict_eps, text, shape, steps, trained.scheduler_config, seed=SEED
+        trained.predict, text, shape, steps, trained.scheduler_config, seed=SEED
     )
     model = latents.model_for_frames(student, FRAMES)
     latent = latents.empty_latents(SIDE * 8, SIDE * 8, FRAMES, videos, model)
@@ -356,7 +356,7 @@ def test_a_model_that_predicts_velocity_is_sampled_as_the_trainer_samples_it(
     assert native("sampling").prediction_of(base) == "V_PREDICTION"
     for model in (trained, load_model(str(tiny_model))):
         shape = (1, 4, FRAMES, SIDE, SIDE)
-        clips.append(sample_lcm(model.predict_eps, texts[0], shape, 4, config, seed=SEED))
+        clips.append(sample_lcm(model.predict, texts[0], shape, 4, config, seed=SEED))
     student = native("sampling").apply_model_sampling(base)
     noise = native("sampling").StartNoise(SEED, "video").draw((FRAMES, 4, SIDE, SIDE), FRAMES)
     sampler = native("sampling").few_step_sampler("video")

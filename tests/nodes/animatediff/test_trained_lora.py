@@ -19,13 +19,13 @@ def test_node_and_trainer_agree(
     import folder_paths
 
     trained = load_model(str(sd15_checkpoint), motion_module=motion_module_file)
-    add_lora(trained.unet, 4, 4.0)
+    add_lora(trained.network, 4, 4.0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in lora_parameters(trained.unet):
+        for parameter in lora_parameters(trained.network):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     told = {"mcm.family": trained.family.name, "mcm.base_model": trained.name}
-    export_kohya(lora_state(trained.unet), tmp_path / "a.safetensors", told, dtype="fp32")
+    export_kohya(lora_state(trained.network), tmp_path / "a.safetensors", told, dtype="fp32")
     entry = ([str(tmp_path)], folder_paths.supported_pt_extensions)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", entry)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
@@ -44,6 +44,6 @@ def test_node_and_trainer_agree(
         ours = patched.model.diffusion_model(
             latents[0].transpose(0, 1), t.float().expand(4), context=text, transformer_options={}
         )
-        theirs = trained.predict_eps(latents, t, text)[0].transpose(0, 1)
+        theirs = trained.predict(latents, t, text)[0].transpose(0, 1)
     patched.unpatch_model()
     assert (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max()
