@@ -21,16 +21,14 @@ import torch
 from torch import Tensor
 
 from trainer.adversarial.augment import apply_augment
+from trainer.adversarial.frame_losses import LossMemory
 from trainer.adversarial.losses import generator_loss
-from trainer.diffusion.noise import ddim_step, guided_eps
+from trainer.diffusion.noise import guided
 from trainer.distill import step as judging
-from trainer.distill.batch import Batch, StyleBatch, make_batch
+from trainer.distill.batch import Batch, StyleBatch
 from trainer.distill.distiller import Distiller
-from trainer.distill.draws import REPLAY, StepDraws
-from trainer.distill.losses import StyleLoss, motion_losses, pick_frames
-from trainer.distill.points import Points
 from trainer.distill.session import Session
-from trainer.distill.step import Outcome
+from trainer.distill.step import Outcome, Points, motion_losses
 from trainer.families import load_model
 from trainer.runs.guards import NanGuard
 
@@ -47,97 +45,89 @@ class ReferenceDistiller(Distiller):
     def __init__(self, session: Session, guard: NanGuard, clips: Tensor):
         super().__init__(session, guard)
         self.clips = clips
-        self.teacher = load_model(session.config.model).unet.float().to(session.model.device)
+        self.teacher = load_model(session.config.model).network.float().to(session.model.device)
         self.empty = session.model.encode_text([""])
 
-    def gradients(self, draws: StepDraws, step: int, share: float) -> Outcome:
-        s = self.session
-        assert s.discriminator is not None
-        s.model._text_cache.clear()  # no text outlives a step
-        batch = make_batch(s, draws, step)
-        assert batch.style is not None
-        earlier = self._start(draws, batch)
-        latents = s.model.noise.add_noise(earlier, batch.noise, batch.t_from)
-        prediction = s.student.predict(latents, batch.t_from, batch.text)
+    def gradients(self, batch: Batch, memory: LossMemory, share: float) -> Outcome:
+        s, parts = self.session, self.session.parts
+        assert parts.discriminator is not None and batch.style is not None
+        earlier = self._start(batch)
+        latents = s.model.noise.add_noise(earlier, batch.noise, batch.level)
+        prediction = parts.student.predict(latents, batch.level, batch.text)
         following = self.teacher_step(latents, batch)
-        target = s.student.target(following, batch.t_to, batch.text)
-        points = Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored)
-        motion = motion_losses(prediction, points, s.representation, s.config.motion)
-        style = self._generator_style(prediction, batch.style)
-        judged = [(p, p.grad) for p in s.discriminator.parameters()]
-        s.discriminator.zero_grad(set_to_none=True)
-        ((motion.total + s.config.adversarial.weight * style.total) * share).backward()
+        target = parts.student.target(following, batch.next_level, batch.text)
+        logs = motion_losses(parts, prediction, Points(latents, target, earlier), batch)
+        style, adversarial, caption = self._generator_style(prediction, batch.style)
+        judged = [(p, p.grad) for p in parts.discriminator.parameters()]
+        parts.discriminator.zero_grad(set_to_none=True)
+        ((logs["loss"] + s.config.adversarial.weight * style) * share).backward()
         for parameter, before in judged:  # what the student's loss has put there
             parameter.grad = before
         fake = self._second_look(prediction, batch.style)
-        disc = judging.judge(s, batch.style, fake, share)
-        logs = {
-            "loss": motion.total,
-            "consistency": motion.consistency,
-            "energy": motion.energy,
-            "self_anchor": motion.self_anchor,
-            "adversarial": style.adversarial,
-            "caption": style.caption,
-            "discriminator": disc.total,
-        }
+        logs |= {"adversarial": adversarial, "caption": caption}
+        logs |= judging.discriminator_losses(parts, batch.style, fake, share)
+        s.model._text_cache.clear()  # no text outlives a step
         detached = {name: value.detach().float() for name, value in logs.items()}
-        return Outcome(detached, prediction.detach(), batch.rows, batch.origins)
+        return Outcome(detached, prediction.detach(), memory)
 
     @torch.no_grad()
-    def _start(self, draws: StepDraws, batch: Batch) -> Tensor:
+    def _start(self, batch: Batch) -> Tensor:
         """The clips (B, C, F, h, w) that noise is added to."""
-        earlier = self._encode(self.clips[draws.motion].to(batch.noise.device))
-        stored = (draws.source == REPLAY).to(batch.noise.device)
+        earlier = self._encode(self.clips[batch.origins].to(batch.noise.device))
+        stored = batch.earlier.flatten(1).abs().sum(1) > 0
         earlier[stored] = batch.earlier[stored]
-        if batch.own is not None:
-            text = batch.text[batch.own.places]
-            earlier[batch.own.places] = self.session.parts.student.generate(batch.own.start, text)
+        if batch.fresh is not None and batch.start is not None:
+            made = self.session.parts.student.generate(batch.start, batch.text[batch.fresh])
+            earlier[batch.fresh] = made
         return earlier
 
     def _encode(self, clips: Tensor) -> Tensor:
         """Latents (B, C, F, h, w) of all ``clips`` (B, 3, F, H, W), used or not."""
         frames = clips.transpose(1, 2).flatten(0, 1)
-        parts = [self.session.model.encode_frames(part) for part in frames.split(ENCODED_AT_ONCE)]
+        encode = self.session.model.codec.encode_frames
+        parts = [encode(part) for part in frames.split(ENCODED_AT_ONCE)]
         return torch.cat(parts).unflatten(0, (len(clips), -1)).transpose(1, 2).contiguous()
 
     @torch.no_grad()
     def teacher_step(self, latents: Tensor, batch: Batch) -> Tensor:
         """One guided DDIM step (B, C, F, h, w) of the separate teacher, in two passes."""
-        predict = self.session.model.family.forward
-        text, t_from = batch.text.float(), batch.t_from
+        denoise, path = self.session.model.family.denoise, self.session.model.noise
+        text, time = batch.text.float(), path.model_time(batch.level)
         empty = self.empty.expand_as(batch.text).float()
-        cond = predict(self.teacher, latents, t_from, text).float()
-        uncond = predict(self.teacher, latents, t_from, empty).float()
-        guided = guided_eps(cond, uncond, batch.guidance)
-        schedule = self.session.model.noise
-        x0 = schedule.x0_from_eps(latents, guided, t_from)
-        return ddim_step(x0, guided, batch.t_to, schedule)
+        cond = denoise(self.teacher, latents, time, text).float()
+        uncond = denoise(self.teacher, latents, time, empty).float()
+        reading = path.read(latents, guided(cond, uncond, batch.guidance), batch.level)
+        return path.add_noise(*reading, batch.next_level)
 
-    def _generator_style(self, prediction: Tensor, batch: StyleBatch) -> StyleLoss:
-        """The student's adversarial and caption loss through a discriminator that is not frozen.
+    def _generator_style(
+        self, prediction: Tensor, batch: StyleBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's adversarial and caption loss, their weighted sum first, through a
+        discriminator that is not frozen.
 
         Only its mode is eval: a power iteration of the spectral norm here would make the losses
         differ from ours.
         """
-        s = self.session
-        assert s.features is not None and s.discriminator is not None
-        pixels = s.model.decode_frames(pick_frames(prediction, batch.frames))
-        maps = s.features(apply_augment(pixels, batch.augment_fake))
-        s.discriminator.eval()
-        adversarial = generator_loss(s.discriminator(maps, batch.text), s.config.adversarial.loss)
-        s.discriminator.train()
+        parts, options = self.session.parts, self.session.config.adversarial
+        assert parts.features is not None and parts.discriminator is not None
+        pixels = self._decoded(prediction, batch)
+        maps = parts.features(apply_augment(pixels, batch.augment_fake))
+        parts.discriminator.eval()
+        adversarial = generator_loss(parts.discriminator(maps, batch.text), options.loss)
+        parts.discriminator.train()
         caption = prediction.new_zeros(())
-        scores = s.features.score_captions(pixels, batch.captions)
-        if s.config.adversarial.caption_weight and scores is not None:
+        scores = parts.features.score_captions(pixels, batch.captions)
+        if options.caption_weight and scores is not None:
             caption = scores.mean()
-        total = adversarial + s.config.adversarial.caption_weight * caption
-        zero = torch.zeros_like(caption)
-        return StyleLoss(total, adversarial, caption, content=zero, statistics=zero, features=())
+        return adversarial + options.caption_weight * caption, adversarial, caption
+
+    def _decoded(self, clips: Tensor, batch: StyleBatch) -> Tensor:
+        return self.session.model.codec.decode_frames(clips, batch.frames)
 
     @torch.no_grad()
     def _second_look(self, prediction: Tensor, batch: StyleBatch) -> tuple[Tensor, ...]:
         """The same frames decoded and looked at again, for the discriminator's own loss."""
-        s = self.session
-        assert s.features is not None
-        pixels = s.model.decode_frames(pick_frames(prediction.detach(), batch.frames))
-        return tuple(s.features(apply_augment(pixels, batch.augment_fake)))
+        features = self.session.parts.features
+        assert features is not None
+        pixels = self._decoded(prediction.detach(), batch)
+        return tuple(features(apply_augment(pixels, batch.augment_fake)))

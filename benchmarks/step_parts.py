@@ -25,10 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.adversarial.features import FeatureNetwork
 from trainer.adversarial.heads import Discriminator
 from trainer.distill import step as judging
-from trainer.distill.decoding import FrameDecoder
 from trainer.distill.motions import Replay
 from trainer.distill.student import Student
 from trainer.families import VideoModel
+from trainer.families.codec import FrameCodec
 
 MIB = 2**20
 PARTS = (
@@ -106,13 +106,13 @@ class PartTimer:
     def watching(self, variant: Variant) -> Iterator[PartTimer]:
         """Inside, the parts of ``variant``'s step are timed."""
         s = variant.distiller.session
-        features: Any = FeatureNetwork if s.features is None else type(s.features)
+        features: Any = FeatureNetwork if s.parts.features is None else type(s.parts.features)
         inner = [
             (Student, "target", "target"), (Student, "generate", "own prediction"),
             (Student, "teacher_step", "teacher"), (ReferenceDistiller, "teacher_step", "teacher"),
-            (VideoModel, "encode_frames", "encode"), (VideoModel, "decode_frames", "decode"),
+            (FrameCodec, "encode_frames", "encode"), (FrameCodec, "decode_frames", "decode"),
             (FeatureNetwork, "forward", "features"), (features, "score_captions", "features"),
-            (FrameDecoder, "__call__", "decode"), (judging, "judge", "heads"),
+            (judging, "discriminator_losses", "heads"),
             (Discriminator, "forward", "heads"),
             (VideoModel, "encode_text", "data"), (type(s.motions), "points", "data"),
             (type(s.frames), "batch", "data"), (Replay, "add", "data"),

@@ -18,7 +18,8 @@ from reference_step import ReferenceDistiller
 from torch import Tensor
 
 from trainer.config import TrainConfig, fields, load_config, with_overrides
-from trainer.distill.distiller import Distiller
+from trainer.distill.batch import make_batch
+from trainer.distill.distiller import Distiller, sizes_of
 from trainer.distill.draws import TRAJECTORY, Sizes, StepDraws, draw_step
 from trainer.distill.loop import make_accelerator
 from trainer.distill.motions import EncodedVideos, Replay
@@ -205,7 +206,13 @@ class Variant:
                 optimizer.zero_grad(set_to_none=True)
         draws = self.rounds[number % len(self.rounds)]
         share = 1 / len(draws)
-        return [self.distiller.gradients(d, number, share).logs for d in draws]
+        session, logs = self.distiller.session, []
+        for each in draws:
+            batch = make_batch(session, each, number)
+            outcome = self.distiller.gradients(batch, session.memory, share)
+            session.memory = outcome.memory
+            logs.append(outcome.logs)
+        return logs
 
 
 def build_variant(name: str, setting: Setting, shared: dict[str, Session] | None = None) -> Variant:
@@ -224,7 +231,8 @@ def build_variant(name: str, setting: Setting, shared: dict[str, Session] | None
         session = replace(session, motions=_encoded(session, clips))
     if kind.recipe:
         usual = {record.name: record.default for record in fields() if record.name in COMPARABLE}
-        session = replace(session, config=with_overrides(session.config, usual))
+        config = with_overrides(session.config, usual)
+        session = replace(session, parts=replace(session.parts, config=config))
     rounds = balanced_draws(session, setting.repeats, replay=kind.recipe)
     if kind.reference:
         return Variant(name, ReferenceDistiller(session, NanGuard(), clips), rounds)
@@ -279,7 +287,7 @@ def balanced_draws(session: Session, rounds: int, replay: bool) -> list[list[Ste
     config = with_overrides(session.config, {"trajectory.replay_probability": share})
     batch = config.data.batch_size
     wanted = sorted({batch // 2, batch - batch // 2})
-    sizes = Sizes(session.sources.latent_shape, len(session.prompts), len(session.motions), REPLAYS)
+    sizes = replace(sizes_of(session), replays=REPLAYS)
     found = [_steps_with(config, sizes, count, rounds) for count in wanted]
     return [list(steps) for steps in zip(*found, strict=True)]
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from trainer.cli.main import main
 from trainer.config import load_config
 from trainer.distill.batch import make_batch
-from trainer.distill.distiller import Distiller
-from trainer.distill.draws import REPLAY, Sizes, StepDraws, draw_step
+from trainer.distill.distiller import Distiller, sizes_of
+from trainer.distill.draws import REPLAY, StepDraws, draw_step
 from trainer.distill.loop import make_accelerator, train
 from trainer.distill.session import Session, build_session
 from trainer.distill.step import gradients
@@ -78,16 +78,13 @@ def check_step(session: Session, card: FakeCard, also: dict[str, str] | None = N
     assert reads == {"trainer/distill/distiller.py:shared_values": 1}, "all numbers at once"
     batch = make_batch(session, replaying(session), 1)
     card.waits.clear()
-    gradients(session, batch, 1.0)
+    gradients(session.parts, batch, session.memory, 1.0)
     assert not card.waits, "nothing between a batch and its gradients is read by the host"
 
 
 def replaying(session: Session) -> StepDraws:
     """Draws that take up an earlier prediction."""
-    sizes = Sizes(
-        session.sources.latent_shape, len(session.prompts), len(session.motions), len(session.replay)
-    )
-    every = (draw_step(session.config, sizes, step) for step in range(1, 100))
+    every = (draw_step(session.config, sizes_of(session), step) for step in range(1, 100))
     return next(draws for draws in every if (draws.source == REPLAY).any())
 
 

@@ -4,16 +4,17 @@ import pytest
 import torch
 
 from trainer.config import load_config
-from trainer.diffusion.noise import few_step_timesteps
+from trainer.diffusion.noise import VariancePreserving, few_step_places
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_frames, draw_step
 
-SIZES = Sizes((4, 8, 4, 4), prompts=10, motions=5, replays=7)
+PATH = VariancePreserving(torch.linspace(1, 0.01, 1000))
+SIZES = Sizes(PATH, (4, 8, 4, 4), 8, prompts=10, motions=5, replays=7)
 
 
 def test_draws_depend_on_seed_step_and_rank_alone():
     config = load_config()
     a, b = draw_step(config, SIZES, 7), draw_step(config, SIZES, 7)
-    assert torch.equal(a.noise, b.noise) and torch.equal(a.level, b.level)
+    assert torch.equal(a.noise, b.noise) and torch.equal(a.place, b.place)
     for other in (draw_step(config, SIZES, 8), draw_step(config, SIZES, 7, rank=1)):
         assert not torch.equal(a.noise, other.noise)
 
@@ -33,14 +34,14 @@ def test_sources_follow_their_probabilities():
 
 def test_nothing_is_replayed_before_something_was_stored():
     config = load_config(overrides={"data.batch_size": 64, "trajectory.replay_probability": 1.0})
-    empty = Sizes((4, 8, 4, 4), 10, 5, replays=0)
+    empty = Sizes(PATH, (4, 8, 4, 4), 8, 10, 5, replays=0)
     assert REPLAY not in draw_step(config, empty, 0).source.tolist()
 
 
 def test_biased_points_are_where_few_step_sampling_stops():
     config = load_config(overrides={"data.batch_size": 256, "trajectory.few_step_bias": 1.0})
-    stops = {int(t) for steps in (1, 2, 4, 8) for t in few_step_timesteps(steps)}
-    drawn = {20 * (int(level) + 1) - 1 for level in draw_step(config, SIZES, 0).level}
+    stops = {int(place) for steps in (1, 2, 4, 8) for place in few_step_places(steps)}
+    drawn = set(draw_step(config, SIZES, 0).place.tolist())
     assert drawn <= stops and len(drawn) == len(stops)
 
 
@@ -51,7 +52,7 @@ def timesteps(overrides, *kinds):
     for step in range(8):
         drawn = draw_step(config, SIZES, step)
         wanted = torch.isin(drawn.source, torch.tensor(kinds))
-        found |= {20 * (int(level) + 1) - 1 for level in drawn.level[wanted]}
+        found |= {20 * (int(place) + 1) - 1 for place in drawn.place[wanted]}
     return found
 
 

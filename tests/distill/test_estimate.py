@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from trainer.cli.main import main
 from trainer.config import load_config
 from trainer.distill.distiller import Distiller
-from trainer.distill.estimate import META, bare_session, estimate, made_batch
-from trainer.distill.session import build_session
+from trainer.distill.estimate import META, estimate, made_batch
+from trainer.distill.session import build_parts, build_session, build_student, new_memory
 from trainer.distill.skeletons import ARCHITECTURES, skeleton
 from trainer.distill.step import gradients
 from trainer.families import load_model
@@ -72,7 +72,8 @@ def allocated_peak(distiller: Distiller, step: int) -> int:
 def resident(session) -> int:
     """Bytes of networks, averages and optimizer states, by counting their elements."""
     model, optimizers = session.model, (session.optimizer, session.discriminator_optimizer)
-    modules = (model.network, model.codec.vae, model.text.encoder, session.parts.features, session.parts.discriminator)
+    judging = session.parts.features, session.parts.discriminator
+    modules = (model.network, model.codec.vae, model.text.encoder, *judging)
     tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())] + session.ema.copies
     for optimizer in optimizers:
         tensors += [t for state in optimizer.state.values() for t in state.values()]
@@ -132,10 +133,10 @@ def test_the_devices_half_of_a_step_never_waits_for_the_host(family, ratio, requ
     more |= {"hardware.offload_idle": False}
     config = load_config(overrides=settings(**files(family, request), **more))
     model = load_model(config.model, motion_module=config.motion_module)
-    session, _ = bare_session(config, model, META)
-    batch = made_batch(session)
+    parts = build_parts(config, build_student(config, model, META, lambda _: None), META)
+    batch, memory = made_batch(parts), new_memory(config)
     with HostWaits() as waits:
-        outcome = gradients(session, batch, 1.0)
+        outcome = gradients(parts, batch, memory, 1.0)
     assert waits.found == []
     assert outcome.prediction.device == META
 
@@ -162,7 +163,7 @@ def leaves(tree: dict[str, Any], path: str = "") -> dict[str, list[int]]:
 def test_full_size_skeletons_have_the_modules_of_the_official_loras(family):
     text = (KEYS / f"official_{family}.json").read_text(encoding="utf-8")
     official = leaves(json.loads(text)["modules"])
-    unet = skeleton(family).unet
+    unet = skeleton(family).network
     shapes = weight_shapes(unet)
     targets = {path: shapes[path] for path in lora_targets(unet)}
     assert len(targets) == len(official) == OFFICIAL_MODULES[family]

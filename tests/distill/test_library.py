@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from trainer.config import load_config
 from trainer.data.cache import ContentCache
 from trainer.diffusion.sampling import SAMPLERS
-from trainer.distill.draws import TRAJECTORY, lowest_level
+from trainer.distill.draws import TRAJECTORY, lowest_place
 from trainer.distill.library import (
     STAGE,
     Recipe,
@@ -37,7 +37,7 @@ GUIDANCE = 2.0
 def load_student(folder: Path) -> Student:
     model = load_model(str(folder))
     add_lora(model.network, 2, 2.0, 0)
-    return Student(model, 4.0, 0.5)
+    return Student(model)
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +120,15 @@ def test_a_rollout_is_the_teachers_guided_sampling(student, stride, steps):
             z, *full, text, empty.expand(3, -1, -1), torch.full((3,), GUIDANCE)
         )
         assert (library.states[:, place - 1].float() - z).abs().max() < 0.02 * z.abs().max()
-        level = torch.full((3,), (now + 1) // 100 - 1)
-        points = library.points(torch.arange(3), level, full[0], z)
-        assert torch.equal(points.latents, library.states[:, place].float())
-        assert torch.equal(points.next, library.states[:, place - 1].float())
+        where = torch.full((3,), (now + 1) // 100 - 1)
+        latents, following = library.points(torch.arange(3), where, full[0], z)
+        assert torch.equal(latents, library.states[:, place].float())
+        assert torch.equal(following, library.states[:, place - 1].float())
         now = to
     assert torch.equal(library.clean, library.states[:, 0])
     if 10 % stride == 0:
         sampled = SAMPLERS["ddim"](
-            model.predict, text, (3, *shape), steps, model.scheduler_config,
+            model.predict, model.noise, text, (3, *shape), steps,
             guidance_scale=GUIDANCE + 1, negative_text=empty, seed=0,
             init_latents=library.noise.float(),
         )  # fmt: skip
@@ -154,11 +154,11 @@ def test_only_what_training_reads_is_kept(student, prompts, settings):
     sizes = {len(tensors["states"]) for tensors in cached(settings["data.cache"])}
     assert sizes == {3, 10}, "without the noise"
     config = load_config(overrides=settings)
-    level = torch.tensor([lowest_level(config, TRAJECTORY), 9])
-    assert level.tolist() == [5, 9]
-    points = library.points(torch.tensor([0, 1]), level, level, library.noise)
-    assert torch.equal(points.latents[0], library.states[0, 1])
-    assert torch.equal(points.latents[1], library.noise[1]) and points.next is None
+    place = torch.tensor([lowest_place(config, student.model.noise, TRAJECTORY), 9])
+    assert place.tolist() == [5, 9]
+    latents, following = library.points(torch.tensor([0, 1]), place, place, library.noise)
+    assert torch.equal(latents[0], library.states[0, 1])
+    assert torch.equal(latents[1], library.noise[1]) and following is None
 
 
 def test_a_stop_keeps_every_finished_clip(student, prompts, settings):

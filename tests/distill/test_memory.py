@@ -8,8 +8,6 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from trainer.models.checkpointing import blocks, compile_blocks, enable_checkpointing
-from trainer.distill.decoding import FrameDecoder
 from trainer.distill.ema import ParameterEma
 from trainer.distill.meter import MemoryMeter
 from trainer.distill.optimizers import OffloadedAdamW, build_optimizer
@@ -20,6 +18,7 @@ from trainer.distill.precision import (
 )
 from trainer.families import load_model
 from trainer.lora.adapter import add_lora, lora_parameters
+from trainer.models.checkpointing import blocks, compile_blocks, enable_checkpointing
 from trainer.settings import OptimConfig
 
 FRAMES, SIDE = 8, 8
@@ -63,22 +62,27 @@ def kept_bytes(model) -> int:
 
 def test_recomputing_keeps_a_fraction_and_changes_no_gradient(model):
     plain, before = gradients(model), kept_bytes(model)
-    assert enable_checkpointing(model.network) > 0
-    assert enable_checkpointing(model.network) == 0
+    assert enable_checkpointing(model.network, model.family.blocks) > 0
+    assert enable_checkpointing(model.network, model.family.blocks) == 0
     assert kept_bytes(model) < 0.25 * before
     for ours, theirs in zip(gradients(model), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_recomputing_reaches_two_d_three_d_and_motion_blocks(model):
-    covered = {id(m) for block in blocks(model.network) for m in block.modules()}
+    covered = {
+        id(m) for block in blocks(model.network, model.family.blocks) for m in block.modules()
+    }
     attention = [n for n, m in model.network.named_modules() if type(m).__name__ == "Attention"]
     convolutions = [n for n, m in model.network.named_modules() if isinstance(m, nn.Conv3d)]
     named = dict(model.network.named_modules())
     assert attention and all(id(named[name]) in covered for name in attention)
     assert all(id(named[name]) in covered for name in convolutions)
     if model.family.name == "animatediff":
-        assert any(isinstance(b, AnimateDiffTransformer3D) for b in blocks(model.network))
+        assert any(
+            isinstance(b, AnimateDiffTransformer3D)
+            for b in blocks(model.network, model.family.blocks)
+        )
     else:
         assert convolutions
 
@@ -94,7 +98,7 @@ def test_compiled_blocks_compute_the_same_under_recomputing(tiny_model, tmp_path
     compute_lora_in_input_dtype(model.network)
     plain = gradients(model)
     assert compile_blocks(model.network.mid_block, tmp_path, backend="eager") > 0
-    enable_checkpointing(model.network)
+    enable_checkpointing(model.network, model.family.blocks)
     for ours, theirs in zip(gradients(model), plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
@@ -158,10 +162,10 @@ def test_decoding_a_frame_at_a_time_gives_the_same_pixels_and_gradients(
     latents = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     results = []
     for checkpointing in (False, True):
-        decoder = FrameDecoder(model, dtype, checkpointing)
+        decoder = model.codec.for_training(model.device, dtype, checkpointing, apart=False)
         z = latents.clone().requires_grad_()
         with MemoryMeter("cpu") as meter:
-            pixels = decoder(z)
+            pixels = decoder.decode_images(z)
             kept = meter.now - pixels.untyped_storage().nbytes()
         pixels.square().mean().backward()
         results.append((pixels.detach(), z.grad, kept))

@@ -9,19 +9,21 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer.adversarial.frame_losses import CommonLoss
-from trainer.adversarial.frame_losses import StatisticsLoss
-from trainer.adversarial.terms import FrameTerms
+from trainer.adversarial.frame_losses import CommonLoss, LossMemory, StatisticsLoss
 from trainer.config import load_config, with_overrides
-from trainer.diffusion.noise import TRAIN_TIMESTEPS
 from trainer.distill.batch import make_batch
-from trainer.distill.distiller import Distiller
-from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_step
-from trainer.distill.losses import COMMON_SHARE, motion_losses, pick_frames, style_losses
+from trainer.distill.distiller import Distiller, sizes_of
+from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, draw_step
 from trainer.distill.motions import Replay
-from trainer.distill.points import trajectory_points
 from trainer.distill.session import build_session
-from trainer.distill.step import gradients
+from trainer.distill.step import (
+    COMMON_SHARE,
+    gradients,
+    motion_losses,
+    style_losses,
+    trajectory_points,
+)
+from trainer.families.codec import pick_frames
 from trainer.lora.adapter import adapter_disabled, lora_parameters
 from trainer.runs.guards import NanGuard
 
@@ -46,18 +48,18 @@ def session(request, tiny_model, style_images, tmp_path_factory):
     )
     built = build_session(config, Accelerator(cpu=True), lambda text: None, lambda *a: None)
     generator = torch.Generator().manual_seed(3)
-    for parameter in lora_parameters(built.model.network):  # a student that differs from its teacher
+    for parameter in lora_parameters(
+        built.model.network
+    ):  # a student that differs from its teacher
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    clips = torch.randn(6, *built.latent_shape, generator=generator)
+    clips = torch.randn(6, *built.sources.latent_shape, generator=generator)
     built.replay.add(clips, torch.arange(6), torch.tensor([0, 1, 2, 2, 1, 0]))
     return built
 
 
 @pytest.fixture(scope="module")
 def draws(session):
-    sizes = Sizes(
-        session.sources.latent_shape, len(session.prompts), len(session.motions), len(session.replay)
-    )
+    sizes = sizes_of(session)
     for step in range(100):
         drawn = draw_step(session.config, sizes, step)
         if set(drawn.source.tolist()) == {TRAJECTORY, FRESH, REPLAY}:
@@ -131,7 +133,7 @@ def relative(a, b):
 def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
     batch = make_batch(session, draws, 0)
     points = trajectory_points(session.parts.student, batch)
-    predicted = session.parts.student.predict(points.latents, points.t_from, points.text)
+    predicted = session.parts.student.predict(points.latents, batch.level, batch.text)
     for row in range(len(draws.source)):
         z, target, prediction, prompt = naive_point(session, draws, row)
         assert int(batch.rows[row]) == prompt
@@ -144,37 +146,38 @@ def test_points_targets_and_predictions_equal_a_plain_reference(session, draws):
 def test_losses_equal_their_formulas(session, draws):
     batch = make_batch(session, draws, 0)
     points = trajectory_points(session.parts.student, batch)
-    predicted = session.parts.student.predict(points.latents, points.t_from, points.text)
-    motion = motion_losses(predicted, points, session.parts.representation, session.config.motion)
+    predicted = session.parts.student.predict(points.latents, batch.level, batch.text)
+    motion = motion_losses(session.parts, predicted, points, batch)
     c = session.config.motion.huber_c
     p, q = predicted.double(), points.target.double()
-    assert float(motion.consistency) == pytest.approx(
+    assert float(motion["consistency"]) == pytest.approx(
         float((((p - q) ** 2 + c**2).sqrt() - c).mean()), rel=1e-5
     )
 
-    style = style_losses(
-        predicted, points, batch.style, session.parts.decoder, session.parts.features,
-        session.parts.discriminator, FrameTerms(), session.config.adversarial,
-    )  # fmt: skip
+    style, _ = style_losses(session.parts, predicted, points, batch, LossMemory())
     logits, seen = [], ([], [])
     session.parts.discriminator.eval()
     for row in range(len(predicted)):
         for k, frame in enumerate(draws.frames[row].tolist()):
             maps, wanted = (
-                session.parts.features(session.model.codec.vae.decode(clip[row, :, frame][None]).sample)
+                session.parts.features(
+                    session.model.codec.vae.decode(clip[row, :, frame][None]).sample
+                )
                 for clip in (predicted, points.target)
             )
             logits.append(session.parts.discriminator(maps, batch.style.text[2 * row + k][None]))
             for side, deep in zip(seen, (maps, wanted), strict=True):
                 side.append([m[0].double().numpy() for m in deep[2:]])
     session.parts.discriminator.train()
-    assert float(style.adversarial) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
-    assert float(style.content) == pytest.approx(naive_content(*seen), rel=2e-3), "stored as half"
+    assert float(style["adversarial"]) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
+    assert float(style["content"]) == pytest.approx(naive_content(*seen), rel=2e-3), (
+        "stored as half"
+    )
     weights = session.config.adversarial
-    total = style.adversarial + weights.caption_weight * style.caption
-    total = total + weights.content_weight * style.content
-    total = total + weights.statistics_weight * style.statistics
-    assert float(style.total) == pytest.approx(float(total), rel=1e-5)
+    total = style["adversarial"] + weights.caption_weight * style["caption"]
+    total = total + weights.content_weight * style["content"]
+    total = total + weights.statistics_weight * style["statistics"]
+    assert float(style["style"]) == pytest.approx(float(total), rel=1e-5)
 
 
 def naive_content(ours, wanted):
@@ -198,10 +201,8 @@ def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(sess
     points = replace(trajectory_points(session.parts.student, batch), target=clip)
 
     def content(prediction):
-        return float(style_losses(
-            prediction, points, batch.style, session.parts.decoder, session.parts.features,
-            session.parts.discriminator, FrameTerms(), session.config.adversarial,
-        ).content)  # fmt: skip
+        losses, _ = style_losses(session.parts, prediction, points, batch, LossMemory())
+        return float(losses["content"])
 
     assert content(clip) < 1e-3
     assert content(clip.flip(-1)) > 0.01
@@ -212,19 +213,16 @@ def test_statistics_are_of_plain_frames_and_plain_images(session, draws):
     batch = make_batch(session, draws, 0)
     clip = session.motions.clean[batch.origins].float()
     points = trajectory_points(session.parts.student, batch)
-    level = (points.t_from / TRAIN_TIMESTEPS).repeat_interleave(2)
-    terms, crowds, common = FrameTerms(), StatisticsLoss(), CommonLoss()
-    frames = session.parts.decoder(pick_frames(clip, batch.style.frames))
+    level = (batch.level / 1000).repeat_interleave(2)
+    memory, crowds, common = LossMemory(), StatisticsLoss(), CommonLoss()
+    frames = session.parts.decoder.decode_images(pick_frames(clip, batch.style.frames))
     for _ in range(2):
-        style = style_losses(
-            clip, points, batch.style, session.parts.decoder, session.parts.features,
-            session.parts.discriminator, terms, session.config.adversarial,
-        )  # fmt: skip
+        style, _ = style_losses(session.parts, clip, points, batch, memory)
         sides = [session.parts.features(pixels)[:2] for pixels in (frames, batch.style.pixels)]
         expected = crowds(*sides, batch.style.text, batch.style.real_text)
         expected = expected + COMMON_SHARE * common(*sides, level)
-    assert float(style.statistics) == pytest.approx(float(expected), rel=1e-5)
-    assert float(style.statistics) > 0.1, "the teacher's frames are not in the style"
+    assert float(style["statistics"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(style["statistics"]) > 0.1, "the teacher's frames are not in the style"
 
 
 def test_every_level_moves_the_unet_as_its_power_of_the_snr_says(session, draws):
@@ -241,12 +239,12 @@ def test_every_level_moves_the_unet_as_its_power_of_the_snr_says(session, draws)
 
         hook = session.model.network.register_forward_hook(keep)
         config = with_overrides(session.config, {"trajectory.snr_power": power})
-        gradients(replace(session, config=config, terms=FrameTerms()), batch, 1.0)
+        gradients(replace(session.parts, config=config), batch, LossMemory(), 1.0)
         hook.remove()
         return seen[0].grad.flatten(1).norm(dim=1)
 
     plain, weighted = gradients_of(0.0), gradients_of(0.5)
-    alpha, sigma = session.model.noise.alpha_sigma(batch.t_from, 1)
+    alpha, sigma = session.model.noise.alpha_sigma(batch.level, 1)
     torch.testing.assert_close(weighted, plain * (alpha / sigma).sqrt(), rtol=0.05, atol=0)
 
 
@@ -258,7 +256,9 @@ def test_a_step_changes_the_adapter_and_nothing_else(session):
     for name, parameter in session.model.network.named_parameters():
         assert torch.equal(parameter, before[name]) != ("lora_" in name), name
     changed = [
-        n for n, p in session.parts.discriminator.named_parameters() if not torch.equal(p, judged[n])
+        n
+        for n, p in session.parts.discriminator.named_parameters()
+        if not torch.equal(p, judged[n])
     ]
     assert changed
     assert all(p.grad is None for p in session.model.codec.vae.parameters())
@@ -268,13 +268,13 @@ def test_a_step_changes_the_adapter_and_nothing_else(session):
 def test_a_step_with_a_nan_leaves_no_trace_in_later_ones(session):
     distiller = Distiller(session, NanGuard())
     distiller.step(0)
-    remembered = session.terms.tensors()
+    remembered = session.memory.tensors()
     weight = next(iter(lora_parameters(session.model.network)))
     healthy = weight.detach().clone()
     weight.data.fill_(torch.nan)
     assert not distiller.step(1).taken
     weight.data.copy_(healthy)
-    for name, kept in session.terms.tensors().items():
+    for name, kept in session.memory.tensors().items():
         assert kept and kept.keys() == remembered[name].keys()
         assert all(torch.equal(kept[key], remembered[name][key]) for key in kept), name
     report = distiller.step(2)

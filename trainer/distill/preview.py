@@ -73,9 +73,11 @@ class Preview:
 class Sampled(Protocol):
     """What a preview is made with: a training session, or a model with a stored adapter."""
 
-    config: TrainConfig
     ema: Any
     sources: Sources
+
+    @property
+    def config(self) -> TrainConfig: ...
 
     @property
     def model(self) -> Any: ...

@@ -43,7 +43,6 @@ class Session:
     ``discriminator_optimizer`` when the adversarial weight is 0.
     """
 
-    config: TrainConfig
     accelerator: Accelerator
     parts: StepParts
     sources: Sources
@@ -56,6 +55,10 @@ class Session:
     optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer | None
     ema: ParameterEma
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.parts.config
 
     @property
     def model(self) -> VideoModel:
@@ -88,7 +91,6 @@ def build_session(
     if compared and parts.features is not None:
         ends = EndMaps(motions.clean, sources.frames, parts.decoder, parts.features, device)
     return Session(
-        config=config,
         accelerator=accelerator,
         parts=parts,
         sources=sources,

@@ -10,7 +10,8 @@ from ..paths import MINI
 from . import animatediff, modelscope
 from .base import Companions, Family, ModelError, VideoModel
 
-FAMILIES: tuple[Family, ...] = (modelscope.FAMILY, animatediff.FAMILY)
+FAMILIES: list[Family] = [modelscope.FAMILY, animatediff.FAMILY]
+"""Every kind of base model; the first that recognises a path reads it."""
 
 __all__ = [
     "FAMILIES",

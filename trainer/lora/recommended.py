@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.prediction import PREDICTIONS
+from ..models.prediction import FLOW, PREDICTIONS
 from .metadata import MCM_VERSION, LoraCard
 from .pairs import LoraError
 
@@ -111,7 +111,7 @@ def _check_words(told: Mapping[str, str], name: str) -> None:
             f"'{name}' was made by a newer version of this pack (`mcm.version`={version}, known is "
             f"{MCM_VERSION}). Update this pack."
         )
-    for key, allowed in (("sampler", (SAMPLER,)), ("prediction_type", PREDICTIONS)):
+    for key, allowed in (("sampler", (SAMPLER,)), ("prediction_type", (*PREDICTIONS, FLOW))):
         if told.get(key, allowed[0]) not in allowed:
             raise _refuse(key, told[key], " or ".join(allowed), name)
     if len(told.get("trigger", "")) > MOST_LETTERS:

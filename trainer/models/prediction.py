@@ -14,6 +14,8 @@ from typing import Any
 from .weights import ModelError, file_metadata
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
+FLOW = "velocity"
+"""What the network of a flow predicts; its families say so themselves."""
 PREDICTIONS = (EPSILON, VELOCITY)
 """Those of `diffusion.noise`, which does not import files' readers, nor they it."""
 WORDS = {EPSILON: EPSILON, "eps": EPSILON, "v": VELOCITY, VELOCITY: VELOCITY}
