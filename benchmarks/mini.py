@@ -50,9 +50,10 @@ def main() -> None:
         progress=lambda what, done, total: print(f"\r{what} {done}/{total}   ", end=""),
     )
     looks = {"public video": public_video, **STYLES, "held out": HELD_OUT}
-    psnr = {name: round(reconstruction_psnr(model.codec.vae, look), 2) for name, look in looks.items()}
+    vae = model.codec.vae
+    psnr = {name: round(reconstruction_psnr(vae, look), 2) for name, look in looks.items()}
     unseen = [random_style(np.random.default_rng(10**6 + seed)) for seed in range(UNSEEN)]
-    each = [reconstruction_psnr(model.codec.vae, look, frames=24) for look in unseen]
+    each = [reconstruction_psnr(vae, look, frames=24) for look in unseen]
     psnr[f"{UNSEEN} unseen random styles, mean"] = round(sum(each) / UNSEEN, 2)
     judge = load_judge()
     right = {name: judge_accuracy(judge, [look], 256, seed=900) for name, look in looks.items()}
