@@ -116,12 +116,13 @@ def write_modelscope(folder: Path) -> None:
     from trainer.models.clip import clip_tokenizer
 
     model = skeleton("modelscope", "cpu")
-    for name in ("unet", "vae", "text_encoder"):
-        getattr(model, name).save_pretrained(folder / name)
+    parts = {"unet": model.network, "vae": model.codec.vae, "text_encoder": model.text.encoder}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir()
     config = folder / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps(model.scheduler_config), encoding="utf-8")
+    config.write_text(json.dumps(model.noise.config), encoding="utf-8")
 
 
 def write_animatediff(folder: Path) -> None:
@@ -136,13 +137,13 @@ def write_animatediff(folder: Path) -> None:
     unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
     adapter = MotionAdapter(motion_max_seq_length=32)
     shapes = skeleton("animatediff", "cpu")
-    parts = Parts(unet, shapes.vae, shapes.text_encoder, adapter)
+    parts = Parts(unet, shapes.codec.vae, shapes.text.encoder, adapter)
     save_file(parts.checkpoint(), folder / CHECKPOINT)
     save_file(original_motion(adapter), folder / MOTION)
 
 
 def trainer(options: argparse.Namespace) -> None:
-    """The path of a training run: `load_model` and `predict_eps`."""
+    """The path of a training run: `load_model` and `VideoModel.predict`."""
     from trainer.families import load_model
 
     family, folder = options.family[0], options.folder

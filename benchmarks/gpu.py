@@ -32,7 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.diffusion.sampling import SAMPLERS
 from trainer.distill.batch import Batch
 from trainer.distill.distiller import Distiller
-from trainer.distill.estimate import META, bare_session, estimate, made_batch
+from trainer.distill.estimate import META, estimate, made_batch
+from trainer.distill.session import build_parts, build_student, new_memory
 from trainer.distill.step import gradients
 from trainer.runs.files import atomic_write
 
@@ -160,7 +161,9 @@ def whole_step(distiller: Distiller, batch: Batch) -> None:
     for optimizer in (s.optimizer, s.discriminator_optimizer):
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-    distiller.update([gradients(s, batch, 1.0).logs])
+    outcome = distiller.gradients(batch, s.memory, 1.0)
+    s.memory = outcome.memory
+    distiller.update([outcome.logs])
 
 
 def clip_rows(
@@ -180,7 +183,7 @@ def clip_rows(
 
         def clip(sampler: str = sampler, steps: int = steps, more: Any = more) -> None:
             latents = SAMPLERS[sampler](
-                model.predict, text, shape, steps, model.scheduler_config, seed=0, **more
+                model.predict, model.noise, text, shape, steps, seed=0, **more
             )
             model.decode_clips(latents)
 
@@ -194,9 +197,10 @@ def clip_rows(
 def step_operations(family: str, options: argparse.Namespace) -> int:
     """Floating-point operations of a step that recomputes nothing, counted on shapes."""
     config = config_of(torch.device("cpu"), options.features, {"hardware.offload_idle": False})
-    session, _ = bare_session(config, model_of(family, options.tiny, META, torch.float32), META)
+    model = model_of(family, options.tiny, META, torch.float32)
+    parts = build_parts(config, build_student(config, model, META, lambda _: None), META)
     with FlopCounterMode(display=False) as counter:
-        gradients(session, made_batch(session), 1.0)
+        gradients(parts, made_batch(parts), new_memory(config), 1.0)
     return counter.get_total_flops()
 
 

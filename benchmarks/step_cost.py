@@ -43,7 +43,7 @@ from step_sweeps import in_fresh_process, sampling, scaling, sweep
 from torch import Tensor
 
 from trainer.distill.distiller import Distiller
-from trainer.distill.motions import MotionPoints, TrajectoryLibrary
+from trainer.distill.motions import TrajectoryLibrary
 from trainer.families import family_of, load_model, resolve_model
 from trainer.runs.files import atomic_write
 from trainer.runs.guards import NanGuard
@@ -188,8 +188,10 @@ class SteppedAgain:
     def prompts(self) -> Tensor:
         return self.library.prompts
 
-    def points(self, rows: Tensor, level: Tensor, t_from: Tensor, noise: Tensor) -> MotionPoints:
-        return MotionPoints(self.library.points(rows, level, t_from, noise).latents, None)
+    def points(
+        self, rows: Tensor, place: Tensor, level: Tensor, noise: Tensor
+    ) -> tuple[Tensor, None]:
+        return self.library.points(rows, place, level, noise)[0], None
 
 
 def library_difference(variant: Variant) -> float:
@@ -210,8 +212,8 @@ def library_difference(variant: Variant) -> float:
 
 def gradient_vectors(variant: Variant) -> list[Tensor]:
     """All gradients of the LoRA and of the discriminator, as two vectors."""
-    s = variant.distiller.session
-    groups = (s.parameters, s.discriminator.parameters())
+    parts = variant.distiller.session.parts
+    groups = (parts.parameters, parts.discriminator.parameters())
     return [torch.cat([p.grad.flatten() for p in group]) for group in groups]
 
 

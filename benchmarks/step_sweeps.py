@@ -127,11 +127,11 @@ def sampling(setting: Setting, steps: tuple[int, int] = SAMPLING_STEPS) -> dict[
     accelerator = make_accelerator(config)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     teacher, student = (load_model(config.model).to(accelerator.device, dtype) for _ in range(2))
-    carrier = load_model(config.model).unet
+    carrier = load_model(config.model).network
     add_lora(carrier, config.lora.rank, config.lora.alpha)
     for parameter in lora_parameters(carrier):
         parameter.data.add_(0.01)
-    apply_lora(student.unet, lora_state(carrier))
+    apply_lora(student.network, lora_state(carrier))
     runs = {"teacher": (teacher, steps[0], 9.0, "ddim"), "student": (student, steps[1], 1.0, "lcm")}
     times: dict[str, list[tuple[float, float]]] = {"teacher": [], "student": []}
     _sample(setting, student, 1, 1.0, "lcm")
@@ -161,7 +161,7 @@ def _sample(
             size=(setting.frames, setting.size, setting.size),
         )  # fmt: skip
 
-    with timer.wrap(VideoModel, "predict_eps", "unet", outermost=True):
+    with timer.wrap(VideoModel, "predict", "unet", outermost=True):
         total = seconds_of(sample)
     return total, timer.spent["unet"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.adversarial.frame_losses import BANDS, MEMORY, CommonLoss
+from trainer.adversarial.frame_losses import BANDS, REACH, CommonLoss
 
 HALF = torch.full((8,), 0.6)
 
@@ -64,7 +64,7 @@ def test_an_average_reaches_back_over_the_frames_of_its_band():
     assert torch.allclose(average[0], maps(9, mark=5.0)[0].mean(0), atol=1e-5)
     for seed in range(40):
         loss(maps(seed), real, HALF)
-    assert loss.kept["seen.ours.0"].tolist() == [8, 0, MEMORY, 0]
+    assert loss.kept["seen.ours.0"].tolist() == [8, 0, REACH, 0]
 
 
 def test_a_faint_mark_stands_out_of_noise_when_it_is_always_there():

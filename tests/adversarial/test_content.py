@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.adversarial.frame_losses import DECAY, ContentLoss, deeper_half
 from trainer.adversarial.features import build_features
+from trainer.adversarial.frame_losses import DECAY, ContentLoss, deeper_half
 from trainer.distill import ends
 from trainer.distill.ends import EndMaps
 from trainer.families import load_model

@@ -26,7 +26,7 @@ def folder(untrained_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
     write_style_folder(root / "style", STYLES["ink"], 4, 64, seed=0)
     (root / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
-    unet = load_model(str(untrained_folder)).unet
+    unet = load_model(str(untrained_folder)).network
     add_lora(unet, rank=2, alpha=2)
     draw = torch.Generator().manual_seed(0)
     pairs = {
@@ -101,7 +101,7 @@ def test_examples_are_ready_to_be_drawn(result):
 def test_the_lora_changes_the_student_alone_and_is_taken_out_again(
     result, model, folder, untrained_folder
 ):
-    fresh = load_model(str(untrained_folder)).unet.state_dict()
+    fresh = load_model(str(untrained_folder)).network.state_dict()
     assert all(torch.equal(fresh[k], v) for k, v in model.network.state_dict().items())
     bare = measured(model, folder, steps=(1,))
     assert bare.rows[0]["flow"] == result.rows[0]["flow"]

@@ -52,8 +52,9 @@ def assert_same_weights(network, state):
 
 def test_a_checkpoint_with_a_module_is_diffusers_motion_unet(model, reference, sd15_parts):
     assert_same_weights(model.network, reference.state_dict())
-    vae = sd15_parts.vae.state_dict()
-    assert all(torch.equal(v.half().float(), model.codec.vae.state_dict()[k]) for k, v in vae.items())
+    ours = model.codec.vae.state_dict()
+    for key, value in sd15_parts.vae.state_dict().items():
+        assert torch.equal(value.half().float(), ours[key]), key
     text = sd15_parts.text_encoder.state_dict()
     assert_same_weights(model.text.encoder, text)
 
@@ -229,15 +230,16 @@ def test_a_checkpoint_that_predicts_velocity_is_read_as_such(
         text = 'model:\n  params:\n    parameterization: "v"\n'
         (tmp_path / "v.yaml").write_text(text, encoding="utf-8")
     velocity = load_model(str(tmp_path / "v.safetensors"), motion_module=motion_module_file)
-    assert velocity.scheduler_config["prediction_type"] == "v_prediction"
-    assert model.scheduler_config["prediction_type"] == "epsilon"
+    assert velocity.prediction_type == "v_prediction"
+    assert model.prediction_type == "epsilon"
     latents, t = torch.randn(1, 4, 4, 8, 8), torch.tensor([700])
     text = torch.randn(1, 7, 768)
     with torch.no_grad():
         output = model.predict(latents, t, text)
         alpha = model.noise.alphas_cumprod[t].sqrt()
         wanted = alpha * output + (1 - alpha**2).sqrt() * latents
-        assert torch.allclose(velocity.predict(latents, t, text), wanted, atol=1e-5)
+        read = velocity.noise.read(latents, velocity.predict(latents, t, text), t)
+        assert torch.allclose(read.eps, wanted, atol=1e-5)
 
 
 def test_marks_that_cannot_be_followed_are_refused(sd15_checkpoint, motion_module_file, tmp_path):
@@ -391,8 +393,8 @@ def test_the_real_sizes_fit_key_by_key(middle):
     check_pair(base, module)
     with torch.device("meta"):
         unet = UNetMotionModel(**unet_options(base, module))
-    check_fit(unet, {**base.network, **module.weights}, Path("sd15"))
-    assert (len(base.network), module.max_frames) == (686, 32)
+    check_fit(unet, {**base.unet, **module.weights}, Path("sd15"))
+    assert (len(base.unet), module.max_frames) == (686, 32)
 
 
 def test_clip_l_is_recognised_by_its_weights():

@@ -65,9 +65,8 @@ def test_a_folder_that_predicts_v_makes_the_clips_of_the_trainer(native, velocit
 
     trained = load_model(str(velocity_folder))
     wanted = sample_lcm(
-        trained.predict, texts[0], (1, 4, FRAMES, SIDE, SIDE), STEPS,
-        trained.scheduler_config, seed=SEED,
-    )  # fmt: skip
+        trained.predict, trained.noise, texts[0], (1, 4, FRAMES, SIDE, SIDE), STEPS, seed=SEED
+    )
     model = native("model").load_native_model(velocity_folder, "fp32")
     found = few_step_clip(native, model, texts)
     assert float((found - wanted).abs().max() / wanted.abs().max()) <= 1e-5

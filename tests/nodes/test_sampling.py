@@ -48,7 +48,7 @@ def lcm(model, **options):
 
     config = {"timestep_scaling": 4.0, "original_inference_steps": 50, **options}
     keys = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
-    return LCMScheduler(**{key: model.scheduler_config[key] for key in keys}, **config)
+    return LCMScheduler(**{key: model.noise.config[key] for key in keys}, **config)
 
 
 @torch.no_grad()
@@ -216,9 +216,7 @@ def test_the_video_order_is_the_trainers_sampler(native, student, trained, texts
     sampling, latents = native("sampling"), native("latents")
     shape = (videos, 4, FRAMES, SIDE, SIDE)
     text = texts[0].expand(videos, -1, -1)
-    wanted = sample_lcm(
-        trained.predict, text, shape, steps, trained.scheduler_config, seed=SEED
-    )
+    wanted = sample_lcm(trained.predict, trained.noise, text, shape, steps, seed=SEED)
     model = latents.model_for_frames(student, FRAMES)
     latent = latents.empty_latents(SIDE * 8, SIDE * 8, FRAMES, videos, model)
     noise = sampling.StartNoise(SEED, "video").generate_noise(latent)
@@ -356,7 +354,7 @@ def test_a_model_that_predicts_velocity_is_sampled_as_the_trainer_samples_it(
     assert native("sampling").prediction_of(base) == "V_PREDICTION"
     for model in (trained, load_model(str(tiny_model))):
         shape = (1, 4, FRAMES, SIDE, SIDE)
-        clips.append(sample_lcm(model.predict, texts[0], shape, 4, config, seed=SEED))
+        clips.append(sample_lcm(model.predict, model.noise, texts[0], shape, 4, seed=SEED))
     student = native("sampling").apply_model_sampling(base)
     noise = native("sampling").StartNoise(SEED, "video").draw((FRAMES, 4, SIDE, SIDE), FRAMES)
     sampler = native("sampling").few_step_sampler("video")

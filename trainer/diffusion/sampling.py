@@ -112,18 +112,20 @@ def sample_ode(
     """The teacher's deterministic solver, from evenly spaced levels down to the clean end.
 
     ``order`` 1 is DDIM (arXiv 2010.02502, eta 0), Euler on a flow; 2 is DPM-Solver++ 2M (arXiv
-    2211.01095, algorithm 2), whose last step is of order 1. Arguments and errors else as
-    `sample_lcm`; ``steps`` is at most 1000.
+    2211.01095, algorithm 2), whose last step is of order 1 and, as in diffusers, goes to the clip
+    itself whatever the path says of its end. Arguments and errors else as `sample_lcm`; ``steps``
+    is at most 1000.
     """
     check_steps(steps, TRAIN_TIMESTEPS)
     run = _Run(predict, path, text, shape, path.levels(steps).flip(0), options)
     earlier: tuple[Tensor, Tensor] | None = None  # what the step before read, and its length
     for level, following in run.pairs():
         x0, eps = path.read(run.latents, run.predict(run.latents, level), level)
-        if following is None:
-            run.step(path.add_noise(x0, eps, run.end), x0)
-        elif order == 1:
-            run.step(path.add_noise(x0, eps, following), x0)
+        if order == 1:
+            to = run.end if following is None else following
+            run.step(path.add_noise(x0, eps, to), x0)
+        elif following is None:
+            run.step(x0, x0)
         else:
             length = _log_snr(path, following) - _log_snr(path, level)
             aim = x0
