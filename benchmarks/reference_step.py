@@ -77,7 +77,9 @@ class ReferenceDistiller(Distiller):
         stored = batch.earlier.flatten(1).abs().sum(1) > 0
         earlier[stored] = batch.earlier[stored]
         if batch.fresh is not None and batch.start is not None:
-            made = self.session.parts.student.generate(batch.start, batch.text[batch.fresh])
+            made = self.session.parts.student.generate(
+                batch.start, batch.most.expand(len(batch.start)), batch.text[batch.fresh]
+            )
             earlier[batch.fresh] = made
         return earlier
 

@@ -48,7 +48,8 @@ class Batch:
     rows of the motion source, stay on the host.
 
     Points are at ``level`` (B,), one step of the trajectory from ``next_level`` (B,). Those at the
-    places ``fresh`` (n,) begin with a new prediction from pure noise ``start`` (n, C, f, h, w);
+    places ``fresh`` (n,) begin with a new prediction from pure noise ``start`` (n, C, f, h, w), at
+    the level ``most`` (1,);
     those at ``real`` (k,) lie on a stored trajectory, at ``real_latents`` (k, C, f, h, w), from
     which the teacher steps to ``real_next`` where that is stored too; the rest with ``earlier``
     (B, C, f, h, w), replayed predictions and zeros elsewhere. ``anchored`` (B,) is 1 where these
@@ -61,6 +62,7 @@ class Batch:
     origins: Tensor
     level: Tensor
     next_level: Tensor
+    most: Tensor
     guidance: Tensor
     noise: Tensor
     text: Tensor
@@ -93,6 +95,7 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
         origins=origins,
         level=level,
         next_level=torch.where(draws.place > 0, below, torch.zeros_like(below)),
+        most=levels[-1:],
         guidance=draws.guidance,
         noise=draws.noise,
         text=s.model.encode_text(s.prompts.texts(rows.tolist())),

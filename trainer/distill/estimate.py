@@ -174,6 +174,7 @@ def made_batch(parts: StepParts) -> Batch:
         origins=places,
         level=levels[24].repeat(count),
         next_level=levels[23].repeat(count),
+        most=levels[-1:],
         guidance=torch.full((count,), config.trajectory.guidance_min),
         noise=clips,
         text=text,

@@ -83,7 +83,8 @@ def trajectory_points(student: Student, batch: Batch) -> Points:
     """
     earlier = batch.earlier
     if batch.fresh is not None and batch.start is not None:
-        made = student.generate(batch.start, batch.text.index_select(0, batch.fresh))
+        text = batch.text.index_select(0, batch.fresh)
+        made = student.generate(batch.start, batch.most.expand(len(text)), text)
         earlier = earlier.index_copy(0, batch.fresh, made)
     latents = student.model.noise.add_noise(earlier, batch.noise, batch.level)
     if batch.real is not None and batch.real_latents is not None:

@@ -41,10 +41,11 @@ class Student:
         return self.predict(latents, level, text)
 
     @torch.no_grad()
-    def generate(self, noise: Tensor, text: Tensor) -> Tensor:
-        """A prediction from pure noise: the start of a generated trajectory (paper, sec. 3.3)."""
-        most = self.model.noise.levels(1).to(noise.device)
-        return self.predict(noise, most.expand(len(noise)), text)
+    def generate(self, noise: Tensor, most: Tensor, text: Tensor) -> Tensor:
+        """A prediction from pure noise, at the level ``most``: the start of a generated trajectory
+        (paper, sec. 3.3).
+        """
+        return self.predict(noise, most, text)
 
     @torch.no_grad()
     def teacher_step(
