@@ -209,7 +209,7 @@ def _shape(file: Any, key: str) -> Tensor:
 
 
 def file_keys(path: Path) -> list[str]:
-    """The keys in a weights file; of a safetensors file by its header alone. Errors as `read_file`."""
+    """The keys in a weights file, of safetensors by the header alone. Errors as `read_file`."""
     with file_errors(path):
         if not is_safetensors(path):
             return [str(key) for key in _unpickled(path)]
