@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--models", type=Path, action="append", default=[], metavar="FOLDER",
         help="folder with base models in diffusers layout; may be given again",
     )  # fmt: skip
-    made.add_argument("--inbrowser", action="store_true", help="open the page in a browser")
+    made.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     return made
 
 
@@ -95,6 +96,14 @@ def credentials(options: argparse.Namespace) -> tuple[str, str] | None:
     if not name or len(password) < 8:
         raise OptionError("--auth needs NAME:PASSWORD with at least 8 letters of password.")
     return name, password
+
+
+def opens_browser(options: argparse.Namespace) -> bool:
+    """Whether to show the page at once: not to others, and not where there is no screen."""
+    screen = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    return screen and not options.no_browser and options.listen in LOCAL
 
 
 def check_port(address: str, port: int) -> None:
@@ -215,7 +224,7 @@ def serve(options: argparse.Namespace, block: bool = True) -> Any:
     page = build(site)
     page.launch(
         server_name=options.listen, server_port=options.server_port, auth=auth, share=False,
-        inbrowser=options.inbrowser, ssr_mode=False, strict_cors=True, mcp_server=False,
+        inbrowser=opens_browser(options), ssr_mode=False, strict_cors=True, mcp_server=False,
         enable_monitoring=False, pwa=False, run_history=False, footer_links=[],
         allowed_paths=[str(places.runs)], max_file_size=MAX_FILE, theme=theme(),
         css_paths=[CSS], head=head(), app_kwargs={"middleware": [guard]},

@@ -71,7 +71,7 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
         "bomb.png": ("refused", "bomb"),
         "large.png": ("refused", "bomb"),
         "hollow.png": ("refused", "cut off"),
-        "tiny.png": ("refused", "63x200 px is smaller than `min_side`=64"),
+        "tiny.png": ("refused", "63x200 px is too small, the smallest side allowed is 64 px"),
         "photo.HEIC": ("refused", "export it as PNG"),
         "notes.md": ("ignored", "not an image"),
         "lonely.txt": ("ignored", "not an image of that name"),

@@ -104,7 +104,7 @@ def test_black_bars_are_cut_off(
     clip = load_clip(record, 0.0, 4, 8, 48, 48)
     assert [number - 8 for number in numbers(clip)] == [0, 1, 2, 3]
     assert clip.min() > 90
-    with pytest.raises(DataError, match="smaller than `min_side`=70"):
+    with pytest.raises(DataError, match="smallest side allowed is 70 px"):
         scan_videos(tmp_path, frames=4, fps=8, min_side=70)
 
 

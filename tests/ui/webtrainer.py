@@ -75,7 +75,7 @@ class WebTrainer:
         """Start the server and wait until it answers."""
         command = [sys.executable, str(ROOT / "ui_gradio.py"), f"--server-port={self.port}",
                    f"--runs={self.runs}", f"--root={self.pictures}",
-                   f"--comfyui={self.comfyui}"]  # fmt: skip
+                   f"--comfyui={self.comfyui}", "--no-browser"]  # fmt: skip
         with open(self.home / "server.txt", "ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.home)
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..config import save_config, with_overrides
 from ..runs.folder import Run
+from ..runs.state import read_state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,12 @@ def run(options: argparse.Namespace) -> int:
     }
     if changes:
         save_config(with_overrides(folder.config(), changes), folder.config_path)
+    elif read_state(folder).status == "finished":
+        print(
+            f"{folder.name} is finished after {read_state(folder).step} steps. To train further, "
+            "give a new goal: --steps N, or --minutes M."
+        )
+        return 0
     from ..distill.loop import train
 
     state = train(folder, resume=True)

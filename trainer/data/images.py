@@ -266,7 +266,8 @@ def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dic
         raise Refused(_plain(error)) from error
     if min(width, height) < min_side:
         raise Refused(
-            f"{width}x{height} px is smaller than `min_side`={min_side}; use a larger version"
+            f"{width}x{height} px is too small, the smallest side allowed is {min_side} px; use a "
+            "larger version"
         )
     return {"width": width, "height": height, "notes": notes}
 

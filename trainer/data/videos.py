@@ -225,7 +225,8 @@ def _inspect(path: Path, frames: int, fps: float, min_side: int) -> dict[str, An
         width, height = box[2] - box[0], box[3] - box[1]
         notes.append(f"black bars cut off, {width}x{height} px are left")
     if min(width, height) < min_side:
-        raise DataError(f"{width}x{height} px is smaller than `min_side`={min_side}")
+        small = f"{width}x{height} px is too small"
+        raise DataError(f"{small}, the smallest side allowed is {min_side} px")
     return {
         "width": found.width,
         "height": found.height,

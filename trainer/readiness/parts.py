@@ -144,10 +144,20 @@ def _used(folder: ImageFolder) -> Finding:
 
 def _captions(folder: ImageFolder) -> Finding:
     own = sum(record.captioned for record in folder.used)
-    odd = sum(any(note.startswith("caption") for note in record.notes) for record in folder.used)
-    text = f"{own} of {len(folder.used)} images have one"
-    text += f", {odd} with remarks (cut off, empty)." if odd else "."
-    return Finding("Captions", "note" if odd or own < len(folder.used) else "ok", text)
+    remarks = {
+        record.path.name: note.removeprefix("caption: ")
+        for record in folder.used
+        for note in record.notes
+        if note.startswith("caption")
+    }
+    text = f"{own} of {len(folder.used)} images have one."
+    if remarks:
+        name, note = next(iter(remarks.items()))
+        more = f"; {len(remarks) - 1} more with remarks" if len(remarks) > 1 else ""
+        text += f" '{name}': {note}{more}."
+    text = " ".join([text, *(f"{note.rstrip('.')}." for note in folder.notes)])
+    noted = remarks or folder.notes or own < len(folder.used)
+    return Finding("Captions", "note" if noted else "ok", text)
 
 
 def _mini_world(folder: ImageFolder) -> list[Finding]:
