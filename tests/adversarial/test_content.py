@@ -10,6 +10,7 @@ from trainer.adversarial.frame_losses import DECAY, ContentLoss, deeper_half
 from trainer.distill import ends
 from trainer.distill.ends import EndMaps
 from trainer.families import load_model
+from trainer.families.codec import FrameCodec
 from trainer.paths import MINI
 
 
@@ -67,45 +68,51 @@ def mini():
     return load_model(str(MINI)), build_features("mini", "mini")
 
 
+class Counted(FrameCodec):
+    """The codec of the model, which counts the frames of each call."""
+
+    def __init__(self, vae):
+        super().__init__(vae)
+        self.decoded: list[int] = []
+
+    def decode_frames(self, latents, frames):
+        self.decoded.append(frames.numel())
+        return super().decode_frames(latents, frames)
+
+
 def test_maps_of_ends_are_those_of_the_decoded_frames_and_are_made_once(mini):
     model, features = mini
     g = torch.Generator().manual_seed(0)
     clips = torch.randn(3, 4, 4, 8, 8, generator=g).half()
-    decoded = []
-
-    def decode(latents):
-        decoded.append(len(latents))
-        return model.codec.vae.decode(latents / model.codec.vae.config.scaling_factor).sample
-
-    wanted = EndMaps(clips, decode, features, torch.device("cpu"))
+    codec = Counted(model.codec.vae)
+    wanted = EndMaps(clips, 4, codec, features, torch.device("cpu"))
     rows, frames = torch.tensor([2, 0]), torch.tensor([[0, 3], [1, 2]])
     found = wanted(rows, frames)
+    assert codec.decoded == [4, 4], "whole clips, of those that are asked for"
     with torch.no_grad():
         picked = torch.stack([clips[2, :, 0], clips[2, :, 3], clips[0, :, 1], clips[0, :, 2]])
-        expected = deeper_half(features(decode(picked.float())))
+        scaled = picked.float() / model.codec.vae.config.scaling_factor
+        expected = deeper_half(features(model.codec.vae.decode(scaled).sample))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert (ours.float() - theirs).abs().max() < 2e-3 * theirs.abs().max()
-    decoded.clear()
+    codec.decoded.clear()
     again = wanted(rows.flip(0), frames.flip(0))
-    assert not decoded
     assert torch.equal(again[0], torch.cat((found[0][2:], found[0][:2])))
+    other = wanted(rows[:1], torch.tensor([[3, 1]]))
+    assert torch.equal(other[0][0], found[0][1])
+    assert not codec.decoded
 
 
 def test_more_maps_than_may_be_kept_are_made_again(mini, monkeypatch):
     model, features = mini
+    codec = Counted(model.codec.vae)
     clips = torch.randn(3, 4, 2, 8, 8).half()
-    decoded = []
-
-    def decode(latents):
-        decoded.append(len(latents))
-        return model.codec.vae.decode(latents).sample
-
-    wanted = EndMaps(clips, decode, features, torch.device("cpu"))
+    wanted = EndMaps(clips, 2, codec, features, torch.device("cpu"))
     frames = torch.tensor([[0, 1]])
     first = wanted(torch.tensor([0]), frames)
     monkeypatch.setattr(ends, "KEPT_BYTES", 2 * sum(m.numel() * 2 for m in first))
     for row in (1, 2, 1, 0):
         again = wanted(torch.tensor([row]), frames)
-    assert decoded == [2] * 4, "0, 1, 2 and 0 again"
+    assert codec.decoded == [2] * 4, "0, 1, 2 and 0 again"
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
