@@ -5,7 +5,6 @@ Only file headers and config files are read, so that a list of hundreds of check
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from .adversarial.vision_transformers import is_dinov2
 from .families import FAMILIES, Family, animatediff
 from .families.modelscope import PARTS
 from .lora.files import read_header
+from .models.about import read_about
 from .models.clip_vision import is_clip_vision
 from .models.motion_module import is_adapter_folder
 from .models.weights import FILE_SUFFIXES, ModelError
-from .paths import MINI
+from .paths import BUNDLED, MINI
 
 DEPTH = 3
 """Folder levels below a root that are searched, as ``author/model``."""
@@ -44,6 +44,8 @@ class FoundModel:
     family: str
     licence: str
     missing: tuple[str, ...] = ()
+    for_trying_out: str = ""
+    """All that it can draw, where that is next to nothing; empty for most models."""
     needs_motion: bool = False
     """True for an image model, which takes a motion module beside it."""
 
@@ -84,8 +86,7 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     """
     models = [] if comfyui is None else [comfyui / "models"]
     roots = [*folders, *(place / "diffusers" for place in models)]
-    mini = "mini (one shape, for trying out)"
-    found = [FoundModel(mini, "mini", "mini", _licence(MINI, ""))]
+    found = [_bundled()]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:
@@ -238,9 +239,16 @@ def _family(folder: Path) -> Family | None:
     return None
 
 
+def _bundled() -> FoundModel:
+    about = read_about(MINI, licence="", for_trying_out="")
+    name = f"{BUNDLED} ({about['for_trying_out']}, for trying out)"
+    return FoundModel(
+        name, BUNDLED, BUNDLED, about["licence"], for_trying_out=about["for_trying_out"]
+    )
+
+
 def _licence(folder: Path, otherwise: str) -> str:
     try:
-        about = json.loads((folder / "mcm.json").read_text(encoding="utf-8"))
-        return str(about.get("licence", otherwise))
-    except (OSError, ValueError, AttributeError):
+        return str(read_about(folder, licence=otherwise)["licence"])
+    except ModelError:
         return otherwise

@@ -64,7 +64,7 @@ def test_the_gradient_reaches_the_students_maps_alone():
 
 @pytest.fixture(scope="module")
 def mini():
-    return load_model(str(MINI)), build_features("mini", "mini")
+    return load_model(str(MINI)), build_features("mini", None)
 
 
 def test_maps_of_ends_are_those_of_the_decoded_frames_and_are_made_once(mini):

@@ -15,7 +15,7 @@ from trainer.cli.main import COMMANDS, main
 from trainer.families import MINI
 from trainer.lora.formats import read_lora
 from trainer.media import read_clip
-from trainer.mini.styles import style_folder
+from trainer.mini.words import style_folder
 from trainer.runs.folder import Run
 from trainer.runs.state import read_state
 

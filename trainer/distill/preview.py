@@ -212,10 +212,12 @@ def style_of(session: Session) -> tuple[Look, Tensor] | None:
     """What `Previewer` compares a run's look with; None without style images or a network."""
     if not isinstance(session.frames, StyleFrames):
         return None
-    mini = session.model.name == "mini"
-    if not mini and session.features is None:
+    if session.model.judge is not None:
+        look = judge_look(session.model.judge)
+    elif session.features is not None:
+        look = network_look(session.features)
+    else:
         return None
-    look = judge_look() if mini or session.features is None else network_look(session.features)
     images = session.frames.images
     spread = np.linspace(0, len(images) - 1, min(len(images), STYLE_IMAGES)).round()
     rng = np.random.default_rng(0)  # places random crops

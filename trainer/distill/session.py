@@ -203,7 +203,7 @@ def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) 
         groups.append({"params": representation.parameters(), "lr": config.motion.head_lr})
     features = reader = discriminator = discriminator_optimizer = None
     if config.adversarial.weight:
-        features = build_features(config.adversarial.features, model.name).to(device)
+        features = build_features(config.adversarial.features, model.feature_network).to(device)
         if config.adversarial.caption_weight:
             found = build_reader(config.adversarial.clip, features, model.dtype)
             reader = None if found is None else found.to(device)

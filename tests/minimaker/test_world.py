@@ -4,20 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.mini.clips import LOOKS, mirrored, random_look, render_clips, roughen
-from trainer.mini.looks import HELD_OUT, STYLES, public_video, random_style
-from trainer.mini.world import (
-    COLOURS,
-    MOTIONS,
+from minimaker.clips import mirrored, random_look, render_clips, roughen
+from minimaker.looks import HELD_OUT, STYLES, public_video, random_style
+from minimaker.world import (
     REVERSED,
-    SHAPES,
     all_captions,
     caption,
-    parse_caption,
     random_scene,
     random_still,
     signed_distance,
 )
+from trainer.mini.words import COLOURS, LOOKS, MOTIONS, SHAPES, parse_caption
 
 
 def _scene(motion: str | None = None, seed: int = 3, shape: str = "circle"):
