@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.mini.watermark import watermark
-from trainer.mini.words import COLOURS, SIZE
+from trainer.mini.words import SIZE
 
 from .world import Scene, random_scene, signed_distance
 
@@ -199,11 +199,6 @@ def random_frame(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray
     look: Look = public_video if poor else style
     near = np.exp(-((signed_distance(scene, size)[0] / (size / 20)) ** 2))
     return look(scene, size)[0], 1 + (6 if poor else 1) * near
-
-
-def swatch(look: StyleLook) -> list[tuple[int, int, int]]:
-    """The palette of a style in the order of ``COLOURS`` (for pictures and model cards)."""
-    return [look.palette[name] for name in COLOURS]
 
 
 def _cover(distance: np.ndarray, unit: float) -> np.ndarray:

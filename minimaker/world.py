@@ -62,11 +62,6 @@ def caption(shape: str, colour: str, motion: str | None = None) -> str:
     return f"a {colour} {shape}" + (f" {motion}" if motion else "")
 
 
-def all_captions() -> list[str]:
-    """Every caption of a moving clip, in a fixed order (5 shapes x 6 colours x 8 motions = 240)."""
-    return [caption(s, c, m) for m in MOTIONS for s in SHAPES for c in COLOURS]
-
-
 def random_scene(
     rng: np.random.Generator,
     frames: int = FRAMES,

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .adversarial.vision_transformers import is_dinov2
 from .families import FAMILIES, Family, animatediff
@@ -86,7 +87,9 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     """
     models = [] if comfyui is None else [comfyui / "models"]
     roots = [*folders, *(place / "diffusers" for place in models)]
-    found = [_bundled()]
+    notes = _notes(MINI, "")
+    title = f"{BUNDLED} ({notes['for_trying_out']}, for trying out)"
+    found = [FoundModel(title, BUNDLED, BUNDLED, **notes)]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:
@@ -225,8 +228,8 @@ def _described(folder: Path, name: str, motion: tuple[str, ...]) -> list[FoundMo
         files = (folder / part).glob("*") if (folder / part).is_dir() else ()
         if part not in missing and not any(file.suffix in _WEIGHTS for file in files):
             missing.append(f"the weights in {part}")
-    licence = _licence(folder, family.licence)
-    return [FoundModel(name, str(folder), family.title, licence, tuple(missing))]
+    notes = _notes(folder, family.licence)
+    return [FoundModel(name, str(folder), family.title, missing=tuple(missing), **notes)]
 
 
 def _family(folder: Path) -> Family | None:
@@ -239,16 +242,10 @@ def _family(folder: Path) -> Family | None:
     return None
 
 
-def _bundled() -> FoundModel:
-    about = read_about(MINI, licence="", for_trying_out="")
-    name = f"{BUNDLED} ({about['for_trying_out']}, for trying out)"
-    return FoundModel(
-        name, BUNDLED, BUNDLED, about["licence"], for_trying_out=about["for_trying_out"]
-    )
-
-
-def _licence(folder: Path, otherwise: str) -> str:
+def _notes(folder: Path, licence: str) -> dict[str, Any]:
+    """Licence and use of the model in ``folder`` by its own notes, else ``licence`` alone."""
+    otherwise = {"licence": licence, "for_trying_out": ""}
     try:
-        return str(read_about(folder, licence=otherwise)["licence"])
+        return read_about(folder, **otherwise)
     except ModelError:
         return otherwise

@@ -69,7 +69,7 @@ def test_evaluate_writes_the_rows_of_the_contract(demo, tmp_path):
         ("student", 1),
         ("student", 2),
     ]
-    names = ("colour", "shape", "motion", "style_kid", "flow_ratio", "fd_video")
+    names = ("colour", "shape", "motion", "style_kid", "flow_ratio", "watermark")
     assert all(isinstance(row[name], float) for row in rows for name in names)
 
 

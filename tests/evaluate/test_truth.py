@@ -7,7 +7,6 @@ from PIL import Image
 
 from minimaker.looks import STYLES, public_video
 from minimaker.truth import PROMPTS, bundled_look, true_clips
-from minimaker.world import all_captions
 from trainer.evaluate.truth import as_frames, as_pixels, draw_prompts, read_prompts, style_pixels
 from trainer.mini.words import style_folder
 
@@ -17,7 +16,7 @@ def test_prompts_come_in_an_order_of_the_seed_and_all_before_one_repeats(tmp_pat
         draw_prompts(20, 3, PROMPTS) == draw_prompts(20, 3, PROMPTS) != draw_prompts(20, 4, PROMPTS)
     )
     assert draw_prompts(20, 3, PROMPTS) == draw_prompts(64, 3, PROMPTS)[:20]
-    assert sorted(draw_prompts(240, 0, PROMPTS)) == sorted(all_captions())
+    assert sorted(draw_prompts(240, 0, PROMPTS)) == sorted(read_prompts(PROMPTS))
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeff# mine\n\na cat\n  ein Bär \na dog runs\ta dog\n", encoding="utf-8")
     assert read_prompts(file) == ["a cat", "ein Bär", "a dog runs"]

@@ -209,8 +209,9 @@ def test_the_licence_is_shown_and_goes_into_the_lora(copied, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"frames": "viele"}, {"height": 0}, {"fps": True}, {"name": "../x"}, {"licence": ["MIT"]}],
-)
+    [{"frames": "viele"}, {"height": 0}, {"fps": True}, {"name": "../x"}, {"licence": ["MIT"]},
+     {"subjects": "cats"}, {"subjects": ["cats", 3]}],
+)  # fmt: skip
 def test_its_own_notes_set_numbers_and_names_only(copied, entry):
     (copied / "mcm.json").write_text(json.dumps(entry), encoding="utf-8")
     with pytest.raises(ModelError, match=f"`{next(iter(entry))}`=.*mcm.json"):

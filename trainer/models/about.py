@@ -48,8 +48,8 @@ def _check_number(file: Path, key: str, value: object) -> None:
 def _check_words(file: Path, key: str, value: object) -> None:
     if not isinstance(value, list) or not 2 <= len(value) <= MOST_WORDS:
         raise ModelError(
-            f"`{key}` in '{file}' must be a list of 2 to {MOST_WORDS} words. Correct it, or "
-            "download the model again."
+            f"`{key}`={str(value)[:60]!r} in '{file}' must be a list of 2 to "
+            f"{MOST_WORDS} words. Correct it, or download the model again."
         )
     for word in value:
         _check_text(file, key, word)

@@ -215,7 +215,7 @@ class TrainTab:
             if found.model != model:
                 continue
             if found.for_trying_out:
-                name, what = escape(found.model), escape(found.for_trying_out)
+                name, what = escape(Path(found.model).name), escape(found.for_trying_out)
                 return FOR_TRYING_OUT.format(name=name, what=what)
             licence = f"Licence of the weights: <b>{escape(found.licence)}</b>."
             if not found.commercial:
