@@ -33,18 +33,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "mini.json")
     options = parser.parse_args()
 
+    from minimaker.autoencoder import reconstruction_psnr
+    from minimaker.judge import judge_accuracy
+    from minimaker.looks import HELD_OUT, STYLES, public_video, random_style
+    from minimaker.truth import JUDGE, true_worlds
     from trainer.evaluate.table import evaluate
     from trainer.families import load_model
-    from trainer.mini.autoencoder import reconstruction_psnr
-    from trainer.mini.judge import judge_accuracy, load_judge
-    from trainer.mini.looks import HELD_OUT, STYLES, public_video, random_style
-    from trainer.mini.styles import style_folder
+    from trainer.mini.networks import load_judge
+    from trainer.mini.words import style_folder
 
     model = load_model("mini")
     result = evaluate(
         model,
         lora=options.lora,
         style=style_folder(options.style),
+        worlds=true_worlds(style_folder(options.style)),
         count=options.count,
         guidance_scale=options.guidance,
         progress=lambda what, done, total: print(f"\r{what} {done}/{total}   ", end=""),
@@ -55,7 +58,7 @@ def main() -> None:
     unseen = [random_style(np.random.default_rng(10**6 + seed)) for seed in range(UNSEEN)]
     each = [reconstruction_psnr(vae, look, frames=24) for look in unseen]
     psnr[f"{UNSEEN} unseen random styles, mean"] = round(sum(each) / UNSEEN, 2)
-    judge = load_judge()
+    judge = load_judge(JUDGE)
     right = {name: judge_accuracy(judge, [look], 256, seed=900) for name, look in looks.items()}
     found = {**result.to_json(), "autoencoder_psnr": psnr, "judge_accuracy": right}
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

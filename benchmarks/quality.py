@@ -41,6 +41,7 @@ from quality_students import (  # noqa: E402
     student_table,
 )
 
+from minimaker.truth import JUDGE, PROMPTS  # noqa: E402
 from trainer.config import fields  # noqa: E402
 from trainer.data.files import file_sha256  # noqa: E402
 from trainer.evaluate.bench import Bench, machine  # noqa: E402
@@ -82,8 +83,10 @@ def prepare(options: argparse.Namespace, network: Measuring | None = None) -> Jo
         plan_student(student, budget, shared, model_hash, options.work)
         for student in select(table, options.students)
     ]
-    captions = draw_prompts(options.count, options.seed)
-    bench = Bench(model, network or judge_network(), captions, options.seed, progress=_progress)
+    captions = draw_prompts(options.count, options.seed, PROMPTS)
+    bench = Bench(
+        model, network or judge_network(JUDGE), captions, options.seed, progress=_progress
+    )
     return Job(options, styles, plans, bench, model_hash)
 
 

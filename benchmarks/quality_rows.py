@@ -12,11 +12,12 @@ import torch
 from quality_claims import STEPS, TEACHER_STEPS
 from quality_students import Student, Style, digest
 
+from minimaker.looks import public_video
+from minimaker.truth import in_look
 from trainer.data.cache import ContentCache
 from trainer.evaluate.bench import Bench, merged, sampling_options
 from trainer.evaluate.rows import Observation, References
 from trainer.lora.formats import LoraFile
-from trainer.mini.looks import public_video
 from trainer.runs.files import atomic_write
 
 VERSION = 1
@@ -99,7 +100,7 @@ class RowMaker:
             raise ValueError(f"`style`: nobody can render true videos of '{style and style.name}'.")
 
         def compute() -> Row:
-            seen = self.bench.watch_true(name, look).seen
+            seen = self.bench.watch_true(name, in_look(look)).seen
             return self.bench.measure(seen, self._references(style))
 
         same: Row = {"method": name, "student": None, "trained_on": None, "steps": None}
@@ -123,12 +124,14 @@ class RowMaker:
 
     def _references(self, style: Style | None, teacher: bool = True) -> References:
         bench = self.bench
-        public = self._once("public", lambda: bench.true_videos(public_video))
+        public = self._once("public", lambda: bench.true_videos(in_look(public_video)))
         found = References(public_videos=public)
         if style is not None:
             look = style.look
             frames = self._once(f"{style.name} frames", lambda: bench.style_frames(style.held_out))
-            true = look and self._once(f"{style.name} videos", lambda: bench.true_videos(look))
+            true = look and self._once(
+                f"{style.name} videos", lambda: bench.true_videos(in_look(look))
+            )
             found = References(frames, public, true)
         return found.with_teacher(self.seen(self.teacher)[0]) if teacher else found
 

@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from minimaker.looks import STYLES, Look, public_video, random_style
+from minimaker.styles import COUNT, SIZE, write_style_folder
+from minimaker.truth import PROMPTS, bundled_look, true_clips
+from minimaker.world import FPS
 from trainer.config import (
     PRESETS,
     TrainConfig,
@@ -23,11 +27,9 @@ from trainer.config import (
 from trainer.data.files import file_sha256
 from trainer.data.images import scan_images
 from trainer.data.sidecars import find_sidecar
-from trainer.evaluate.truth import bundled_look, draw_prompts, true_clips
+from trainer.evaluate.truth import draw_prompts
 from trainer.media import write_clip
-from trainer.mini.looks import STYLES, Look, public_video, random_style
-from trainer.mini.styles import COUNT, SIZE, style_folder, write_style_folder
-from trainer.mini.world import FPS
+from trainer.mini.words import style_folder
 from trainer.runs.folder import Run, slug
 from trainer.runs.state import read_state
 
@@ -142,7 +144,7 @@ def _copy(files: Sequence[Path], source: Path, target: Path, captions: bool = Tr
 
 def public_videos(folder: Path) -> None:
     """Fill ``folder`` with public video of the mini world and captions; does nothing when full."""
-    captions = draw_prompts(VIDEOS, VIDEO_SEED)
+    captions = draw_prompts(VIDEOS, VIDEO_SEED, PROMPTS)
     missing = [k for k in range(VIDEOS) if not (folder / f"{k:03d}.txt").is_file()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,15 +29,16 @@ import torch  # noqa: E402
 from stacking_mixes import MIXES, Deltas, Mix  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from minimaker.looks import STYLES, public_video  # noqa: E402
+from minimaker.truth import JUDGE, PROMPTS, true_clips  # noqa: E402
 from trainer.evaluate.bench import Bench, Sight, machine  # noqa: E402
 from trainer.evaluate.networks import judge_network  # noqa: E402
 from trainer.evaluate.rows import References, measure, observe  # noqa: E402
-from trainer.evaluate.truth import as_frames, as_pixels, draw_prompts, true_clips  # noqa: E402
+from trainer.evaluate.truth import as_frames, as_pixels, draw_prompts  # noqa: E402
 from trainer.families import MINI, load_model  # noqa: E402
 from trainer.lora.formats import read_lora  # noqa: E402
 from trainer.lora.pairs import base_modules  # noqa: E402
-from trainer.mini.looks import STYLES, public_video  # noqa: E402
-from trainer.mini.styles import style_folder  # noqa: E402
+from trainer.mini.words import style_folder  # noqa: E402
 from trainer.sheets import contact_sheet  # noqa: E402
 
 FIRST, SECOND = "poster", "neon"
@@ -52,7 +53,9 @@ class Stack:
 
     def __init__(self, clips: int, seed: int) -> None:
         self.model = load_model("mini")
-        self.bench = Bench(self.model, judge_network(), draw_prompts(clips, seed), seed)
+        self.bench = Bench(
+            self.model, judge_network(JUDGE), draw_prompts(clips, seed, PROMPTS), seed
+        )
         self.styles = {n: self.bench.style_frames(style_folder(n)) for n in (FIRST, SECOND)}
         self.modules = base_modules(self.model.network)
         files = {
@@ -207,7 +210,7 @@ def main() -> None:
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     table = markdown(found)
     options.json.with_suffix(".md").write_text(table, encoding="utf-8")
-    captions = draw_prompts(options.count, options.seed)[:SHOWN]
+    captions = draw_prompts(options.count, options.seed, PROMPTS)[:SHOWN]
     sheet = [
         (caption, [(name, sight.clips[index]) for name, sight in shown.items()])
         for index, caption in enumerate(captions)

@@ -17,6 +17,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from reference_step import ReferenceDistiller
 from torch import Tensor
 
+from minimaker.assemble import prompt_lines
+from minimaker.looks import STYLES
+from minimaker.styles import write_style_folder
+from minimaker.teacher import SCHEDULER
+from minimaker.text import WIDTH, build_text_encoder, build_tokenizer, save_tokenizer
 from trainer.config import TrainConfig, fields, load_config, with_overrides
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller, sizes_of
@@ -25,16 +30,6 @@ from trainer.distill.loop import make_accelerator
 from trainer.distill.motions import EncodedVideos, Replay
 from trainer.distill.session import REPLAY_CAPACITY, Session, build_session
 from trainer.lora.adapter import lora_parameters
-from trainer.mini.assemble import prompt_lines
-from trainer.mini.looks import STYLES
-from trainer.mini.styles import write_style_folder
-from trainer.mini.teacher import SCHEDULER
-from trainer.mini.text import (
-    WIDTH,
-    build_text_encoder,
-    build_tokenizer,
-    save_tokenizer,
-)
 from trainer.runs.guards import NanGuard
 
 COMPARABLE = {

@@ -20,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each worker: two with two threads each crawl
 
 
-LONG_FIRST = ("ui", "benchmarks", "card", "distill", "cli", "mini", "nodes")
+LONG_FIRST = ("ui", "benchmarks", "card", "distill", "cli", "minimaker", "nodes")
 """Folders with files of minutes (browsers, servers, whole runs). A file goes to one worker as a
 whole; begun last, it would let the other workers stand idle."""
 
@@ -44,9 +44,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """A ModelScope-layout folder with random weights.
+    """A ModelScope-layout folder with random weights, and ``dinov2`` beside it.
 
-    8 frames of 32 px, latents (B, 4, 8, 4, 4).
+    8 frames of 32 px, latents (B, 4, 8, 4, 4). Like most models it brings no network of its own.
     """
     return tiny_modelscope(tmp_path_factory.mktemp("models") / "tiny Modell ü", levels=2)
 
@@ -58,12 +58,13 @@ def smallest_model(tmp_path_factory) -> Path:
 
 
 def tiny_modelscope(folder: Path, levels: int) -> Path:
-    """Write a ModelScope-layout model of one or two levels into ``folder``."""
+    """Write a ModelScope-layout model of one or two levels into ``folder``, a DINOv2 beside it."""
     import torch
     from diffusers import AutoencoderTiny, UNet3DConditionModel
+    from network_files import tiny_dinov2
 
-    from trainer.mini.assemble import assemble
-    from trainer.mini.text import WIDTH, build_text_encoder, build_tokenizer
+    from minimaker.assemble import ABOUT, assemble
+    from minimaker.text import WIDTH, build_text_encoder, build_tokenizer
 
     torch.manual_seed(0)
     unet = UNet3DConditionModel(
@@ -86,19 +87,18 @@ def tiny_modelscope(folder: Path, levels: int) -> Path:
     )
     tokenizer = build_tokenizer()
     assemble(folder, unet, vae, build_text_encoder(tokenizer), tokenizer)
-    about = json.loads((folder / "mcm.json").read_text(encoding="utf-8"))
-    about.update(
-        name="mini", height=32, width=32
-    )  # the mini world's captions and frame network fit
+    about = {**ABOUT, "name": "tiny", "height": 32, "width": 32}
+    del about["subjects"], about["for_trying_out"]
     (folder / "mcm.json").write_text(json.dumps(about), encoding="utf-8")
+    tiny_dinov2().save_pretrained(folder.parent / "dinov2")
     return folder
 
 
 @pytest.fixture(scope="session")
 def style_images(tmp_path_factory) -> Path:
     """Twelve captioned stills of the poster style."""
-    from trainer.mini.looks import STYLES
-    from trainer.mini.styles import write_style_folder
+    from minimaker.looks import STYLES
+    from minimaker.styles import write_style_folder
 
     folder = tmp_path_factory.mktemp("images") / "poster ä"
     write_style_folder(folder, STYLES["poster"], 12, 64, seed=5)

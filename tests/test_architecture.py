@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "trainer").rglob("*.py"))
 PAGES = sorted((ROOT / "ui").rglob("*.py"))
 PAGE_IMPORTS = {"trainer", "gradio", "starlette", "PIL", "psutil", *sys.stdlib_module_names}
-FORBIDDEN = ("comfy", "folder_paths", "server", "nodes", "gradio", "execution", "ui")
+FORBIDDEN = ("comfy", "folder_paths", "server", "nodes", "gradio", "execution", "ui", "minimaker")
+NODES = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py"))]
 ALLOWED = {
     "diffusion": {"diffusion"},
     "motion": {"motion"},
     "models": {"models", "paths"},
     "families": {"families", "models", "diffusion", "paths", "words"},
-    "settings": {"settings"},
+    "settings": {"settings", "paths"},
     "runs": {"runs", "config", "settings"},
 }
 
@@ -57,6 +58,20 @@ def test_arrows_go_one_way(part):
 def test_no_code_asks_which_family_it_has():
     pattern = re.compile(r"family(\.name)? ==")
     assert [str(p) for p in SOURCES if pattern.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_one_function_knows_the_bundled_model_by_name():
+    """All others ask the record of the model what it brings and what it can draw."""
+    for path in [*SOURCES, *PAGES, *NODES]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Constant) and node.value == "mini"
+            asked = isinstance(node, ast.Compare) and "BUNDLED" in ast.unparse(node)
+            assert path.name == "paths.py" or not (named or asked), f"{path}:{node.lineno}"
+
+
+def test_what_makes_the_bundled_model_is_not_loaded_with_the_nodes():
+    for path in NODES:
+        assert "minimaker" not in path.read_text(encoding="utf-8"), path
 
 
 def test_no_weights_are_unpickled():

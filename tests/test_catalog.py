@@ -25,6 +25,7 @@ def test_mini_is_always_there_and_ready(tmp_path, monkeypatch):
     assert (mini.model, mini.licence, mini.ready, mini.commercial) == (
         "mini", "Apache-2.0", True, True,
     )  # fmt: skip
+    assert mini.for_trying_out == "one shape"
 
 
 def test_a_diffusers_folder_is_found_with_what_it_lacks(comfyui, tiny_model):

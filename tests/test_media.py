@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from minimaker.looks import STYLES
+from minimaker.world import random_scene
 from trainer.media import MediaError, read_clip, read_metadata, to_frames, write_clip
-from trainer.mini.looks import STYLES
-from trainer.mini.world import random_scene
 
 FPS = 8
 VIDEO = (".mp4", ".webm")

@@ -5,20 +5,21 @@ Only file headers and config files are read, so that a list of hundreds of check
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .adversarial.vision_transformers import is_dinov2
 from .families import FAMILIES, Family, animatediff
 from .families.modelscope import PARTS
 from .lora.files import read_header
+from .models.about import read_about
 from .models.clip_vision import is_clip_vision
 from .models.motion_module import is_adapter_folder
 from .models.weights import FILE_SUFFIXES, ModelError
-from .paths import MINI
+from .paths import BUNDLED, MINI
 
 DEPTH = 3
 """Folder levels below a root that are searched, as ``author/model``."""
@@ -44,6 +45,8 @@ class FoundModel:
     family: str
     licence: str
     missing: tuple[str, ...] = ()
+    for_trying_out: str = ""
+    """All that it can draw, where that is next to nothing; empty for most models."""
     needs_motion: bool = False
     """True for an image model, which takes a motion module beside it."""
 
@@ -84,8 +87,9 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     """
     models = [] if comfyui is None else [comfyui / "models"]
     roots = [*folders, *(place / "diffusers" for place in models)]
-    mini = "mini (one shape, for trying out)"
-    found = [FoundModel(mini, "mini", "mini", _licence(MINI, ""))]
+    notes = _notes(MINI, "")
+    title = f"{BUNDLED} ({notes['for_trying_out']}, for trying out)"
+    found = [FoundModel(title, BUNDLED, BUNDLED, **notes)]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:
@@ -224,8 +228,8 @@ def _described(folder: Path, name: str, motion: tuple[str, ...]) -> list[FoundMo
         files = (folder / part).glob("*") if (folder / part).is_dir() else ()
         if part not in missing and not any(file.suffix in _WEIGHTS for file in files):
             missing.append(f"the weights in {part}")
-    licence = _licence(folder, family.licence)
-    return [FoundModel(name, str(folder), family.title, licence, tuple(missing))]
+    notes = _notes(folder, family.licence)
+    return [FoundModel(name, str(folder), family.title, missing=tuple(missing), **notes)]
 
 
 def _family(folder: Path) -> Family | None:
@@ -238,9 +242,10 @@ def _family(folder: Path) -> Family | None:
     return None
 
 
-def _licence(folder: Path, otherwise: str) -> str:
+def _notes(folder: Path, licence: str) -> dict[str, Any]:
+    """Licence and use of the model in ``folder`` by its own notes, else ``licence`` alone."""
+    otherwise = {"licence": licence, "for_trying_out": ""}
     try:
-        about = json.loads((folder / "mcm.json").read_text(encoding="utf-8"))
-        return str(about.get("licence", otherwise))
-    except (OSError, ValueError, AttributeError):
+        return read_about(folder, **otherwise)
+    except ModelError:
         return otherwise

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from tomlkit.exceptions import TOMLKitError
 
 from .cards import memory_settings
-from .paths import MINI
+from .paths import BUNDLED, bundled
 from .runs.files import atomic_write
 from .settings import Part, TrainConfig
 
@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-_NO_PATHS = frozenset({"mini", "auto", "none", "clip", "dinov2", "efficientnet-lite0"})
+_NO_PATHS = frozenset({BUNDLED, "auto", "none", "clip", "dinov2", "efficientnet-lite0"})
 _TEXTS_WITH_PATHS = ("model", "adversarial.features", "adversarial.clip")
 """Settings that take a name (one of the above) or a path."""
 
@@ -204,7 +204,7 @@ def recommended(model: str) -> dict[str, Any]:
 
     Empty for a folder without one, or one that is not there: loading the model says so later.
     """
-    folder = MINI if model == "mini" else Path(model).expanduser()
+    folder = bundled(model) or Path(model).expanduser()
     file = folder / "mcm.json"
     if not file.is_file():
         return {}

@@ -16,6 +16,7 @@ from trainer.data.quality import Finding, Seen, examine, findings
 from trainer.data.scan import SHARED
 from trainer.data.sidecars import find_sidecar
 from trainer.families.tokens import token_counter
+from trainer.paths import BUNDLED
 
 THUMB = 176
 """Side of a thumbnail in pixels."""
@@ -60,7 +61,7 @@ class ScanOptions:
     min_side: int = 32
     height: int = 64
     width: int = 64
-    model: str = "mini"
+    model: str = BUNDLED
     background: str = "#ffffff"
 
     def rules(self) -> CaptionRules:

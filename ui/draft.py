@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import ConfigError, TrainConfig
-from trainer.mini.styles import style_folder
+from trainer.mini.words import STYLES, style_folder
+from trainer.paths import BUNDLED
 from trainer.runs.files import atomic_write
 
 from .form import NAMES, PATHS, base_values, to_form
-from .places import EXAMPLES, PlaceError, Places
+from .places import PlaceError, Places
 from .presets import memory_of_this_machine
 
 FIRST_NAME = "my-style"
@@ -48,7 +49,7 @@ class Drafts:
             saved = json.loads(self._path.read_text(encoding="utf-8"))
             known = {n: v for n, v in saved["values"].items() if n in NAMES and _is_plain(v)}
             texts = {key: str(saved[key]) for key in ("name", "memory", "quality")}
-            base = base_values("mini", "recipe", "cpu", FIRST_QUALITY)
+            base = base_values(BUNDLED, "recipe", "cpu", FIRST_QUALITY)
             draft = Draft({**base, **known}, **texts)
             base_values(*draft.choosers)
             return draft
@@ -57,8 +58,8 @@ class Drafts:
 
     def _first(self) -> Draft:
         memory = memory_of_this_machine()
-        values = base_values("mini", "recipe", memory, FIRST_QUALITY)
-        values["images"] = str(style_folder(EXAMPLES[0]))
+        values = base_values(BUNDLED, "recipe", memory, FIRST_QUALITY)
+        values["images"] = str(style_folder(STYLES[0]))
         return Draft(values, self._places.free_name(FIRST_NAME), memory)
 
     def save(self, draft: Draft) -> None:
@@ -86,8 +87,8 @@ class Drafts:
                 left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
                 values[key] = ""
         if values["model"] not in {found.model for found in self._places.models()}:
-            left.append(f"model: '{values['model']}' was not found here; mini is chosen")
-            values["model"] = "mini"
+            left.append(f"model: '{values['model']}' was not found here; {BUNDLED} is chosen")
+            values["model"] = BUNDLED
         draft = self.load()
         return Draft(values, self._places.free_name(name), draft.memory, draft.quality), left
 

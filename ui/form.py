@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from trainer.config import PRESETS, ConfigError, ConfigField, TrainConfig, fields, load_config
+from trainer.paths import BUNDLED, bundled
 from trainer.settings import QUALITY_PRESETS
 
 from .places import PlaceError, Places
@@ -19,7 +20,7 @@ NOT_IN_FORM = ("run", "data.cache")
 RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
 NAMES = tuple(RECORDS)
 PATHS = ("images", "videos", "prompts", "init_lora", "motion_module", "vae")
-FEATURE_NAMES = ("auto", "mini", "dinov2", "efficientnet-lite0")
+FEATURE_NAMES = ("auto", BUNDLED, "dinov2", "efficientnet-lite0")
 
 LABELS = {
     "model": "Base model",
@@ -119,7 +120,7 @@ def to_config(values: Mapping[str, Any], places: Places, run: Path) -> TrainConf
         given[name] = value
     for name in PATHS:
         given[name] = _path(given[name], name, places)
-    given["model"] = model_path(str(given["model"] or "mini"), places)
+    given["model"] = model_path(str(given["model"] or BUNDLED), places)
     features = str(given["adversarial.features"] or "auto")
     known = features in FEATURE_NAMES
     given["adversarial.features"] = (
@@ -142,8 +143,8 @@ def _path(text: Any, name: str, places: Places) -> Path | None:
 
 
 def model_path(text: str, places: Places) -> str:
-    """ "mini", or the folder of a base model inside the allowed folders or the found models."""
-    if text == "mini" or text in {found.model for found in places.models()}:
+    """A name of the list of models, or the path of one inside the allowed folders."""
+    if bundled(text) or text in {found.model for found in places.models()}:
         return text
     try:
         found = places.read(text)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.catalog import FoundModel, find_models, find_motion_modules
-from trainer.mini.styles import style_folder
+from trainer.mini.words import STYLES, style_folder
 from trainer.runs.folder import Run, RunError, slug
 
 LONGEST = 1024
-EXAMPLES = ("poster", "ink", "neon")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
@@ -67,7 +66,7 @@ class Places:
     @property
     def readable(self) -> tuple[Path, ...]:
         """Every root, resolved; uploads and the example styles are always among them."""
-        ours = (self.uploads, style_folder(EXAMPLES[0]).parent)
+        ours = (self.uploads, style_folder(STYLES[0]).parent)
         models = () if self.comfyui is None else (self.comfyui / "models",)
         every = (*self.roots, *ours, *models, *self.model_folders)
         return tuple(dict.fromkeys(root.resolve() for root in every))

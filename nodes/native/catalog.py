@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path, PurePosixPath
 
-MINI = "mini"
-MINI_FOLDER = Path(__file__).resolve().parents[2] / "trainer" / "assets" / "mini"
+from ...trainer.paths import BUNDLED, bundled
+
 UNET_CLASS = "UNet3DConditionModel"
 DEPTH = 3
 """Folder levels below ``models/diffusers`` that are searched, e.g. ``author/model``."""
 
 
 def list_models() -> list[str]:
-    """ "mini", then each diffusers text-to-video folder, relative to its root, with ``/``.
+    """The bundled model, then each diffusers text-to-video folder below its root, with ``/``.
 
     Reads config files only: the node list is built from it at every refresh.
     """
     names = {name for root in _roots() for name in _search(root, root, DEPTH)}
-    return [MINI, *sorted(names - {MINI}, key=str.casefold)]
+    return [BUNDLED, *sorted(names - {BUNDLED}, key=str.casefold)]
 
 
 def resolve_model_name(name: str) -> Path:
@@ -26,8 +26,9 @@ def resolve_model_name(name: str) -> Path:
 
     Raises ValueError for a name that is not there, or that leads outside the model folders.
     """
-    if name == MINI:
-        return MINI_FOLDER
+    ours = bundled(name)
+    if ours is not None:
+        return ours
     parts = PurePosixPath(name.replace("\\", "/"))
     if not parts.parts or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
         raise ValueError(f"`model_name`={name!r} is not a name inside models/diffusers.")

@@ -16,12 +16,9 @@ from .notices import tell
 from .sampling import apply_model_sampling, prediction_of
 
 FOLDER = "loras"
-BUNDLED = MINI / "loras"
+EXAMPLES = MINI / "loras"
 """Examples for the embedded mini model, which the example workflows use."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
-SIZES = {"modelscope": (256, 256, 16), "animatediff": (512, 512, 16), "mini": (64, 64, 8)}
-"""Recognised base -> (width, height in pixels, frames) where a LoRA says nothing, as the official
-PEFT LoRAs do."""
 STUDENTS = "mcm_few_step_loras"
 """Attachment of a MODEL: names of the few-step LoRAs on it, in order."""
 HASH_BYTES = 2**28
@@ -57,7 +54,7 @@ def list_loras() -> list[str]:
 
     files = [name.replace("\\", "/") for name in folder_paths.get_filename_list(FOLDER)]
     names = {name.removesuffix(f"/{PEFT_WEIGHTS}") for name in files if _is_safetensors(name)}
-    names |= {file.name for file in BUNDLED.glob("*.safetensors")}
+    names |= {file.name for file in EXAMPLES.glob("*.safetensors")}
     return sorted(names, key=str.casefold) or [""]
 
 
@@ -76,8 +73,8 @@ def resolve_lora(name: str) -> Path:
         path = folder_paths.get_full_path(FOLDER, file) if name and _is_safetensors(file) else None
         if path is not None:
             return Path(path) if file == name else Path(path).parent
-    if name in {file.name for file in BUNDLED.glob("*.safetensors")}:
-        return BUNDLED / name
+    if name in {file.name for file in EXAMPLES.glob("*.safetensors")}:
+        return EXAMPLES / name
     found = [lora for lora in list_loras() if lora]
     raise ValueError(
         f"`lora_name`={name!r} was not found. Put the .safetensors file or the PEFT folder into "
@@ -162,14 +159,13 @@ def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
 def settings_of(found: Any) -> LoraSettings:
     """The settings of LoraFile ``found``. Raises ValueError for metadata that cannot be used."""
     from ...trainer.lora.few_step import few_step_kind
-    from ...trainer.lora.match import guess_base, pair_widths
+    from ...trainer.lora.match import BASES, guess_base, pair_widths
     from ...trainer.lora.recommended import read_recommended
 
     if few_step_kind(found) is None:
         return plain_settings(found.metadata)
     told = read_recommended(found.metadata, found.path.name)
-    base = guess_base(pair_widths(found.pairs))
-    width, height, frames = SIZES.get(base.name if base else "", SIZES["modelscope"])
+    width, height, frames = (guess_base(pair_widths(found.pairs)) or BASES[0]).size
     return LoraSettings(
         steps=told.steps,
         guidance_scale=told.guidance_scale,

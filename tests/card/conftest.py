@@ -42,8 +42,12 @@ def card() -> Iterator[FakeCard]:
 
 @pytest.fixture(scope="session")
 def small(smallest_model, style_images) -> dict[str, Any]:
-    """Settings of a run on the smallest ModelScope model, all but its folder."""
-    return {"model": str(smallest_model), "images": str(style_images), **SMALL}
+    """Settings of a run on the smallest ModelScope model, all but its folder.
+
+    The feature network also reads captions.
+    """
+    files = {"model": str(smallest_model), "images": str(style_images)}
+    return {**files, "adversarial.features": "mini", **SMALL}
 
 
 @pytest.fixture(scope="session")

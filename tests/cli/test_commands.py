@@ -15,7 +15,7 @@ from trainer.cli.main import COMMANDS, main
 from trainer.families import MINI
 from trainer.lora.formats import read_lora
 from trainer.media import read_clip
-from trainer.mini.styles import style_folder
+from trainer.mini.words import style_folder
 from trainer.runs.folder import Run
 from trainer.runs.state import read_state
 
@@ -69,7 +69,7 @@ def test_evaluate_writes_the_rows_of_the_contract(demo, tmp_path):
         ("student", 1),
         ("student", 2),
     ]
-    names = ("colour", "shape", "motion", "style_kid", "flow_ratio", "fd_video")
+    names = ("colour", "shape", "motion", "style_kid", "flow_ratio", "watermark")
     assert all(isinstance(row[name], float) for row in rows for name in names)
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from trainer.data.images import scan_images
 from trainer.data.quality import BLURRED, examine, findings, sharpness
-from trainer.mini.styles import style_folder
+from trainer.mini.words import style_folder
 
 
 @pytest.mark.parametrize("style", ["poster", "ink", "neon"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.config import load_config
 from trainer.distill.preflight import CLIPS, STAGES, preflight
-from trainer.mini.styles import style_folder
+from trainer.mini.words import style_folder
 
 
 def test_it_makes_two_clips_of_a_large_library_tells_its_stages_and_keeps_nothing(tmp_path):

@@ -40,6 +40,7 @@ def session(request, tiny_model, style_images, tmp_path_factory):
             "data.min_side": 16,
             "motion.representation": "raw",
             "motion.target": request.param,
+            "adversarial.features": "mini",  # which also reads captions
             "adversarial.augment": "",
             "hardware.device": "cpu",
             "hardware.decode_precision": "fp32",

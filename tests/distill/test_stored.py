@@ -22,7 +22,8 @@ from trainer.runs.folder import Run, RunError
 def run(tiny_model, style_images, tmp_path_factory) -> Run:
     path = tmp_path_factory.mktemp("runs") / "stored"
     overrides = {
-        "model": str(tiny_model), "images": str(style_images), "run": str(path), "steps": 3,
+        "model": str(tiny_model), "adversarial.features": str(tiny_model.parent / "dinov2"),
+        "images": str(style_images), "run": str(path), "steps": 3,
         "trigger": "flat", "data.library_clips": 2, "data.batch_size": 2, "data.min_side": 16,
         "trajectory.ddim_timesteps": 8, "lora.rank": 2, "lora.alpha": 2.0, "preview.every": 3,
         "preview.steps": (1, 2), "preview.teacher_steps": 2, "checkpoint.every": 1,
@@ -88,7 +89,8 @@ def test_the_best_preview_decides_what_is_exported_and_its_checkpoint_stays(
     tiny_model, style_images, tmp_path
 ):
     overrides = {
-        "model": str(tiny_model), "images": str(style_images), "run": str(tmp_path / "best"),
+        "model": str(tiny_model), "adversarial.features": str(tiny_model.parent / "dinov2"),
+        "images": str(style_images), "run": str(tmp_path / "best"),
         "steps": 2, "data.library_clips": 2, "data.batch_size": 2, "data.min_side": 16,
         "trajectory.ddim_timesteps": 8, "lora.rank": 2, "lora.alpha": 2.0, "optim.lr": 0.01,
         "preview.every": 1, "preview.steps": (1, 2), "preview.teacher_steps": 2,

@@ -53,6 +53,7 @@ def settings(tiny_model: Path, style_images: Path, run: Path, **more):
         "lora.rank": 2,
         "lora.alpha": 2.0,
         "motion.representation": "learned",
+        "adversarial.features": str(tiny_model.parent / "dinov2"),
         "preview.every": 0,
         "checkpoint.every": 2,
         "hardware.device": "cpu",

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet3DConditionModel
 
-from trainer.mini.teacher import SCHEDULER
-from trainer.mini.text import WIDTH, build_text_encoder, build_tokenizer, save_tokenizer
+from minimaker.teacher import SCHEDULER
+from minimaker.text import WIDTH, build_text_encoder, build_tokenizer, save_tokenizer
 
 
 @pytest.fixture(scope="session")

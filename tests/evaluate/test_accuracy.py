@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.evaluate.accuracy import caption_accuracy, caption_hits
-from trainer.mini.world import COLOURS, MOTIONS, SHAPES, parse_caption
+from trainer.mini.words import COLOURS, MOTIONS, SHAPES, parse_caption
 
 CAPTIONS = ["a red star growing", "a green square", "a blue square moving up", "a poem"]
 

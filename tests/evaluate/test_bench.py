@@ -4,22 +4,23 @@ import numpy as np
 import pytest
 import torch
 
+from minimaker.looks import STYLES, public_video, random_style
+from minimaker.styles import write_style_folder
+from minimaker.truth import PROMPTS, in_look, true_clips
 from trainer.evaluate.bench import TRUE_CLIPS_PER_PROMPT, Bench, merged, sampling_options
 from trainer.evaluate.networks import Measuring
 from trainer.evaluate.rows import References, observe
-from trainer.evaluate.truth import as_pixels, draw_prompts, true_clips
-from trainer.evaluate.watermark import watermark_score
+from trainer.evaluate.truth import as_pixels, draw_prompts
 from trainer.families import load_model
-from trainer.mini.judge import build_judge
-from trainer.mini.looks import STYLES, public_video, random_style
-from trainer.mini.styles import write_style_folder
+from trainer.mini.networks import build_judge
+from trainer.mini.watermark import watermark_score
 
 
 @pytest.fixture(scope="module")
 def bench(untrained_folder) -> Bench:
     judge = build_judge().eval()
     network = Measuring("untrained", "0", judge.frame_features, judge.video_features, judge)
-    return Bench(load_model(str(untrained_folder)), network, draw_prompts(4, 0))
+    return Bench(load_model(str(untrained_folder)), network, draw_prompts(4, 0, PROMPTS))
 
 
 def test_clips_are_seen_once_and_measured_against_several_references(bench, tmp_path):
@@ -30,7 +31,7 @@ def test_clips_are_seen_once_and_measured_against_several_references(bench, tmp_
     assert teacher.seconds_per_clip is not None and teacher.seconds_per_clip > 0
     rows = {}
     for name in ("ink", "neon"):
-        videos = bench.true_videos(STYLES[name])
+        videos = bench.true_videos(in_look(STYLES[name]))
         assert len(videos) == TRUE_CLIPS_PER_PROMPT * 4
         references = References(bench.style_frames(tmp_path / name), style_videos=videos)
         rows[name] = bench.measure(teacher.seen, references)
@@ -42,9 +43,11 @@ def test_clips_are_seen_once_and_measured_against_several_references(bench, tmp_
 
 
 def test_true_clips_of_the_bench_are_not_those_it_compares_with(bench):
-    fresh = bench.watch_true("public video", public_video)
+    fresh = bench.watch_true("public video", in_look(public_video))
     assert fresh.seconds_per_clip is None
-    assert not any((fresh.seen.videos[0] == row).all() for row in bench.true_videos(public_video))
+    assert not any(
+        (fresh.seen.videos[0] == row).all() for row in bench.true_videos(in_look(public_video))
+    )
 
 
 def test_without_a_lora_the_model_stays_as_it_is(bench):
@@ -55,7 +58,7 @@ def test_without_a_lora_the_model_stays_as_it_is(bench):
 
 
 def test_the_watermark_is_found_where_it_is_and_nowhere_else():
-    captions = draw_prompts(48, 3)
+    captions = draw_prompts(48, 3, PROMPTS)
     scores = {
         name: watermark_score(true_clips(captions, look, 5)).mean()
         for name, look in {

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minimaker.looks import STYLES, public_video
+from minimaker.truth import JUDGE, true_clips
 from trainer.evaluate.closeness import ContentKept, StyleReach, energy_distance, judge_look
-from trainer.evaluate.truth import style_pixels, true_clips
-from trainer.mini.looks import STYLES, public_video
-from trainer.mini.styles import style_folder
+from trainer.evaluate.truth import style_pixels
+from trainer.mini.words import style_folder
 
 CAPTIONS = ["a red circle moving right", "a blue star growing"]
 
@@ -39,7 +40,10 @@ def test_a_teacher_that_has_the_look_leaves_nothing_to_reach():
 def test_true_clips_of_a_style_are_near_it_and_those_of_another_are_not(style):
     images = style_pixels(style_folder(style), 64, 64)[:48]
     teacher = true_clips(CAPTIONS, public_video, 1)
-    reach, content = StyleReach(judge_look(), images, teacher), ContentKept(judge_look(), teacher)
+    reach, content = (
+        StyleReach(judge_look(JUDGE), images, teacher),
+        ContentKept(judge_look(JUDGE), teacher),
+    )
     other = STYLES["neon" if style == "poster" else "poster"]
     own = true_clips(CAPTIONS, STYLES[style], 1)
     assert reach(own) > 0.6 and reach(own) > reach(true_clips(CAPTIONS, other, 1)) + 0.3
@@ -57,7 +61,10 @@ def test_frames_without_a_picture_are_no_style(kind):
         noise = torch.randn(len(clips) * clips.shape[1], 3, 5, 5, generator=torch.manual_seed(0))
         large = F.interpolate(noise, clips.shape[2:4], mode="bicubic") * 25 + 190
         clips[:] = large.clamp(0, 255).byte().permute(0, 2, 3, 1).numpy().reshape(clips.shape)
-    reach, content = StyleReach(judge_look(), images, teacher), ContentKept(judge_look(), teacher)
+    reach, content = (
+        StyleReach(judge_look(JUDGE), images, teacher),
+        ContentKept(judge_look(JUDGE), teacher),
+    )
     assert reach(clips) < 0.2
     assert abs(content(clips)) < 0.2
 
@@ -68,8 +75,8 @@ def test_a_blurred_teacher_keeps_its_content_and_reaches_nothing():
     frames = torch.from_numpy(teacher).flatten(0, 1).permute(0, 3, 1, 2).float()
     blurred = F.avg_pool2d(frames, 5, 1, 2, count_include_pad=False).byte().permute(0, 2, 3, 1)
     clips = blurred.numpy().reshape(teacher.shape)
-    assert ContentKept(judge_look(), teacher)(clips) > 0.7
-    assert StyleReach(judge_look(), images, teacher)(clips) < 0.2
+    assert ContentKept(judge_look(JUDGE), teacher)(clips) > 0.7
+    assert StyleReach(judge_look(JUDGE), images, teacher)(clips) < 0.2
 
 
 def test_equal_frames_have_no_content_to_keep():

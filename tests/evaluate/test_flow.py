@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minimaker.looks import STYLES
+from minimaker.world import random_scene
 from trainer.evaluate.flow import clip_flow
-from trainer.mini.looks import STYLES
-from trainer.mini.world import random_scene
 
 
 def sliding(shift: float, side: int = 64, frames: int = 5) -> np.ndarray:

@@ -16,13 +16,14 @@ from transformers import (
     VideoMAEModel,
 )
 
+from minimaker.looks import public_video
+from minimaker.text import build_tokenizer, save_tokenizer
+from minimaker.truth import PROMPTS, true_clips
 from trainer.cli.main import main
 from trainer.evaluate.networks import Measuring, feature_network
 from trainer.evaluate.published import with_clip, with_videomae
-from trainer.evaluate.truth import as_pixels, draw_prompts, true_clips
+from trainer.evaluate.truth import as_pixels, draw_prompts
 from trainer.media import write_clip
-from trainer.mini.looks import public_video
-from trainer.mini.text import build_tokenizer, save_tokenizer
 
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
@@ -58,12 +59,12 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network() -> Measuring:
-    return feature_network("efficientnet-lite0", "tiny")
+    return feature_network("efficientnet-lite0", None)
 
 
 @pytest.fixture(scope="module")
 def clips():
-    return as_pixels(true_clips(draw_prompts(6, 0), public_video, 0))
+    return as_pixels(true_clips(draw_prompts(6, 0, PROMPTS), public_video, 0))
 
 
 def test_videomae_sees_what_its_own_processor_shows_it(videomae, network, clips):
@@ -83,7 +84,7 @@ def test_videomae_sees_what_its_own_processor_shows_it(videomae, network, clips)
 
 
 def test_clipsim_is_the_mean_cosine_of_prompt_and_frames(clip, network, clips):
-    prompts = draw_prompts(6, 0)
+    prompts = draw_prompts(6, 0, PROMPTS)
     found = with_clip(network, clip)
     similar = found.similarity(clips, prompts)
     assert similar.shape == (6,) and (np.abs(similar) <= 1).all()
@@ -116,7 +117,7 @@ def test_a_folder_of_something_else_is_refused(videomae, clip, network, tmp_path
 def test_evaluate_prints_and_writes_all_networks(
     videomae, clip, untrained_folder, tmp_path, capsys
 ):
-    prompts = draw_prompts(3, 0)
+    prompts = draw_prompts(3, 0, PROMPTS)
     (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     videos = tmp_path / "meine Vidéos"
     videos.mkdir()

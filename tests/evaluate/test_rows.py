@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 
+from minimaker.looks import STYLES, public_video
+from minimaker.truth import PROMPTS, true_clips
 from trainer.evaluate.networks import Measuring
 from trainer.evaluate.rows import MEASURES, References, measure, observe
-from trainer.evaluate.truth import as_pixels, draw_prompts, true_clips
-from trainer.mini.judge import build_judge
-from trainer.mini.looks import STYLES, public_video
+from trainer.evaluate.truth import as_pixels, draw_prompts
+from trainer.mini.networks import build_judge
 
-CAPTIONS = draw_prompts(10, 0)
+CAPTIONS = draw_prompts(10, 0, PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_row_measured_against_itself_is_perfect(network, poster):
 
 
 def test_style_and_video_distances_tell_the_looks_apart(network, poster, public):
-    stills = true_clips(draw_prompts(12, 5), STYLES["poster"], 7)
+    stills = true_clips(draw_prompts(12, 5, PROMPTS), STYLES["poster"], 7)
     style = network.images(as_pixels(stills)[:, :, 0])
     references = References(style_frames=style, public_videos=network.features(public)[1])
     own, other = row_of(poster, network, references), row_of(public, network, references)

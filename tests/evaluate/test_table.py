@@ -7,14 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from minimaker.looks import STYLES
+from minimaker.styles import write_style_folder
+from minimaker.truth import true_worlds
 from trainer.evaluate.rows import MEASURES
 from trainer.evaluate.table import EvaluationResult, evaluate
 from trainer.families import load_model
 from trainer.lora.adapter import add_lora, lora_state
 from trainer.lora.export import kohya_tensors
 from trainer.lora.pairs import LoraPair
-from trainer.mini.looks import STYLES
-from trainer.mini.styles import style_folder, write_style_folder
+from trainer.mini.words import style_folder
 from trainer.sheets import contact_sheet
 
 PROMPTS = ["a red star growing", "a blue square circling", "a green cross moving up"]
@@ -133,6 +135,7 @@ def test_the_mini_model_is_measured_by_its_judge_against_true_clips():
     result = evaluate(
         load_model("mini"),
         style=style_folder("poster"),
+        worlds=true_worlds(style_folder("poster")),
         steps=(2,),
         teacher_steps=6,
         count=12,

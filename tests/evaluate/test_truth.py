@@ -5,24 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.evaluate.truth import (
-    as_frames,
-    as_pixels,
-    bundled_look,
-    draw_prompts,
-    read_prompts,
-    style_pixels,
-    true_clips,
-)
-from trainer.mini.looks import STYLES, public_video
-from trainer.mini.styles import style_folder
-from trainer.mini.world import all_captions
+from minimaker.looks import STYLES, public_video
+from minimaker.truth import PROMPTS, bundled_look, true_clips
+from trainer.evaluate.truth import as_frames, as_pixels, draw_prompts, read_prompts, style_pixels
+from trainer.mini.words import style_folder
 
 
 def test_prompts_come_in_an_order_of_the_seed_and_all_before_one_repeats(tmp_path):
-    assert draw_prompts(20, 3) == draw_prompts(20, 3) != draw_prompts(20, 4)
-    assert draw_prompts(20, 3) == draw_prompts(64, 3)[:20]
-    assert sorted(draw_prompts(len(all_captions()), 0)) == sorted(all_captions())
+    assert (
+        draw_prompts(20, 3, PROMPTS) == draw_prompts(20, 3, PROMPTS) != draw_prompts(20, 4, PROMPTS)
+    )
+    assert draw_prompts(20, 3, PROMPTS) == draw_prompts(64, 3, PROMPTS)[:20]
+    assert sorted(draw_prompts(240, 0, PROMPTS)) == sorted(read_prompts(PROMPTS))
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeff# mine\n\na cat\n  ein Bär \na dog runs\ta dog\n", encoding="utf-8")
     assert read_prompts(file) == ["a cat", "ein Bär", "a dog runs"]
@@ -31,7 +25,7 @@ def test_prompts_come_in_an_order_of_the_seed_and_all_before_one_repeats(tmp_pat
 
 def test_unusable_prompts_are_named(tmp_path):
     with pytest.raises(ValueError, match="`count`=1 is too few"):
-        draw_prompts(1, 0)
+        draw_prompts(1, 0, PROMPTS)
     with pytest.raises(ValueError, match="Cannot read the prompts"):
         draw_prompts(4, 0, tmp_path / "missing.txt")
     (tmp_path / "latin.txt").write_bytes("Bär".encode("latin-1"))

@@ -195,7 +195,7 @@ def test_an_image_models_folder_is_asked_for_its_motion_module(sd15_parts, tmp_p
 
 
 def test_the_licence_is_shown_and_goes_into_the_lora(copied, tmp_path, capsys):
-    (copied / "mcm.json").unlink()  # the mini model's own note; the published folder has none
+    (copied / "mcm.json").unlink()  # the published folder has none
     assert load_model(str(copied)).licence == "CC-BY-NC-4.0"
     size = ["--data.frames=8", "--data.height=32", "--data.width=32", "--data.library-clips=1"]
     quick = ["--steps=1", "--adversarial.weight=0", "--preview.every=0", "--hardware.device=cpu"]
@@ -213,8 +213,9 @@ def test_the_licence_is_shown_and_goes_into_the_lora(copied, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"frames": "viele"}, {"height": 0}, {"fps": True}, {"name": "../x"}, {"licence": ["MIT"]}],
-)
+    [{"frames": "viele"}, {"height": 0}, {"fps": True}, {"name": "../x"}, {"licence": ["MIT"]},
+     {"subjects": "cats"}, {"subjects": ["cats", 3]}],
+)  # fmt: skip
 def test_its_own_notes_set_numbers_and_names_only(copied, entry):
     (copied / "mcm.json").write_text(json.dumps(entry), encoding="utf-8")
     with pytest.raises(ModelError, match=f"`{next(iter(entry))}`=.*mcm.json"):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.paths import MINI
+
 CLIP_L = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -207,7 +209,7 @@ def test_latents_keep_the_scaling_factor_of_the_folder(native, tiny_model, tmp_p
 
 @torch.inference_mode()
 def test_preview_colours_of_the_mini_model_follow_its_autoencoder(native):
-    folder = native("catalog").MINI_FOLDER / "vae"
+    folder = MINI / "vae"
     vae = native("vae").load_native_vae(folder)
     format_ = native("vae").latent_format(folder, vae)
     images = torch.rand(4, 3, 3, 3).repeat_interleave(24, 1).repeat_interleave(24, 2)

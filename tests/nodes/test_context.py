@@ -235,7 +235,7 @@ def test_errors_say_what_to_do(native, base):
     add = native("context").add_context_windows
     with pytest.raises(ValueError, match="not a text-to-video model of this pack"):
         add(object(), 8, 2)
-    with pytest.raises(ValueError, match="`context_length`=12 .* 'mini' .* 8, 16, 24 or 32"):
+    with pytest.raises(ValueError, match="`context_length`=12 .* 'tiny' .* 8, 16, 24 or 32"):
         add(base, 12, 2)
     for overlap in (8, 9, -1):
         with pytest.raises(ValueError, match=f"`context_overlap`={overlap} must be 0 to 7"):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from dynamic_vram import dynamic_vram, has_dynamic_vram
 
+from trainer.paths import MINI
+
 LORA = "mini-poster.safetensors"
 DTYPES = ("fp32", "fp16", "bf16", "fp8_e4m3fn")
 
@@ -18,7 +20,7 @@ def native(comfy):
 
 
 def load(native, dtype):
-    return native("bundle").load_video_model(native("catalog").MINI_FOLDER, dtype)
+    return native("bundle").load_video_model(MINI, dtype)
 
 
 @torch.inference_mode()

@@ -224,7 +224,7 @@ def test_empty_latents_are_checked_against_the_model(native, tiny_model):
     latent = empty(64, 32, 8, 3, model)
     assert latent["samples"].shape == (24, 4, 4, 8)
     assert native("latents").frames_of(latent["samples"]) == 8
-    with pytest.raises(ValueError, match="`frames`=9 is not supported by 'mini'.*Context Windows"):
+    with pytest.raises(ValueError, match="`frames`=9 is not supported by 'tiny'.*Context Windows"):
         empty(64, 64, 9, 1, model)
     with pytest.raises(ValueError, match="`width`=60 must be a multiple of 8"):
         empty(60, 64, 8, 1)

@@ -50,7 +50,7 @@ def card(**changes):
     facts = {
         "title": "Ink",
         "family": "modelscope",
-        "base_model": "mini",
+        "base_model": "tiny",
         "base_hash": "",
         "base_license": "Apache-2.0",
         "frames": 8,
@@ -87,7 +87,7 @@ def loras(comfy, pairs, tmp_path_factory):
 def lora_folder(native, loras, monkeypatch, tmp_path):
     import folder_paths
 
-    monkeypatch.setattr(native("lora"), "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(native("lora"), "EXAMPLES", tmp_path / "bundled")
 
     entry = ([str(loras)], folder_paths.supported_pt_extensions)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", entry)
@@ -132,11 +132,11 @@ def test_the_list_has_files_and_peft_folders_with_slashes(native):
 
 def test_the_packs_own_loras_are_in_the_list_and_a_users_file_wins(native, loras, tmp_path):
     lora = native("lora")
-    lora.BUNDLED.mkdir()
+    lora.EXAMPLES.mkdir()
     for name in ("mini-poster.safetensors", "silent.safetensors"):
-        (lora.BUNDLED / name).write_bytes(b"x")
+        (lora.EXAMPLES / name).write_bytes(b"x")
     assert tuple(lora.list_loras()) == ("mini-poster.safetensors", *NAMES)
-    assert lora.resolve_lora("mini-poster.safetensors").parent == lora.BUNDLED
+    assert lora.resolve_lora("mini-poster.safetensors").parent == lora.EXAMPLES
     assert lora.resolve_lora("silent.safetensors").parent == loras
 
 
@@ -255,7 +255,7 @@ def test_info_tells_what_the_file_recommends(native):
     assert (found.steps, found.guidance_scale, found.strength) == (2, 1.0, 1.0)
     assert (found.width, found.height, found.frames) == (32, 32, 8)
     assert found.trigger == "in ink"
-    for part in ("Ink: a LoRA for mini", "2 steps", "CFG 1,", "in ink", "Apache-2.0", "AutoV2"):
+    for part in ("Ink: a LoRA for tiny", "2 steps", "CFG 1,", "in ink", "Apache-2.0", "AutoV2"):
         assert part in summary
     assert "matches the tensors" in summary
 
@@ -312,7 +312,7 @@ def own_folder(tmp_path, monkeypatch):
 def test_another_family_is_refused_by_name(native, base, pairs, own_folder):
     told = {"mcm.family": "animatediff", "mcm.base_model": "AnimateDiff v3"}
     name = write(own_folder, "other.safetensors", pairs, **told)
-    with pytest.raises(ValueError, match="for 'animatediff' .*'AnimateDiff v3'.* MODEL is 'mini'"):
+    with pytest.raises(ValueError, match="for 'animatediff' .*'AnimateDiff v3'.* MODEL is 'tiny'"):
         native("lora").load_lora(base, name, 1.0)
 
 

@@ -154,7 +154,7 @@ def test_an_unknown_schedule_is_refused(native):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (7, {}, "`frames`=7 is not supported by 'mini'; use 8, 16, 24 or 32"),
+        (7, {}, "`frames`=7 is not supported by 'tiny'; use 8, 16, 24 or 32"),
         (1, {}, "`frames`=1 is not supported"),
         (12, {"mcm_frames": 8}, "12 frames, which is not a whole number of videos"),
         (9, {"cond_or_uncond": [0, 1]}, "not a whole number of videos"),
@@ -172,7 +172,7 @@ def test_wrong_frame_counts_are_errors_not_garbage(model, rows, options, message
 
 @torch.inference_mode()
 def test_a_controlnet_is_refused(model):
-    with pytest.raises(ValueError, match="'mini' has no ControlNets.*AnimateDiff"):
+    with pytest.raises(ValueError, match="'tiny' has no ControlNets.*AnimateDiff"):
         model.model.diffusion_model(
             seeded(FRAMES, 4, SIDE, SIDE),
             torch.zeros(FRAMES),

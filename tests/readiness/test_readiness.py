@@ -20,7 +20,7 @@ from trainer.adversarial.features import EFFICIENTNET_PACKAGES
 from trainer.cli.main import main
 from trainer.config import TrainConfig, load_config, with_overrides
 from trainer.data.cache import ContentCache
-from trainer.mini.styles import style_folder
+from trainer.mini.words import style_folder
 from trainer.models.motion_module import convert_keys, original_state
 from trainer.readiness import NotReadyError, Readiness, check, require_ready
 from trainer.readiness.parts import Disk

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from trainer.config import to_toml
-from trainer.mini.styles import style_folder
+from trainer.mini.words import style_folder
 from trainer.runs.process import end_process, start_detached
 from ui.form import to_config
 from ui.places import Places

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.clip_vision import is_clip_vision
+from ..paths import BUNDLED
 
 DINOV2_REPOSITORY = "facebook/dinov2-small"
 DINOV2_FILES = ("config.json", "model.safetensors")
@@ -140,57 +141,6 @@ class EfficientNetFeatures(FeatureNetwork):
         return found
 
 
-class MiniFeatures(FeatureNetwork):
-    """The bundled frame network of the mini world, which also reads shape and colour.
-
-    ``network`` offers ``stages(pixels)`` (four maps), ``channels`` and ``heads(pixels)`` (logits
-    for "shape" and "colour").
-    """
-
-    name = "mini"
-    reads = True
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        from ..mini.world import SIZE
-
-        channels: Any = network.channels
-        super().__init__(network, channels, dtype)
-        self.side = SIZE
-
-    def prepare(self, pixels: Tensor) -> Tensor:
-        return resize_to_area(pixels, self.side, 8)
-
-    def maps(self, prepared: Tensor) -> list[Tensor]:
-        network: Any = self.network
-        return list(network.stages(prepared))
-
-    def caption_logits(self, pixels: Tensor) -> dict[str, Tensor]:
-        network: Any = self.network
-        logits = network.heads(self.prepare(pixels).to(self.dtype))
-        return {name: value.float() for name, value in logits.items()}
-
-    def score_captions(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
-        """Cross entropy (N,) of the words in the captions, averaged over each caption's words.
-
-        A caption without a word of the mini world costs 0. Raises ``ValueError`` when the counts of
-        frames and captions differ.
-        """
-        from ..mini.world import parse_caption
-
-        if len(captions) != len(pixels):
-            raise ValueError(
-                f"{len(pixels)} frames came with {len(captions)} `captions`; give one a frame."
-            )
-        parsed = [parse_caption(text) for text in captions]
-        losses, named = [], []
-        for word, logits in self.caption_logits(pixels).items():
-            found = [-100 if p[word] is None else p[word] for p in parsed]
-            labels = torch.tensor(found, device=logits.device)
-            losses.append(F.cross_entropy(logits, labels, reduction="none", ignore_index=-100))
-            named.append(labels >= 0)
-        return torch.stack(losses).sum(0) / torch.stack(named).sum(0).clamp(min=1)
-
-
 def _build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     from .vision_transformers import build_dinov2
 
@@ -218,9 +168,9 @@ def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork
 
 
 def _build_mini(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
-    from ..mini.framenet import load_framenet
+    from ..mini.features import build_mini
 
-    return MiniFeatures(load_framenet(path), dtype)
+    return build_mini(path, dtype)
 
 
 def _build_clip_vision(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
@@ -233,17 +183,19 @@ FEATURE_NETWORKS: dict[str, Callable[[Path | None, torch.dtype], FeatureNetwork]
     "dinov2": _build_dinov2,
     "clip-vision": _build_clip_vision,
     "efficientnet-lite0": _build_efficientnet,
-    "mini": _build_mini,
+    BUNDLED: _build_mini,
 }
+"""A frame network that a model brings (`VideoModel.feature_network`) is one of the last kind."""
 
 
-def resolve_features(name: str, model_name: str, path: str | Path | None = None) -> str:
+def resolve_features(name: str, own: Path | None, path: str | Path | None = None) -> str:
     """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a path or "auto".
 
     A path is a folder with DINOv2 or CLIP vision, or a CLIP vision file.
-    "auto": what lies at ``path`` when it is given; the bundled network for the model "mini"; else
-    DINOv2 from the local cache; else EfficientNet-Lite0 when it is installed. Raises ``ValueError``
-    for an unknown name, ``FileNotFoundError`` when "auto" finds no network.
+    "auto": what lies at ``path`` when it is given; the frame network in the folder ``own`` that the
+    video model brings; else DINOv2 from the local cache; else EfficientNet-Lite0 when it is
+    installed. Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` when "auto" finds no
+    network.
     """
     from .vision_transformers import cached_dinov2
 
@@ -258,8 +210,8 @@ def resolve_features(name: str, model_name: str, path: str | Path | None = None)
     if name != "auto" or path is not None:
         place = Path(name if name != "auto" else path or "")
         return "clip-vision" if place.is_file() or is_clip_vision(place) else "dinov2"
-    if model_name == "mini":
-        return "mini"
+    if own is not None:
+        return BUNDLED
     if cached_dinov2() is not None:
         return "dinov2"
     if all(importlib.util.find_spec(package) for package in EFFICIENTNET_PACKAGES):
@@ -274,17 +226,20 @@ def resolve_features(name: str, model_name: str, path: str | Path | None = None)
 
 def build_features(
     name: str,
-    model_name: str,
+    own: Path | None,
     path: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> FeatureNetwork:
     """The frozen feature network ``name``, on the CPU; see :func:`resolve_features` for names.
 
-    ``model_name`` is the video model's ("mini" has a network of its own); ``path`` where the
-    weights of "dinov2", "clip-vision" or "mini" are, where not the usual place. Raises
-    ``ValueError``, ``FileNotFoundError`` or ``ImportError`` with what to install or place where.
+    ``own`` is the folder of the frame network that the video model brings, None where it brings
+    none; ``path`` where the weights of "dinov2", "clip-vision" or "mini" are, where not the usual
+    place. Raises ``ValueError``, ``FileNotFoundError`` or ``ImportError`` with what to install or
+    place where.
     """
-    key = resolve_features(name, model_name, path)
-    if name not in (key, "auto"):
+    key = resolve_features(name, own, path)
+    if name == "auto":
+        path = path or own
+    elif name != key:
         path = name
     return FEATURE_NETWORKS[key](Path(path) if path is not None else None, dtype)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-STYLES = ("poster", "ink", "neon")
+from ..mini.words import STYLES, style_folder
+from ..paths import BUNDLED
+
 PROMPTS = (
     "a red circle moving right",
     "a blue star growing",
@@ -40,14 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..config import load_config
     from ..distill.loop import train
-    from ..mini.styles import style_folder
     from ..runs.events import read_events
     from ..runs.folder import Run
 
     images = options.images or style_folder(options.style)
     path = options.run or _free(Path("runs") / "demo")
     overrides = {
-        "model": "mini",
+        "model": BUNDLED,
         "images": images,
         "run": path,
         "seed": options.seed,
@@ -91,6 +92,6 @@ def _present(folder, preview: Path) -> None:
         f"\nLoRA         {folder.export_path}\n"
         f"Clip         {clip} ({PROMPTS[0]!r}, 4 steps)\n"
         f"Comparison   {folder.path / 'comparison.webp'} (teacher 50 steps; student 1, 2, 4, 8)\n\n"
-        f'Next: python -m trainer sample --model mini --lora "{folder.export_path}" '
+        f'Next: python -m trainer sample --model {BUNDLED} --lora "{folder.export_path}" '
         '--prompt "a purple cross moving up" --steps 4 --out clip2.mp4'
     )

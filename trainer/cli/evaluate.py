@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--style", type=Path, metavar="DIR", help="style images for the style distance"
     )
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="one prompt a line; the mini model has its own"
+        "--prompts", type=Path, metavar="FILE", help="one prompt a line; a model may bring its own"
     )
     parser.add_argument(
         "--steps",
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=64, help="clips for each row (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of prompts and noise (0)")
     parser.add_argument(
-        "--features", default="auto", help="feature network for models other than mini (auto)"
+        "--features", default="auto", help="feature network for models without a judge (auto)"
     )
     parser.add_argument("--features-path", type=Path, metavar="DIR", help="its folder")
     parser.add_argument(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..paths import bundled
 from .options import add_model_arguments, model_from
 
 
@@ -30,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _named_model(file: Path) -> str | None:
-    """ "mini" when the file says that it was trained on it: that base is always at hand."""
+    """The base model that the file says it was trained on, if it is the one that comes with us."""
     from ..lora.formats import read_lora
 
-    return "mini" if read_lora(file).metadata.get("mcm.base_model") == "mini" else None
+    name = read_lora(file).metadata.get("mcm.base_model", "")
+    return name if bundled(name) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigField, TrainConfig, fields, load_config, with_overrides
+from ..paths import BUNDLED
 
 if TYPE_CHECKING:
     import torch
@@ -65,13 +66,13 @@ def config_from(options: argparse.Namespace, **fallbacks: Any) -> TrainConfig:
     return load_config(options.config, preset, overrides, given.get("memory"))
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, default: str | None = "mini") -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, default: str | None = BUNDLED) -> None:
     """``--model`` and the companions that some base models need."""
     shown = f" ({default})" if default else ""
     parser.add_argument(
         "--model",
         default=default,
-        help=f"'mini', a diffusers folder, or a Stable Diffusion 1.5 checkpoint{shown}",
+        help=f"'{BUNDLED}', a diffusers folder, or a Stable Diffusion 1.5 checkpoint{shown}",
     )
     known = {record.name: record for record in fields()}
     for name in MODEL_PARTS:

@@ -209,11 +209,12 @@ def style_of(session: Session) -> tuple[Look, Tensor] | None:
     """What `Previewer` compares a run's look with; None without style images or a network."""
     if not isinstance(session.frames, StyleFrames):
         return None
-    mini = session.model.name == "mini"
-    features = session.parts.features
-    if not mini and features is None:
+    if session.model.judge is not None:
+        look = judge_look(session.model.judge)
+    elif session.parts.features is not None:
+        look = network_look(session.parts.features)
+    else:
         return None
-    look = judge_look() if mini or features is None else network_look(features)
     images = session.frames.images
     spread = np.linspace(0, len(images) - 1, min(len(images), STYLE_IMAGES)).round()
     rng = np.random.default_rng(0)  # places random crops

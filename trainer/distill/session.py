@@ -153,7 +153,7 @@ def build_parts(config: TrainConfig, student: Student, device: torch.device) -> 
     model, hardware, options = student.model, config.hardware, config.adversarial
     features = reader = discriminator = None
     if options.weight:
-        features = build_features(options.features, model.name).to(device)
+        features = build_features(options.features, model.feature_network).to(device)
         if options.caption_weight:
             found = build_reader(options.clip, features, model.dtype)
             reader = None if found is None else found.to(device)

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..mini.world import parse_caption
+from ..mini.words import parse_caption
 
 ATTRIBUTES = ("colour", "shape", "motion")
 BATCH = 32
 
 Judging = Callable[[Tensor], dict[str, Tensor]]
-"""Clips (B, 3, F, 64, 64) to logits by attribute, as ``trainer.mini.judge.Judge`` gives them."""
+"""Clips (B, 3, F, 64, 64) to logits by attribute, as ``trainer.mini.networks.Judge`` gives them."""
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,10 @@ from ..lora.adapter import apply_lora
 from ..lora.few_step import fit_few_step
 from ..lora.formats import LoraFile, read_lora
 from ..lora.recommended import read_recommended
-from ..mini.looks import Look
 from .generate import generate_clips
 from .networks import Measuring
 from .rows import Observation, References, measure, observe
-from .truth import as_frames, as_pixels, style_pixels, true_clips
+from .truth import as_frames, as_pixels, style_pixels
 
 TRUE_CLIPS_PER_PROMPT = 4
 """True clips are cheap, and a large reference set lowers the bias of the Frechet distance."""
@@ -33,6 +32,9 @@ SEEDS_PER_RUN = 1_000_000
 
 Progress = Callable[[str, int, int], None]
 """Told ``(what, clips done, clips in all)``."""
+
+TrueClips = Callable[[Sequence[str], int], np.ndarray]
+"""Gives uint8 clips (N, F, H, W, 3) that show N captions, from a seed."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,15 @@ class Bench:
         )
         return self._look(label, clips, round((perf_counter() - start) / len(clips), 4))
 
-    def watch_true(self, label: str, look: Look) -> Sight:
+    def watch_true(self, label: str, world: TrueClips) -> Sight:
         """Fresh true clips of the captions: the ceiling of accuracies, the floor of distances."""
-        clips = true_clips(self.captions, look, self.seed + SEEDS_PER_RUN)
+        clips = world(self.captions, self.seed + SEEDS_PER_RUN)
         return self._look(label, as_pixels(clips))
 
-    def true_videos(self, look: Look) -> np.ndarray:
-        """Features (M, E) of true clips in ``look``, `TRUE_CLIPS_PER_PROMPT` of each caption."""
+    def true_videos(self, world: TrueClips) -> np.ndarray:
+        """Features (M, E) of true clips, `TRUE_CLIPS_PER_PROMPT` of each caption."""
         many = self.captions * TRUE_CLIPS_PER_PROMPT
-        return self.network.features(as_pixels(true_clips(many, look, self.seed)))[1]
+        return self.network.features(as_pixels(world(many, self.seed)))[1]
 
     def real_videos(self, folder: Path) -> np.ndarray:
         """Features (M, E) of clips of the videos in ``folder``, at the model's frames and size: at

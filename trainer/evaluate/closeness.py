@@ -8,6 +8,7 @@ a blurred clip of the teacher shows the right thing in no style at all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,19 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adversarial.features import FeatureNetwork
-from ..mini.judge import load_judge
+from ..mini.networks import load_judge
+from ..mini.words import SIZE
 from .networks import BATCH
-
-JUDGE_PIXELS = 64
 
 Look = Callable[[Tensor], Tensor]
 """Features (N, D) of pixels (N, 3, H, W) in [-1, 1]."""
 
 
-def judge_look() -> Look:
-    """Features of the mini world's judge, which no training uses; any size is brought to 64."""
-    judge = load_judge()
-    size = (JUDGE_PIXELS, JUDGE_PIXELS)
+def judge_look(folder: Path) -> Look:
+    """Features of the judge in ``folder``, which no training uses; any size is brought to 64."""
+    judge = load_judge(folder)
+    size = (SIZE, SIZE)
 
     def look(pixels: Tensor) -> Tensor:
         return judge.frame_features(F.interpolate(pixels, size, mode="bilinear", antialias=True))

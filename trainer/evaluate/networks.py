@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adversarial.features import build_features, weights_hash
-from ..mini.judge import Judge, load_judge
+from ..mini.networks import Judge, load_judge
 
 BATCH = 32
 CPU = torch.device("cpu")
@@ -61,8 +61,8 @@ def _in_batches(
     return torch.cat(parts).numpy()
 
 
-def judge_network(folder: Path | None = None, device: torch.device = CPU) -> Measuring:
-    """The mini world's judge, which no training uses. For clips of 64 x 64 pixels."""
+def judge_network(folder: Path, device: torch.device = CPU) -> Measuring:
+    """The judge in ``folder``, which no training uses. For clips of 64 x 64 pixels."""
     judge = load_judge(folder)
     seen = weights_hash(judge)
     judge.to(device)
@@ -71,14 +71,14 @@ def judge_network(folder: Path | None = None, device: torch.device = CPU) -> Mea
 
 
 def feature_network(
-    name: str, model_name: str, path: Path | None = None, device: torch.device = CPU
+    name: str, own: Path | None, path: Path | None = None, device: torch.device = CPU
 ) -> Measuring:
     """A frozen image network as a measure, for models whose captions no judge can read.
 
-    A frame's features are the network's four maps, each averaged over places. ``name`` and errors
-    as ``trainer.adversarial.features.build_features``.
+    A frame's features are the network's four maps, each averaged over places. ``name``,
+    ``own`` and errors as ``trainer.adversarial.features.build_features``.
     """
-    network = build_features(name, model_name, path).to(device)
+    network = build_features(name, own, path).to(device)
 
     def frame_features(pixels: Tensor) -> Tensor:
         return torch.cat([level.mean(dim=(2, 3)) for level in network(pixels)], dim=1)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..mini.watermark import watermark_score
 from .accuracy import ATTRIBUTES, caption_hits
 from .distances import ClipKid, bootstrap, frame_consistency, frechet_distance, share_interval
 from .flow import clip_flow
 from .networks import Measuring
 from .truth import as_frames
-from .watermark import watermark_score
 
 LEVEL = 0.95
 MEASURES = (

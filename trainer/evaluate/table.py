@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 from ..diffusion.noise import TRAJECTORY_STEPS, check_steps
 from ..families.base import VideoModel
 from ..lora.formats import LoraFile
-from ..mini.looks import Look, public_video
 from ..sheets import Row
 from .bench import (
     SEEDS_PER_RUN,
@@ -21,6 +20,7 @@ from .bench import (
     Bench,
     Progress,
     Sight,
+    TrueClips,
     fit_student,
     machine,
     merged,
@@ -30,7 +30,7 @@ from .distances import RESAMPLES
 from .networks import Measuring, feature_network, judge_network
 from .published import with_clip, with_videomae
 from .rows import LEVEL, MEASURES, References
-from .truth import bundled_look, draw_prompts
+from .truth import draw_prompts
 
 _DECIMALS = {"style_kid": 4, "flow": 2, "fd_video": 1, "fd_style": 1, "fd_teacher": 1}
 _DECIMALS |= {"frame_consistency": 3}
@@ -94,6 +94,7 @@ def evaluate(
     videomae: Path | None = None,
     clip: Path | None = None,
     videos: Path | None = None,
+    worlds: Mapping[str, TrueClips] | None = None,
     batch_size: int | None = None,
     examples: int = 4,
     progress: Progress | None = None,
@@ -102,25 +103,26 @@ def evaluate(
 
     The student is ``model`` with the file ``lora`` merged in for the time of the call; without a
     file it is the model as it stands, a LoRA in training included (that is off for the teacher).
-    ``style`` is a folder of images. The mini model uses its own captions, judge and true clips;
-    any other needs ``prompts``, a text file, and is measured by the feature network ``features``:
-    captions and distances to true clips are then left out. ``videomae`` and ``clip`` are folders of
-    such networks for the distances of clips and for CLIPSIM, ``videos`` a folder of real videos to
-    measure the distance to.
+    ``style`` is a folder of images. ``prompts`` is a text file, by default the one that came with
+    the model. A model that brings a judge is measured by it, any other by the feature network
+    ``features``: captions are then left out. ``worlds`` gives true clips by name, "public video"
+    and "style video"; without them the distances to true clips are left out. ``videomae`` and
+    ``clip`` are folders of such networks for the distances of clips and for CLIPSIM, ``videos`` a
+    folder of real videos to measure the distance to.
 
     Raises ``ValueError`` for too few clips, missing prompts or bad steps, LoraError or DataError
     for a LoRA or folder that cannot be used.
     """
-    mini = model.name == "mini"
-    if prompts is None and not mini:
+    prompts = prompts or model.brought("prompts.txt")
+    if prompts is None:
         raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt a line.")
     if not steps or min(*steps, teacher_steps) < 1:
         raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
     device = model.device
     network = (
-        judge_network(device=device)
-        if mini
-        else feature_network(features, model.name, features_path, device)
+        feature_network(features, model.feature_network, features_path, device)
+        if model.judge is None
+        else judge_network(model.judge, device)
     )
     network = _with_extra(network, videomae, clip)
     file = None if lora is None else fit_student(model, lora)
@@ -128,7 +130,7 @@ def evaluate(
     for number in steps:  # what a sampler would refuse after the teacher's hours
         check_steps(number, sampling_options(file).get("original_steps", TRAJECTORY_STEPS))
     bench = Bench(model, network, captions, seed, batch_size, progress)
-    worlds = _true_worlds(style) if mini and prompts is None else {}
+    worlds = worlds or {}
     references, images = _references(bench, style, worlds)
     if videos is not None:
         references = replace(references, public_videos=bench.real_videos(videos))
@@ -144,8 +146,8 @@ def evaluate(
     ]
     meta = _meta(bench, steps, teacher_steps, guidance_scale, sampling)
     meta["references"] = [
-        _row(name, None, bench, bench.watch_true(name, look), references)
-        for name, look in worlds.items()
+        _row(name, None, bench, bench.watch_true(name, world), references)
+        for name, world in worlds.items()
     ]
     meta["videos"] = None if videos is None else videos.name
     meta["style"] = None if style is None else {"name": style.name, "images": images}
@@ -167,19 +169,13 @@ def _lora_meta(path: Path | None, file: LoraFile | None) -> dict[str, Any] | Non
 
 
 def _references(
-    bench: Bench, style: Path | None, worlds: dict[str, Look]
+    bench: Bench, style: Path | None, worlds: Mapping[str, TrueClips]
 ) -> tuple[References, int]:
     """What the rows are compared with before the teacher is known, and the style's images."""
-    videos = {name: bench.true_videos(look) for name, look in worlds.items()}
+    videos = {name: bench.true_videos(world) for name, world in worlds.items()}
     frames = None if style is None else bench.style_frames(style)
     references = References(frames, videos.get("public video"), videos.get("style video"))
     return references, 0 if frames is None else len(frames)
-
-
-def _true_worlds(style: Path | None) -> dict[str, Look]:
-    """Looks whose true clips can be rendered: public video, and the style if it is bundled."""
-    look = None if style is None else bundled_look(style)
-    return {"public video": public_video, **({} if look is None else {"style video": look})}
 
 
 def _row(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..paths import MINI
+from ..paths import BUNDLED, MINI, bundled
 from . import animatediff, modelscope
 from .base import Companions, Family, ModelError, VideoModel
 
@@ -31,11 +31,11 @@ def resolve_model(name: str) -> Path:
 
     "mini", or the path of a diffusers folder or of a checkpoint file. Raises ModelError.
     """
-    path = MINI if name == "mini" else Path(name).expanduser().resolve()
+    path = bundled(name) or Path(name).expanduser().resolve()
     if not path.exists():
         raise ModelError(
-            f"Base model '{name}' was not found at '{path}'. Use 'mini' for the embedded model, "
-            "the path of a diffusers folder, or that of a Stable Diffusion 1.5 checkpoint "
+            f"Base model '{name}' was not found at '{path}'. Use '{BUNDLED}' for the embedded "
+            "model, the path of a diffusers folder, or that of a Stable Diffusion 1.5 checkpoint "
             "(docs/models.md)."
         )
     return path

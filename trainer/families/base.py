@@ -90,6 +90,8 @@ class VideoModel:
     """Longest clip that these weights can make; None is the family's."""
     motion_module: str = ""
     """File or folder name of the motion module; empty where the model has none of its own."""
+    subjects: tuple[str, ...] = ()
+    """The words of all that it can draw, where that is next to nothing; empty for most models."""
     resting: bool = False
     """Whether text encoder and autoencoder wait in main memory while they are not needed."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -106,6 +108,21 @@ class VideoModel:
     def prediction_type(self) -> str:
         """What the network predicts: "epsilon", "v_prediction", or "velocity" on a flow."""
         return self.noise.prediction
+
+    def brought(self, name: str) -> Path | None:
+        """The file or folder ``name`` that came with the model; None where none did."""
+        path = self.path / name
+        return path if path.exists() else None
+
+    @property
+    def feature_network(self) -> Path | None:
+        """Folder of a frame network of its own, which the discriminator can look through."""
+        return self.brought("framenet")
+
+    @property
+    def judge(self) -> Path | None:
+        """Folder of a network that sees what its clips show, which no training uses."""
+        return self.brought("judge")
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
         """Move every network, resting ones to main memory.

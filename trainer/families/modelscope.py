@@ -56,7 +56,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     height, width = _sides(config)
     about = read_about(
         path, name=path.name, frames=16, height=height * 8, width=width * 8, fps=8,
-        licence=FAMILY.licence,
+        licence=FAMILY.licence, subjects=(),
     )  # fmt: skip
     with mended_by("model" if companions.vae is None else "vae"):
         vae = read_autoencoder(companions.vae or path / "vae")
@@ -78,6 +78,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         fps=about["fps"],
         base_hash=file_hash(weight_files(path / "unet")),
         licence=about["licence"],
+        subjects=tuple(about["subjects"]),
     ).freeze()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..paths import BUNDLED
 from .names import module_path
 from .pairs import LoraError, LoraPair, is_target, kohya_name, weight_shapes
 
@@ -17,21 +18,25 @@ SHOWN = 3  # examples of each kind of misfit in an error
 @dataclass(frozen=True)
 class Base:
     """How to recognise a base model: the text width its cross-attention reads, and a piece of its
-    module names.
+    module names. ``size`` is the clip to offer, where a LoRA says nothing: width and height in
+    pixels, frames.
     """
 
     name: str
     label: str
     text_width: int
     marker: str
+    size: tuple[int, int, int] = (256, 256, 16)
 
 
 # First match wins: a row without marker is the image model that shares the text width of a video
 # model above it.
 BASES = (
     Base("modelscope", "ModelScope text-to-video (or ZeroScope)", 1024, "temp_attentions"),
-    Base("animatediff", "AnimateDiff on Stable Diffusion 1.5", 768, "motion_modules"),
-    Base("mini", "the built-in mini model", 64, "temp_attentions"),
+    Base(
+        "animatediff", "AnimateDiff on Stable Diffusion 1.5", 768, "motion_modules", (512, 512, 16)
+    ),
+    Base(BUNDLED, "the built-in mini model", 64, "temp_attentions", (64, 64, 8)),
     Base("sd15", "Stable Diffusion 1.5 (images, no motion)", 768, ""),
     Base("sd21", "Stable Diffusion 2.1 (images, no motion)", 1024, ""),
     Base("sdxl", "Stable Diffusion XL (images, no motion)", 2048, ""),
@@ -99,6 +104,11 @@ def guess_base(in_widths: Mapping[str, int]) -> Base | None:
         if base.text_width == width and any(base.marker in name for name in in_widths):
             return base
     return None
+
+
+def base_named(name: str) -> Base:
+    """The row of `BASES` with this name."""
+    return next(base for base in BASES if base.name == name)
 
 
 def pair_widths(pairs: Mapping[str, LoraPair]) -> dict[str, int]:

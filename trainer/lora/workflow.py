@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..paths import bundled
 from .metadata import LoraCard
 from .needs import CHECKPOINTS, LORAS, MOTION, needed_files, needed_folder, note_text
 
@@ -19,8 +20,6 @@ PACK = "mcm-video"
 PACK_VERSION = "0.1.0"
 CORE = "comfy-core"
 CORE_VERSION = "0.3.75"
-BUNDLED = "mini"
-"""The base model that comes with the pack."""
 COLUMN_GAP, ROW_GAP = 60, 70
 BELOW_SOURCE = {"MCM_EmptyLatentVideo", "VAEEncode", "CreateVideo"}
 """Small steps of a chain: they stand below what they take, so that a graph fits a screen."""
@@ -307,7 +306,7 @@ def _base_nodes(card: LoraCard) -> list[Node]:
     """The loader of CLIP and VAE first, the node that gives the video MODEL last."""
     if not card.motion_module:
         named = {"model_name": card.base_model, "weight_dtype": "default"}
-        folder = [] if card.base_model == BUNDLED else needed_folder(card.base_model)
+        folder = [] if bundled(card.base_model) else needed_folder(card.base_model)
         return [Node("MCM_LoadVideoModel", named, models=folder)]
     # A diffusers folder of an image model has no loader in ComfyUI: the same weights as one file
     # are named.

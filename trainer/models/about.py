@@ -12,14 +12,16 @@ from .weights import ModelError, read_json
 
 FILE = "mcm.json"
 MOST_LETTERS = 200
+MOST_WORDS = 100
 LIMITS = {"frames": (1, 1024), "height": (8, 8192), "width": (8, 8192), "fps": (1, 240)}
 
 
 def read_about(folder: Path, **otherwise: Any) -> dict[str, Any]:
     """``otherwise`` with what ``folder`` says in place of it, where it says anything.
 
-    ``name`` and ``licence`` are one line of text, ``frames``, ``height``, ``width`` (pixels) and
-    ``fps`` whole numbers within `LIMITS`. Raises ModelError naming the entry that is not.
+    ``name``, ``licence`` and ``for_trying_out`` are one line of text, ``subjects`` a list of words,
+    ``frames``, ``height``, ``width`` (pixels) and ``fps`` whole numbers within `LIMITS`. Raises
+    ModelError naming the entry that is not.
     """
     file = folder / FILE
     found = read_json(file) if file.is_file() else {}
@@ -27,6 +29,8 @@ def read_about(folder: Path, **otherwise: Any) -> dict[str, Any]:
     for key, value in told.items():
         if key in LIMITS:
             _check_number(file, key, value)
+        elif key == "subjects":
+            _check_words(file, key, value)
         else:
             _check_text(file, key, value)
     return {**otherwise, **told}
@@ -39,6 +43,16 @@ def _check_number(file: Path, key: str, value: object) -> None:
             f"`{key}`={value!r} in '{file}' must be a whole number from {low} to {high}. Correct "
             "it, or download the model again."
         )
+
+
+def _check_words(file: Path, key: str, value: object) -> None:
+    if not isinstance(value, list) or not 2 <= len(value) <= MOST_WORDS:
+        raise ModelError(
+            f"`{key}`={str(value)[:60]!r} in '{file}' must be a list of 2 to "
+            f"{MOST_WORDS} words. Correct it, or download the model again."
+        )
+    for word in value:
+        _check_text(file, key, word)
 
 
 def _check_text(file: Path, key: str, value: object) -> None:

@@ -15,7 +15,6 @@ from ..distill.prompts import PromptError, build_prompts
 from ..families import Companions, ModelError, VideoModel, family_of, load_model, resolve_model
 from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
-from ..mini.world import SHAPES
 from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES
 from ..models.weights import shapes_only
 from ..paths import PACK
@@ -102,8 +101,8 @@ def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -
         return Finding(part, "ok", "not needed: the weight of style is 0.")
     try:
         with shapes_only():
-            name = config.model if model is None else model.name
-            network = build_features(config.adversarial.features, name)
+            own = None if model is None else model.feature_network
+            network = build_features(config.adversarial.features, own)
     except (ValueError, OSError, ImportError) as error:
         text = NO_FEATURES if isinstance(error, FileNotFoundError) else str(error)
         return Finding(part, "bad", text, setting, FEATURE_NETWORKS, disk.found(setting))
@@ -130,8 +129,7 @@ def image_findings(
         )
     except DataError as error:
         return [Finding("Style images", "bad", str(error).strip(), "images")], None
-    mini = model is not None and model.name == "mini"
-    return [_used(folder), _captions(folder), *(_mini_world(folder) if mini else [])], folder
+    return [_used(folder), _captions(folder), *_out_of_reach(folder, model)], folder
 
 
 def _used(folder: ImageFolder) -> Finding:
@@ -160,19 +158,21 @@ def _captions(folder: ImageFolder) -> Finding:
     return Finding("Captions", "note" if noted else "ok", text)
 
 
-def _mini_world(folder: ImageFolder) -> list[Finding]:
-    """A word where the pictures are nothing that the embedded model can draw."""
+def _out_of_reach(folder: ImageFolder, model: VideoModel | None) -> list[Finding]:
+    """A word where the pictures are nothing that a model of a few subjects can draw."""
+    if model is None or not model.subjects:
+        return []
     words = [set(record.caption.lower().split()) for record in folder.used if record.captioned]
-    known = sum(not spoken.isdisjoint(SHAPES) for spoken in words)
+    known = sum(not spoken.isdisjoint(model.subjects) for spoken in words)
     if words and known > 0.5 * len(words):
         return []
     said = "your captions speak of other things" if words else "it cannot learn anything else"
     text = (
-        f"it draws one {', '.join(SHAPES[:-1])} or {SHAPES[-1]} at 64 pixels and is for trying "
-        f"out; {said}. For pictures of your own take a real model: docs/first-style.md, or "
-        "the First style tab."
+        f"it draws one {', '.join(model.subjects[:-1])} or {model.subjects[-1]} at {model.width} "
+        f"pixels and is for trying out; {said}. For pictures of your own take a real model: "
+        "docs/first-style.md, or the First style tab."
     )
-    return [Finding("The mini model", "warn" if words else "note", text, "model")]
+    return [Finding(f"The {model.name} model", "warn" if words else "note", text, "model")]
 
 
 def prompt_finding(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ..paths import BUNDLED
 from .around import (
     CheckpointConfig,
     DataConfig,
@@ -23,7 +24,7 @@ class TrainConfig(Part):
     """The whole configuration of one run."""
 
     model: str = Field(
-        default="mini",
+        default=BUNDLED,
         min_length=1,
         description="Base model: mini (comes with the trainer), a diffusers model folder, or a "
         "Stable Diffusion 1.5 checkpoint for AnimateDiff.",

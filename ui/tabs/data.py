@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 
 from trainer.data.captioner import find_captioners
-from trainer.mini.styles import style_folder
+from trainer.mini.words import STYLES, style_folder
+from trainer.paths import BUNDLED
 from trainer.settings.base import colour
 
 from ..data import Scan, ScanOptions, told_anew
 from ..form import component, label
-from ..places import EXAMPLES
 from ..report import REMARKS, VIEWS, arrived, page_count, report, summary
 from ..site import EXPECTED, QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
@@ -141,7 +141,7 @@ class DataTab:
 
     def known_folders(self) -> list[tuple[str, str]]:
         """Example styles and uploads, as (title, path)."""
-        examples = [(f"example: {name}", str(style_folder(name))) for name in EXAMPLES]
+        examples = [(f"example: {name}", str(style_folder(name))) for name in STYLES]
         uploads = self.site.places.uploads
         entries = sorted(uploads.iterdir()) if uploads.is_dir() else []
         own = [
@@ -288,6 +288,6 @@ def _options(
         int(min_side or 32),
         int(height or 64),
         int(width or 64),
-        str(model or "mini"),
+        str(model or BUNDLED),
         colour(fill or "white"),
     )

@@ -40,10 +40,9 @@ SECTIONS = {
 }
 """What each group of settings is about, without jargon."""
 MORE_TITLE = "Other files and start options"
-MINI = (
-    '<p class="quiet"><b>The mini model draws one moving shape at 64 pixels: for trying out.</b> '
-    "It cannot learn portraits or landscapes; the <b>First style</b> tab leads to a model that "
-    "can.</p>"
+FOR_TRYING_OUT = (
+    '<p class="quiet"><b>The {name} model draws {what}: for trying out.</b> It cannot learn '
+    "portraits or landscapes; the <b>First style</b> tab leads to a model that can.</p>"
 )
 MORE = ("prompts", "preview.prompts", "videos", "vae", "init_lora", "warm_start", "seed")
 """What an artist may want to set without knowing the method."""
@@ -212,11 +211,12 @@ class TrainTab:
 
     def _about_model(self, draft: Draft) -> str:
         model = draft.values["model"]
-        if model == "mini":
-            return MINI
         for found in self.site.places.models():
             if found.model != model:
                 continue
+            if found.for_trying_out:
+                name, what = escape(Path(found.model).name), escape(found.for_trying_out)
+                return FOR_TRYING_OUT.format(name=name, what=what)
             licence = f"Licence of the weights: <b>{escape(found.licence)}</b>."
             if not found.commercial:
                 licence += " <b>No commercial use</b>, and none of what is made with it."

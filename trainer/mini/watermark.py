@@ -5,8 +5,30 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from ..mini.looks import watermark
+from .words import SIZE
+
+_GLYPHS = {  # 3x5 pixels, one row a digit, most significant bit left
+    "S": (7, 4, 7, 1, 7),
+    "T": (7, 2, 2, 2, 2),
+    "O": (7, 5, 5, 5, 7),
+    "C": (7, 4, 4, 4, 7),
+    "K": (5, 5, 6, 5, 5),
+}
+
+
+def watermark(size: int = SIZE) -> np.ndarray:
+    """Coverage (size, size) in 0..1 of the word that public_video stamps on every frame."""
+    mask = np.zeros((SIZE, SIZE), np.float32)
+    for index, letter in enumerate("STOCK"):
+        for row, bits in enumerate(_GLYPHS[letter]):
+            for column in range(3):
+                if bits >> (2 - column) & 1:
+                    top, left = 50 + 2 * row, 13 + 8 * index + 2 * column
+                    mask[top : top + 2, left : left + 2] = 1
+    image = Image.fromarray((mask * 255).astype(np.uint8))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
 
 
 def watermark_score(clips: np.ndarray) -> np.ndarray:

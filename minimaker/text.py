@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .world import COLOURS, MOTIONS, SHAPES
+from trainer.mini.words import COLOURS, MOTIONS, SHAPES
 
 TOKENS = 77
 WIDTH = 64

@@ -11,18 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "cross", "star")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
-MOTIONS = (
-    "moving left",
-    "moving right",
-    "moving up",
-    "moving down",
-    "growing",
-    "shrinking",
-    "circling",
-    "bouncing",
-)
+from trainer.mini.words import COLOURS, MOTIONS, SHAPES, SIZE
+
 REVERSED = {
     "moving left": "moving right",
     "moving right": "moving left",
@@ -35,7 +25,6 @@ REVERSED = {
 }
 FRAMES = 8
 FPS = 8
-SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -71,23 +60,6 @@ class Scene:
 def caption(shape: str, colour: str, motion: str | None = None) -> str:
     """``caption("star", "red", "growing")`` is "a red star growing"."""
     return f"a {colour} {shape}" + (f" {motion}" if motion else "")
-
-
-def all_captions() -> list[str]:
-    """Every caption of a moving clip, in a fixed order (5 shapes x 6 colours x 8 motions = 240)."""
-    return [caption(s, c, m) for m in MOTIONS for s in SHAPES for c in COLOURS]
-
-
-def parse_caption(text: str) -> dict[str, int | None]:
-    """Indices of shape, colour and motion named in ``text``.
-
-    None where a word of the world is missing.
-    """
-
-    def find(words: tuple[str, ...]) -> int | None:
-        return next((i for i, word in enumerate(words) if word in text), None)
-
-    return {"shape": find(SHAPES), "colour": find(COLOURS), "motion": find(MOTIONS)}
 
 
 def random_scene(

@@ -9,9 +9,11 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from trainer.mini.words import COLOURS, MOTIONS, SHAPES, SIZE
+
 from .teacher import SCHEDULER
 from .text import save_tokenizer
-from .world import COLOURS, FPS, FRAMES, MOTIONS, SHAPES, SIZE, caption
+from .world import FPS, FRAMES, caption
 
 ABOUT = {
     "name": "mini",
@@ -20,6 +22,8 @@ ABOUT = {
     "width": SIZE,
     "fps": FPS,
     "licence": "Apache-2.0",
+    "for_trying_out": "one shape",
+    "subjects": list(SHAPES),
     "recommended": {
         "optim.lr": 2e-3,
         "adversarial.lr": 1e-3,

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..paths import MINI
+from trainer.mini.words import COLOURS, SHAPES, style_folder
+
 from .looks import STYLES, StyleLook
-from .world import COLOURS, SHAPES, random_still
+from .world import random_still
 
 COUNT = 96
 SIZE = 128
@@ -44,13 +45,6 @@ def write_style_folder(
     return files
 
 
-def style_folder(name: str) -> Path:
-    """Folder of one bundled example style: "poster", "ink" or "neon"."""
-    if name not in _SEEDS:
-        raise ValueError(f"`style`={name!r} is not bundled; use one of {', '.join(_SEEDS)}.")
-    return MINI / "styles" / name
-
-
 def regenerate(root: Path | None = None, names: tuple[str, ...] = tuple(_SEEDS)) -> list[Path]:
     """Draw the bundled folders anew, into ``root/<name>`` or in place, where old files go."""
     folders = [root / name if root else style_folder(name) for name in names]
@@ -59,8 +53,3 @@ def regenerate(root: Path | None = None, names: tuple[str, ...] = tuple(_SEEDS))
             old.unlink()
         write_style_folder(folder, STYLES[name], COUNT, SIZE, _SEEDS[name])
     return folders
-
-
-if __name__ == "__main__":
-    for path in regenerate():
-        print(path)

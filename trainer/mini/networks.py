@@ -1,48 +1,95 @@
-"""The judge: a small classifier of mini clips that no training ever uses, so that it can measure
-all of them.
+"""The two small networks that look at frames of the mini world.
 
-It reads shape, colour and motion off a clip and gives features for Frechet and kernel distances.
-Its seed, its data and its architecture differ from those of the frame network that the
-discriminator is built on.
+The frame network is what a discriminator looks through and what captions are read by in training.
+The judge measures and no training ever uses it: its seed, data and architecture are others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from einops import rearrange
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..paths import MINI
-from .clips import (
-    LOOKS,
-    Clips,
-    cached_decoded,
-    dense_loss,
-    load_weights,
-    mirrored,
-    read_cells,
-    render_clips,
-    roughen,
-    save_weights,
-    through_autoencoder,
-)
-from .looks import Look
-from .stage import run_stage
-from .world import COLOURS, FRAMES, MOTIONS, SHAPES
+from .words import COLOURS, LOOKS, MOTIONS, SHAPES
 
-ATTRIBUTES = {"shape": len(SHAPES), "colour": len(COLOURS), "motion": len(MOTIONS)}
+FRAMENET_FILE = "framenet.safetensors"
+JUDGE_FILE = "judge.safetensors"
+CELLS = {"shape": len(SHAPES), "colour": len(COLOURS)}
+"""Kinds of words that are read from every cell of a frame, each with its number of words."""
+ATTRIBUTES = {**CELLS, "motion": len(MOTIONS)}
+"""What the judge reads off a clip."""
+WIDTHS = (16, 32, 48, 64)
 FEATURES = 64
-FILE = "judge.safetensors"
-BATCH = 16
-RENDERED = 3600
-DECODED = 600
 _ATTENTION = 2
-_MIX = ("public", "public", "other", "other", *LOOKS[1:4])  # the look of clip i is _MIX[i % 7]
+_NEED = "Run `python -m minimaker pretrain` to train the mini model's networks."
+
+
+def read_cells(cells: Tensor, batch: int) -> dict[str, Tensor]:
+    """Shape (B, 5) and colour (B, 6) logits, read where the shape is.
+
+    ``cells`` (B * F, 12, 8, 8).
+    """
+    flat = rearrange(cells, "(b f) c h w -> b c (f h w)", b=batch)
+    presence, shape, colour = flat.split((1, len(SHAPES), len(COLOURS)), dim=1)
+    weight = presence.softmax(dim=2)
+    return {"shape": (shape * weight).sum(2), "colour": (colour * weight).sum(2)}
+
+
+class _Stage(nn.Module):
+    """Halves the map, then adds a residual: (N, C, H, W) to (N, D, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.down = nn.Conv2d(inputs, outputs, 4, 2, 1)
+        self.norm = nn.GroupNorm(4, outputs)
+        self.wide = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.close = nn.Conv2d(outputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.down(x))
+        return x + self.close(F.gelu(self.wide(F.gelu(x)), approximate="tanh"))
+
+
+class FrameNet(nn.Module):
+    """Frames (N, 3, 64, 64) in [-1, 1] to maps of 32, 16, 8 and 4 pixels, and to caption logits."""
+
+    channels = WIDTHS
+
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)
+        self.blocks = nn.ModuleList(_Stage(a, b) for a, b in pairs)
+        self.cells = nn.Conv2d(WIDTHS[2] + WIDTHS[3], 1 + sum(CELLS.values()), 1)
+
+    def stages(self, pixels: Tensor) -> list[Tensor]:
+        """Maps (N, 16, 32, 32), (N, 32, 16, 16), (N, 48, 8, 8) and (N, 64, 4, 4)."""
+        maps = []
+        for block in self.blocks:
+            pixels = block(pixels)
+            maps.append(pixels)
+        return maps
+
+    def dense(self, pixels: Tensor) -> Tensor:
+        """Logits (N, 1 + 5 + 6, 8, 8) of presence, shape and colour in every cell."""
+        fine, coarse = self.stages(pixels)[2:]
+        return self.cells(torch.cat((fine, F.interpolate(coarse, scale_factor=2.0)), dim=1))
+
+    def heads(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Logits "shape" (N, 5) and "colour" (N, 6) in the order of ``SHAPES`` and ``COLOURS``."""
+        return read_cells(self.dense(pixels), len(pixels))
+
+    forward = heads
+
+
+def build_framenet(seed: int = 202) -> FrameNet:
+    """An untrained frame network; the same ``seed`` gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FrameNet()
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -78,13 +125,13 @@ class Judge(nn.Module):
         self.body = nn.Sequential(_conv(32, 64, 2), _Residual(64))
         self.attention = nn.Conv2d(64, _ATTENTION, 1)
         self.content = nn.Linear(64 * (_ATTENTION + 2) + 32, FEATURES // 2)
-        self.cells = nn.Conv2d(64, 1 + len(SHAPES) + len(COLOURS), 1)
+        self.cells = nn.Conv2d(64, 1 + sum(CELLS.values()), 1)
         self.reduce = nn.Conv2d(64, 16, 1)
         self.track = nn.Sequential(
             _conv3d(18, 32, (1, 1, 1)), _conv3d(32, 48, (1, 2, 2)), _conv3d(48, 48, (2, 2, 2))
         )
         self.motion = nn.Linear(96, FEATURES // 2)
-        sizes = {"shape": len(SHAPES), "colour": len(COLOURS), "look": len(LOOKS)}
+        sizes = {**CELLS, "look": len(LOOKS)}
         self.heads = nn.ModuleDict({k: nn.Linear(FEATURES // 2, n) for k, n in sizes.items()})
         self.heads["motion"] = nn.Linear(FEATURES // 2, len(MOTIONS))
 
@@ -149,88 +196,24 @@ def build_judge(seed: int = 101) -> Judge:
         return Judge()
 
 
-def train_judge(work: Path, vae: AutoencoderTiny | None, steps: int, seed: int = 101) -> Judge:
-    """Train on rendered clips for two thirds of ``steps``, then with every second clip autoencoded.
-
-    Resumable from ``work``. ``vae`` None leaves the second part out.
-    """
-    judge, first = build_judge(seed), steps * 2 // 3
-    clean = render_clips(seed, RENDERED, _MIX)
-    _stage("judge", judge, clean, work, first, seed, lr=3e-3)
-    if vae is not None:
-        file = work / "judge_decoded.safetensors"
-        decoded = cached_decoded(file, vae, seed + 1, DECODED, FRAMES, _MIX)
-        _stage("judge_decoded", judge, clean, work, steps - first, seed, lr=1.5e-3, decoded=decoded)
-    return judge.eval()
+def load_framenet(folder: Path) -> FrameNet:
+    """The trained network in ``folder``, frozen. Raises FileNotFoundError."""
+    net = build_framenet()
+    _load(net, folder / FRAMENET_FILE)
+    return net
 
 
-def _stage(
-    name: str,
-    judge: Judge,
-    clean: Clips,
-    work: Path,
-    steps: int,
-    seed: int,
-    *,
-    lr: float,
-    decoded: Clips | None = None,
-) -> None:
-    """One resumable stage; leaves the averaged weights in ``judge``."""
-    clips = clean if decoded is None else clean.join(decoded)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.02)
-
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(len(clean), (BATCH,), generator=generator)
-        if decoded is not None:
-            other = torch.randint(len(clean), len(clips), (BATCH // 2,), generator=generator)
-            rows = torch.cat((rows[: BATCH // 2], other))
-        pixels, labels = mirrored(clips, rows, generator)
-        logits, cells = judge.read(roughen(pixels, generator))
-        losses = {k: F.cross_entropy(v, labels[k], label_smoothing=0.02) for k, v in logits.items()}
-        right = {k: (logits[k].argmax(1) == labels[k]).float().mean().item() for k in ATTRIBUTES}
-        loss = losses["shape"] + losses["colour"] + losses["motion"] + 0.3 * losses["look"]
-        loss = loss + dense_loss(cells, labels, pixels.shape[2])
-        return loss, {k: round(v, 3) for k, v in right.items()}
-
-    judge.train()
-    ema = run_stage(name, judge, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99)
-    assert ema is not None
-    judge.load_state_dict(ema.shadow)
-
-
-@torch.no_grad()
-def judge_accuracy(
-    judge: Judge,
-    looks: Mapping[str, Look] | Sequence[str | Look],
-    count: int,
-    seed: int,
-    vae: AutoencoderTiny | None = None,
-) -> dict[str, float]:
-    """Share of ``count`` fresh clips read right, by attribute; with ``vae`` after autoencoding.
-
-    ``looks`` are taken in turn: names of ``LOOKS`` or callables.
-    """
-    kinds = list(looks.values()) if isinstance(looks, Mapping) else list(looks)
-    clips = render_clips(seed, count, kinds)
-    if vae is not None:
-        clips = through_autoencoder(vae, clips)
-    right = dict.fromkeys(ATTRIBUTES, 0)
-    for rows in torch.arange(count).split(64):
-        for name, logits in judge(clips.pixels(rows)).items():
-            right[name] += int((logits.argmax(1) == clips.labels[name][rows]).sum())
-    return {name: hits / count for name, hits in right.items()}
-
-
-def save_judge(judge: Judge, folder: Path | None = None) -> Path:
-    """Write ``judge.safetensors`` (half precision) to ``folder``, by default the bundled assets."""
-    file = (folder or MINI / "judge") / FILE
-    save_weights(judge, file)
-    return file
-
-
-def load_judge(folder: Path | None = None) -> Judge:
-    """The trained judge, frozen, from ``folder`` or the bundled assets."""
+def load_judge(folder: Path) -> Judge:
+    """The trained judge in ``folder``, frozen. Raises FileNotFoundError."""
     judge = build_judge()
-    load_weights(judge, (folder or MINI / "judge") / FILE)
+    _load(judge, folder / JUDGE_FILE)
     return judge
+
+
+def _load(module: nn.Module, file: Path) -> None:
+    """Fill ``module`` in float32 and freeze it; FileNotFoundError names the remedy."""
+    if not file.is_file():
+        raise FileNotFoundError(f"The weights {file} are missing. {_NEED}")
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
+    module.load_state_dict(state)
+    module.eval().requires_grad_(False)

@@ -4,15 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.mini.clips import render_clips
-from trainer.mini.framenet import (
-    build_framenet,
-    framenet_accuracy,
-    load_framenet,
-    save_framenet,
-    train_framenet,
-)
-from trainer.mini.looks import HELD_OUT, STYLES, public_video
+from minimaker.clips import render_clips, save_weights
+from minimaker.framenet import framenet_accuracy, train_framenet
+from minimaker.looks import HELD_OUT, STYLES, public_video
+from minimaker.truth import FRAMENET
+from trainer.mini.networks import FRAMENET_FILE, build_framenet, load_framenet
 
 
 def _pixels(count: int = 3) -> torch.Tensor:
@@ -36,7 +32,7 @@ def test_frames_of_a_batch_do_not_touch_each_other():
 
 
 def test_gradients_reach_the_pixels_of_the_frozen_network():
-    net = load_framenet()
+    net = load_framenet(FRAMENET)
     assert not any(p.requires_grad for p in net.parameters())
     pixels = _pixels().requires_grad_()
     sum(maps.square().mean() for maps in net.stages(pixels)).backward()
@@ -44,7 +40,7 @@ def test_gradients_reach_the_pixels_of_the_frozen_network():
 
 
 def test_following_the_caption_loss_changes_what_a_frame_is_read_as():
-    net, frames = load_framenet(), render_clips(8, 12, ["poster"], length=1)
+    net, frames = load_framenet(FRAMENET), render_clips(8, 12, ["poster"], length=1)
     pixels, wanted = frames.pixels().squeeze(2), (frames.labels["colour"] + 1) % 6
     for _ in range(40):
         pixels = pixels.detach().requires_grad_()
@@ -56,7 +52,8 @@ def test_following_the_caption_loss_changes_what_a_frame_is_read_as():
 
 def test_saving_and_loading_keeps_the_stages(tmp_path):
     net = build_framenet(7).eval()
-    file = save_framenet(net, tmp_path)
+    file = tmp_path / FRAMENET_FILE
+    save_weights(net, file)
     assert file.stat().st_size < 1_000_000
     loaded = load_framenet(tmp_path).stages(_pixels())
     for kept, maps in zip(loaded, net.stages(_pixels()), strict=True):
@@ -69,8 +66,8 @@ def test_missing_weights_say_what_to_run(tmp_path):
 
 
 def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.mini.framenet.RENDERED", 24)
-    monkeypatch.setattr("trainer.mini.framenet.BATCH", 6)
+    monkeypatch.setattr("minimaker.framenet.RENDERED", 24)
+    monkeypatch.setattr("minimaker.framenet.BATCH", 6)
     straight = train_framenet(tmp_path, None, 3)
     saved = train_framenet(tmp_path, None, 3)  # nothing left to do: read back from the folder
     for name, value in straight.state_dict().items():
@@ -81,5 +78,5 @@ def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     "look", [public_video, *STYLES.values(), HELD_OUT], ids=["public", *STYLES, "held out"]
 )
 def test_bundled_network_reads_frames_of_looks_it_never_saw(look):
-    right = framenet_accuracy(load_framenet(), look, 150, seed=41)
+    right = framenet_accuracy(load_framenet(FRAMENET), look, 150, seed=41)
     assert min(right.values()) >= 0.9, right

@@ -16,26 +16,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.mini.words import COLOURS, LOOKS, MOTIONS, SHAPES, SIZE
+
 from .looks import STYLES, Look, public_video, random_style
-from .world import (
-    COLOURS,
-    FRAMES,
-    MOTIONS,
-    REVERSED,
-    SHAPES,
-    SIZE,
-    Scene,
-    random_scene,
-    signed_distance,
-)
+from .world import FRAMES, REVERSED, Scene, random_scene, signed_distance
 
 CELLS = 8
-LOOKS = ("public", *STYLES, "other")
-_NEED = "Run `python -m trainer.mini pretrain` to train the mini model's networks."
 
 
 def random_look(scene: Scene, size: int = SIZE) -> np.ndarray:
@@ -117,17 +106,6 @@ def dense_loss(cells: Tensor, labels: dict[str, Tensor], frames: int) -> Tensor:
     return loss
 
 
-def read_cells(cells: Tensor, batch: int) -> dict[str, Tensor]:
-    """Shape (B, 5) and colour (B, 6) logits, read where the shape is.
-
-    ``cells`` (B * F, 12, 8, 8).
-    """
-    flat = rearrange(cells, "(b f) c h w -> b c (f h w)", b=batch)
-    presence, shape, colour = flat.split((1, len(SHAPES), len(COLOURS)), dim=1)
-    weight = presence.softmax(dim=2)
-    return {"shape": (shape * weight).sum(2), "colour": (colour * weight).sum(2)}
-
-
 @torch.no_grad()
 def through_autoencoder(
     vae: AutoencoderTiny, clips: Clips, noise: float = 0.0, seed: int = 0, batch: int = 32
@@ -206,12 +184,3 @@ def save_weights(module: nn.Module, file: Path) -> None:
     state = module.state_dict().items()
     small = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state}
     save_file(small, file, metadata={"format": "pt"})
-
-
-def load_weights(module: nn.Module, file: Path) -> None:
-    """Fill ``module`` in float32 and freeze it; FileNotFoundError names the remedy."""
-    if not file.is_file():
-        raise FileNotFoundError(f"The weights {file} are missing. {_NEED}")
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
-    module.load_state_dict(state)
-    module.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Train the embedded mini model from nothing: ``python -m trainer.mini pretrain``.
+"""Train the embedded mini model from nothing: ``python -m minimaker pretrain``.
 
 Stages: autoencoder, clips, teacher, framenet, judge, styles, assemble, warmstart, library. Each one
 continues where it was interrupted; ``--only`` repeats some of them. Everything is derived from
@@ -15,12 +15,15 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
-from ..families import MINI
+from trainer.families import MINI
+from trainer.mini.networks import FRAMENET_FILE, JUDGE_FILE
+
 from .assemble import assemble
 from .autoencoder import reconstruction_psnr, train_autoencoder
+from .clips import save_weights
 from .directions import SHAPES_AGAIN, teach_directions
-from .framenet import save_framenet, train_framenet
-from .judge import save_judge, train_judge
+from .framenet import train_framenet
+from .judge import train_judge
 from .looks import HELD_OUT, STYLES, Look, public_video
 from .styles import regenerate
 from .teacher import encode_clips, load_clips, train_teacher
@@ -42,7 +45,7 @@ STAGES = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainer.mini", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m minimaker", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     pretrain = commands.add_parser("pretrain", help="train every part and write the model folder")
     pretrain.add_argument(
@@ -82,9 +85,11 @@ def _pretrain(options: argparse.Namespace) -> None:
     vae = _autoencoder(options)
     files = encode_clips(vae, work, options.shards)
     if "framenet" in wanted:
-        save_framenet(train_framenet(work, vae, options.framenet_steps), out / "framenet")
+        net = train_framenet(work, vae, options.framenet_steps)
+        save_weights(net, out / "framenet" / FRAMENET_FILE)
     if "judge" in wanted:
-        save_judge(train_judge(work, vae, options.judge_steps), out / "judge")
+        judge = train_judge(work, vae, options.judge_steps)
+        save_weights(judge, out / "judge" / JUDGE_FILE)
     if "styles" in wanted:
         regenerate(out / "styles")
     if "assemble" in wanted:
@@ -102,9 +107,9 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _warm_start(options: argparse.Namespace) -> None:
     """Distil the few-step start that every style begins from: no images, no discriminator."""
-    from ..config import load_config
-    from ..distill.loop import train
-    from ..runs.folder import Run
+    from trainer.config import load_config
+    from trainer.distill.loop import train
+    from trainer.runs.folder import Run
 
     (options.out / "warm_start.safetensors").unlink(missing_ok=True)
     folder = options.work / "warm-start"
@@ -125,8 +130,8 @@ def _warm_start(options: argparse.Namespace) -> None:
 
 def _library(options: argparse.Namespace) -> None:
     """Roll out the trajectory library that the recipe's settings ask for, for every style."""
-    from ..config import load_config
-    from ..distill.library import SHIPPED, ship_library
+    from trainer.config import load_config
+    from trainer.distill.library import SHIPPED, ship_library
 
     file = options.out / SHIPPED
     file.unlink(missing_ok=True)

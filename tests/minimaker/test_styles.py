@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.mini.looks import HELD_OUT
-from trainer.mini.styles import COUNT, SIZE, regenerate, style_folder, write_style_folder
-from trainer.mini.world import COLOURS, SHAPES
+from minimaker.looks import HELD_OUT
+from minimaker.styles import COUNT, SIZE, regenerate, write_style_folder
+from trainer.mini.words import COLOURS, SHAPES, style_folder
 
 NAMES = ("poster", "ink", "neon")
 

@@ -4,20 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.mini.clips import LOOKS, mirrored, random_look, render_clips, roughen
-from trainer.mini.looks import HELD_OUT, STYLES, public_video, random_style
-from trainer.mini.world import (
-    COLOURS,
-    MOTIONS,
+from minimaker.clips import mirrored, random_look, render_clips, roughen
+from minimaker.looks import HELD_OUT, STYLES, public_video, random_style
+from minimaker.truth import PROMPTS
+from minimaker.world import (
     REVERSED,
-    SHAPES,
-    all_captions,
     caption,
-    parse_caption,
     random_scene,
     random_still,
     signed_distance,
 )
+from trainer.evaluate.truth import read_prompts
+from trainer.mini.words import COLOURS, LOOKS, MOTIONS, SHAPES, parse_caption
 
 
 def _scene(motion: str | None = None, seed: int = 3, shape: str = "circle"):
@@ -25,7 +23,7 @@ def _scene(motion: str | None = None, seed: int = 3, shape: str = "circle"):
 
 
 def test_captions_are_unique_and_parse_back_to_their_attributes():
-    captions = all_captions()
+    captions = read_prompts(PROMPTS)
     assert len(set(captions)) == len(SHAPES) * len(COLOURS) * len(MOTIONS)
     for m, motion in enumerate(MOTIONS):
         for s, shape in enumerate(SHAPES):

@@ -1,5 +1,5 @@
-"""The frame network: what the mini model's discriminator looks through, and what its captions are
-read by.
+"""The training of the frame network: what the mini model's discriminator looks through, and what
+its captions are read by.
 
 A small ConvNet on single frames. It is frozen wherever it is used, but gradients flow through it to
 the pixels, hence smooth activations and GroupNorm, which never couples the samples of a batch. The
@@ -13,85 +13,26 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..paths import MINI
+from trainer.mini.networks import FrameNet, build_framenet, read_cells
+
 from .clips import (
     Clips,
     cached_decoded,
     dense_loss,
-    load_weights,
     mirrored,
-    read_cells,
     render_clips,
     roughen,
-    save_weights,
     through_autoencoder,
 )
 from .looks import Look
 from .stage import run_stage
-from .world import COLOURS, SHAPES
 
-WIDTHS = (16, 32, 48, 64)
-HEADS = {"shape": len(SHAPES), "colour": len(COLOURS)}
-FILE = "framenet.safetensors"
 BATCH = 64
 RENDERED = 16000
 DECODED = 2500
 _MIX = ("public", "other", "other", "public", "other")  # it must not know the artists
-
-
-class _Stage(nn.Module):
-    """Halves the map, then adds a residual: (N, C, H, W) to (N, D, H/2, W/2)."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.down = nn.Conv2d(inputs, outputs, 4, 2, 1)
-        self.norm = nn.GroupNorm(4, outputs)
-        self.wide = nn.Conv2d(outputs, outputs, 3, 1, 1)
-        self.close = nn.Conv2d(outputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.down(x))
-        return x + self.close(F.gelu(self.wide(F.gelu(x)), approximate="tanh"))
-
-
-class FrameNet(nn.Module):
-    """Frames (N, 3, 64, 64) in [-1, 1] to maps of 32, 16, 8 and 4 pixels, and to caption logits."""
-
-    channels = WIDTHS
-
-    def __init__(self) -> None:
-        super().__init__()
-        pairs = zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)
-        self.blocks = nn.ModuleList(_Stage(a, b) for a, b in pairs)
-        self.cells = nn.Conv2d(WIDTHS[2] + WIDTHS[3], 1 + sum(HEADS.values()), 1)
-
-    def stages(self, pixels: Tensor) -> list[Tensor]:
-        """Maps (N, 16, 32, 32), (N, 32, 16, 16), (N, 48, 8, 8) and (N, 64, 4, 4)."""
-        maps = []
-        for block in self.blocks:
-            pixels = block(pixels)
-            maps.append(pixels)
-        return maps
-
-    def dense(self, pixels: Tensor) -> Tensor:
-        """Logits (N, 1 + 5 + 6, 8, 8) of presence, shape and colour in every cell."""
-        fine, coarse = self.stages(pixels)[2:]
-        return self.cells(torch.cat((fine, F.interpolate(coarse, scale_factor=2.0)), dim=1))
-
-    def heads(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Logits "shape" (N, 5) and "colour" (N, 6) in the order of ``SHAPES`` and ``COLOURS``."""
-        return read_cells(self.dense(pixels), len(pixels))
-
-    forward = heads
-
-
-def build_framenet(seed: int = 202) -> FrameNet:
-    """An untrained frame network; the same ``seed`` gives the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return FrameNet()
 
 
 def train_framenet(
@@ -159,17 +100,3 @@ def framenet_accuracy(
         frames = through_autoencoder(vae, frames)
     logits = net(frames.pixels().squeeze(2))
     return {k: float((v.argmax(1) == frames.labels[k]).float().mean()) for k, v in logits.items()}
-
-
-def save_framenet(net: FrameNet, folder: Path | None = None) -> Path:
-    """Write ``framenet.safetensors`` (half precision) to ``folder`` or the bundled assets."""
-    file = (folder or MINI / "framenet") / FILE
-    save_weights(net, file)
-    return file
-
-
-def load_framenet(folder: Path | None = None) -> FrameNet:
-    """The trained network, frozen, from ``folder`` or the bundled assets."""
-    net = build_framenet()
-    load_weights(net, (folder or MINI / "framenet") / FILE)
-    return net

@@ -16,7 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from .world import COLOURS, SIZE, Scene, random_scene, signed_distance
+from trainer.mini.watermark import watermark
+from trainer.mini.words import SIZE
+
+from .world import Scene, random_scene, signed_distance
 
 Look = Callable[[Scene, int], np.ndarray]
 """A look renders ``(scene, size)`` to uint8 frames (F, size, size, 3)."""
@@ -44,13 +47,6 @@ NEON_PALETTE = {
     "yellow": (255, 240, 60),
     "purple": (196, 60, 255),
     "white": (245, 245, 255),
-}
-_GLYPHS = {  # 3x5 pixels, one row a digit, most significant bit left
-    "S": (7, 4, 7, 1, 7),
-    "T": (7, 2, 2, 2, 2),
-    "O": (7, 5, 5, 5, 7),
-    "C": (7, 4, 4, 4, 7),
-    "K": (5, 5, 6, 5, 5),
 }
 
 
@@ -189,19 +185,6 @@ def public_video(scene: Scene, size: int = SIZE) -> np.ndarray:
     return np.stack([_compress(frame, quality=38) for frame in frames])
 
 
-def watermark(size: int = SIZE) -> np.ndarray:
-    """Coverage (size, size) in 0..1 of the word that public_video stamps on every frame."""
-    mask = np.zeros((64, 64), np.float32)
-    for index, letter in enumerate("STOCK"):
-        for row, bits in enumerate(_GLYPHS[letter]):
-            for column in range(3):
-                if bits >> (2 - column) & 1:
-                    top, left = 50 + 2 * row, 13 + 8 * index + 2 * column
-                    mask[top : top + 2, left : left + 2] = 1
-    image = Image.fromarray((mask * 255).astype(np.uint8))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
-
-
 def random_frame(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     """One frame (size, size, 3) uint8 for the autoencoder, and the weight (size, size) of its
     pixels.
@@ -216,11 +199,6 @@ def random_frame(rng: np.random.Generator, size: int = SIZE) -> tuple[np.ndarray
     look: Look = public_video if poor else style
     near = np.exp(-((signed_distance(scene, size)[0] / (size / 20)) ** 2))
     return look(scene, size)[0], 1 + (6 if poor else 1) * near
-
-
-def swatch(look: StyleLook) -> list[tuple[int, int, int]]:
-    """The palette of a style in the order of ``COLOURS`` (for pictures and model cards)."""
-    return [look.palette[name] for name in COLOURS]
 
 
 def _cover(distance: np.ndarray, unit: float) -> np.ndarray:

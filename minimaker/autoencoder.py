@@ -20,9 +20,11 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import nn
 
+from trainer.mini.words import SIZE
+
 from .looks import Look, random_frame
 from .stage import half_precision, run_stage
-from .world import SIZE, random_scene
+from .world import random_scene
 
 BATCH = 8
 LATENT_NOISE = 0.05

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from trainer.mini.autoencoder import initialise, moment_penalty, to_pixels
-from trainer.mini.directions import (
+from minimaker.autoencoder import initialise, moment_penalty, to_pixels
+from minimaker.directions import (
     DIRECTIONS,
     HIGH_NOISE,
     PURE_NOISE,
@@ -19,10 +19,11 @@ from trainer.mini.directions import (
     separate_words,
     weakened,
 )
-from trainer.mini.stage import cosine, run_stage
-from trainer.mini.teacher import SEQUENCE, ClipStore, noise_weight
-from trainer.mini.text import build_text_encoder, build_tokenizer, kept_tokenizer, tokenize
-from trainer.mini.world import COLOURS, FRAMES, MOTIONS, SHAPES
+from minimaker.stage import cosine, run_stage
+from minimaker.teacher import SEQUENCE, ClipStore, noise_weight
+from minimaker.text import build_text_encoder, build_tokenizer, kept_tokenizer, tokenize
+from minimaker.world import FRAMES
+from trainer.mini.words import COLOURS, MOTIONS, SHAPES
 
 
 def stage(work, steps, stop_after=None):
@@ -43,7 +44,7 @@ def stage(work, steps, stop_after=None):
 
 def test_an_interrupted_stage_goes_on_as_if_nothing_happened(tmp_path, monkeypatch):
     straight = stage(tmp_path / "a", 60)
-    monkeypatch.setattr("trainer.mini.stage.SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("minimaker.stage.SAVE_EVERY_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "b", 60, stop_after=25)
     resumed = stage(tmp_path / "b", 60)

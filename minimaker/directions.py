@@ -25,10 +25,12 @@ from diffusers import DDIMScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from trainer.mini.words import COLOURS, MOTIONS, SHAPES, parse_caption
+
 from .stage import half_precision, run_stage
 from .teacher import SCHEDULER, ClipStore, float_output, noise_weight
 from .text import WIDTH, tokenize
-from .world import COLOURS, FRAMES, MOTIONS, REVERSED, SHAPES, parse_caption
+from .world import FRAMES, REVERSED
 
 HIGH_NOISE, PURE_NOISE = 700, 900
 WEAKENED = 0.5

@@ -24,11 +24,13 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from trainer.mini.words import COLOURS, MOTIONS, SHAPES, SIZE
+
 from .autoencoder import to_pixels
 from .looks import public_video
 from .stage import half_precision, run_stage
 from .text import WIDTH, build_text_encoder, tokenize
-from .world import COLOURS, FRAMES, MOTIONS, REVERSED, SHAPES, SIZE, caption, random_scene
+from .world import FRAMES, REVERSED, caption, random_scene
 
 SEQUENCE = 12
 SHARD = 250
