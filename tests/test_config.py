@@ -116,7 +116,7 @@ def draw(record: ConfigField, rng: random.Random) -> object:
         return rng.choice([low, high, rng.uniform(low, high)])
     if record.name == "data.background":
         return rng.choice(["#ffffff", "#12ab34"])
-    never_empty = ("model", "adversarial.features")
+    never_empty = ("model", "adversarial.features", "adversarial.clip")
     texts = [text for text in AWKWARD if text or record.name not in never_empty]
     if record.type == "path":
         return Path("Ordner mit Ä") / rng.choice([text or "x" for text in texts])
