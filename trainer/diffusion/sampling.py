@@ -167,7 +167,7 @@ class _Run:
         self.predict = _with_guidance(predict, text, chosen)
         self.generators = _generators(chosen, self.shape[0])
         self.device, self.path = text.device, path
-        self.levels = levels.to(self.device)
+        self.numbers, self.levels = levels.tolist(), levels.to(self.device)
         self.latents = (
             self.noise() if chosen.init_latents is None
             else chosen.init_latents.to(self.device, torch.float32)
@@ -195,8 +195,8 @@ class _Run:
     def step(self, latents: Tensor, x0: Tensor) -> None:
         self.latents = latents
         if self.options.on_step is not None:
-            level = float(self.levels[self.done])
-            self.options.on_step(SamplerStep(self.done, len(self.levels), level, latents, x0))
+            count, level = len(self.numbers), float(self.numbers[self.done])
+            self.options.on_step(SamplerStep(self.done, count, level, latents, x0))
         self.done += 1
 
 
