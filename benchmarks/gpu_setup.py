@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from typing import Any
 
 import repository  # noqa: F401
@@ -14,8 +13,16 @@ from diffusers import UNet3DConditionModel, UNetMotionModel
 from trainer.config import TrainConfig, load_config
 from trainer.distill.batch import Batch
 from trainer.distill.distiller import Distiller
-from trainer.distill.estimate import bare_session, made_batch
+from trainer.distill.ema import ParameterEma
+from trainer.distill.estimate import made_batch
 from trainer.distill.precision import base_dtype
+from trainer.distill.session import (
+    Session,
+    build_optimizers,
+    build_parts,
+    build_student,
+    new_memory,
+)
 from trainer.distill.skeletons import ARCHITECTURES, Architecture, build_skeleton
 from trainer.families import VideoModel
 from trainer.runs.guards import NanGuard
@@ -134,7 +141,21 @@ def distiller_of(
     torch.manual_seed(0)
     dtype = base_dtype(config.hardware.precision, device)
     model = model_of(family, tiny, device, dtype)
-    session, _ = bare_session(config, model, device)
-    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
-    session = replace(session, accelerator=accelerator)
-    return Distiller(session, NanGuard()), made_batch(session)
+    parts = build_parts(config, build_student(config, model, device, lambda _: None), device)
+    optimizer, judging = build_optimizers(config, parts)
+    no_data: Any = None  # the batch is made up
+    session = Session(
+        accelerator=Accelerator(mixed_precision="no", cpu=device.type == "cpu"),
+        parts=parts,
+        sources=no_data,
+        prompts=no_data,
+        motions=no_data,
+        frames=no_data,
+        end_maps=None,
+        replay=no_data,
+        memory=new_memory(config),
+        optimizer=optimizer,
+        discriminator_optimizer=judging,
+        ema=ParameterEma(parts.parameters, config.optim.ema_decay),
+    )
+    return Distiller(session, NanGuard()), made_batch(parts)
