@@ -62,11 +62,11 @@ class ReferenceDistiller(Distiller):
         following = self.teacher_step(latents, batch)
         target = s.student.target(following, batch.t_to, batch.text)
         points = Points(latents, batch.t_from, batch.text, target, earlier, batch.anchored)
-        motion = motion_losses(prediction, points, s.representation, s.config.motion)
+        motion = motion_losses(prediction, points, s.representation, s.config.recipe.motion)
         style = self._generator_style(prediction, batch.style)
         judged = [(p, p.grad) for p in s.discriminator.parameters()]
         s.discriminator.zero_grad(set_to_none=True)
-        ((motion.total + s.config.adversarial.weight * style.total) * share).backward()
+        ((motion.total + s.config.recipe.adversarial.weight * style.total) * share).backward()
         for parameter, before in judged:  # what the student's loss has put there
             parameter.grad = before
         fake = self._second_look(prediction, batch.style)
@@ -124,13 +124,15 @@ class ReferenceDistiller(Distiller):
         pixels = s.model.decode_frames(pick_frames(prediction, batch.frames))
         maps = s.features(apply_augment(pixels, batch.augment_fake))
         s.discriminator.eval()
-        adversarial = generator_loss(s.discriminator(maps, batch.text), s.config.adversarial.loss)
+        adversarial = generator_loss(
+            s.discriminator(maps, batch.text), s.config.recipe.adversarial.loss
+        )
         s.discriminator.train()
         caption = prediction.new_zeros(())
         scores = s.features.score_captions(pixels, batch.captions)
-        if s.config.adversarial.caption_weight and scores is not None:
+        if s.config.recipe.adversarial.caption_weight and scores is not None:
             caption = scores.mean()
-        total = adversarial + s.config.adversarial.caption_weight * caption
+        total = adversarial + s.config.recipe.adversarial.caption_weight * caption
         zero = torch.zeros_like(caption)
         return StyleLoss(total, adversarial, caption, content=zero, statistics=zero, features=())
 

@@ -82,7 +82,7 @@ def naive_point(session, draws, row):
     """
     model, prompts, library = session.model, session.prompts, session.motions
     a = model.schedule.alphas_cumprod.double()[20 * (int(draws.level[row]) + 1) - 1]
-    ends = session.config.motion.target == "endpoint"
+    ends = session.config.recipe.motion.target == "endpoint"
     level, source, clip = int(draws.level[row]), int(draws.source[row]), int(draws.motion[row])
     prompt, start = int(draws.prompt[row]), draws.start[row]
     if source == TRAJECTORY or (ends and source == FRESH):
@@ -145,8 +145,8 @@ def test_losses_equal_their_formulas(session, draws):
     batch = make_batch(session, draws, 0)
     points = trajectory_points(session.student, batch)
     predicted = session.student.predict(points.latents, points.t_from, points.text)
-    motion = motion_losses(predicted, points, session.representation, session.config.motion)
-    c = session.config.motion.huber_c
+    motion = motion_losses(predicted, points, session.representation, session.config.recipe.motion)
+    c = session.config.recipe.motion.huber_c
     p, q = predicted.double(), points.target.double()
     assert float(motion.consistency) == pytest.approx(
         float((((p - q) ** 2 + c**2).sqrt() - c).mean()), rel=1e-5
@@ -154,7 +154,7 @@ def test_losses_equal_their_formulas(session, draws):
 
     style = style_losses(
         predicted, points, batch.style, session.decoder, session.features,
-        session.discriminator, FrameTerms(), session.config.adversarial,
+        session.discriminator, FrameTerms(), session.config.recipe.adversarial,
     )  # fmt: skip
     logits, seen = [], ([], [])
     session.discriminator.eval()
@@ -170,7 +170,7 @@ def test_losses_equal_their_formulas(session, draws):
     session.discriminator.train()
     assert float(style.adversarial) == pytest.approx(float(-torch.cat(logits).mean()), rel=1e-4)
     assert float(style.content) == pytest.approx(naive_content(*seen), rel=2e-3), "stored as half"
-    weights = session.config.adversarial
+    weights = session.config.recipe.adversarial
     total = style.adversarial + weights.caption_weight * style.caption
     total = total + weights.content_weight * style.content
     total = total + weights.statistics_weight * style.statistics
@@ -200,7 +200,7 @@ def test_content_of_a_clip_that_is_its_target_is_free_and_of_another_is_not(sess
     def content(prediction):
         return float(style_losses(
             prediction, points, batch.style, session.decoder, session.features,
-            session.discriminator, FrameTerms(), session.config.adversarial,
+            session.discriminator, FrameTerms(), session.config.recipe.adversarial,
         ).content)  # fmt: skip
 
     assert content(clip) < 1e-3
@@ -218,7 +218,7 @@ def test_statistics_are_of_plain_frames_and_plain_images(session, draws):
     for _ in range(2):
         style = style_losses(
             clip, points, batch.style, session.decoder, session.features,
-            session.discriminator, terms, session.config.adversarial,
+            session.discriminator, terms, session.config.recipe.adversarial,
         )  # fmt: skip
         sides = [session.features(pixels)[:2] for pixels in (frames, batch.style.pixels)]
         expected = crowds(*sides, batch.style.text, batch.style.real_text)

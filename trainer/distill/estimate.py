@@ -17,6 +17,7 @@ from ..adversarial.augment import draw_augment
 from ..adversarial.content import deeper_half
 from ..config import TrainConfig, with_overrides
 from ..families import VideoModel, load_model
+from ..settings.cards import CARDS
 from .batch import Batch, OwnPoints, RealPoints, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
@@ -96,7 +97,7 @@ def memory_advice(config: TrainConfig) -> list[str]:
     """What saves memory, strongest first, leaving out what is already set."""
     hints = []
     if not config.hardware.gradient_checkpointing:
-        hints.append("--hardware.gradient-checkpointing true")
+        hints.append("--memory lean")
     if config.data.batch_size > 1:
         hints.append(
             f"--data.batch-size {max(1, config.data.batch_size // 2)} --optim.accumulation 2"
@@ -104,8 +105,9 @@ def memory_advice(config: TrainConfig) -> list[str]:
     if not config.hardware.offload_idle:
         hints.append("--hardware.offload-idle true")
     if not config.optim.offload and config.optim.optimizer == "adamw":
-        hints.append("--optim.offload true, or --optim.optimizer adamw8bit with bitsandbytes")
-    hints.append("--memory 8 (or 12, 16, 24, 48): a preset for a card of so many GB")
+        hints.append("--memory tight, or --optim.optimizer adamw8bit with bitsandbytes")
+    sizes = ", ".join(map(str, CARDS[1:]))
+    hints.append(f"--card {CARDS[0]} (or {sizes}): a preset for a card of so many GB")
     hints.append("a smaller --data.height and --data.width, or fewer --data.frames")
     return hints
 
@@ -190,7 +192,7 @@ def made_batch(session: Session) -> Batch:
     clips = torch.randn(count, *latent, device=device)
     tokens = TOKENS if model.tokenizer is None else model.max_tokens
     text = torch.randn(count, tokens, model.text_dim, dtype=model.dtype, device=device)
-    stored = config.trajectory.real_probability == 1
+    stored = config.recipe.trajectory.real_probability == 1
     known = stored and config.videos is None
     ends = clips.clone() if config.aims_at_ends else None
     batch = Batch(
@@ -198,7 +200,7 @@ def made_batch(session: Session) -> Batch:
         origins=places,
         t_from=torch.full((count,), 499),
         t_to=torch.full((count,), 479),
-        guidance=torch.full((count,), config.trajectory.guidance_min),
+        guidance=torch.full((count,), config.recipe.trajectory.guidance_min),
         noise=clips,
         earlier=clips.clone(),
         anchored=torch.ones(count),
@@ -214,7 +216,7 @@ def made_batch(session: Session) -> Batch:
 
 
 def _made_style(session: Session, device: torch.device) -> StyleBatch:
-    options, data = session.config.adversarial, session.config.data
+    options, data = session.config.recipe.adversarial, session.config.data
     count = data.batch_size * data.frames_per_clip
     text = torch.randn(count, session.model.text_dim, device=device)
     draws = draw_augment(options.augment, count, torch.Generator().manual_seed(0))
@@ -238,7 +240,7 @@ def _made_style(session: Session, device: torch.device) -> StyleBatch:
 @torch.no_grad()
 def _made_maps(session: Session, pixels: Tensor) -> list[Tensor] | None:
     features = session.features
-    if features is None or not session.config.adversarial.content_weight:
+    if features is None or not session.config.recipe.adversarial.content_weight:
         return None
     return [maps.half() for maps in deeper_half(features(pixels))]
 

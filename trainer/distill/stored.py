@@ -91,7 +91,7 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     # The adapter comes from the checkpoint, whatever it began with; its rank may have been raised.
-    start = {"lora.rank": _rank(found.tensors["lora"]), "init_lora": None, "warm_start": False}
+    start = {"lora.rank": _rank(found.tensors["lora"]), "start_from": "none"}
     plain = with_overrides(config, {**start, "hardware.compile": False})
     build_student(plain, model, device, lambda message: None)
     ema = ParameterEma(lora_parameters(model.unet), config.optim.ema_decay)

@@ -1,8 +1,8 @@
-"""Settings of the method: trajectory points, motion consistency, and the style discriminator."""
+"""The recipe: trajectory points, motion consistency, and the style discriminator."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,24 +18,15 @@ Representation = Literal[
 class TrajectoryConfig(Part):
     """Which points of the teacher's trajectory a step trains on."""
 
+    timestep_scaling: ClassVar[float] = 4.0
+    sigma_data: ClassVar[float] = 0.5
+
     ddim_timesteps: int = Field(
         default=50,
         ge=8,
         le=250,
         description="Timesteps of the teacher's DDIM sampler. More are finer and make each "
         "teacher step smaller.",
-    )
-    timestep_scaling: float = Field(
-        default=4.0,
-        ge=0.1,
-        le=100.0,
-        description="Scale of t in the consistency boundary c_skip, c_out (LCM).",
-    )
-    sigma_data: float = Field(
-        default=0.5,
-        ge=0.01,
-        le=10.0,
-        description="Spread of the data in the consistency boundary c_skip, c_out (LCM).",
     )
     guidance_min: float = Field(
         default=5.0,
@@ -101,6 +92,8 @@ class TrajectoryConfig(Part):
 class MotionConfig(Part):
     """The loss on motion, and the terms that hold colour and movement."""
 
+    head_ema: ClassVar[float] = 0.95
+
     target: Literal["endpoint", "consistency"] = Field(
         default="endpoint",
         description="What motion is compared with: endpoint, the clip at which the teacher's "
@@ -156,16 +149,14 @@ class MotionConfig(Part):
     head_lr: float = Field(
         default=1e-4, ge=1e-8, le=1.0, description="Learning rate of the learned motion head."
     )
-    head_ema: float = Field(
-        default=0.95,
-        ge=0.0,
-        le=0.99999,
-        description="Decay of the learned head's average, used on the target's side.",
-    )
 
 
 class AdversarialConfig(Part):
     """The frame discriminator, which brings the look of the image folder."""
+
+    ratio_ema: ClassVar[float] = 0.9
+    r1_every: ClassVar[int] = 8
+    head_channels: ClassVar[int] = 64
 
     weight_mode: Literal["gradient_ratio", "fixed"] = Field(
         default="gradient_ratio",
@@ -185,9 +176,6 @@ class AdversarialConfig(Part):
         le=20.0,
         description="rho: gradient of the adversary over that of the motion loss. Raise it for "
         "more style, lower it for more motion.",
-    )
-    ratio_ema: float = Field(
-        default=0.9, ge=0.0, le=0.9999, description="Smoothing of the measured gradient ratio."
     )
     loss: Literal["hinge", "bce", "wgan"] = Field(default="hinge", description="GAN loss.")
     features: str = Field(
@@ -238,12 +226,6 @@ class AdversarialConfig(Part):
         le=1000.0,
         description="Weight of R1 on real features; try 1 when the discriminator wins.",
     )
-    r1_every: int = Field(
-        default=8,
-        ge=1,
-        le=1000,
-        description="Steps from one R1 penalty to the next.",
-    )
     augment: str = Field(
         default="color,translation,cutout",
         description="Differentiable augmentation, comma-separated: color, translation, cutout. "
@@ -251,9 +233,6 @@ class AdversarialConfig(Part):
     )
     lr: float = Field(
         default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."
-    )
-    head_channels: int = Field(
-        default=64, ge=8, le=1024, description="Channels of the discriminator's heads."
     )
 
     @field_validator("augment")
@@ -266,3 +245,15 @@ class AdversarialConfig(Part):
                 f"comma-separated list of {', '.join(AUGMENTATIONS)}, or leave it empty."
             )
         return ",".join(names)
+
+
+class Recipe(Part):
+    """The method's own numbers: weights, powers, probabilities and targets."""
+
+    trajectory: TrajectoryConfig = Field(
+        default_factory=TrajectoryConfig, description="Trajectory points"
+    )
+    motion: MotionConfig = Field(default_factory=MotionConfig, description="Motion consistency")
+    adversarial: AdversarialConfig = Field(
+        default_factory=AdversarialConfig, description="Style discriminator"
+    )
