@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adversarial.augment import AugmentDraws
-from ..adversarial.losses import mismatch_permutation
+from ..adversarial.losses import R1_EVERY, mismatch_permutation
 from ..diffusion.solver import ddim_timesteps, previous_timestep
 from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws, generator_for
 from .session import Session
@@ -96,10 +96,10 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
     """The batch that ``draws`` of step ``step`` stand for."""
     s, device = session, session.model.device
     rows, origins, earlier = _rows(s, draws)
-    count = s.config.trajectory.ddim_timesteps
+    count = s.config.recipe.trajectory.ddim_timesteps
     t_from = ddim_timesteps(count)[draws.level]
     stored = draws.source == REPLAY
-    anchored = (stored & (t_from <= s.config.motion.self_anchor_max_timestep)).float()
+    anchored = (stored & (t_from <= s.config.recipe.motion.self_anchor_max_timestep)).float()
     real, library = _real(s, draws, t_from), s.library
     known = draws.source == TRAJECTORY if real and real.next is not None else stored & False
     batch = Batch(
@@ -171,7 +171,7 @@ def _style(
 ) -> StyleBatch | None:
     if s.discriminator is None:
         return None
-    options, per_clip = s.config.adversarial, s.config.data.frames_per_clip
+    options, per_clip = s.config.recipe.adversarial, s.config.data.frames_per_clip
     captions = [c for c in s.prompts.frames(rows.tolist()) for _ in range(per_clip)]
     judged = s.prompts.conditional
     text = s.model.pooled_text(captions if judged else [""] * len(captions))
@@ -195,7 +195,7 @@ def _style(
         augment_fake=draws.augment_fake,
         augment_real=draws.augment_real,
         wanted=None if s.end_maps is None else s.end_maps(origins, draws.frames),
-        r1_weight=options.r1_weight if step % options.r1_every == 0 else 0.0,
+        r1_weight=options.r1_weight if step % R1_EVERY == 0 else 0.0,
         read=None if s.reader is None else s.reader.targets(captions),
     )
 

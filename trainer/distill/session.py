@@ -115,7 +115,7 @@ def build_session(
     log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     height, width = config.data.height or model.height, config.data.width or model.width
     shape = model.latent_shape(config.data.frames or model.frames, height, width)
-    if config.adversarial.weight and config.images is None:
+    if config.recipe.adversarial.weight and config.images is None:
         log("No image folder: frames of the motion source stand in for style images.")
     if config.images is not None:
         progress(IMAGES, 0, 0)
@@ -129,9 +129,11 @@ def build_session(
     )
     decoder = build_decoder(config, model, device)
     parts = trained_parts(config, model, device)
-    if config.adversarial.caption_weight and parts["features"] is not None:
+    if config.recipe.adversarial.caption_weight and parts["features"] is not None:
         log(caption_loss(parts["features"], parts["reader"]))
-    compared = config.aims_at_ends and config.adversarial.content_weight and parts["features"]
+    compared = (
+        config.aims_at_ends and config.recipe.adversarial.content_weight and parts["features"]
+    )
     return Session(
         config=config,
         accelerator=accelerator,
@@ -180,7 +182,7 @@ def build_student(
         compile_blocks(model.unet, ContentCache(config.data.cache).root / "compiled")
     if hardware.gradient_checkpointing:
         enable_checkpointing(model.unet)
-    return Student(model, config.trajectory.timestep_scaling, config.trajectory.sigma_data)
+    return Student(model)
 
 
 def build_decoder(config: TrainConfig, model: VideoModel, device: torch.device) -> FrameDecoder:
@@ -193,28 +195,25 @@ def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) 
     """The parts of a `Session` that learn, or that weigh what is learned."""
     parameters = lora_parameters(model.unet)
     representation = build_representation(
-        config.motion.representation,
+        config.recipe.motion.representation,
         model.latent_channels,
-        ema_decay=config.motion.head_ema,
         seed=config.seed,
     ).to(device)
     groups = [{"params": parameters, "lr": config.optim.lr}]
     if representation.parameters():
-        groups.append({"params": representation.parameters(), "lr": config.motion.head_lr})
+        groups.append({"params": representation.parameters(), "lr": config.recipe.motion.head_lr})
     features = reader = discriminator = discriminator_optimizer = None
-    if config.adversarial.weight:
-        features = build_features(config.adversarial.features, model.name).to(device)
-        if config.adversarial.caption_weight:
-            found = build_reader(config.adversarial.clip, features, model.dtype)
+    if config.recipe.adversarial.weight:
+        features = build_features(config.recipe.adversarial.features, model.name).to(device)
+        if config.recipe.adversarial.caption_weight:
+            found = build_reader(config.recipe.adversarial.clip, features, model.dtype)
             reader = None if found is None else found.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            discriminator = Discriminator(
-                features.channels, model.text_dim, config.adversarial.head_channels
-            ).to(device)
+            discriminator = Discriminator(features.channels, model.text_dim).to(device)
         discriminator_optimizer = torch.optim.AdamW(
             discriminator.parameters(),
-            lr=config.adversarial.lr,
+            lr=config.recipe.adversarial.lr,
             betas=(0.0, 0.99),
             weight_decay=0.0,
         )
@@ -224,7 +223,7 @@ def trained_parts(config: TrainConfig, model: VideoModel, device: torch.device) 
         "reader": reader,
         "discriminator": discriminator,
         "terms": FrameTerms(),
-        "ratio": GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema),
+        "ratio": GradientRatio(config.recipe.adversarial.ratio),
         "ema": ParameterEma(
             parameters, config.optim.ema_decay, "cpu" if config.optim.offload else None
         ),

@@ -34,14 +34,14 @@ def add_adapter(config: TrainConfig, model: VideoModel, log: Log) -> None:
     A LoRA to start from may have any rank; the adapter has the larger of that and ``lora.rank``.
     """
     found = None
-    if config.init_lora is not None:
-        found = _initial_lora(config.init_lora, config, model, log)
-    elif config.warm_start:
+    if config.start_from == "auto":
         found = _warm_start(config, model, log)
-    rank, alpha = config.lora.rank, config.lora.alpha
+    elif config.start_from != "none":
+        found = _initial_lora(Path(config.start_from).expanduser(), config, model, log)
+    rank = config.lora.rank
     if found is not None:
         rank = max(rank, *(pair.rank for pair in found.values()))
-    add_lora(model.unet, rank, alpha, config.seed)
+    add_lora(model.unet, rank, float(rank), config.seed)
     if found is not None:
         start_from(model.unet, found)
 

@@ -41,14 +41,14 @@ def gradients(session: Session, batch: Batch, share: float) -> Outcome:
     s = session
     points = trajectory_points(s.student, batch)
     prediction = s.student.predict(points.latents, points.t_from, points.text)
-    motion = motion_losses(prediction, points, s.representation, s.config.motion)
+    motion = motion_losses(prediction, points, s.representation, s.config.recipe.motion)
     style = None if batch.style is None else _style(s, prediction, points, batch.style)
     logs = _motion_logs(s, motion, points)
     if style is not None:
         logs |= {name: getattr(style, name) for name in STYLE_TERMS}
     features = () if style is None else style.features
     alpha, sigma = s.model.schedule.alpha_sigma(points.t_from, prediction.ndim)
-    counts = (alpha / sigma) ** s.config.trajectory.snr_power
+    counts = (alpha / sigma) ** s.config.recipe.trajectory.snr_power
     weight = _backward(s, prediction, motion, style, share, counts)
     if batch.style is not None:
         logs |= {"style_weight": weight} | _judge_logs(judge(s, batch.style, features, share))
@@ -66,7 +66,7 @@ def _style(s: Session, prediction: Tensor, points: Points, batch: StyleBatch) ->
         s.features,
         s.discriminator,
         s.terms,
-        s.config.adversarial,
+        s.config.recipe.adversarial,
         s.reader,
     )
 
@@ -106,11 +106,11 @@ def _backward(
     by_motion, by_style, by_head = latent_gradient(
         prediction, motion.total, None if style is None else style.total, head
     )
-    weight = by_motion.new_full((), s.config.adversarial.weight)
+    weight = by_motion.new_full((), s.config.recipe.adversarial.weight)
     gradient = by_motion
     if by_style is not None:
-        if s.config.adversarial.weight_mode == "gradient_ratio":
-            weight = s.ratio.update(by_motion, by_style) * s.config.adversarial.weight
+        if s.config.recipe.adversarial.weight_mode == "gradient_ratio":
+            weight = s.ratio.update(by_motion, by_style) * s.config.recipe.adversarial.weight
         gradient = by_motion + weight * by_style
     _through_the_unet(s, prediction, gradient * counts * share)
     for parameter, value in zip(head, by_head, strict=True):
@@ -149,7 +149,7 @@ def judge(
         batch.real_text,
         fake,
         batch.text,
-        kind=s.config.adversarial.loss,
+        kind=s.config.recipe.adversarial.loss,
         mismatched_text=batch.wrong_text,
         mismatched_mask=batch.mask,
         r1_weight=batch.r1_weight,

@@ -107,10 +107,6 @@ class LoraConfig(Part):
         "with it.",
     )
 
-    @property
-    def alpha(self) -> float:
-        return float(self.rank)
-
 
 class OptimConfig(Part):
     """The student's optimizer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,9 +17,6 @@ Representation = Literal[
 
 class TrajectoryConfig(Part):
     """Which points of the teacher's trajectory a step trains on."""
-
-    timestep_scaling: ClassVar[float] = 4.0
-    sigma_data: ClassVar[float] = 0.5
 
     ddim_timesteps: int = Field(
         default=50,
@@ -92,8 +89,6 @@ class TrajectoryConfig(Part):
 class MotionConfig(Part):
     """The loss on motion, and the terms that hold colour and movement."""
 
-    head_ema: ClassVar[float] = 0.95
-
     target: Literal["endpoint", "consistency"] = Field(
         default="endpoint",
         description="What motion is compared with: endpoint, the clip at which the teacher's "
@@ -153,10 +148,6 @@ class MotionConfig(Part):
 
 class AdversarialConfig(Part):
     """The frame discriminator, which brings the look of the image folder."""
-
-    ratio_ema: ClassVar[float] = 0.9
-    r1_every: ClassVar[int] = 8
-    head_channels: ClassVar[int] = 64
 
     weight_mode: Literal["gradient_ratio", "fixed"] = Field(
         default="gradient_ratio",

@@ -16,7 +16,7 @@ from .around import (
     PreviewConfig,
 )
 from .base import Part, UserPath
-from .method import AdversarialConfig, MotionConfig, Recipe, TrajectoryConfig
+from .method import Recipe
 
 
 class TrainConfig(Part):
@@ -104,28 +104,6 @@ class TrainConfig(Part):
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig, description="Checkpoints"
     )
-
-    # For the files of the training step, until they follow.
-    @property
-    def trajectory(self) -> TrajectoryConfig:
-        return self.recipe.trajectory
-
-    @property
-    def motion(self) -> MotionConfig:
-        return self.recipe.motion
-
-    @property
-    def adversarial(self) -> AdversarialConfig:
-        return self.recipe.adversarial
-
-    @property
-    def init_lora(self) -> Path | None:
-        named = self.start_from in ("auto", "none")
-        return None if named else Path(self.start_from).expanduser()
-
-    @property
-    def warm_start(self) -> bool:
-        return self.start_from == "auto"
 
     @property
     def aims_at_ends(self) -> bool:
