@@ -111,7 +111,6 @@ def config_of(device: torch.device, features: str, settings: dict[str, Any]) -> 
             "model": "random weights",
             "data.batch_size": 1,
             "lora.rank": 64,
-            "lora.alpha": 64.0,
             "adversarial.features": features,
             "hardware.device": device.type,
             "hardware.precision": "bf16",

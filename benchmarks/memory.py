@@ -20,7 +20,7 @@ from trainer.config import load_config
 from trainer.distill.estimate import GIB, estimate
 from trainer.distill.preflight import HEADROOM
 from trainer.distill.skeletons import skeleton
-from trainer.settings.memory import MEMORY_PRESETS, MemoryPreset
+from trainer.settings.cards import CARD_PRESETS, CardPreset
 
 PARTS = ("weights", "trained", "optimizer", "step", "context")
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--features", default="efficientnet-lite0")
     options = parser.parse_args()
     rows = []
-    for family, presets in MEMORY_PRESETS.items():
+    for family, presets in CARD_PRESETS.items():
         for preset in presets:
             rows.append(measure(family, preset, options.features))
             print(line(rows[-1]), flush=True)
@@ -42,10 +42,10 @@ def main() -> None:
         raise SystemExit(f"{len(over)} presets do not fit their card: {over}")
 
 
-def measure(family: str, preset: MemoryPreset, features: str) -> dict[str, Any]:
+def measure(family: str, preset: CardPreset, features: str) -> dict[str, Any]:
     """GiB of a training step with ``preset``, whole and by part."""
     settings = {"adversarial.features": features, "model": family}
-    config = load_config(overrides=settings, memory=preset.gigabytes)
+    config = load_config(overrides=settings, card=preset.gigabytes)
     found = estimate(config, skeleton(family))
     parts = {name: round(getattr(found, name) / GIB, 2) for name in PARTS}
     title = preset.title.partition(": ")[2]

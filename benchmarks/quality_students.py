@@ -158,9 +158,9 @@ def student_table(styles: Sequence[Style], work: Path, model: str = "mini") -> l
     """All students; the ablations and the other motion representations are of the first style."""
     videos = work / "videos"
     table = [
-        Student("lcm", "lcm", {"warm_start": True}),
+        Student("lcm", "lcm", {"start_from": "auto"}),
         Student("mcm"),
-        Student("lcm-videos", "lcm", {"warm_start": True}, videos=videos, asked_for=True),
+        Student("lcm-videos", "lcm", {"start_from": "auto"}, videos=videos, asked_for=True),
         Student("mcm-videos", videos=videos, asked_for=True),
     ]
     for style in styles:
@@ -181,7 +181,7 @@ def student_table(styles: Sequence[Style], work: Path, model: str = "mini") -> l
 def _other_representations(model: str) -> dict[str, dict[str, Any]]:
     name = "motion.representation"
     choices = next(record.choices for record in fields() if record.name == name)
-    default = load_config(overrides={"model": model}).motion.representation
+    default = load_config(overrides={"model": model}).recipe.motion.representation
     return {choice: {name: choice} for choice in choices if choice not in ("raw", default)}
 
 

@@ -60,7 +60,7 @@ class ReferenceDistiller(Distiller):
         style, adversarial, caption = self._generator_style(prediction, batch.style)
         judged = [(p, p.grad) for p in parts.discriminator.parameters()]
         parts.discriminator.zero_grad(set_to_none=True)
-        ((logs["loss"] + s.config.adversarial.weight * style) * share).backward()
+        ((logs["loss"] + s.config.recipe.adversarial.weight * style) * share).backward()
         for parameter, before in judged:  # what the student's loss has put there
             parameter.grad = before
         fake = self._second_look(prediction, batch.style)
@@ -110,7 +110,7 @@ class ReferenceDistiller(Distiller):
         Only its mode is eval: a power iteration of the spectral norm here would make the losses
         differ from ours.
         """
-        parts, options = self.session.parts, self.session.config.adversarial
+        parts, options = self.session.parts, self.session.config.recipe.adversarial
         assert parts.features is not None and parts.discriminator is not None
         pixels = self._decoded(prediction, batch)
         maps = parts.features(apply_augment(pixels, batch.augment_fake))

@@ -102,7 +102,7 @@ class Setting:
             overrides={
                 "model": self.model_folder,
                 "images": self.image_folder,
-                "warm_start": False,
+                "start_from": "none",
                 "data.cache": Path(self.workspace) / "cache",
                 "data.frames": self.frames,
                 "data.height": self.size,
@@ -278,7 +278,7 @@ def balanced_draws(session: Session, rounds: int, replay: bool) -> list[list[Ste
 
     So every round costs what the average step costs. An odd batch takes two steps a round.
     """
-    share = session.config.trajectory.replay_probability if replay else 0.0
+    share = session.config.recipe.trajectory.replay_probability if replay else 0.0
     config = with_overrides(session.config, {"trajectory.replay_probability": share})
     batch = config.data.batch_size
     wanted = sorted({batch // 2, batch - batch // 2})
@@ -297,7 +297,8 @@ def _steps_with(config: TrainConfig, sizes: Sizes, count: int, rounds: int) -> S
     steps = [draws for draws, _ in zip(matching(), range(rounds), strict=False)]
     if len(steps) < rounds:
         raise ValueError(
-            f"`trajectory.real_probability`={config.trajectory.real_probability} hardly ever gives "
+            "`trajectory.real_probability`="
+            f"{config.recipe.trajectory.real_probability} hardly ever gives "
             f"{count} trajectory points in a batch of {config.data.batch_size}; leave it at 0.5."
         )
     return steps

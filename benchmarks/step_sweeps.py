@@ -128,7 +128,7 @@ def sampling(setting: Setting, steps: tuple[int, int] = SAMPLING_STEPS) -> dict[
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     teacher, student = (load_model(config.model).to(accelerator.device, dtype) for _ in range(2))
     carrier = load_model(config.model).network
-    add_lora(carrier, config.lora.rank, config.lora.alpha)
+    add_lora(carrier, config.lora.rank, float(config.lora.rank))
     for parameter in lora_parameters(carrier):
         parameter.data.add_(0.01)
     apply_lora(student.network, lora_state(carrier))

@@ -1,13 +1,13 @@
-"""Which memory preset a base model gets: `settings.memory` by the model's family."""
+"""Which card preset a base model gets: `settings.cards` by the model's family."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .settings.memory import CARDS, MEMORY_PRESETS, memory_presets
+from .settings.cards import CARD_PRESETS, CARDS, card_presets
 
 
-def memory_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
+def card_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
     """Settings, by dotted name, for base model ``model`` on a card of ``gigabytes``.
 
     ``model`` is a path, or the bare name of a family in place of one. Empty without a card size,
@@ -18,11 +18,11 @@ def memory_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
         return {}
     from .families import family_of, resolve_model  # PyTorch: only where a card is named
 
-    path = None if model in MEMORY_PRESETS else resolve_model(model)
-    presets = memory_presets(model if path is None else family_of(path).name)
+    path = None if model in CARD_PRESETS else resolve_model(model)
+    presets = card_presets(model if path is None else family_of(path).name)
     if gigabytes not in CARDS:
         raise ValueError(
-            f"`memory`={gigabytes} GB has no preset; use {', '.join(map(str, CARDS))}: the largest "
+            f"`card`={gigabytes} GB has no preset; use {', '.join(map(str, CARDS))}: the largest "
             "that is not above your card's memory."
         )
     brings_its_own = path is not None and (path / "mcm.json").is_file()

@@ -13,26 +13,28 @@ from trainer.mini.words import STYLES, style_folder
 from trainer.paths import BUNDLED
 from trainer.runs.files import atomic_write
 
-from .form import NAMES, PATHS, base_values, to_form
+from .form import NAMED, NAMES, PATHS, base_values, to_form
 from .places import PlaceError, Places
-from .presets import memory_of_this_machine
+from .presets import CPU, card_of_this_machine
 
 FIRST_NAME = "my-style"
 FIRST_QUALITY = "quick"
+OLD_QUALITY = {"good": "normal", "thorough": "best"}
 
 
 @dataclass
 class Draft:
-    """Component ``values`` by field, the run's ``name``, and the two choosers."""
+    """Component ``values`` by field, the run's ``name``, and the choosers without a field."""
 
     values: dict[str, Any] = field(default_factory=dict)
     name: str = FIRST_NAME
-    memory: str = "cpu"
+    card: str = CPU
     quality: str = FIRST_QUALITY
 
     @property
-    def choosers(self) -> tuple[str, str, str, str]:
-        return self.values["model"], self.values["preset"], self.memory, self.quality
+    def choosers(self) -> tuple[str, str, str, str, str]:
+        values = self.values
+        return values["model"], values["preset"], self.card, self.quality, values["memory"]
 
 
 class Drafts:
@@ -48,25 +50,28 @@ class Drafts:
         try:
             saved = json.loads(self._path.read_text(encoding="utf-8"))
             known = {n: v for n, v in saved["values"].items() if n in NAMES and _is_plain(v)}
-            texts = {key: str(saved[key]) for key in ("name", "memory", "quality")}
-            base = base_values(BUNDLED, "recipe", "cpu", FIRST_QUALITY)
+            # Names of earlier versions.
+            saved = {"card": saved.get("memory"), **saved}
+            saved["quality"] = OLD_QUALITY.get(saved["quality"], saved["quality"])
+            texts = {key: str(saved[key]) for key in ("name", "card", "quality")}
+            base = base_values(BUNDLED, "recipe", CPU, FIRST_QUALITY)
             draft = Draft({**base, **known}, **texts)
-            base_values(*draft.choosers)
+            base_values(*draft.choosers[:-1])
             return draft
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return self._first()
 
     def _first(self) -> Draft:
-        memory = memory_of_this_machine()
-        values = base_values(BUNDLED, "recipe", memory, FIRST_QUALITY)
+        card = card_of_this_machine()
+        values = base_values(BUNDLED, "recipe", card, FIRST_QUALITY)
         values["images"] = str(style_folder(STYLES[0]))
-        return Draft(values, self._places.free_name(FIRST_NAME), memory)
+        return Draft(values, self._places.free_name(FIRST_NAME), card)
 
     def save(self, draft: Draft) -> None:
         """Keep the draft; the last one of several tabs wins."""
         content = {
             "values": draft.values, "name": draft.name,
-            "memory": draft.memory, "quality": draft.quality,
+            "card": draft.card, "quality": draft.quality,
         }  # fmt: skip
         with self._lock:
             self._places.web.mkdir(parents=True, exist_ok=True)
@@ -86,11 +91,15 @@ class Drafts:
             if values[key] and not self._is_here(values[key]):
                 left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
                 values[key] = ""
+        for key, known in NAMED.items():
+            if values[key] not in known and not self._is_here(values[key]):
+                left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
+                values[key] = known[0]
         if values["model"] not in {found.model for found in self._places.models()}:
             left.append(f"model: '{values['model']}' was not found here; {BUNDLED} is chosen")
             values["model"] = BUNDLED
         draft = self.load()
-        return Draft(values, self._places.free_name(name), draft.memory, draft.quality), left
+        return Draft(values, self._places.free_name(name), draft.card, draft.quality), left
 
     def _is_here(self, text: str) -> bool:
         try:

@@ -8,19 +8,32 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.config import PRESETS, ConfigError, ConfigField, TrainConfig, fields, load_config
+from trainer.config import (
+    PRESETS,
+    ConfigError,
+    ConfigField,
+    TrainConfig,
+    fields,
+    load_config,
+    values_of,
+)
 from trainer.paths import BUNDLED, bundled
 from trainer.settings import QUALITY_PRESETS
+from trainer.settings.memory import memory_values
 
 from .places import PlaceError, Places
-from .presets import memory_values
+from .presets import card_values
 
 NOT_IN_FORM = ("run", "data.cache")
 """The page decides where runs and caches go."""
 RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
 NAMES = tuple(RECORDS)
-PATHS = ("images", "videos", "prompts", "init_lora", "motion_module", "vae")
-FEATURE_NAMES = ("auto", BUNDLED, "dinov2", "efficientnet-lite0")
+PATHS = ("images", "videos", "prompts", "motion_module", "vae")
+NAMED = {
+    "start_from": ("auto", "none"),
+    "adversarial.features": ("auto", BUNDLED, "dinov2", "efficientnet-lite0"),
+}
+"""Settings that take a path or one of these names, the first where they are empty."""
 
 LABELS = {
     "model": "Base model",
@@ -33,7 +46,8 @@ LABELS = {
     "prompt_template": "Caption for images without one",
     "steps": "Training steps",
     "minutes": "Time limit in minutes",
-    "init_lora": "Start from this LoRA",
+    "start_from": "Start from",
+    "memory": "Saving memory",
     "preset": "Method",
     "data.library_clips": "Example clips",
     "data.library_steps": "Sampling steps of an example clip",
@@ -46,7 +60,6 @@ LABELS = {
     "preview.prompts": "Prompts of the previews",
     "preview.teacher_steps": "Sampling steps of the original",
     "trajectory.ddim_timesteps": "Timesteps of the base model",
-    "warm_start": "Start from the model's own few-step LoRA",
     "motion.weight": "Weight of motion",
     "adversarial.ratio": "Style against motion",
     "adversarial.weight": "Weight of style",
@@ -54,7 +67,7 @@ LABELS = {
     "adversarial.lr": "Learning rate of the discriminator",
     "optim.lr": "Learning rate",
     "optim.accumulation": "Batches in a step",
-    "hardware.gradient_checkpointing": "Save memory (gradient checkpointing)",
+    "hardware.gradient_checkpointing": "Compute twice (gradient checkpointing)",
     "preview.every": "Steps between previews",
     "preview.count": "Prompts in a preview",
     "preview.steps": "Sampling steps shown",
@@ -91,10 +104,9 @@ def component(name: str, **options: Any) -> Any:
 def to_form(config: TrainConfig) -> dict[str, Any]:
     """Component values by name."""
     found: dict[str, Any] = {}
+    values = values_of(config)
     for name, record in RECORDS.items():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = values[name]
         if isinstance(value, tuple):
             value = ("\n" if record.type == "strs" else ", ").join(str(item) for item in value)
         elif isinstance(value, Path):
@@ -121,11 +133,9 @@ def to_config(values: Mapping[str, Any], places: Places, run: Path) -> TrainConf
     for name in PATHS:
         given[name] = _path(given[name], name, places)
     given["model"] = model_path(str(given["model"] or BUNDLED), places)
-    features = str(given["adversarial.features"] or "auto")
-    known = features in FEATURE_NAMES
-    given["adversarial.features"] = (
-        features if known else str(_path(features, "adversarial.features", places))
-    )
+    for name, known in NAMED.items():
+        text = str(given[name] or known[0])
+        given[name] = text if text in known else str(_path(text, name, places))
     return load_config(overrides={**given, "run": run})
 
 
@@ -155,18 +165,19 @@ def model_path(text: str, places: Places) -> str:
     return str(found)
 
 
-def base_values(model: str, preset: str, memory: str, quality: str) -> dict[str, Any]:
+def base_values(model: str, preset: str, card: str, quality: str) -> dict[str, Any]:
     """What the four choosers together propose, as component values."""
     overrides = {"model": model, "preset": preset if preset in PRESETS else "recipe"}
-    values = to_form(load_config(overrides=overrides))
-    changes = {**memory_values(memory, model), **QUALITY_PRESETS[quality].values}
-    return {**values, **{name: change for name, change in changes.items() if name in RECORDS}}
+    changes = {**card_values(card, model), **QUALITY_PRESETS[quality].values}
+    return to_form(load_config(overrides={**overrides, **changes}))
 
 
 def proposals(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
-    """Values that change when choosers go from ``before`` to ``after`` (model, preset, memory,
-    quality); what the user typed elsewhere stays.
+    """Values that change when choosers go from ``before`` to ``after`` (model, preset, card,
+    quality, memory); what the user typed elsewhere stays.
     """
-    old, new = base_values(*before), base_values(*after)
+    if before[-1] != after[-1]:
+        return memory_values(after[-1])
+    old, new = base_values(*before[:-1]), base_values(*after[:-1])
     skip = {"model", "preset", *PATHS, "trigger", "prompt_template"}
     return {n: new[n] for n in NAMES if n not in skip and old[n] != new[n]}

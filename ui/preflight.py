@@ -16,7 +16,7 @@ STAGE = re.compile(r"^\[(\d+)/(\d+)\] (.*)$", re.MULTILINE)
 TITLE = "Test of memory and time"
 KILLED = (
     "Its process was ended from outside before it was done. Most often main memory ran out: choose "
-    "a smaller memory preset, or close other programs, and test again."
+    "a smaller card preset, or close other programs, and test again."
 )
 
 

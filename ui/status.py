@@ -28,7 +28,7 @@ ADVICE = (
     ("DiskFullError", "Free some space (old runs and checkpoints are the largest), then press "
      "Resume. Everything up to the last checkpoint is whole."),
     ("OutOfMemory", "The device has too little memory for these settings. On the Train tab choose "
-     "a smaller memory preset, or turn on gradient checkpointing, and start again."),
+     "less under Graphics memory, or Saving memory: tight, and start again."),
     ("TrainingDivergedError", "The numbers ran away. Clone the run on the Runs tab, halve the "
      "learning rate, and start the clone."),
     ("RunLockedError", "Another process trains this run. Wait until it has ended."),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.settings.memory import MEMORY_PRESETS
+from trainer.settings.cards import CARD_PRESETS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 VARIANT = "bf16, recomputing"
@@ -33,14 +33,14 @@ def found(tmp_path_factory):
 
 def test_every_family_is_measured(found):
     rows = {row["family"]: row for row in found["steps"]}
-    assert set(rows) == set(MEMORY_PRESETS)
+    assert set(rows) == set(CARD_PRESETS)
     for row in rows.values():
         assert row["variant"] == VARIANT
         assert row["seconds"] > 0 and row["estimated_gib"] > 0 and row["peak_share"] > 0
 
 
 def test_clips_are_timed_for_student_and_teacher(found):
-    for family in MEMORY_PRESETS:
+    for family in CARD_PRESETS:
         rows = [row for row in found["clips"] if row["family"] == family]
         student = [row["steps"] for row in rows if row["who"] == "student"]
         assert student == [1, 2, 4, 8] and rows[-1]["who"] == "teacher"
@@ -48,7 +48,7 @@ def test_clips_are_timed_for_student_and_teacher(found):
 
 
 def test_a_second_call_adds_rows_and_replaces_those_measured_again(found, tmp_path):
-    out, family = tmp_path / "gpu.json", next(iter(MEMORY_PRESETS))
+    out, family = tmp_path / "gpu.json", next(iter(CARD_PRESETS))
     old = {**found["steps"][0], "family": family, "seconds": 1e9}
     before = {**found, "steps": [old, {**old, "variant": "bf16"}]}
     out.write_text(json.dumps(before), encoding="utf-8")
@@ -70,8 +70,8 @@ def test_without_a_card_it_says_so(tmp_path):
 def test_the_published_memory_of_presets_is_that_of_the_presets():
     text = (BENCHMARKS / "results" / "memory.json").read_text(encoding="utf-8")
     rows = {(row["family"], row["card"]): row for row in json.loads(text)["presets"]}
-    assert len(rows) == sum(map(len, MEMORY_PRESETS.values()))
-    for family, presets in MEMORY_PRESETS.items():
+    assert len(rows) == sum(map(len, CARD_PRESETS.values()))
+    for family, presets in CARD_PRESETS.items():
         for preset in presets:
             row = rows[family, preset.gigabytes]
             assert row["preset"] == preset.title.partition(": ")[2]

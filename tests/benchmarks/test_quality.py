@@ -21,7 +21,7 @@ from quality_report import markdown  # noqa: E402
 from quality_students import find_style, fresh_style, select, student_table  # noqa: E402
 
 TINY = [
-    "data.library_clips=2", "data.batch_size=2", "data.min_side=16", "lora.rank=2", "lora.alpha=2",
+    "data.library_clips=2", "data.batch_size=2", "data.min_side=16", "lora.rank=2",
     "adversarial.features=efficientnet-lite0", "adversarial.caption_weight=0", "optim.lr=0.01",
     "hardware.device=cpu",
 ]  # fmt: skip

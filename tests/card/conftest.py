@@ -25,7 +25,6 @@ SMALL: dict[str, Any] = {
     "data.width": 32,
     "trajectory.ddim_timesteps": 8,
     "lora.rank": 2,
-    "lora.alpha": 2.0,
     "preview.every": 0,
     "preview.steps": (1, 2),
     "preview.teacher_steps": 2,

@@ -21,7 +21,7 @@ from trainer.distill.step import gradients
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
 from trainer.runs.guards import NanGuard
-from trainer.settings.memory import MEMORY_PRESETS
+from trainer.settings.cards import CARD_PRESETS
 
 STEP_OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {"hardware.precision": "fp32", "hardware.decode_precision": "fp32"},
@@ -43,14 +43,14 @@ STEP_OPTIONS: dict[str, dict[str, Any]] = {
     "no discriminator": {"adversarial.weight": 0.0, "optim.grad_clip": 0.0},
     "efficientnet": {"adversarial.features": "efficientnet-lite0"},
 }  # fmt: skip
-SIZES = ("data.frames", "data.height", "data.width", "lora.rank", "lora.alpha", "data.batch_size")
+SIZES = ("data.frames", "data.height", "data.width", "lora.rank", "data.batch_size")
 
 
 def presets() -> dict[str, tuple[str, dict[str, Any]]]:
-    """What the memory presets differ in besides their sizes, each once."""
+    """What the card presets differ in besides their sizes, each once."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     known = []
-    for family, cards in MEMORY_PRESETS.items():
+    for family, cards in CARD_PRESETS.items():
         for preset in cards:
             rest = {k: v for k, v in preset.settings.items() if k not in SIZES}
             rest["optim.accumulation"] = min(2, rest["optim.accumulation"])

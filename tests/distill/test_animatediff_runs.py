@@ -27,7 +27,6 @@ SMALL = {
     "data.min_side": 16,
     "trajectory.ddim_timesteps": 10,
     "lora.rank": 2,
-    "lora.alpha": 2.0,
     "preview.every": 0,
     "checkpoint.every": 2,
     "optim.schedule": "constant",
@@ -115,7 +114,7 @@ def test_the_lora_samples_a_clip(finished, settings, tmp_path, capsys):
 
 def test_a_run_continues_from_a_lora_of_a_lower_rank(finished, settings, tmp_path, model):
     path = tmp_path / "continued"
-    more = {"init_lora": str(finished.export_path), "lora.rank": 3, "optim.lr": 1e-8}
+    more = {"start_from": str(finished.export_path), "lora.rank": 3, "optim.lr": 1e-8}
     train(new_run(settings, path, steps=1, **more))
     before = read_lora(finished.export_path, model.network).pairs
     after = read_lora(path / "continued.safetensors", model.network).pairs

@@ -39,7 +39,7 @@ def files(family: str, request) -> dict[str, Any]:
 
 def settings(**more: Any) -> dict[str, Any]:
     return {
-        "warm_start": False,
+        "start_from": "none",
         "data.batch_size": 2,
         "data.frames": 16,
         "data.height": 64,
@@ -186,7 +186,7 @@ def test_full_size_shapes_go_through_the_family(family):
     ("family", "size", "goal"), [("modelscope", 256, 8), ("animatediff", 512, 16)]
 )
 def test_the_goals_of_memory_are_met_at_full_size(family, size, goal, capsys):
-    command = ["preflight", "--estimate", "--family", family, "--memory", str(goal)]
+    command = ["preflight", "--estimate", "--family", family, "--card", str(goal)]
     more = ["--adversarial.features=efficientnet-lite0", "--data.batch-size=1"]
     more += [f"--data.height={size}", f"--data.width={size}", "--data.frames=16"]
     assert main([*command, *more]) == 0

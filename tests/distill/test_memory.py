@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer.distill.ema import ParameterEma
 from trainer.distill.meter import MemoryMeter
-from trainer.distill.optimizers import OffloadedAdamW, build_optimizer
+from trainer.distill.optimizers import BETAS, OffloadedAdamW, build_optimizer
 from trainer.distill.precision import (
     compute_lora_in_input_dtype,
     gradient_scale,
@@ -188,9 +188,7 @@ def test_the_offloaded_optimizer_equals_adamw_and_resumes():
     config = OptimConfig(offload=True, weight_decay=0.1)
     ours, theirs = trained(), trained()
     offloaded = build_optimizer(config, [{"params": ours, "lr": 1e-2}])
-    plain = torch.optim.AdamW(
-        [{"params": theirs, "lr": 1e-2}], betas=config.betas, weight_decay=0.1
-    )
+    plain = torch.optim.AdamW([{"params": theirs, "lr": 1e-2}], betas=BETAS, weight_decay=0.1)
     assert isinstance(offloaded, OffloadedAdamW)
     generator = torch.Generator().manual_seed(5)
     for step in range(6):

@@ -85,7 +85,7 @@ def naive_point(session, draws, row):
     """
     model, prompts, library = session.model, session.prompts, session.motions
     a = model.noise.alphas_cumprod.double()[20 * (int(draws.place[row]) + 1) - 1]
-    ends = session.config.motion.target == "endpoint"
+    ends = session.config.recipe.motion.target == "endpoint"
     level, source, clip = int(draws.place[row]), int(draws.source[row]), int(draws.motion[row])
     prompt, start = int(draws.prompt[row]), draws.start[row]
     if source == TRAJECTORY or (ends and source == FRESH):
@@ -149,7 +149,7 @@ def test_losses_equal_their_formulas(session, draws):
     points = trajectory_points(session.parts.student, batch)
     predicted = session.parts.student.predict(points.latents, batch.level, batch.text)
     motion = motion_losses(session.parts, predicted, points, batch)
-    c = session.config.motion.huber_c
+    c = session.config.recipe.motion.huber_c
     p, q = predicted.double(), points.target.double()
     assert float(motion["consistency"]) == pytest.approx(
         float((((p - q) ** 2 + c**2).sqrt() - c).mean()), rel=1e-5
@@ -174,7 +174,7 @@ def test_losses_equal_their_formulas(session, draws):
     assert float(style["content"]) == pytest.approx(naive_content(*seen), rel=2e-3), (
         "stored as half"
     )
-    weights = session.config.adversarial
+    weights = session.config.recipe.adversarial
     total = style["adversarial"] + weights.caption_weight * style["caption"]
     total = total + weights.content_weight * style["content"]
     total = total + weights.statistics_weight * style["statistics"]

@@ -25,7 +25,7 @@ def run(tiny_model, style_images, tmp_path_factory) -> Run:
         "model": str(tiny_model), "adversarial.features": str(tiny_model.parent / "dinov2"),
         "images": str(style_images), "run": str(path), "steps": 3,
         "trigger": "flat", "data.library_clips": 2, "data.batch_size": 2, "data.min_side": 16,
-        "trajectory.ddim_timesteps": 8, "lora.rank": 2, "lora.alpha": 2.0, "preview.every": 3,
+        "trajectory.ddim_timesteps": 8, "lora.rank": 2, "preview.every": 3,
         "preview.steps": (1, 2), "preview.teacher_steps": 2, "checkpoint.every": 1,
         "hardware.device": "cpu",
     }  # fmt: skip
@@ -92,7 +92,7 @@ def test_the_best_preview_decides_what_is_exported_and_its_checkpoint_stays(
         "model": str(tiny_model), "adversarial.features": str(tiny_model.parent / "dinov2"),
         "images": str(style_images), "run": str(tmp_path / "best"),
         "steps": 2, "data.library_clips": 2, "data.batch_size": 2, "data.min_side": 16,
-        "trajectory.ddim_timesteps": 8, "lora.rank": 2, "lora.alpha": 2.0, "optim.lr": 0.01,
+        "trajectory.ddim_timesteps": 8, "lora.rank": 2, "optim.lr": 0.01,
         "preview.every": 1, "preview.steps": (1, 2), "preview.teacher_steps": 2,
         "checkpoint.every": 1, "checkpoint.keep": 1, "hardware.device": "cpu",
     }  # fmt: skip

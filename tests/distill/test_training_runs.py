@@ -51,7 +51,6 @@ def settings(tiny_model: Path, style_images: Path, run: Path, **more):
         "data.batch_size": 2,
         "data.min_side": 16,
         "lora.rank": 2,
-        "lora.alpha": 2.0,
         "motion.representation": "learned",
         "adversarial.features": str(tiny_model.parent / "dinov2"),
         "preview.every": 0,

@@ -180,7 +180,7 @@ def foreign(name):
     ("name", "message"),
     [
         ("module", "is an AnimateDiff motion module.*`motion_module`"),
-        ("lora", "is a LoRA.*`init_lora`"),
+        ("lora", "is a LoRA.*`start_from`"),
         ("xl", "XL checkpoint.*needs a checkpoint of Stable Diffusion 1.5"),
         ("sd2", "Stable Diffusion 2 checkpoint"),
         ("nothing", "none of its 2 keys begins with `model.diffusion_model.`"),

@@ -135,7 +135,7 @@ def test_what_was_found_on_disk_makes_it_ready(models, no_networks):
         ({"prompts": "{tmp}/latin.txt"}, "prompts", "UTF-8"),
         ({"images": "{tmp}"}, "images", "No usable images"),
         ({"videos": "{tmp}/no"}, "videos", "does not exist"),
-        ({"init_lora": "{tmp}/latin.txt"}, "init_lora", "."),
+        ({"start_from": "{tmp}/latin.txt"}, "start_from", "."),
         ({"motion_module": "{tmp}/page.ckpt"}, "motion_module", "web page"),
         ({"motion_module": "{tmp}/no.ckpt"}, "motion_module", "does not exist"),
         ({"vae": "{tmp}/page.ckpt"}, "vae", "web page"),
@@ -171,7 +171,7 @@ def large_step(cache: Path) -> TrainConfig:
     """A step of the mini model that is too large to be called small."""
     return load_config(overrides={
         "images": str(style_folder("ink")), "data.batch_size": 32, "data.cache": str(cache),
-        "hardware.gradient_checkpointing": False})  # fmt: skip
+        "memory": "fast"})  # fmt: skip
 
 
 @pytest.mark.parametrize(("gib", "state"), [(0.1, "bad"), (1000.0, "ok")])
@@ -183,7 +183,7 @@ def test_a_large_step_is_tried_on_shapes_and_held_against_the_memory(gib, state,
         readiness = check(large_step(tmp_path), Disk(), machine=machine)
         (finding,) = (f for f in readiness.findings if f.part == "Memory")
         assert finding.state == state and readiness.ready == (state == "ok")
-        assert ("Try --hardware.gradient-checkpointing true" in finding.text) == (state == "bad")
+        assert ("Try --memory lean" in finding.text) == (state == "bad")
 
 
 def test_the_estimate_is_made_once_for_the_same_settings(tmp_path):

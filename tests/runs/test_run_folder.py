@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import ConfigError, load_config, save_config, with_overrides
+from trainer.config import ConfigError, load_config, save_config, values_of, with_overrides
 from trainer.runs.files import atomic_write
 from trainer.runs.folder import Run, RunError, list_runs, safe_join, slug
 from trainer.runs.lock import RunLock, RunLockedError
@@ -39,12 +39,6 @@ def hold_lock(run: Run) -> subprocess.Popen[bytes]:
     )  # fmt: skip
     assert child.stdout is not None and child.stdout.readline().strip() == b"locked"
     return child
-
-
-def flat(config) -> dict:
-    values = config.model_dump()
-    nested = {f"{k}.{n}": x for k, v in values.items() if isinstance(v, dict) for n, x in v.items()}
-    return values | nested
 
 
 def finish(child: subprocess.Popen[bytes]) -> None:
@@ -110,7 +104,7 @@ def test_a_run_with_a_step_or_at_work_is_not_begun_anew(run: Run, status: str, e
 
 
 PATHS = {
-    "images": "pics", "videos": "clips", "prompts": "p.txt", "init_lora": "a.safetensors",
+    "images": "pics", "videos": "clips", "prompts": "p.txt", "start_from": "a.safetensors",
     "model": "models/sd15.safetensors", "motion_module": "mm.ckpt", "vae": "../vae",
     "data.cache": "cache", "adversarial.features": "nets/dino", "adversarial.clip": "nets/clip",
 }  # fmt: skip
@@ -121,7 +115,7 @@ def test_paths_are_absolute_from_the_day_a_run_is_made(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path / "here")
     run = Run.create(Path("r"), load_config(overrides=PATHS))
     monkeypatch.chdir(tmp_path)
-    config = flat(run.config())
+    config = values_of(run.config())
     for name, given in PATHS.items():
         assert Path(config[name]) == Path(os.path.abspath(tmp_path / "here" / given)), name
     assert Path(config["run"]) == run.path
@@ -131,7 +125,7 @@ def test_an_old_runs_relative_paths_are_its_folders(tmp_path: Path, monkeypatch)
     run = Run.create(tmp_path / "r", load_config())
     save_config(load_config(overrides={**PATHS, "run": "runs/r"}), run.config_path)
     monkeypatch.chdir(tmp_path)
-    config = flat(run.config())
+    config = values_of(run.config())
     for name, given in PATHS.items():
         assert Path(config[name]) == Path(os.path.abspath(run.path / given)), name
     assert Path(config["run"]) == run.path
@@ -139,7 +133,7 @@ def test_an_old_runs_relative_paths_are_its_folders(tmp_path: Path, monkeypatch)
 
 def test_names_that_are_no_paths_stay(run: Run) -> None:
     config = run.config()
-    assert (config.model, config.adversarial.features, config.adversarial.clip) == (
+    assert (config.model, config.recipe.adversarial.features, config.recipe.adversarial.clip) == (
         "mini", "auto", "auto",
     )  # fmt: skip
 
@@ -170,7 +164,7 @@ def test_timesteps_that_miss_the_last_level_are_refused_for_new_runs(run: Run) -
     with pytest.raises(ConfigError, match="must divide 1000.*use 8, 10, 20, 25, 40, 50"):
         Run.create(run.path.parent / "new", uneven)
     save_config(uneven, run.config_path)
-    assert run.config().trajectory.ddim_timesteps == 30, "an old run still loads"
+    assert run.config().recipe.trajectory.ddim_timesteps == 30, "an old run still loads"
 
 
 def test_folder_with_a_log_only_is_taken(tmp_path: Path) -> None:

@@ -58,12 +58,14 @@ def test_an_empty_number_and_a_wrong_one_are_named(site):
 def test_choosers_change_what_they_propose_and_nothing_else():
     from ui.form import base_values, proposals
 
-    before = ("mini", "recipe", "cpu", "quick")
-    changes = proposals(before, ("mini", "recipe", "cpu", "thorough"))
+    before = ("mini", "recipe", "cpu", "quick", "fast")
+    changes = proposals(before, ("mini", "recipe", "cpu", "best", "fast"))
     assert changes["steps"] == 2000 and "lora.rank" not in changes
-    changes = proposals(before, ("mini", "paper", "cpu", "quick"))
+    changes = proposals(before, ("mini", "paper", "cpu", "quick", "fast"))
     assert changes["motion.representation"] == "learned" and "steps" not in changes
-    assert base_values(*before)["optim.lr"] == 2e-3  # what the mini model recommends
+    changes = proposals(before, (*before[:-1], "tight"))
+    assert changes["optim.offload"] is True and "steps" not in changes
+    assert base_values(*before[:-1])["optim.lr"] == 2e-3  # what the mini model recommends
 
 
 def test_a_memory_preset_sets_sizes_for_a_large_model(tiny_model, tmp_path):
@@ -75,9 +77,10 @@ def test_a_memory_preset_sets_sizes_for_a_large_model(tiny_model, tmp_path):
     shutil.copytree(tiny_model, large)
     (large / "mcm.json").unlink()
     changes = proposals(
-        (str(large), "recipe", "cpu", "quick"), (str(large), "recipe", "8", "quick")
+        (str(large), "recipe", "cpu", "quick", "fast"), (str(large), "recipe", "8", "quick", "fast")
     )
     assert changes["data.height"] == 256 and changes["hardware.gradient_checkpointing"] is True
+    assert changes["memory"] == "tight"
 
 
 def test_the_draft_survives_and_a_damaged_one_becomes_the_first(site):
@@ -106,7 +109,11 @@ def test_shared_settings_leave_out_what_is_not_on_this_machine(site, tmp_path):
     "state, word, advice",
     [
         ({"status": "failed", "error": "DiskFullError: no room"}, "Disk full", "Free some space"),
-        ({"status": "failed", "error": "OutOfMemoryError: x"}, "Failed", "smaller memory preset"),
+        (
+            {"status": "failed", "error": "OutOfMemoryError: x"},
+            "Failed",
+            "less under Graphics memory",
+        ),
         ({"status": "failed", "error": "KeyError: 'x'"}, "Failed", "last checkpoint"),
         ({"status": "running", "pid": 2**22 + 1, "pid_started": 1.0}, "Interrupted", "Resume"),
         ({"status": "stopped"}, "Stopped", ""),

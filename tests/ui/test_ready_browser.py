@@ -100,7 +100,6 @@ def test_a_real_model_from_missing_parts_to_a_lora(trainer, chromium, tmp_path):
 
         # another size: what it cannot have is said, and the old result goes
         tab(page, "Train")
-        page.locator("#expert input").check()
         page.get_by_role("button", name="Clips and images").click()
         height = page.locator("#field-data-height input")
         height.fill("72")

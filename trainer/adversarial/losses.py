@@ -63,6 +63,10 @@ class DiscriminatorLoss:
     fake_logits_mean: Tensor
 
 
+R1_EVERY = 8
+"""Steps from one R1 penalty to the next: lazy regularisation (StyleGAN2, arXiv 1912.04958, B)."""
+
+
 def discriminator_loss(
     disc: Judge,
     feats_real: Sequence[Tensor],

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ConfigField, TrainConfig, fields, load_config, with_overrides
+from ..config import ConfigError, ConfigField, TrainConfig, fields, load_config, with_overrides
 from ..paths import BUNDLED
+from ..settings import QUALITY_PRESETS
+from ..settings.cards import CARDS
+from ..settings.old import RETIRED
 
 if TYPE_CHECKING:
     import torch
@@ -22,32 +26,62 @@ MODEL_PARTS = ("motion_module", "vae")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--config FILE``, ``--preset NAME`` and a flag for every field, parts as
-    ``--motion.weight``.
+    """``--config FILE``, presets, and a flag for every field, as ``--data.batch-size``.
+
+    Those for experts are in ``--help-expert`` alone.
     """
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; flags win over it")
     parser.add_argument(
-        "--memory",
+        "--card",
         type=int,
         metavar="GB",
-        help="start from the preset for a card of 8, 12, 16, 24 or 48 GB: clip size, LoRA rank and "
-        "memory options",
+        help=f"start from the preset for a card of {', '.join(map(str, CARDS))} GB: clip size, "
+        "LoRA rank, batch and `memory`",
     )
-    basic = parser.add_argument_group("run")
-    groups: dict[str, Any] = {}
+    steps = (f"{name} ({found.values['steps']} steps)" for name, found in QUALITY_PRESETS.items())
+    parser.add_argument(
+        "--quality",
+        choices=tuple(QUALITY_PRESETS),
+        help=f"how long it trains: {', '.join(steps)}, with previews, checkpoints and example "
+        "clips to match",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting by its name, as motion.weight=2; may be repeated",
+    )
+    groups: dict[str, Any] = {"": parser.add_argument_group("run")}
     for record in fields():
-        group = basic
-        if record.part:
-            if record.part not in groups:
-                groups[record.part] = parser.add_argument_group(record.part)
-            group = groups[record.part]
-        group.add_argument(
-            f"--{record.name.replace('_', '-')}",
-            dest=record.name,
-            default=None,
-            metavar=record.type.upper(),
-            help=_help(record),
-        )
+        if record.part not in groups:
+            groups[record.part] = parser.add_argument_group(record.part)
+        argument = _add_flag(groups[record.part], record.name, _help(record), record.expert)
+        argument.metavar = record.type.upper()
+    for name in RETIRED:
+        _add_flag(parser, name, "", hidden=True)
+    parser.add_argument("--help-expert", action=_ExpertHelp, help="show every setting and exit")
+
+
+def _add_flag(group: Any, name: str, text: str, hidden: bool) -> argparse.Action:
+    flag = f"--{name.replace('_', '-')}"
+    action = group.add_argument(flag, dest=name, default=None, help=text)
+    if hidden:
+        action.help, action.expert_help = argparse.SUPPRESS, text
+    return action
+
+
+class _ExpertHelp(argparse.Action):
+    """Prints the help with the flags that the short one leaves out."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for action in parser._actions:
+            action.help = getattr(action, "expert_help", "") or action.help
+        parser.print_help()
+        parser.exit()
 
 
 def _help(record: ConfigField) -> str:
@@ -56,14 +90,28 @@ def _help(record: ConfigField) -> str:
     return f"{record.help}{allowed}{default}".replace("%", "%%")
 
 
+def card_from(options: argparse.Namespace) -> int | None:
+    """GB of the card that ``--card`` names, or ``--memory`` with a number."""
+    text = getattr(options, "memory", None)
+    return int(text) if text and text.isdecimal() else options.card
+
+
 def config_from(options: argparse.Namespace, **fallbacks: Any) -> TrainConfig:
-    """The config that flags, file and preset add up to; raises ConfigError naming the field."""
+    """The config that flags, file and presets add up to; raises ConfigError naming the field."""
     given = vars(options)
-    overrides = {r.name: given[r.name] for r in fields() if given.get(r.name) is not None}
+    names = (*(record.name for record in fields()), *RETIRED)
+    overrides = {name: given[name] for name in names if given.get(name) is not None}
+    if overrides.get("memory", "").isdecimal():
+        del overrides["memory"]
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"`--set {text}` has no value; write --set motion.weight=2.")
+        overrides[name.strip()] = value
     preset = overrides.pop("preset", None)
     for name, value in fallbacks.items():
         overrides.setdefault(name, value)
-    return load_config(options.config, preset, overrides, given.get("memory"))
+    return load_config(options.config, preset, overrides, card_from(options), options.quality)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, default: str | None = BUNDLED) -> None:

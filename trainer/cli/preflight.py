@@ -4,8 +4,8 @@ tries two real steps and one preview: peak memory, time per step, total time, di
   python -m trainer preflight --model mini --images my_style
   python -m trainer preflight --check --model sd15.safetensors --images my_style   # look up only
   python -m trainer preflight --config my.toml --json report.json
-  python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --memory 12
-  python -m trainer preflight --estimate --family modelscope --memory 8
+  python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --card 12
+  python -m trainer preflight --estimate --family modelscope --card 8
 
 Takes the same settings as `train`, makes one or two clips of the library, and leaves nothing
 behind. If the settings do not fit, it says which would. `--check` takes seconds; what is missing is
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.files import atomic_write
-from ..settings.memory import CARDS, MEMORY_PRESETS
-from .options import add_config_arguments, config_from
+from ..settings.cards import CARD_PRESETS, CARDS
+from .options import add_config_arguments, card_from, config_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--family",
-        choices=tuple(MEMORY_PRESETS),
+        choices=tuple(CARD_PRESETS),
         help="with --estimate: the published model of this family, in place of --model",
     )
 
@@ -91,7 +91,7 @@ def _estimate(options: argparse.Namespace) -> int:
     from ..distill.preflight import HEADROOM
     from ..distill.skeletons import skeleton
 
-    family, gigabytes = options.family, options.memory
+    family, gigabytes = options.family, card_from(options)
     config = config_from(options, **({"model": family} if family else {}))
     found = estimate(config, skeleton(family) if family else None)
     print(found.text())

@@ -6,7 +6,8 @@
 
 Before anything long, everything it needs is looked up: what is missing is listed with where to get
 it and where to put it (`preflight` does the same, and measures).
-Every setting is a flag (parts with a dot, as --motion.weight) and a line of the run's config.toml.
+Every setting is a flag and a line of the run's config.toml; `--help-expert` shows those of the
+method too (as --motion.weight 2, or --set motion.weight=2).
 The run folder holds state, log, samples, checkpoints and in the end the LoRA; stop with Ctrl+C or
 `stop`, go on with `resume`.
 """

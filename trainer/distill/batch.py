@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adversarial.augment import AugmentDraws
-from ..adversarial.losses import mismatch_permutation
+from ..adversarial.losses import R1_EVERY, mismatch_permutation
 from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws, generator_for, timesteps_of
 from .session import Session
 
@@ -83,10 +83,10 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
     """The batch that ``draws`` of step ``step`` stand for."""
     s, path, library = session, session.model.noise, session.library
     rows, origins, earlier = _rows(s, draws)
-    levels = path.levels(s.config.trajectory.ddim_timesteps)
+    levels = path.levels(s.config.recipe.trajectory.ddim_timesteps)
     level, below = levels[draws.place], levels[(draws.place - 1).clamp(min=0)]
     stored = draws.source == REPLAY
-    near = timesteps_of(path, level) <= s.config.motion.self_anchor_max_timestep
+    near = timesteps_of(path, level) <= s.config.recipe.motion.self_anchor_max_timestep
     fresh, real = _places(draws.source == FRESH), _places(draws.source == TRAJECTORY)
     real_latents, real_next = _real(s, draws, real, level)
     known = draws.source == TRAJECTORY if real_next is not None else stored & False
@@ -157,7 +157,7 @@ def _style(
 ) -> StyleBatch | None:
     if s.parts.discriminator is None:
         return None
-    options, per_clip = s.config.adversarial, s.config.data.frames_per_clip
+    options, per_clip = s.config.recipe.adversarial, s.config.data.frames_per_clip
     reader = s.parts.reader
     captions = [c for c in s.prompts.frames(rows.tolist()) for _ in range(per_clip)]
     judged = s.prompts.conditional
@@ -182,7 +182,7 @@ def _style(
         augment_fake=draws.augment_fake,
         augment_real=draws.augment_real,
         wanted=None if s.end_maps is None else s.end_maps(origins, draws.frames),
-        r1_weight=options.r1_weight if step % options.r1_every == 0 else 0.0,
+        r1_weight=options.r1_weight if step % R1_EVERY == 0 else 0.0,
         read=None if reader is None else reader.targets(captions),
     )
 

@@ -116,7 +116,7 @@ class Distiller:
         if optim.schedule == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * done))
         for group, base in zip(
-            s.optimizer.param_groups, (optim.lr, s.config.motion.head_lr), strict=False
+            s.optimizer.param_groups, (optim.lr, s.config.recipe.motion.head_lr), strict=False
         ):
             group["lr"] = base * factor
 
@@ -145,7 +145,7 @@ class Distiller:
         ValueError where they do not fit this run.
         """
         s = self.session
-        load_lora_state(s.model.network, _unflatten(tensors["lora"], s.config.lora.alpha))
+        load_lora_state(s.model.network, _unflatten(tensors["lora"]))
         s.ema.load_state_dict(tensors["ema"])
         s.replay.load_state_dict(tensors["replay"])
         s.memory.load(tensors)
@@ -181,9 +181,7 @@ def _flatten(pairs: dict[str, LoraPair]) -> dict[str, Tensor]:
     }
 
 
-def _unflatten(tensors: dict[str, Tensor], alpha: float) -> dict[str, LoraPair]:
+def _unflatten(tensors: dict[str, Tensor]) -> dict[str, LoraPair]:
     paths = sorted({name.rpartition(".")[0] for name in tensors})
-    return {
-        path: LoraPair(down=tensors[f"{path}.down"], up=tensors[f"{path}.up"], alpha=alpha)
-        for path in paths
-    }
+    pairs = ((path, tensors[f"{path}.down"], tensors[f"{path}.up"]) for path in paths)
+    return {path: LoraPair(down, up, alpha=float(len(down))) for path, down, up in pairs}

@@ -76,7 +76,7 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
     """
     g = generator_for(config.seed, step, rank)
     batch, per_clip = config.data.batch_size, config.data.frames_per_clip
-    low, high = config.trajectory.guidance_min, config.trajectory.guidance_max
+    low, high = config.recipe.trajectory.guidance_min, config.recipe.trajectory.guidance_max
     shape = (batch, *sizes.latent)
 
     def rows(count: int) -> Tensor:
@@ -93,8 +93,8 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
         noise=torch.randn(shape, generator=g),
         start=torch.randn(shape, generator=g),
         frames=draw_frames(batch, sizes.frames, per_clip, g),
-        augment_fake=draw_augment(config.adversarial.augment, batch * per_clip, g),
-        augment_real=draw_augment(config.adversarial.augment, batch * per_clip, g),
+        augment_fake=draw_augment(config.recipe.adversarial.augment, batch * per_clip, g),
+        augment_real=draw_augment(config.recipe.adversarial.augment, batch * per_clip, g),
         image_seed=int(torch.randint(2**31, (1,), generator=g)),
         mismatch_seed=int(torch.randint(2**31, (1,), generator=g)),
     )
@@ -104,8 +104,8 @@ def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generat
     """A Bernoulli draw for each sample (paper, sec. 3.3); without stored predictions, replays are
     fresh.
     """
-    real = torch.rand(batch, generator=g) < config.trajectory.real_probability
-    replay = torch.rand(batch, generator=g) < config.trajectory.replay_probability
+    real = torch.rand(batch, generator=g) < config.recipe.trajectory.real_probability
+    replay = torch.rand(batch, generator=g) < config.recipe.trajectory.replay_probability
     own = torch.where(replay & (sizes.replays > 0), REPLAY, FRESH)
     return torch.where(real, TRAJECTORY, own)
 
@@ -114,7 +114,7 @@ def _draw_place(config: TrainConfig, path: NoisePath, source: Tensor, g: torch.G
     """Places (B,) on the ascending trajectory, uniform, but ``few_step_bias`` of the points sit
     where few-step sampling stops, each number of steps as often as the others.
     """
-    batch, count = len(source), config.trajectory.ddim_timesteps
+    batch, count = len(source), config.recipe.trajectory.ddim_timesteps
     ranges = [_range(config, path, kind) for kind in (TRAJECTORY, FRESH, REPLAY)]
     stops = [few_step_places(steps, count).tolist() for steps in FEW_STEPS]
     biased, which, where, uniform = torch.rand(4, batch, generator=g).tolist()
@@ -123,7 +123,7 @@ def _draw_place(config: TrainConfig, path: NoisePath, source: Tensor, g: torch.G
         low, high = ranges[kind]
         reached = [[stop for stop in row if low <= stop <= high] for row in stops]
         tables = [row for row in reached if row]
-        if biased[k] < config.trajectory.few_step_bias and tables:
+        if biased[k] < config.recipe.trajectory.few_step_bias and tables:
             table = tables[int(which[k] * len(tables))]
             drawn.append(table[int(where[k] * len(table))])
         else:
@@ -133,7 +133,7 @@ def _draw_place(config: TrainConfig, path: NoisePath, source: Tensor, g: torch.G
 
 def _visited(config: TrainConfig, places: list[int]) -> Tensor:
     """The next place at or above each of ``places`` at which the teacher's rollout has been."""
-    top, stride = config.trajectory.ddim_timesteps - 1, config.library_stride
+    top, stride = config.recipe.trajectory.ddim_timesteps - 1, config.library_stride
     return torch.tensor([top - (top - place) // stride * stride for place in places])
 
 
@@ -150,12 +150,12 @@ def _range(config: TrainConfig, path: NoisePath, source: int) -> tuple[int, int]
     Aiming at ends, a step trains what sampling does: it begins with noise, at the top, where the
     base model's trajectory is as good as noise; below it meets the student's own predictions.
     """
-    count = config.trajectory.ddim_timesteps
+    count = config.recipe.trajectory.ddim_timesteps
     if not config.aims_at_ends:
         return 0, count - 1
     if source != TRAJECTORY:
         return 0, count - 2
-    noisy = timesteps_of(path, path.levels(count)) >= config.trajectory.real_min_timestep
+    noisy = timesteps_of(path, path.levels(count)) >= config.recipe.trajectory.real_min_timestep
     return min(int((~noisy).sum()), count - 1), count - 1
 
 

@@ -18,6 +18,7 @@ from ..adversarial.frame_losses import deeper_half
 from ..config import TrainConfig, with_overrides
 from ..diffusion.noise import TRAJECTORY_STEPS
 from ..families import VideoModel, load_model
+from ..settings.cards import CARDS
 from .batch import Batch, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
@@ -100,7 +101,7 @@ def memory_advice(config: TrainConfig) -> list[str]:
     """What saves memory, strongest first, leaving out what is already set."""
     hints = []
     if not config.hardware.gradient_checkpointing:
-        hints.append("--hardware.gradient-checkpointing true")
+        hints.append("--memory lean")
     if config.data.batch_size > 1:
         hints.append(
             f"--data.batch-size {max(1, config.data.batch_size // 2)} --optim.accumulation 2"
@@ -108,8 +109,9 @@ def memory_advice(config: TrainConfig) -> list[str]:
     if not config.hardware.offload_idle:
         hints.append("--hardware.offload-idle true")
     if not config.optim.offload and config.optim.optimizer == "adamw":
-        hints.append("--optim.offload true, or --optim.optimizer adamw8bit with bitsandbytes")
-    hints.append("--memory 8 (or 12, 16, 24, 48): a preset for a card of so many GB")
+        hints.append("--memory tight, or --optim.optimizer adamw8bit with bitsandbytes")
+    sizes = ", ".join(map(str, CARDS[1:]))
+    hints.append(f"--card {CARDS[0]} (or {sizes}): a preset for a card of so many GB")
     hints.append("a smaller --data.height and --data.width, or fewer --data.frames")
     return hints
 
@@ -165,7 +167,7 @@ def made_batch(parts: StepParts) -> Batch:
     places = torch.arange(count)
     clips = torch.randn(count, *latent, device=device)
     text = torch.randn(count, TOKENS, model.text.width, dtype=model.dtype, device=device)
-    stored = config.trajectory.real_probability == 1
+    stored = config.recipe.trajectory.real_probability == 1
     known = stored and config.videos is None
     ends = clips.clone() if config.aims_at_ends else None
     levels = model.noise.levels(TRAJECTORY_STEPS)
@@ -175,7 +177,7 @@ def made_batch(parts: StepParts) -> Batch:
         level=levels[24].repeat(count),
         next_level=levels[23].repeat(count),
         most=levels[-1:],
-        guidance=torch.full((count,), config.trajectory.guidance_min),
+        guidance=torch.full((count,), config.recipe.trajectory.guidance_min),
         noise=clips,
         text=text,
         empty=text[:1].clone(),
@@ -194,7 +196,7 @@ def made_batch(parts: StepParts) -> Batch:
 
 
 def _made_style(parts: StepParts, size: tuple[int, int]) -> StyleBatch:
-    options, data, device = parts.config.adversarial, parts.config.data, parts.model.device
+    options, data, device = parts.config.recipe.adversarial, parts.config.data, parts.model.device
     count = data.batch_size * data.frames_per_clip
     text = torch.randn(count, parts.model.text.width, device=device)
     draws = draw_augment(options.augment, count, torch.Generator().manual_seed(0))
@@ -218,7 +220,7 @@ def _made_style(parts: StepParts, size: tuple[int, int]) -> StyleBatch:
 @torch.no_grad()
 def _made_maps(parts: StepParts, pixels: Tensor) -> list[Tensor] | None:
     features = parts.features
-    if features is None or not parts.config.adversarial.content_weight:
+    if features is None or not parts.config.recipe.adversarial.content_weight:
         return None
     return [maps.half() for maps in deeper_half(features(pixels))]
 

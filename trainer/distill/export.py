@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..data.images import ImageSet
+from ..diffusion.noise import SIGMA_DATA, TIMESTEP_SCALING
 from ..lora.adapter import lora_state
 from ..lora.export import Exported, export_kohya
 from ..lora.metadata import LoraCard, build_metadata, thumbnail_data_uri
@@ -69,9 +70,9 @@ def export_student(
         trigger=config.trigger,
         steps=RECOMMENDED_STEPS,
         steps_allowed=FEW_STEPS,
-        timestep_scaling=config.trajectory.timestep_scaling,
-        sigma_data=config.trajectory.sigma_data,
-        original_steps=config.trajectory.ddim_timesteps,
+        timestep_scaling=TIMESTEP_SCALING,
+        sigma_data=SIGMA_DATA,
+        original_steps=config.recipe.trajectory.ddim_timesteps,
         prediction_type=model.prediction_type,
         frames=sources.frames,
         width=sources.width,

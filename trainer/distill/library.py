@@ -96,7 +96,7 @@ class Recipe:
         """The recipe of a run. Where motion is compared with the ends of trajectories, training
         reads no state below `trajectory.real_min_timestep` but the end, and only those are kept.
         """
-        steps, stride = config.trajectory.ddim_timesteps, config.library_stride
+        steps, stride = config.recipe.trajectory.ddim_timesteps, config.library_stride
         left_out = 0
         if config.aims_at_ends:
             left_out = lowest_place(config, model.noise, TRAJECTORY) // stride

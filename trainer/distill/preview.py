@@ -181,14 +181,8 @@ class Previewer:
         return self._teacher
 
     def _sample(self, steps: int) -> np.ndarray:
-        trajectory = self.session.config.trajectory
-        return self._clips(
-            "lcm",
-            steps,
-            timestep_scaling=trajectory.timestep_scaling,
-            sigma_data=trajectory.sigma_data,
-            original_steps=trajectory.ddim_timesteps,
-        )
+        count = self.session.config.recipe.trajectory.ddim_timesteps
+        return self._clips("lcm", steps, original_steps=count)
 
     def _clips(self, sampler: str, steps: int, **options: Any) -> np.ndarray:
         s = self.session

@@ -83,10 +83,10 @@ def build_session(
     student = build_student(config, sources.model, device, log)
     motions, prompts = load_motions(config, student, sources, accelerator, log, progress)
     parts = build_parts(config, student, device)
-    if config.adversarial.caption_weight and parts.features is not None:
+    if config.recipe.adversarial.caption_weight and parts.features is not None:
         log(caption_loss(parts.features, parts.reader))
     optimizer, judging = build_optimizers(config, parts)
-    compared = config.aims_at_ends and config.adversarial.content_weight
+    compared = config.aims_at_ends and config.recipe.adversarial.content_weight
     ends = None
     if compared and parts.features is not None:
         ends = EndMaps(motions.clean, sources.frames, parts.decoder, parts.features, device)
@@ -109,8 +109,7 @@ def build_session(
 
 
 def new_memory(config: TrainConfig) -> LossMemory:
-    ratio = GradientRatio(config.adversarial.ratio, config.adversarial.ratio_ema)
-    return LossMemory(ratio=ratio)
+    return LossMemory(ratio=GradientRatio(config.recipe.adversarial.ratio))
 
 
 def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
@@ -143,14 +142,12 @@ def build_student(
         compile_blocks(network, kinds, ContentCache(config.data.cache).root / "compiled")
     if hardware.gradient_checkpointing:
         enable_checkpointing(network, kinds)
-    constants = config.trajectory.timestep_scaling, config.trajectory.sigma_data
-    model.noise = model.noise.bounded(*constants)
     return Student(model)
 
 
 def build_parts(config: TrainConfig, student: Student, device: torch.device) -> StepParts:
     """The networks of a step around ``student``; what the settings leave out is None."""
-    model, hardware, options = student.model, config.hardware, config.adversarial
+    model, hardware, options = student.model, config.hardware, config.recipe.adversarial
     features = reader = discriminator = None
     if options.weight:
         features = build_features(options.features, model.feature_network).to(device)
@@ -159,9 +156,7 @@ def build_parts(config: TrainConfig, student: Student, device: torch.device) -> 
             reader = None if found is None else found.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            discriminator = Discriminator(
-                features.channels, model.text.width, options.head_channels
-            ).to(device)
+            discriminator = Discriminator(features.channels, model.text.width).to(device)
     return StepParts(
         config=config,
         student=student,
@@ -172,9 +167,8 @@ def build_parts(config: TrainConfig, student: Student, device: torch.device) -> 
             model.resting,
         ),
         representation=build_representation(
-            config.motion.representation,
+            config.recipe.motion.representation,
             model.codec.channels,
-            ema_decay=config.motion.head_ema,
             seed=config.seed,
         ).to(device),
         features=features,
@@ -188,10 +182,11 @@ def build_optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """Of student and motion head, and of the discriminator where there is one."""
     groups: list[dict] = [{"params": parts.parameters, "lr": config.optim.lr}]
-    if parts.representation.parameters():
-        groups.append({"params": parts.representation.parameters(), "lr": config.motion.head_lr})
+    head = parts.representation.parameters()
+    if head:
+        groups.append({"params": head, "lr": config.recipe.motion.head_lr})
     optimizer = build_optimizer(config.optim, groups)
     if parts.discriminator is None:
         return optimizer, None
-    judged, lr = parts.discriminator.parameters(), config.adversarial.lr
+    judged, lr = parts.discriminator.parameters(), config.recipe.adversarial.lr
     return optimizer, torch.optim.AdamW(judged, lr=lr, betas=(0.0, 0.99), weight_decay=0.0)

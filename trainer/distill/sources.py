@@ -35,14 +35,14 @@ def add_adapter(config: TrainConfig, model: VideoModel, log: Log) -> None:
     A LoRA to start from may have any rank; the adapter has the larger of that and ``lora.rank``.
     """
     found = None
-    if config.init_lora is not None:
-        found = _initial_lora(config.init_lora, config, model, log)
-    elif config.warm_start:
+    if config.start_from == "auto":
         found = _warm_start(config, model, log)
-    rank, alpha = config.lora.rank, config.lora.alpha
+    elif config.start_from != "none":
+        found = _initial_lora(Path(config.start_from).expanduser(), config, model, log)
+    rank = config.lora.rank
     if found is not None:
         rank = max(rank, *(pair.rank for pair in found.values()))
-    add_lora(model.network, rank, alpha, config.seed)
+    add_lora(model.network, rank, float(rank), config.seed)
     if found is not None:
         start_from(model.network, found)
 
@@ -112,7 +112,7 @@ def open_sources(
     if config.images is not None:
         progress(IMAGES, 0, 0)
         images = _images(config.images, config, model, (height, width), log)
-    elif config.adversarial.weight:
+    elif config.recipe.adversarial.weight:
         log("No image folder: frames of the motion source stand in for style images.")
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)

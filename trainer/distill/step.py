@@ -117,7 +117,7 @@ def motion_losses(
     """The motion loss (paper, eq. 6) and the terms that keep content, in fp32; "loss" is their
     weighted sum. A term of weight 0 is not computed.
     """
-    config, head = parts.config.motion, parts.representation
+    config, head = parts.config.recipe.motion, parts.representation
     ours, wanted = head.student(prediction), head.target(points.target)
     consistency = motion_loss(config.loss, ours, wanted, config.huber_c).mean()
     energy, anchor, own = (prediction.new_zeros(()) for _ in range(3))
@@ -152,8 +152,8 @@ def style_losses(
     The target is decoded only where the batch does not bring its maps. The discriminator is frozen
     here, and ``memory`` is brought up to date. A term of weight 0 is not computed.
     """
-    config, features, discriminator = parts.config.adversarial, parts.features, parts.discriminator
-    style = batch.style
+    config, style = parts.config.recipe.adversarial, batch.style
+    features, discriminator = parts.features, parts.discriminator
     assert style is not None and features is not None and discriminator is not None
     pixels = parts.decoder.decode_frames(prediction, style.frames)
     maps = features(apply_augment(pixels, style.augment_fake))
@@ -216,7 +216,7 @@ def _backward(
     Taken apart, they can be weighed against each other first, and the graphs of decoder and
     feature network are freed before the pass. Returns the weight of style.
     """
-    head, config = parts.representation.parameters(), parts.config.adversarial
+    head, config = parts.representation.parameters(), parts.config.recipe.adversarial
     motion, style = losses
     by_motion, *by_head = torch.autograd.grad(motion, [prediction, *head], allow_unused=True)
     by_motion = torch.zeros_like(prediction) if by_motion is None else by_motion
@@ -227,7 +227,7 @@ def _backward(
             weight = memory.ratio.update(by_motion, by_style) * config.weight
         gradient = by_motion + weight * by_style
     alpha, sigma = parts.model.noise.alpha_sigma(batch.level, prediction.ndim)
-    counts = (alpha / sigma) ** parts.config.trajectory.snr_power
+    counts = (alpha / sigma) ** parts.config.recipe.trajectory.snr_power
     _through_the_network(parts, prediction, gradient * counts * share)
     for parameter, value in zip(head, by_head, strict=True):
         _add_gradient(parameter, torch.zeros_like(parameter) if value is None else value * share)
@@ -266,7 +266,7 @@ def discriminator_losses(
         style.real_text,
         fake,
         style.text,
-        kind=parts.config.adversarial.loss,
+        kind=parts.config.recipe.adversarial.loss,
         mismatched_text=style.wrong_text,
         mismatched_mask=style.mask,
         r1_weight=style.r1_weight,

@@ -85,7 +85,7 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     known = with_overrides(config, {"images": None}) if gone else config
     sources = open_sources(known, device, lambda text: None, lambda *counts: None)
     # The adapter comes from the checkpoint, whatever it began with; its rank may have been raised.
-    start = {"lora.rank": _rank(found.tensors["lora"]), "init_lora": None, "warm_start": False}
+    start = {"lora.rank": _rank(found.tensors["lora"]), "start_from": "none"}
     plain = with_overrides(config, {**start, "hardware.compile": False})
     build_student(plain, sources.model, device, lambda message: None)
     ema = ParameterEma(lora_parameters(sources.model.network), config.optim.ema_decay)

@@ -197,8 +197,9 @@ def start_from(unet: nn.Module, pairs: Mapping[str, LoraPair], adapter_name: str
     """Let the fresh adapter of `add_lora` begin as `pairs`, of its own rank or any lower one.
 
     The update is the same exactly: further rows of `down` keep their start and those of `up` are
-    zero, so that they can learn, and alpha grows with the rank. Raises LoraError, with nothing
-    changed, unless the pairs cover the adapter and none has a higher rank.
+    zero, so that they can learn. The adapter keeps its alpha: `up` takes what the pairs' differs
+    by. Raises LoraError, with nothing changed, unless the pairs cover the adapter and none has a
+    higher rank.
     """
     fitted = fit_pairs(pairs, unet, complete=True)
     layers = dict(_lora_layers(unet))
@@ -208,9 +209,8 @@ def start_from(unet: nn.Module, pairs: Mapping[str, LoraPair], adapter_name: str
     for path, pair in fitted.items():
         layer = layers[path]
         layer.lora_A[adapter_name].weight[: pair.rank].copy_(pair.down)
-        layer.lora_B[adapter_name].weight[:, : pair.rank].copy_(pair.up)
-        layer.lora_alpha[adapter_name] = pair.alpha / pair.rank * rank
-        layer.scaling[adapter_name] = pair.alpha / pair.rank
+        scale = pair.alpha / pair.rank / layer.scaling[adapter_name]
+        layer.lora_B[adapter_name].weight[:, : pair.rank].copy_(pair.up * scale)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ WANTED = "AnimateDiff needs a checkpoint of Stable Diffusion 1.5."
 # What people really choose by mistake: (piece of a key, what the file is, what to do).
 FOREIGN = (
     ("motion_modules.", "an AnimateDiff motion module", "Give it as `motion_module`."),
-    ("lora", "a LoRA", "Give a whole checkpoint as `model`, and a LoRA as `init_lora`."),
+    ("lora", "a LoRA", "Give a whole checkpoint as `model`, and a LoRA as `start_from`."),
     ("conditioner.embedders.", "a Stable Diffusion XL checkpoint", WANTED),
     ("label_emb.", "a Stable Diffusion XL UNet", WANTED),
     ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint", WANTED),

@@ -83,26 +83,26 @@ def missing(setting: str, text: str, disk: Disk) -> Finding:
 
 
 def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
-    path = config.init_lora
-    if path is None:
+    if config.start_from in ("auto", "none"):
         return []
+    path = Path(config.start_from).expanduser()
     try:
         fit_few_step(read_lora(path, model.network), model.network, model.family.name, model.name,
                      path.name)  # fmt: skip
     except (ValueError, OSError) as error:
-        return [Finding("LoRA to start from", "bad", str(error), "init_lora")]
+        return [Finding("LoRA to start from", "bad", str(error), "start_from")]
     return [Finding("LoRA to start from", "ok", f"{path.name} fits.")]
 
 
 def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -> Finding:
     """Of the network that the discriminator looks through."""
     part, setting = "Feature network", "adversarial.features"
-    if not config.adversarial.weight:
+    if not config.recipe.adversarial.weight:
         return Finding(part, "ok", "not needed: the weight of style is 0.")
     try:
         with shapes_only():
             own = None if model is None else model.feature_network
-            network = build_features(config.adversarial.features, own)
+            network = build_features(config.recipe.adversarial.features, own)
     except (ValueError, OSError, ImportError) as error:
         text = NO_FEATURES if isinstance(error, FileNotFoundError) else str(error)
         return Finding(part, "bad", text, setting, FEATURE_NETWORKS, disk.found(setting))
@@ -114,7 +114,7 @@ def image_findings(
 ) -> tuple[list[Finding], ImageFolder | None]:
     """Of style images and captions, and the scanned folder."""
     if config.images is None:
-        if not config.adversarial.weight:
+        if not config.recipe.adversarial.weight:
             return [], None
         text = "no folder of style images: the look of the base model itself will be learned."
         return [Finding("Style images", "warn", text, "images")], None

@@ -51,7 +51,7 @@ def size_findings(config: TrainConfig, model: VideoModel) -> list[Finding]:
 def _sides(config: TrainConfig, model: VideoModel, height: int, width: int) -> list[Finding]:
     """The anchors compare squares of latent cells: sides must be multiples of those."""
     anchors = ("self_anchor_weight", "anchor_weight")
-    used = next((name for name in anchors if getattr(config.motion, name)), None)
+    used = next((name for name in anchors if getattr(config.recipe.motion, name)), None)
     if used is None:
         return []
     multiple = model.codec.factor * ANCHOR_POOL
@@ -119,8 +119,9 @@ def _what_counts(config: TrainConfig, model: VideoModel) -> tuple[str, ...]:
     without = {"run", "images", "videos", "prompts", "trigger", "prompt_template", "steps",
                "minutes", "seed", "preview", "checkpoint"}  # fmt: skip
     settings = config.model_dump_json(exclude=without)
-    paths = (model.path, config.motion_module, config.vae, config.init_lora)
-    known = [p.expanduser() for p in (*paths, Path(config.adversarial.features)) if p is not None]
+    texts = (config.start_from, config.recipe.adversarial.features)
+    paths = (model.path, config.motion_module, config.vae, *map(Path, texts))
+    known = [p.expanduser() for p in paths if p is not None]
     stats = [(path, path.stat()) for path in known if path.exists()]
     videos = str(config.videos is None)
     return settings, videos, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)
@@ -136,7 +137,7 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
     if found.gib > HEADROOM * there:
         state = "bad" if found.gib > there else "warn"
         text += f" Try {memory_advice(config)[0]}."
-    setting = "hardware.gradient_checkpointing" if state != "ok" else ""
+    setting = "memory" if state != "ok" else ""
     return Finding("Memory", state, text, setting)
 
 
@@ -174,7 +175,7 @@ def library_bytes(config: TrainConfig, shape: tuple[int, int, int, int]) -> int:
     """Most bytes that the teacher's stored clips take, in fp16."""
     if config.videos is not None:
         return 0
-    states = -(-config.trajectory.ddim_timesteps // config.library_stride) + 1
+    states = -(-config.recipe.trajectory.ddim_timesteps // config.library_stride) + 1
     return config.data.library_clips * states * math.prod(shape) * 2
 
 

@@ -1,7 +1,7 @@
 """Every setting of a training run: one field, one default, one range and one help text each.
 
 The command line, the web form, the docs and ``config.toml`` are all made from these fields, so
-that a default or a range is written nowhere else. Reading, writing and presets: `trainer.config`.
+that a default or a range is written nowhere else. Reading and writing: `trainer.config`.
 """
 
 from .around import (
@@ -12,8 +12,8 @@ from .around import (
     OptimConfig,
     PreviewConfig,
 )
-from .base import Part
-from .method import AUGMENTATIONS, AdversarialConfig, MotionConfig, TrajectoryConfig
+from .base import ConfigError, Part
+from .method import AUGMENTATIONS, AdversarialConfig, MotionConfig, Recipe, TrajectoryConfig
 from .quality import QUALITY_PRESETS, QualityPreset
 from .run import TrainConfig
 
@@ -22,6 +22,7 @@ __all__ = [
     "QUALITY_PRESETS",
     "AdversarialConfig",
     "CheckpointConfig",
+    "ConfigError",
     "DataConfig",
     "HardwareConfig",
     "LoraConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "Part",
     "PreviewConfig",
     "QualityPreset",
+    "Recipe",
     "TrainConfig",
     "TrajectoryConfig",
 ]

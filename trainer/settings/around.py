@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from .base import Colour, Part, UserPath
 
 
 class DataConfig(Part):
     """What the clips and style images look like, and the teacher's trajectory library."""
+
+    expert: ClassVar = frozenset(
+        {"frames_per_clip", "min_side", "library_steps", "library_guidance"}
+    )
 
     frames: int | None = Field(
         default=None, ge=2, le=128, description="Frames of a clip. Not set: the model's own number."
@@ -99,18 +103,25 @@ class LoraConfig(Part):
         default=16,
         ge=1,
         le=512,
-        description="LoRA rank. More rank holds more style, memory and file size with it.",
-    )
-    alpha: float = Field(
-        default=16.0,
-        ge=0.01,
-        le=1024.0,
-        description="LoRA alpha; the adapter is scaled by alpha / rank.",
+        description="LoRA rank, and its alpha. More rank holds more style, memory and file size "
+        "with it.",
     )
 
 
 class OptimConfig(Part):
     """The student's optimizer."""
+
+    expert: ClassVar = frozenset(
+        {
+            "optimizer",
+            "offload",
+            "weight_decay",
+            "grad_clip",
+            "warmup_steps",
+            "schedule",
+            "ema_decay",
+        }
+    )
 
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw",
@@ -127,9 +138,6 @@ class OptimConfig(Part):
         le=1.0,
         description="Peak learning rate of the LoRA. Halve it when losses jump or turn to NaN. The "
         "mini model recommends 2e-3.",
-    )
-    betas: tuple[float, float] = Field(
-        default=(0.9, 0.99), description="Adam betas, two numbers from 0 to under 1."
     )
     weight_decay: float = Field(default=0.0, ge=0.0, le=1.0, description="Decoupled weight decay.")
     grad_clip: float = Field(
@@ -166,18 +174,20 @@ class OptimConfig(Part):
             )
         return self
 
-    @field_validator("betas")
-    @classmethod
-    def _betas_under_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(
-                f"`optim.betas`={betas} is not allowed; use two numbers from 0 to under 1."
-            )
-        return betas
-
 
 class HardwareConfig(Part):
     """Where and how precisely a run computes."""
+
+    expert: ClassVar = frozenset(
+        {
+            "precision",
+            "decode_precision",
+            "gradient_checkpointing",
+            "offload_idle",
+            "channels_last",
+            "compile",
+        }
+    )
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="auto takes the NVIDIA card, then Apple's, then the CPU."
@@ -214,6 +224,8 @@ class HardwareConfig(Part):
 
 class PreviewConfig(Part):
     """Clips that are sampled while training."""
+
+    expert: ClassVar = frozenset({"teacher_steps"})
 
     every: int = Field(
         default=100, ge=0, le=1_000_000, description="Steps from one preview to the next. 0: never."

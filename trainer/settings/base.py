@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from PIL import ImageColor
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -28,8 +28,17 @@ def colour(text: str) -> str:
 Colour = Annotated[str, AfterValidator(colour)]
 
 
+class ConfigError(ValueError):
+    """A setting that cannot be used: names the field, what was given and what is allowed."""
+
+
 class Part(BaseModel):
-    """A frozen group of settings; text from a form or a shell becomes the field's own type."""
+    """A frozen group of settings; text from a form or a shell becomes the field's own type.
+
+    ``expert`` names those that are shown on request only.
+    """
+
+    expert: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True

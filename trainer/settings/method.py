@@ -1,4 +1,4 @@
-"""Settings of the method: trajectory points, motion consistency, and the style discriminator."""
+"""The recipe: trajectory points, motion consistency, and the style discriminator."""
 
 from __future__ import annotations
 
@@ -24,18 +24,6 @@ class TrajectoryConfig(Part):
         le=250,
         description="Timesteps of the teacher's DDIM sampler. More are finer and make each "
         "teacher step smaller.",
-    )
-    timestep_scaling: float = Field(
-        default=4.0,
-        ge=0.1,
-        le=100.0,
-        description="Scale of t in the consistency boundary c_skip, c_out (LCM).",
-    )
-    sigma_data: float = Field(
-        default=0.5,
-        ge=0.01,
-        le=10.0,
-        description="Spread of the data in the consistency boundary c_skip, c_out (LCM).",
     )
     guidance_min: float = Field(
         default=5.0,
@@ -156,12 +144,6 @@ class MotionConfig(Part):
     head_lr: float = Field(
         default=1e-4, ge=1e-8, le=1.0, description="Learning rate of the learned motion head."
     )
-    head_ema: float = Field(
-        default=0.95,
-        ge=0.0,
-        le=0.99999,
-        description="Decay of the learned head's average, used on the target's side.",
-    )
 
 
 class AdversarialConfig(Part):
@@ -185,9 +167,6 @@ class AdversarialConfig(Part):
         le=20.0,
         description="rho: gradient of the adversary over that of the motion loss. Raise it for "
         "more style, lower it for more motion.",
-    )
-    ratio_ema: float = Field(
-        default=0.9, ge=0.0, le=0.9999, description="Smoothing of the measured gradient ratio."
     )
     loss: Literal["hinge", "bce", "wgan"] = Field(default="hinge", description="GAN loss.")
     features: str = Field(
@@ -238,12 +217,6 @@ class AdversarialConfig(Part):
         le=1000.0,
         description="Weight of R1 on real features; try 1 when the discriminator wins.",
     )
-    r1_every: int = Field(
-        default=8,
-        ge=1,
-        le=1000,
-        description="Steps from one R1 penalty to the next.",
-    )
     augment: str = Field(
         default="color,translation,cutout",
         description="Differentiable augmentation, comma-separated: color, translation, cutout. "
@@ -251,9 +224,6 @@ class AdversarialConfig(Part):
     )
     lr: float = Field(
         default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."
-    )
-    head_channels: int = Field(
-        default=64, ge=8, le=1024, description="Channels of the discriminator's heads."
     )
 
     @field_validator("augment")
@@ -266,3 +236,15 @@ class AdversarialConfig(Part):
                 f"comma-separated list of {', '.join(AUGMENTATIONS)}, or leave it empty."
             )
         return ",".join(names)
+
+
+class Recipe(Part):
+    """The method's own numbers: weights, powers, probabilities and targets."""
+
+    trajectory: TrajectoryConfig = Field(
+        default_factory=TrajectoryConfig, description="Trajectory points"
+    )
+    motion: MotionConfig = Field(default_factory=MotionConfig, description="Motion consistency")
+    adversarial: AdversarialConfig = Field(
+        default_factory=AdversarialConfig, description="Style discriminator"
+    )

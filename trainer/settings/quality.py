@@ -5,6 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .base import ConfigError
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training ``step`` and of an example ``clip`` on ``machine``."""
+
+    step: float
+    clip: float
+    machine: str
+
+
+SPEEDS = {
+    "mini": Speed(0.7, 0.0, "two processor cores"),
+    "modelscope": Speed(6.1, 2.2, "an H100; most cards are slower"),
+    "animatediff": Speed(5.5, 4.3, "an H100; most cards are slower"),
+}
+"""By family, four clips a step: from benchmarks/results/gpu.json (one clip a step, recomputing, and
+a clip in 50 steps) and quality.md (mini). The example clips of the mini model come with it."""
+
 
 @dataclass(frozen=True)
 class QualityPreset:
@@ -14,26 +34,36 @@ class QualityPreset:
     help: str
     values: dict[str, Any]
 
+    def about(self, family: str) -> str:
+        """What to expect of a run with base models of ``family``, with its time where known."""
+        speed = SPEEDS.get(family)
+        if speed is None:
+            return self.help
+        seconds = self.values["steps"] * speed.step + self.values["data.library_clips"] * speed.clip
+        minutes = seconds / 60
+        time = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+        return f"{self.help} About {time} on {speed.machine}."
+
 
 QUALITY_PRESETS: dict[str, QualityPreset] = {
     "quick": QualityPreset(
         "Quick look",
-        "150 steps: shows whether the style comes through. Minutes on the mini model.",
+        "150 steps: shows whether the style comes through.",
         {
             "steps": 150, "preview.every": 25, "checkpoint.every": 50, "data.library_clips": 64,
             "preview.count": 2, "checkpoint.keep": 3,
         },
     ),
-    "good": QualityPreset(
-        "Good",
-        "800 steps: the place to start. About ten minutes on the mini model.",
+    "normal": QualityPreset(
+        "Normal",
+        "800 steps: the place to start.",
         {
             "steps": 800, "preview.every": 50, "checkpoint.every": 100, "data.library_clips": 128,
             "preview.count": 3, "checkpoint.keep": 4,
         },
     ),
-    "thorough": QualityPreset(
-        "Thorough",
+    "best": QualityPreset(
+        "Best",
         "2000 steps and more motion from the teacher: for a style that is worth the wait.",
         {
             "steps": 2000, "preview.every": 100, "checkpoint.every": 200,
@@ -41,3 +71,11 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
         },
     ),
 }  # fmt: skip
+
+
+def quality_preset(name: str) -> QualityPreset:
+    """The preset of that name; ConfigError with the known ones for another."""
+    if name not in QUALITY_PRESETS:
+        known = ", ".join(QUALITY_PRESETS)
+        raise ConfigError(f"`quality`={name!r} is not known; use {known}.")
+    return QUALITY_PRESETS[name]

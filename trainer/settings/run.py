@@ -17,7 +17,7 @@ from .around import (
     PreviewConfig,
 )
 from .base import Part, UserPath
-from .method import AdversarialConfig, MotionConfig, TrajectoryConfig
+from .method import Recipe
 
 
 class TrainConfig(Part):
@@ -77,29 +77,27 @@ class TrainConfig(Part):
         le=2**32 - 1,
         description="Seed of everything random; the same seed repeats a run.",
     )
-    init_lora: UserPath | None = Field(
-        default=None,
-        description="LoRA to start from: a file of ours or an official MCM folder, of any rank. A "
-        "rank above `lora.rank` is kept.",
-    )
-    warm_start: bool = Field(
-        default=True,
-        description="Start from the base model's own few-step LoRA (warm_start.safetensors in its "
-        "folder) when it has one of this rank. It is shared by all styles and saves training time.",
+    start_from: str = Field(
+        default="auto",
+        min_length=1,
+        description="Where the LoRA begins: auto, the base model's own few-step LoRA "
+        "(warm_start.safetensors in its folder) if it has this rank, which saves training time; "
+        "none; or a LoRA file of ours or an official MCM folder, of any rank. A rank above "
+        "`lora.rank` is kept.",
     )
     preset: Literal["recipe", "paper", "lcm"] = Field(
         default="recipe",
         description="Defaults to start from: recipe (works best here), paper (as published), lcm "
         "(plain baseline).",
     )
+    memory: Literal["fast", "lean", "tight"] = Field(
+        default="fast",
+        description="How graphics memory is saved: fast keeps all that a step computes; lean "
+        "computes part of it twice, about a third slower; tight also keeps the optimizer in main "
+        "memory, up to a second a step more.",
+    )
     data: DataConfig = Field(default_factory=DataConfig, description="Clips and images")
-    trajectory: TrajectoryConfig = Field(
-        default_factory=TrajectoryConfig, description="Trajectory points"
-    )
-    motion: MotionConfig = Field(default_factory=MotionConfig, description="Motion consistency")
-    adversarial: AdversarialConfig = Field(
-        default_factory=AdversarialConfig, description="Style discriminator"
-    )
+    recipe: Recipe = Field(default_factory=Recipe, description="Recipe")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="LoRA")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="Optimizer")
     hardware: HardwareConfig = Field(default_factory=HardwareConfig, description="Hardware")
@@ -111,14 +109,14 @@ class TrainConfig(Part):
     @property
     def aims_at_ends(self) -> bool:
         """Whether motion is compared with the ends of the teacher's stored trajectories."""
-        return self.motion.target == "endpoint" and self.videos is None
+        return self.recipe.motion.target == "endpoint" and self.videos is None
 
     @property
     def library_stride(self) -> int:
         """The library's teacher visits every Nth timestep of the trajectory; this is N."""
         if not self.aims_at_ends:
             return 1
-        return max(1, self.trajectory.ddim_timesteps // self.data.library_steps)
+        return max(1, self.recipe.trajectory.ddim_timesteps // self.data.library_steps)
 
     @model_validator(mode="after")
     def _frames_fit(self) -> TrainConfig:

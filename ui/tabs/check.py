@@ -20,7 +20,7 @@ from ..watch import Watch
 
 FINDABLE = (
     "model", "motion_module", "vae", "adversarial.features", "images", "videos", "prompts",
-    "init_lora",
+    "start_from",
 )  # fmt: skip
 """Settings whose value is a path, which may be pointed at right beside what is missing."""
 

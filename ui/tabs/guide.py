@@ -8,12 +8,12 @@ import gradio as gr
 
 from trainer.families import animatediff
 from trainer.paths import GENERAL_PROMPTS
-from trainer.settings.memory import MemoryPreset, memory_presets
+from trainer.settings.cards import CardPreset, card_presets
 
 from ..first import guide_text, missing_parts, model_parts, parts_panel
 from ..form import base_values
 from ..places import PlaceError
-from ..presets import CPU, MEMORY, memory_of_this_machine
+from ..presets import CARD_KEYS, CPU, card_of_this_machine
 from ..site import QUIET, SHOWN, Site, heading, reporting, tell
 from ..status import notice
 from .train import TrainTab
@@ -66,11 +66,11 @@ class GuideTab:
         heading("4. Your card", level=3)
         gr.Markdown(CARD)
         with gr.Row(equal_height=True):
-            found = memory_of_this_machine()
-            presets = memory_presets(animatediff.FAMILY.name)
+            found = card_of_this_machine()
+            presets = card_presets(animatediff.FAMILY.name)
             self.card = gr.Dropdown(
                 [(_card_title(preset), str(preset.gigabytes)) for preset in presets],
-                value=MEMORY[1] if found == CPU else found,
+                value=CARD_KEYS[1] if found == CPU else found,
                 label="Graphics memory",
                 info="No card was found on this machine." if found == CPU else "As found here.",
                 elem_id="guide-card",
@@ -82,7 +82,7 @@ class GuideTab:
             event(self._look, self.folder, self.have, **QUIET)
 
         def fill(card: str, folder: str | None) -> list[Any]:
-            if card not in MEMORY[1:]:
+            if card not in CARD_KEYS[1:]:
                 raise ValueError("Graphics memory: choose one from the list.")
             parts = model_parts(self.site.places, folder or "")
             if missing := missing_parts(parts[:2]):
@@ -91,10 +91,10 @@ class GuideTab:
                 )
             model, module = (part.found[0] for part in parts[:2])
             draft = self.site.drafts.load()
-            values = base_values(model, "recipe", card, "good")
+            values = base_values(model, "recipe", card, "normal")
             values |= {name: draft.values[name] for name in ("images", "trigger")}
             values |= {"motion_module": module, "prompts": str(GENERAL_PROMPTS)}
-            draft.values, draft.memory, draft.quality = values, card, "good"
+            draft.values, draft.card, draft.quality = values, card, "normal"
             self.site.drafts.save(draft)
             tell("The form is filled in. Choose your pictures, then look at the Train tab.")
             return [*train.show(draft), gr.update(selected="data")]
@@ -110,6 +110,6 @@ class GuideTab:
         return parts_panel(parts, self.site.places, folder or "")
 
 
-def _card_title(preset: MemoryPreset) -> str:
+def _card_title(preset: CardPreset) -> str:
     size = f"{preset.frames} frames of {preset.width} x {preset.height} pixels"
     return f"{preset.gigabytes} GB card: {size}"

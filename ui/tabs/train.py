@@ -10,13 +10,14 @@ from typing import Any
 import gradio as gr
 
 from trainer.config import TrainConfig, load_config, to_toml
+from trainer.families import FAMILIES
 from trainer.runs.folder import slug
-from trainer.settings import QUALITY_PRESETS
+from trainer.settings import QUALITY_PRESETS, Recipe
 from trainer.settings import TrainConfig as Settings
 
 from ..draft import Draft
 from ..form import NAMES, RECORDS, component, label, proposals, to_config
-from ..presets import MEMORY, memory_choices, quality_choices
+from ..presets import CARD_KEYS, card_choices, quality_choices
 from ..site import QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
 from ..watch import Watch
@@ -24,29 +25,32 @@ from .check import CheckPart
 
 FRONT = ("steps", "minutes")
 SECTIONS = {
-    "data": "What a clip looks like, how images are cut, and how many example clips the base model "
-    "makes once, from which movement is learned.",
+    "data": "How much of a clip is judged, and how the base model makes its example clips.",
     "trajectory": "The base model (teacher) makes a clip in many small steps. These say from which "
     "of them the few-step model (student) learns to jump straight to the end.",
     "motion": "The few-step model (student) should move as the base model (teacher) does. These "
     "say how that is measured and how much it counts.",
     "adversarial": "A discriminator (a network that tells your images from the model's frames) "
     "shows the few-step model (student) where its look is still off.",
-    "lora": "The small file that is trained: its size.",
     "optim": "How the numbers of the LoRA are changed in each training step.",
-    "hardware": "Where it computes, and how to save memory.",
+    "hardware": "How it computes. Most of these follow <b>Saving memory</b>.",
     "preview": "Clips that are made while it trains, for the Samples tab.",
-    "checkpoint": "Complete states, to resume from and to choose from in the Export tab.",
 }
-"""What each group of settings is about, without jargon."""
+"""What each group of expert settings is about, without jargon."""
 MORE_TITLE = "Other files and start options"
 FOR_TRYING_OUT = (
     '<p class="quiet"><b>The {name} model draws {what}: for trying out.</b> It cannot learn '
     "portraits or landscapes; the <b>First style</b> tab leads to a model that can.</p>"
 )
-MORE = ("prompts", "preview.prompts", "videos", "vae", "init_lora", "warm_start", "seed")
+MORE = ("prompts", "preview.prompts", "videos", "vae", "start_from", "seed", "preset")
 """What an artist may want to set without knowing the method."""
-RECIPE_TITLE = "Recipe"
+COMPUTING = "LoRA, learning rate and hardware"
+USUAL = {
+    "data": "Clips and images",
+    "": COMPUTING, "lora": COMPUTING, "optim": COMPUTING, "hardware": COMPUTING,
+    "preview": "Previews and checkpoints", "checkpoint": "Previews and checkpoints",
+}  # fmt: skip
+"""Titles of the groups that are always shown, by the part of their settings."""
 
 
 class TrainTab:
@@ -76,11 +80,11 @@ class TrainTab:
                 allow_custom_value=True,
                 elem_id="field-motion-module",
             )
-            self.memory = gr.Dropdown(
-                memory_choices(),
+            self.card = gr.Dropdown(
+                card_choices(),
                 label="Graphics memory",
-                info="Sets clip size, batch and precision.",
-                elem_id="memory",
+                info="Sets clip size, LoRA rank, batch and how memory is saved.",
+                elem_id="card",
             )
             self.quality = gr.Dropdown(
                 quality_choices(),
@@ -100,26 +104,31 @@ class TrainTab:
                 self.fields[name] = component(name)
 
     def _advanced(self) -> None:
-        parts: dict[str, list[str]] = {MORE_TITLE: list(MORE)}
+        usual: dict[str, list[str]] = {MORE_TITLE: list(MORE)}
+        expert: dict[str, list[str]] = {}
         for name in NAMES:
-            if name not in self.fields and name not in MORE:
-                part = RECORDS[name].part
-                title = Settings.model_fields[part].description if part else RECIPE_TITLE
-                parts.setdefault(title or part, []).append(name)
-        self._group(MORE_TITLE, parts.pop(MORE_TITLE))
+            part = RECORDS[name].part
+            if RECORDS[name].expert:
+                expert.setdefault(part, []).append(name)
+            elif name not in self.fields and name not in MORE:
+                usual.setdefault(USUAL[part], []).append(name)
+        for title, names in usual.items():
+            self._group(title, names)
         self.expert = gr.Checkbox(
             label="Expert: show every setting of the method",
             info="Optional: they are set for you.",
             elem_id="expert",
         )
+        titles = {**Settings.model_fields, **Recipe.model_fields}
         with gr.Column(visible=False) as self.advanced:
-            for title, names in parts.items():
-                self._group(title, names)
+            for part, names in expert.items():
+                more = ", more" if part in USUAL else ""
+                self._group(f"{titles[part].description}{more}", names, SECTIONS[part])
 
-    def _group(self, title: str, names: Sequence[str]) -> None:
+    def _group(self, title: str, names: Sequence[str], about: str = "") -> None:
         with gr.Accordion(title, open=False):
-            if names[0].partition(".")[0] in SECTIONS:
-                gr.HTML(f'<p class="quiet">{SECTIONS[names[0].partition(".")[0]]}</p>')
+            if about:
+                gr.HTML(f'<p class="quiet">{about}</p>')
             for start in range(0, len(names), 3):
                 with gr.Row(equal_height=True):
                     for name in names[start : start + 3]:
@@ -153,7 +162,7 @@ class TrainTab:
     @property
     def inputs(self) -> list[Any]:
         """Every component of the form, in the order of `NAMES`, then name and choosers."""
-        return [*(self.fields[n] for n in NAMES), self.name, self.memory, self.quality]
+        return [*(self.fields[n] for n in NAMES), self.name, self.card, self.quality]
 
     @property
     def outputs(self) -> list[Any]:
@@ -162,7 +171,8 @@ class TrainTab:
 
     def wire(self, run_choice: Any, tabs: Any) -> None:
         form = self.inputs
-        choosers = (self.fields["model"], self.fields["preset"], self.memory, self.quality)
+        chosen = (self.fields[name] for name in ("model", "preset", "memory"))
+        choosers = (*chosen, self.card, self.quality)
         gr.on(
             [part.input for part in form if part not in choosers],
             self._keep,
@@ -201,12 +211,15 @@ class TrainTab:
         values[place] = gr.update(
             value=draft.values["motion_module"], choices=self.motion_modules()
         )
-        choosers = [draft.memory, draft.quality]
+        choosers = [draft.card, draft.quality]
         return [*values, draft.name, *choosers, self._about(draft), draft.choosers]
 
     def _about(self, draft: Draft) -> str:
-        """The licence of the base model, and what the quality preset means."""
-        quality = QUALITY_PRESETS[draft.quality].help
+        """The licence of the base model, and what to expect of the quality."""
+        names = {family.title: family.name for family in FAMILIES}
+        families = {found.model: found.family for found in self.site.places.models()}
+        family = families.get(draft.values["model"], "")
+        quality = QUALITY_PRESETS[draft.quality].about(names.get(family, family))
         return f'{self._about_model(draft)}<p class="quiet">{escape(quality)}</p>'
 
     def _about_model(self, draft: Draft) -> str:
@@ -226,10 +239,10 @@ class TrainTab:
     @staticmethod
     def draft_of(values: Sequence[Any]) -> Draft:
         """The draft that the form's components hold."""
-        *fields, name, memory, quality = values
-        if memory not in MEMORY or quality not in QUALITY_PRESETS:
-            raise ValueError("Choose memory and quality from their lists.")
-        return Draft(dict(zip(NAMES, fields, strict=True)), str(name or ""), memory, quality)
+        *fields, name, card, quality = values
+        if card not in CARD_KEYS or quality not in QUALITY_PRESETS:
+            raise ValueError("Choose card and quality from their lists.")
+        return Draft(dict(zip(NAMES, fields, strict=True)), str(name or ""), card, quality)
 
     def _keep(self, *values: Any) -> None:
         self.site.drafts.save(self.draft_of(values))

@@ -1,0 +1,107 @@
+"""Presets by card and quality: complete, valid, and what they change is what is asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.cards import card_settings
+from trainer.cli.main import build_parser
+from trainer.cli.options import config_from
+from trainer.config import PRESETS, load_config, save_config, values_of, with_overrides
+from trainer.families import FAMILIES
+from trainer.settings import QUALITY_PRESETS, TrainConfig
+from trainer.settings.cards import CARD_PRESETS, CARDS, card_presets
+from trainer.settings.memory import GOVERNED, memory_values
+
+
+def test_every_family_has_a_preset_for_every_card():
+    assert {family.name for family in FAMILIES} == set(CARD_PRESETS)
+    assert CARDS == (8, 12, 16, 24, 48)
+    for family in FAMILIES:
+        presets = card_presets(family.name)
+        assert tuple(p.gigabytes for p in presets) == CARDS
+        assert all(p.frames in family.frames for p in presets)
+        assert len({p.title for p in presets}) == len(CARDS)
+
+
+@pytest.mark.parametrize("family", list(CARD_PRESETS))
+def test_every_preset_is_a_valid_config(family):
+    for preset in card_presets(family):
+        config = with_overrides(TrainConfig(), preset.settings)
+        assert config.data.frames == preset.frames
+        assert config.lora.rank == preset.rank
+        assert config.hardware.gradient_checkpointing
+        assert config.data.batch_size * config.optim.accumulation == 4
+
+
+def test_bigger_cards_never_get_less():
+    for presets in CARD_PRESETS.values():
+        sizes = [(p.frames * p.height * p.width, p.rank) for p in presets]
+        assert sizes == sorted(sizes)
+
+
+def test_a_card_size_is_below_file_and_flags_and_above_the_preset(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("steps = 3\n", encoding="utf-8")
+    config = load_config(file, "paper", {"model": "modelscope", "data.height": 128}, card=8)
+    assert config.lora.rank == 32  # the card's, not the paper's 64
+    assert config.steps == 3 and config.data.height == 128
+    assert config.data.width == 256 and config.optim.offload
+
+
+def test_the_flag_is_the_argument(tiny_model):
+    for flag in ("--card", "--memory"):  # the second as in earlier versions
+        options = build_parser().parse_args(["train", flag, "12", "--model", "animatediff"])
+        config = config_from(options)
+        assert config.data.width == 512 and config.memory == "lean"
+    options = build_parser().parse_args(["train", "--model", "animatediff"])
+    assert config_from(options).data.width is None
+
+
+def test_models_with_their_own_settings_keep_them(tiny_model):
+    assert card_settings("mini", 8) == card_settings(str(tiny_model), 8) == {}
+
+
+def test_an_unknown_card_or_family_is_named():
+    with pytest.raises(ValueError, match=r"`card`=10 GB has no preset; use 8, 12, 16, 24, 48"):
+        card_settings("modelscope", 10)
+    with pytest.raises(ValueError, match="`family`='sdxl'.*use modelscope, animatediff"):
+        card_presets("sdxl")
+
+
+@pytest.mark.parametrize("name", QUALITY_PRESETS)
+def test_quality_is_the_same_on_the_command_line_and_the_page(name):
+    from ui.form import base_values
+
+    config = config_from(build_parser().parse_args(["train", "--quality", name]))
+    page, values = base_values("mini", "recipe", "cpu", name), QUALITY_PRESETS[name].values
+    assert {key: values_of(config)[key] for key in values} == values
+    assert {key: page[key] for key in values} == values
+    config = config_from(build_parser().parse_args(["train", "--quality", name, "--steps", "7"]))
+    assert config.steps == 7
+
+
+def test_the_time_of_a_quality_is_told_by_family():
+    told = {QUALITY_PRESETS["normal"].about(family) for family in ("mini", *CARD_PRESETS)}
+    assert len(told) == 3 and all(" minutes on " in text for text in told)
+    assert QUALITY_PRESETS["normal"].about("other") == QUALITY_PRESETS["normal"].help
+
+
+def test_no_preset_sets_what_memory_stands_for():
+    cards = (card.settings for presets in CARD_PRESETS.values() for card in presets)
+    for values in (*cards, *PRESETS.values(), *(q.values for q in QUALITY_PRESETS.values())):
+        assert not set(values) & set(GOVERNED)
+
+
+def test_memory_is_a_choice_with_exceptions(tmp_path):
+    assert values_of(TrainConfig()).items() >= memory_values("fast").items()
+    config = load_config(overrides={"memory": "tight", "optim.offload": False})
+    assert config.hardware.gradient_checkpointing and not config.optim.offload
+    save_config(config, tmp_path / "c.toml")
+    assert load_config(tmp_path / "c.toml") == config
+    # What follows the choice changes with it; an exception stays.
+    for changed in (
+        with_overrides(config, {"memory": "fast"}),
+        load_config(tmp_path / "c.toml", overrides={"memory": "fast"}),
+    ):
+        assert not changed.hardware.gradient_checkpointing and not changed.optim.offload
