@@ -57,6 +57,13 @@ def test_sample_is_the_same_clip_for_the_same_seed(tmp_path):
     assert (a == b).all() and not (a == c).all()
 
 
+def test_a_finished_run_says_so_and_keeps_its_lora(demo, capsys):
+    before = demo.export_path.stat().st_mtime_ns
+    assert main(["resume", str(demo.path)]) == 0
+    assert "is finished after" in capsys.readouterr().out
+    assert demo.export_path.stat().st_mtime_ns == before
+
+
 def test_evaluate_writes_the_rows_of_the_contract(demo, tmp_path):
     out = tmp_path / "rows.json"
     argv = ["evaluate", "--lora", str(demo.export_path), "--style", str(style_folder("neon"))]

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from ..config import save_config, with_overrides
+from ..runs.checkpoints import latest_checkpoint, load_checkpoint
 from ..runs.folder import Run
 from ..runs.state import read_state
 
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     }
     if changes:
         save_config(with_overrides(folder.config(), changes), folder.config_path)
-    elif read_state(folder).status == "finished":
+    if _is_over(folder):
         print(
             f"{folder.name} is finished after {read_state(folder).step} steps. To train further, "
             "give a new goal: --steps N, or --minutes M."
@@ -44,3 +45,13 @@ def run(options: argparse.Namespace) -> int:
 
     state = train(folder, resume=True)
     return 0 if state.status in ("finished", "stopped") else 1
+
+
+def _is_over(folder: Run) -> bool:
+    """Whether the run has reached the goal that its settings name now."""
+    newest = latest_checkpoint(folder)
+    if read_state(folder).status != "finished" or newest is None:
+        return False
+    config, state = folder.config(), load_checkpoint(newest).state
+    by_time = config.minutes is not None and state["trained_seconds"] >= 60 * config.minutes
+    return by_time or read_state(folder).step >= config.steps
