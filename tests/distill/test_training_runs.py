@@ -306,15 +306,16 @@ def test_the_discriminators_gradient_counts_for_the_guard(session):
 def in_two_processes(values: dict) -> subprocess.Popen:
     return subprocess.Popen(
         [*IN_TWO, "-m", "--", *train_command(values)[2:]],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
 
 
 def test_two_processes_train_one_run(tiny_model, style_images, tmp_path):
     path = tmp_path / "two"
     process = in_two_processes(settings(tiny_model, style_images, path, **{"steps": 2}))
-    errors = process.communicate(timeout=SECONDS)[1]
+    said, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors[-2000:]
+    assert said.count("Base model tiny;") == 1, "one speaks for both"
     run = Run.open(path)
     assert read_state(run).status == "finished"
     assert [e["step"] for e in read_events(run.events_path, "step")] == [1, 2]
