@@ -193,6 +193,20 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         wait_for(page, lambda: "side" not in page.locator("#runs").inner_text())
 
 
+def test_a_pasted_run_name_outlives_a_reload(trainer, chromium):
+    with opened(chromium, trainer.url) as page:
+        tab(page, "Train")
+        name = page.locator("#run-name input, #run-name textarea")
+        name.fill("pasted at once")
+        name.press("Tab")
+        draft = trainer.runs / "_web" / "draft.json"
+        wait_for(page, lambda: draft.is_file() and "pasted at once" in draft.read_text())
+        page.reload()
+        ready(page)
+        tab(page, "Train")
+        assert name.input_value() == "pasted at once"
+
+
 def test_a_folder_that_cannot_be_used_says_why(trainer, chromium):
     (trainer.pictures / "texts").mkdir()
     (trainer.pictures / "texts" / "note.txt").write_text("no picture", encoding="utf-8")

@@ -163,8 +163,10 @@ class TrainTab:
     def wire(self, run_choice: Any, tabs: Any) -> None:
         form = self.inputs
         choosers = (self.fields["model"], self.fields["preset"], self.memory, self.quality)
+        settings = [part for part in form if part not in choosers]
+        left = [part.blur for part in settings if isinstance(part, gr.Textbox)]
         gr.on(
-            [part.input for part in form if part not in choosers],
+            [*(part.input for part in settings), *left],  # what is pasted is no input of a Textbox
             self._keep,
             form,
             None,
