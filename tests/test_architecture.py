@@ -22,6 +22,22 @@ ALLOWED = {
     "families": {"families", "models", "diffusion", "paths", "words"},
     "settings": {"settings", "paths"},
     "runs": {"runs", "config", "settings"},
+    "data": {"data", "runs", "words"},
+    "lora": {"lora", "models", "paths"},
+    "adversarial": {"adversarial", "mini", "models", "paths"},
+    "mini": {"mini", "adversarial", "paths"},
+    "evaluate": {
+        "evaluate",
+        "adversarial",
+        "data",
+        "diffusion",
+        "families",
+        "lora",
+        "media",
+        "mini",
+        "models",
+        "sheets",
+    },
 }
 
 

@@ -106,6 +106,11 @@ def opens_browser(options: argparse.Namespace) -> bool:
     return screen and not options.no_browser and options.listen in LOCAL
 
 
+def _shown(options: argparse.Namespace) -> str:
+    host = f"[{options.listen}]" if ":" in options.listen else options.listen
+    return f"{host}:{options.server_port}"
+
+
 def check_port(address: str, port: int) -> None:
     """Raise `OptionError`, naming ``--server-port``, where the page could not listen."""
     if not 1 <= port <= 65535:
@@ -222,9 +227,11 @@ def serve(options: argparse.Namespace, block: bool = True) -> Any:
     hosts = LOCAL if options.listen in LOCAL else ()
     guard = Middleware(Guard, hosts=hosts, uploads=places.web)
     page = build(site)
+    print(f"The trainer's page: http://{_shown(options)} (Ctrl+C ends it)", flush=True)
     page.launch(
         server_name=options.listen, server_port=options.server_port, auth=auth, share=False,
-        inbrowser=opens_browser(options), ssr_mode=False, strict_cors=True, mcp_server=False,
+        inbrowser=opens_browser(options), quiet=True, ssr_mode=False, strict_cors=True,
+        mcp_server=False,
         enable_monitoring=False, pwa=False, run_history=False, footer_links=[],
         allowed_paths=[str(places.runs)], max_file_size=MAX_FILE, theme=theme(),
         css_paths=[CSS], head=head(), app_kwargs={"middleware": [guard]},

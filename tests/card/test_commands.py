@@ -14,6 +14,7 @@ from network_files import write_blip
 from trainer.cli.main import main
 from trainer.config import load_config, save_config
 from trainer.media import read_clip
+from trainer.paths import MINI
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
 
@@ -74,7 +75,10 @@ def test_sample(student, trained, small, card, tmp_path):
 
 
 def test_evaluate_samples_and_looks_on_the_card(trained, small, networks, videos, card, tmp_path):
-    argv = ["evaluate", "--model", small["model"], "--lora", str(trained.export_path)]
+    model = tmp_path / "with a judge"
+    shutil.copytree(small["model"], model)
+    shutil.copytree(MINI / "judge", model / "judge")
+    argv = ["evaluate", "--model", str(model), "--lora", str(trained.export_path)]
     argv += ["--style", small["images"], "--steps=1", "--teacher-steps=2", "--count=2"]
     argv += ["--videomae", str(networks / "videomae"), "--clip", str(networks / "clip")]
     argv += ["--videos", str(videos), "--json", str(tmp_path / "rows.json")]

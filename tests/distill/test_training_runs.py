@@ -144,7 +144,7 @@ def test_a_stopped_run_exports_and_resumes_bit_for_bit(
 def test_the_export_reads_back_with_its_recommendations(straight, tiny_model):
     from trainer.families import load_model
 
-    found = read_lora(straight.export_path, load_model(str(tiny_model)).unet)
+    found = read_lora(straight.export_path, load_model(str(tiny_model)).network)
     assert found.format == "kohya"
     assert found.metadata["mcm.steps"] == "4"
     assert float(found.metadata["mcm.guidance_scale"]) == 1
@@ -292,28 +292,29 @@ def test_a_nan_of_one_process_is_everybodys(tmp_path):
 def test_the_discriminators_gradient_counts_for_the_guard(session):
     distiller = Distiller(session, NanGuard())
     assert distiller.step(0).taken
-    before = [p.clone() for p in session.parameters]
+    before = [p.clone() for p in session.parts.parameters]
     weight = next(iter(session.parts.discriminator.parameters()))
     handle = weight.register_hook(lambda gradient: gradient * float("nan"))
     report = distiller.step(1)
     handle.remove()
     assert not report.taken and report.values["judge_grad_norm"] != report.values["judge_grad_norm"]
-    assert all(torch.equal(a, b) for a, b in zip(before, session.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, session.parts.parameters, strict=True))
     assert distiller.step(2).taken, "and nothing of it is left"
 
 
 def in_two_processes(values: dict) -> subprocess.Popen:
     return subprocess.Popen(
         [*IN_TWO, "-m", "--", *train_command(values)[2:]],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
 
 
 def test_two_processes_train_one_run(tiny_model, style_images, tmp_path):
     path = tmp_path / "two"
     process = in_two_processes(settings(tiny_model, style_images, path, **{"steps": 2}))
-    errors = process.communicate(timeout=SECONDS)[1]
+    said, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, errors[-2000:]
+    assert said.count("Base model tiny;") == 1, "one speaks for both"
     run = Run.open(path)
     assert read_state(run).status == "finished"
     assert [e["step"] for e in read_events(run.events_path, "step")] == [1, 2]

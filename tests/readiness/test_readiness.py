@@ -306,3 +306,14 @@ def test_the_mini_model_says_what_it_is_for(tmp_path: Path, caption: str, state:
     said = [f for f in found.findings if f.part == "The mini model"]
     assert [f.state for f in said] == ([state] if state else [])
     assert all("docs/first-style.md" in f.text for f in said)
+
+
+def test_remarks_on_captions_say_what_they_are(tmp_path: Path):
+    for name, caption in (("a", b"a red circle"), ("b", b"a caf\xe9 by the sea")):
+        pixels = np.random.default_rng(len(caption)).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_bytes(caption)
+    found = check(load_config(overrides={"images": tmp_path}), machine=CPU)
+    (said,) = [finding for finding in found.findings if finding.part == "Captions"]
+    assert said.state == "note"
+    assert "'b.png': b.txt was read as Windows-1252" in said.text and "a.txt" not in said.text

@@ -138,6 +138,13 @@ def test_a_restart_of_the_web_app_loses_neither_training_nor_queue(trainer, chro
         wait_for(page, lambda: read_state(Run.open(trainer.runs / "next")).status == "stopped")
 
 
+def goes_back(page) -> bool:
+    """To the Runs tab, again if the page's own change of tabs comes after the click."""
+    tab(page, "Runs")
+    page.wait_for_timeout(500)
+    return page.locator("#delete").is_visible()
+
+
 def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
     with opened(chromium, trainer.url) as page:
         load_settings(page, tiny_settings(tmp_path, trainer.pictures / "poster", 2))
@@ -169,7 +176,7 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         name = page.locator("#run-name input, #run-name textarea")
         name.wait_for()
         wait_for(page, lambda: name.input_value() == "side-2")
-        tab(page, "Runs")
+        wait_for(page, lambda: goes_back(page))
         asked: list[str] = []
         answers = iter((False, True))
 
@@ -184,6 +191,20 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         page.locator("#delete").click()
         wait_for(page, lambda: not run.path.exists())
         wait_for(page, lambda: "side" not in page.locator("#runs").inner_text())
+
+
+def test_a_pasted_run_name_outlives_a_reload(trainer, chromium):
+    with opened(chromium, trainer.url) as page:
+        tab(page, "Train")
+        name = page.locator("#run-name input, #run-name textarea")
+        name.fill("pasted at once")
+        name.press("Tab")
+        draft = trainer.runs / "_web" / "draft.json"
+        wait_for(page, lambda: draft.is_file() and "pasted at once" in draft.read_text())
+        page.reload()
+        ready(page)
+        tab(page, "Train")
+        assert name.input_value() == "pasted at once"
 
 
 def test_a_folder_that_cannot_be_used_says_why(trainer, chromium):

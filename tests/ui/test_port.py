@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ui.server import OptionError, check_port
+from ui.server import OptionError, check_port, opens_browser, parser
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,3 +45,15 @@ def test_a_free_port_is_taken():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     check_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("screen", "options", "opens"),
+    [(True, [], True), (False, [], False), (True, ["--no-browser"], False),
+     (True, ["--listen", "0.0.0.0"], False)],
+)  # fmt: skip
+def test_the_page_opens_where_there_is_a_screen(monkeypatch, screen, options, opens):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":0" if screen else "")
+    assert opens_browser(parser().parse_args(options)) is opens

@@ -31,7 +31,6 @@ GIB = 1 << 30
 META = torch.device("meta")
 CONTEXT = GIB // 2
 """What CUDA itself, its libraries and their workspaces take on a card (0.4 to 0.6 GiB)."""
-TOKENS = 77
 HEADROOM = 0.9
 """Part of the device's memory that a run may take."""
 
@@ -166,7 +165,8 @@ def made_batch(parts: StepParts) -> Batch:
     latent = model.latent_shape(config.data.frames or model.frames, height, width)
     places = torch.arange(count)
     clips = torch.randn(count, *latent, device=device)
-    text = torch.randn(count, TOKENS, model.text.width, dtype=model.dtype, device=device)
+    states = (count, model.text.max_tokens, model.text.width)
+    text = torch.randn(states, dtype=model.dtype, device=device)
     stored = config.recipe.trajectory.real_probability == 1
     known = stored and config.videos is None
     ends = clips.clone() if config.aims_at_ends else None

@@ -239,10 +239,9 @@ class Loop:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Device and processes by accelerate; what is computed in which type is `precision`'s part.
+    """Device and processes by accelerate; they wait for the first one's previews and saving.
 
-    Processes wait for the first one as long as its previews and saving take. Raises ValueError when
-    the run asks for a card and there is none.
+    Raises ValueError when the run asks for a card and there is none.
     """
     wanted = config.hardware.device
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))

@@ -55,6 +55,8 @@ class ClipText:
 
     @property
     def max_tokens(self) -> int:
+        if self.tokenizer is None:  # a model as shapes alone
+            return int(self.encoder.config.max_position_embeddings)
         return int(self.tokenizer.model_max_length)
 
     def count(self, prompt: str) -> int:

@@ -173,8 +173,10 @@ class TrainTab:
         form = self.inputs
         chosen = (self.fields[name] for name in ("model", "preset", "memory"))
         choosers = (*chosen, self.card, self.quality)
+        settings = [part for part in form if part not in choosers]
+        left = [part.blur for part in settings if isinstance(part, gr.Textbox)]
         gr.on(
-            [part.input for part in form if part not in choosers],
+            [*(part.input for part in settings), *left],  # what is pasted is no input of a Textbox
             self._keep,
             form,
             None,
