@@ -35,7 +35,7 @@ from trainer.distill.distiller import Distiller
 from trainer.distill.estimate import META, estimate, made_batch
 from trainer.distill.session import build_parts, build_student, new_memory
 from trainer.distill.step import gradients
-from trainer.runs.files import atomic_write
+from trainer.files import atomic_write
 
 GIB = 1 << 30
 WARM_UP = 3

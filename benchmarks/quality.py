@@ -43,15 +43,14 @@ from quality_students import (  # noqa: E402
 
 from minimaker.truth import JUDGE, PROMPTS  # noqa: E402
 from trainer.config import fields  # noqa: E402
-from trainer.data.files import file_sha256  # noqa: E402
 from trainer.evaluate.bench import Bench, machine  # noqa: E402
 from trainer.evaluate.distances import RESAMPLES  # noqa: E402
 from trainer.evaluate.networks import Measuring, judge_network  # noqa: E402
 from trainer.evaluate.rows import LEVEL  # noqa: E402
 from trainer.evaluate.truth import draw_prompts  # noqa: E402
 from trainer.families import load_model  # noqa: E402
+from trainer.files import atomic_write, file_sha256  # noqa: E402
 from trainer.lora.formats import LoraFile, read_lora  # noqa: E402
-from trainer.runs.files import atomic_write  # noqa: E402
 from trainer.runs.folder import Run  # noqa: E402
 from trainer.runs.state import read_state  # noqa: E402
 

@@ -17,8 +17,8 @@ from minimaker.truth import in_look
 from trainer.data.cache import ContentCache
 from trainer.evaluate.bench import Bench, merged, sampling_options
 from trainer.evaluate.rows import Observation, References
+from trainer.files import atomic_write
 from trainer.lora.formats import LoraFile
-from trainer.runs.files import atomic_write
 
 VERSION = 1
 """Raise it when a measure changes: kept rows and seen clips are then made again."""

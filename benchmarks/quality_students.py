@@ -24,10 +24,10 @@ from trainer.config import (
     to_toml,
     with_overrides,
 )
-from trainer.data.files import file_sha256
 from trainer.data.images import scan_images
 from trainer.data.sidecars import find_sidecar
 from trainer.evaluate.truth import draw_prompts
+from trainer.files import file_sha256
 from trainer.media import write_clip
 from trainer.mini.words import style_folder
 from trainer.runs.folder import Run, slug

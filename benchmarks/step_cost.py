@@ -45,7 +45,7 @@ from torch import Tensor
 from trainer.distill.distiller import Distiller
 from trainer.distill.motions import TrajectoryLibrary
 from trainer.families import family_of, load_model, resolve_model
-from trainer.runs.files import atomic_write
+from trainer.files import atomic_write
 from trainer.runs.guards import NanGuard
 
 COMPARED = ("consistency", "energy", "adversarial", "caption", "discriminator")

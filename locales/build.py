@@ -19,9 +19,7 @@ sys.path += [str(HERE.parent), str(HERE.parent / "tests" / "nodes")]
 
 def english(object_info: dict[str, Any]) -> dict[str, Any]:
     """What the frontend calls ``nodeDefs``, of this pack's nodes in ComfyUI's /object_info."""
-    return {
-        name: _node(info) for name, info in object_info.items() if name.startswith("MCM_")
-    }
+    return {name: _node(info) for name, info in object_info.items() if name.startswith("MCM_")}
 
 
 def _node(info: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from tomlkit.exceptions import TOMLKitError
 
 from .cards import card_settings
+from .files import atomic_write
 from .paths import BUNDLED, bundled
-from .runs.files import atomic_write
 from .settings import ConfigError, TrainConfig
 from .settings.memory import memory_values
 from .settings.old import of_today

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from trainer.data.files import natural_key
 from trainer.data.images import OTHER_IMAGES, SUFFIXES, UNSUPPORTED
 from trainer.data.pixels import READABLE, STARTS, content_of_bytes
 from trainer.data.sidecars import SUFFIXES as CAPTIONS
 from trainer.data.sidecars import TABLES, folded, listed_caption, parse_table
+from trainer.files import natural_key
 from trainer.runs.folder import slug
 
 IMAGES = SUFFIXES | OTHER_IMAGES | UNSUPPORTED.keys()

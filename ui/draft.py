@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import ConfigError, TrainConfig
+from trainer.files import atomic_write
 from trainer.mini.words import STYLES, style_folder
 from trainer.paths import BUNDLED
-from trainer.runs.files import atomic_write
 
 from .form import NAMED, NAMES, PATHS, base_values, to_form
 from .places import PlaceError, Places

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from trainer.files import atomic_write
 from trainer.lora.files import read_metadata
 from trainer.lora.inspect import inspect_file
-from trainer.runs.files import atomic_write
 from trainer.runs.folder import Run, slug
 
 from .places import PlaceError, Places

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from trainer.runs.files import atomic_write
+from trainer.files import atomic_write
 from trainer.runs.process import end_process, process_alive, start_detached
 from trainer.runs.queue import Queue
 

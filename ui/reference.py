@@ -6,8 +6,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from trainer.data.files import file_sha256, natural_key
 from trainer.data.images import SUFFIXES, ImageRecord
+from trainer.files import file_sha256, natural_key
 from trainer.runs.folder import Run
 
 from .data import Scans

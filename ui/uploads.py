@@ -18,9 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from trainer.data.sidecars import find_sidecars, forget_listings
-from trainer.runs.files import remove_folder, staged_folder
+from trainer.files import disk_errors, remove_folder, staged_folder
 from trainer.runs.folder import slug
-from trainer.runs.guards import disk_errors
 
 from .arrivals import IMAGES, Arrival, Plan, Readable, plan
 from .places import PlaceError

@@ -25,7 +25,7 @@ from trainer.runs.checkpoints import (
     save_checkpoint,
 )
 from trainer.runs.folder import Run
-from trainer.runs.guards import DiskFullError
+from trainer.files import DiskFullError
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVE_FOREVER = """

@@ -17,16 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.runs.files import atomic_write
-from trainer.runs.guards import (
-    DiskFullError,
-    disk_full,
-    NanGuard,
-    StopSignal,
-    TrainingDivergedError,
-    disk_errors,
-    require_disk,
-)
+from trainer.files import atomic_write
+from trainer.files import DiskFullError, disk_full, disk_errors, require_disk
+from trainer.runs.guards import NanGuard, StopSignal, TrainingDivergedError
 from trainer.runs.progress import Progress, RunLog, memory_gib
 
 

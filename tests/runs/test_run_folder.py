@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import ConfigError, load_config, save_config, values_of, with_overrides
-from trainer.runs.files import atomic_write
+from trainer.files import atomic_write
 from trainer.runs.folder import Run, RunError, list_runs, safe_join, slug
 from trainer.runs.lock import RunLock, RunLockedError
 from trainer.runs.state import RunState, write_state

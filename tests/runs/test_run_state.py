@@ -17,9 +17,9 @@ import torch
 
 from trainer.config import load_config
 from trainer.runs.events import EventLog, read_events
-from trainer.runs.files import retry_denied
+from trainer.files import retry_denied
 from trainer.runs.folder import Run
-from trainer.runs.guards import DiskFullError
+from trainer.files import DiskFullError
 from trainer.runs.process import process_alive, start_detached, this_process
 from trainer.runs.state import RunState, read_state, write_state
 

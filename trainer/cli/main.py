@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runs.guards import disk_full
+from ..files import disk_full
 
 COMMANDS = {
     "demo": "Train a style LoRA on the embedded mini model and show the result, in a few minutes.",

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..runs.files import atomic_write
+from ..files import atomic_write
 from ..settings.cards import CARD_PRESETS, CARDS
 from .options import add_config_arguments, card_from, config_from
 

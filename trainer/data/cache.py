@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, uint8
 
-from ..runs.files import atomic_write
+from ..files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runs.files import atomic_write
+from ..files import atomic_write
 from .records import DataError
 from .sidecars import find_sidecar, find_sidecars, forget_listings, read_sidecar, table_caption
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+from ..files import file_sha256, natural_key
 from .captions import CaptionRules
-from .files import file_sha256, natural_key
 from .records import DataError, R
 from .sidecars import SUFFIXES, TABLES, find_sidecar, find_sidecars
 

@@ -29,8 +29,8 @@ from ..config import TrainConfig
 from ..data.cache import ContentCache
 from ..families import VideoModel, load_model
 from ..families.base import clips_at_once
+from ..files import atomic_write
 from ..lora.adapter import add_lora
-from ..runs.files import atomic_write
 from ..runs.guards import StopRequested
 from .draws import TRAJECTORY, generator_for, lowest_place
 from .motions import TrajectoryLibrary, roll_out

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..config import TrainConfig
+from ..files import DiskFullError, disk_full
 from ..readiness import require_ready
 from ..runs.best import best_step
 from ..runs.checkpoints import (
@@ -28,7 +29,7 @@ from ..runs.checkpoints import (
 )
 from ..runs.events import EventLog, read_events
 from ..runs.folder import Run, RunError
-from ..runs.guards import DiskFullError, NanGuard, StopRequested, StopSignal, disk_full
+from ..runs.guards import NanGuard, StopRequested, StopSignal
 from ..runs.lock import RunLock
 from ..runs.progress import Progress, RunLog, memory_gib
 from ..runs.state import RunState, StateBoard, Status

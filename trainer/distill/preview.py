@@ -20,9 +20,9 @@ from ..evaluate.closeness import ContentKept, Look, StyleReach, judge_look, netw
 from ..evaluate.flow import clip_flow
 from ..evaluate.generate import generate_clips
 from ..evaluate.truth import as_frames
+from ..files import atomic_write
 from ..lora.adapter import adapter_at
 from ..media import write_clip
-from ..runs.files import atomic_write
 from ..sheets import Row, contact_sheet, grid
 from .frames import StyleFrames
 from .session import Session

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..diffusion.noise import TRAJECTORY_STEPS, check_steps
 from ..families.base import VideoModel
+from ..files import atomic_write
 from ..lora.formats import LoraFile
 from ..sheets import Row
 from .bench import (
@@ -56,13 +56,8 @@ class EvaluationResult:
 
     def save(self, path: Path) -> None:
         """Write the JSON, whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic_write(path, f"{text}\n".encode())
 
     def text(self, intervals: bool = False) -> str:
         """An aligned table; measures that no row has are left out."""

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import atomic_write
 from ..models.motion_module import original_state, read_motion_module
 from ..models.sd15 import original_name
 from .export import KEEP, cast_pairs, export_kohya, export_peft, peft_config
-from .files import safetensors_bytes, write_whole
+from .files import safetensors_bytes
 from .formats import read_lora
 from .match import describe_base, pair_widths
 from .metadata import with_hashes
@@ -220,7 +221,7 @@ def _merged_module(pairs: Mapping[str, LoraPair], path: Path, module_path: Path)
         merged = weights[key].float() + pair.delta()
         weights[key] = merged.to(weights[key].dtype)
     state = {key: value.contiguous() for key, value in original_state(weights).items()}
-    write_whole(path, safetensors_bytes(state, {"format": "pt"}))
+    atomic_write(path, safetensors_bytes(state, {"format": "pt"}))
     return len(pairs)
 
 
@@ -239,7 +240,7 @@ def _write(
         if back.keys() != wanted.keys() or not all(_equal(back[p], wanted[p]) for p in wanted):
             raise LoraError(f"`{path.name}` came back changed; nothing was replaced.")
 
-    write_whole(path, safetensors_bytes(tensors, with_hashes(metadata, tensors)), check)
+    atomic_write(path, safetensors_bytes(tensors, with_hashes(metadata, tensors)), check)
 
 
 def _equal(back: LoraPair, wanted: LoraPair) -> bool:

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import atomic_write
 from .adapter import lora_state
-from .files import file_hashes, safetensors_bytes, write_whole
+from .files import file_hashes, safetensors_bytes
 from .formats import PEFT_CONFIG, PEFT_WEIGHTS, LoraFile, read_lora
 from .match import Model, fit_pairs
 from .metadata import with_hashes
@@ -122,7 +123,8 @@ def export_kohya(
                 "Export again."
             )
 
-    write_whole(path, safetensors_bytes(tensors, told), check)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, safetensors_bytes(tensors, told), check)
     return _exported(path, path, stored)
 
 
@@ -160,10 +162,10 @@ def export_peft(
     staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         config = json.dumps(peft_config(stored, base_model), indent=2, sort_keys=True)
-        write_whole(staging / PEFT_CONFIG, config.encode("utf-8"))
-        write_whole(
-            staging / PEFT_WEIGHTS, safetensors_bytes(tensors, {"format": "pt", **(metadata or {})})
-        )
+        staging.mkdir(parents=True)
+        atomic_write(staging / PEFT_CONFIG, config.encode("utf-8"))
+        content = safetensors_bytes(tensors, {"format": "pt", **(metadata or {})})
+        atomic_write(staging / PEFT_WEIGHTS, content)
         _compare(read_lora(staging), stored)
         os.replace(staging, folder)
     finally:

@@ -1,13 +1,12 @@
-"""Safetensors files read with suspicion and written whole: header checks, hashes, temp + fsync +
-rename.
+"""Safetensors files: header checks before anything is read, hashes, and the same bytes for the same
+content.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,27 +197,6 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """
     data = memoryview(safetensors.torch.save(dict(tensors)))
     return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-
-
-def write_whole(path: Path, data: bytes, check: Callable[[Path], None] | None = None) -> None:
-    """Write bytes so that `path` is either the old file or the new one, never a piece: temp, fsync,
-    rename.
-
-    `check` sees the finished temporary file; when it raises, `path` is left as it was. A full disk
-    raises OSError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if check is not None:
-            check(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

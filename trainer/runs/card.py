@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guards import GIB
+from ..files import GIB
 
 
 def card_gib() -> float | None:

@@ -23,9 +23,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from .files import remove_folder, restore_set_aside, staged_folder, write_synced
+from ..files import remove_folder, restore_set_aside, staged_folder, write_synced
 from .folder import Run
-from .guards import require_disk
+from ..files import require_disk
 
 _MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{6,})")

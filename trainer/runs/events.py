@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from .files import atomic_write
-from .guards import disk_errors
+from ..files import atomic_write
+from ..files import disk_errors
 
 
 def plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from ..config import (
     save_config,
     with_overrides,
 )
-from .files import atomic_write
+from ..files import atomic_write
 
 ENDED = ("stopped", "failed", "interrupted", "finished")
 LONGEST_NAME = 200

@@ -1,29 +1,13 @@
-"""What ends a run in good order: a full disk, a diverging loss, a request to stop."""
+"""What ends a run in good order: a diverging loss, a request to stop."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import math
-import shutil
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, SupportsFloat
-
-GIB = 2**30
-# EFBIG: a file system with small files (FAT32: 4 GiB) or a quota on file size.
-_FULL = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EFBIG", "EDQUOT")}
-
-_FULL_PHRASES = ("No space left on device", "(os error 28)", "(os error 112)")
-"""How libraries in other languages say it; 112 is Windows' number."""
-
-
-class DiskFullError(OSError):
-    """There is no room for what has to be written; nothing that was there before is harmed."""
-
 
 class StopRequested(Exception):  # noqa: N818  (a request, no error)
     """Somebody asked to stop while something long was under way, before the first step."""
@@ -31,58 +15,6 @@ class StopRequested(Exception):  # noqa: N818  (a request, no error)
 
 class TrainingDivergedError(RuntimeError):
     """Losses or gradients stayed NaN or infinite."""
-
-
-def require_disk(path: Path, needed: int) -> None:
-    """Raise `DiskFullError` unless ``needed`` bytes are free where ``path`` is or will be."""
-    place = Path(path).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise DiskFullError(
-            errno.ENOSPC,
-            f"{needed / GIB:.2f} GiB are needed and {free / GIB:.2f} GiB are free; delete old runs "
-            "or checkpoints, or choose a run folder on another disk",
-            str(path),
-        )
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the system's error for a full disk, quota or file size limit into `DiskFullError`."""
-    try:
-        yield
-    except DiskFullError:
-        raise
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFullError(
-            error.errno,
-            f"the disk is full ({error.strerror}); free some space, then resume: earlier "
-            "checkpoints are intact",
-            str(path),
-        ) from error
-
-
-def disk_full(error: BaseException, path: Path) -> DiskFullError | None:
-    """The `DiskFullError` that ``error``, raised by whatever library wrote below ``path``, comes
-    from; None where it has another cause.
-    """
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, DiskFullError):
-            return found
-        number = found.errno if isinstance(found, OSError) else None
-        if number in _FULL or any(phrase in str(found) for phrase in _FULL_PHRASES):
-            return DiskFullError(
-                errno.ENOSPC,
-                "the disk is full; free some space, then resume: earlier checkpoints are intact",
-                str(path),
-            )
-        found = found.__cause__ or found.__context__
-    return None
 
 
 class NanGuard:

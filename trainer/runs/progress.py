@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import psutil
 from tqdm import tqdm
 
-from .guards import GIB, disk_errors
+from ..files import GIB, disk_errors
 
 # Weight of the newest step in the running mean of the time a step takes.
 _SMOOTHING = 0.1

@@ -15,7 +15,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .files import atomic_write, retry_denied
+from ..files import atomic_write, retry_denied
 from .folder import Run, RunError, safe_join
 from .lock import RunLock, lock_holder
 from .process import start_detached

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .files import atomic_write, retry_denied
+from ..files import atomic_write, retry_denied
 from .folder import Run
 from .process import process_alive, this_process
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.runs.files import remove_folder
+from trainer.files import remove_folder
 
 from ..site import ASKED, QUIET, SHOWN, Site, heading, reporting, tell
 from ..status import RunStatus, chip, run_status
