@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sd15_files import build_parts, original_motion, unet_renames
 
-from trainer.cli.convert import FORMS
 from trainer.cli.main import main
+from trainer.cli.results import FORMS
 from trainer.lora.convert import TARGETS, convert, read_source
 from trainer.lora.export import export_kohya
 from trainer.lora.formats import read_lora

@@ -1,1 +1,1 @@
-"""Commands of ``python -m trainer``; each module has ``add_arguments`` and ``run``."""
+"""Commands of ``python -m trainer``: each is a function whose docstring is its help."""

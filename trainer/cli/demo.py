@@ -1,12 +1,4 @@
-"""The whole way in a few minutes: style images, LoRA, clip in 4 steps, on the embedded model.
-
-  python -m trainer demo
-  python -m trainer demo --style neon --minutes 3
-  python -m trainer demo --images my_style
-
-Needs no GPU and no download. Writes runs/demo: the LoRA, clips, and comparison.webp /
-comparison.png with the teacher in 50 steps beside the student in 1, 2, 4 and 8.
-"""
+"""The command `demo`."""
 
 from __future__ import annotations
 
@@ -27,7 +19,7 @@ LIBRARY_CLIPS = 128
 """Half of what the model recommends: a minute less before the first training step."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="training time (5)")
     parser.add_argument(
         "--style", choices=STYLES, default="poster", help="which example style to learn (poster)"
@@ -39,7 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, help="run folder (runs/demo, or the next free number)")
 
 
-def run(options: argparse.Namespace) -> int:
+def demo(options: argparse.Namespace) -> int:
+    """The whole way in a few minutes: style images, LoRA, clip in 4 steps, on the embedded model.
+
+      python -m trainer demo
+      python -m trainer demo --style neon --minutes 3
+      python -m trainer demo --images my_style
+
+    Needs no GPU and no download. Writes runs/demo: the LoRA, clips, and comparison.webp /
+    comparison.png with the teacher in 50 steps beside the student in 1, 2, 4 and 8.
+    """
     from ..config import load_config
     from ..distill.loop import train
     from ..runs.events import read_events

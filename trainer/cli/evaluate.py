@@ -1,10 +1,4 @@
-"""Measure a student against its teacher: captions, motion, style, distances, each with its
-interval.
-
-  python -m trainer evaluate --lora ink.safetensors --style my_style --count 64 --json out.json
-  python -m trainer evaluate --model modelscope --lora ink.safetensors --prompts vbench.txt \\
-    --style my_style --videomae videomae-base --clip clip-vit-base-patch32 --videos my_videos
-"""
+"""The command `evaluate`."""
 
 from __future__ import annotations
 
@@ -16,7 +10,7 @@ from ..runs.progress import Progress
 from .options import add_device_argument, add_model_arguments, device_from, model_from
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--lora",
@@ -58,7 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
 
 
-def run(options: argparse.Namespace) -> int:
+def evaluate(options: argparse.Namespace) -> int:
+    """Measure a student against its teacher: captions, motion, style, distances, each with its
+    interval.
+
+      python -m trainer evaluate --lora ink.safetensors --style my_style --count 64 --json out.json
+      python -m trainer evaluate --model modelscope --lora ink.safetensors --prompts vbench.txt \
+        --style my_style --videomae videomae-base --clip clip-vit-base-patch32 --videos my_videos
+    """
     from ..evaluate.table import evaluate
 
     if options.json is not None and not options.json.absolute().parent.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -13,21 +14,34 @@ from pathlib import Path
 from ..files import disk_full
 
 COMMANDS = {
-    "demo": "Train a style LoRA on the embedded mini model and show the result, in a few minutes.",
-    "train": "Distil a few-step style LoRA from a folder of images.",
-    "resume": "Continue a run that was stopped, or that was interrupted.",
-    "stop": "Ask a running training to save, export and end.",
-    "queue": "Train the runs that wait in a queue, one after another.",
-    "preflight": "Try two steps and a preview: memory, time and disk, before a long run.",
-    "models": "List the base models found on this machine, with licence and what is missing.",
-    "caption": "Write captions for images that have none, with a captioning model of yours.",
-    "sample": "Make a clip, with a LoRA in 1-8 steps or with the teacher.",
-    "preview": "Show the teacher beside a run's student, now.",
-    "export": "Write the LoRA of one of a run's checkpoints.",
-    "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
-    "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
-    "convert": "Write a LoRA in the form that another program reads.",
+    "demo": {
+        "demo": "Train a style LoRA on the embedded mini model and show the result, in minutes.",
+    },
+    "preparation": {
+        "preflight": "Try two steps and a preview: memory, time and disk, before a long run.",
+        "models": "List the base models found on this machine, with licence and what is missing.",
+        "caption": "Write captions for images that have none, with a captioning model of yours.",
+    },
+    "training": {
+        "train": "Distil a few-step style LoRA from a folder of images.",
+        "resume": "Continue a run that was stopped, or that was interrupted.",
+        "stop": "Ask a running training to save, export and end.",
+        "queue": "Train the runs that wait in a queue, one after another.",
+    },
+    "sample": {
+        "sample": "Make a clip, with a LoRA in 1-8 steps or with the teacher.",
+    },
+    "results": {
+        "preview": "Show the teacher beside a run's student, now.",
+        "export": "Write the LoRA of one of a run's checkpoints.",
+        "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
+        "convert": "Write a LoRA in the form that another program reads.",
+    },
+    "evaluate": {
+        "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
+    },
 }
+"""Commands by their module, where each is a function beside its `NAME_arguments`."""
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 """Errors that carry a message for the user; anything else is a bug and keeps its traceback."""
 BUGS = (RuntimeError, NotImplementedError, RecursionError)
@@ -42,16 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Each command has its own --help. A first look: python -m trainer demo",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in COMMANDS.items():
-        module = importlib.import_module(f".{name}", __package__)
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(sub)
-        sub.set_defaults(function=module.run)
+    for home, texts in COMMANDS.items():
+        module = importlib.import_module(f".{home}", __package__)
+        for name, text in texts.items():
+            run = getattr(module, name)
+            sub = commands.add_parser(
+                name,
+                help=text,
+                description=inspect.getdoc(run),
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            getattr(module, f"{name}_arguments")(sub)
+            sub.set_defaults(function=run)
     return parser
 
 

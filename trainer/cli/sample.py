@@ -1,11 +1,4 @@
-"""Make a clip: with a LoRA in 1-8 steps, or without one by the teacher (DDIM with guidance).
-
-  python -m trainer sample --lora ink.safetensors --prompt "a red star growing" --out clip.mp4
-  python -m trainer sample --prompt "a red star growing" --steps 50 --out teacher.webp
-
-The suffix decides the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The clip
-depends on the seed alone: it is the same in a batch, on any device up to rounding, and in ComfyUI.
-"""
+"""The command `sample`."""
 
 from __future__ import annotations
 
@@ -17,7 +10,7 @@ from .options import add_device_argument, add_model_arguments, device_from, mode
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 3.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def sample_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--lora",
@@ -55,7 +48,16 @@ def _check_numbers(options: argparse.Namespace) -> None:
             raise ValueError(f"`--{name} {value}` must be from {low} to {high}.")
 
 
-def run(options: argparse.Namespace) -> int:
+def sample(options: argparse.Namespace) -> int:
+    """Make a clip: with a LoRA in 1-8 steps, or without one by the teacher (DDIM with guidance).
+
+      python -m trainer sample --lora ink.safetensors --prompt "a red star growing" --out clip.mp4
+      python -m trainer sample --prompt "a red star growing" --steps 50 --out teacher.webp
+
+    The suffix decides the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The
+    clip depends on the seed alone: it is the same in a batch, on any device up to rounding, and in
+    ComfyUI.
+    """
     from ..evaluate.bench import fit_student
     from ..evaluate.generate import generate_clips
     from ..lora.adapter import apply_lora

@@ -1,0 +1,166 @@
+"""Before a training: what is there, what it will take, and captions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write
+from ..settings.cards import CARD_PRESETS, CARDS
+from .options import add_config_arguments, card_from, config_from
+
+
+def preflight_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the report here")
+    parser.add_argument(
+        "--check", action="store_true", help="look up that everything is there, and measure nothing"
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="estimate the memory of a step from shapes alone"
+    )
+    parser.add_argument(
+        "--family",
+        choices=tuple(CARD_PRESETS),
+        help="with --estimate: the published model of this family, in place of --model",
+    )
+
+
+def preflight(options: argparse.Namespace) -> int:
+    """Before a long run: is everything there, and what will it take?
+
+    Looks up every part first, then tries two real steps and one preview: peak memory, time per
+    step, total time, disk.
+
+      python -m trainer preflight --model mini --images my_style
+      python -m trainer preflight --check --model sd15.safetensors --images my_style  # look up only
+      python -m trainer preflight --config my.toml --json report.json
+      python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --card 12
+      python -m trainer preflight --estimate --family modelscope --card 8
+
+    Takes the same settings as `train`, makes one or two clips of the library, and leaves nothing
+    behind. If the settings do not fit, it says which would. `--check` takes seconds; what is
+    missing is listed with size, licence and the folder it belongs in. `--estimate` needs neither a
+    graphics card nor images: it runs the step on shapes alone, and with `--family` not even the
+    model's files.
+    """
+    if options.family and not options.estimate:
+        raise ValueError("`--family` has no weights to run; add `--estimate`, or give `--model`.")
+    if options.estimate:
+        return _estimate(options)
+    config = config_from(options)
+    from ..readiness import check
+
+    readiness = check(config)
+    print(readiness.text(), flush=True)
+    if options.check:
+        _write(options.json, readiness.to_json())
+        return 0 if readiness.ready else 1
+    readiness.require()
+    from ..distill.preflight import preflight
+
+    with _ending_in_order():
+        report = preflight(config, lambda text: print(text, flush=True))
+    print(report.text())
+    _write(options.json, report.to_json())
+    return 0 if report.fits else 1
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Inside, a polite kill ends as Ctrl+C does, temporary files included."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        atomic_write(path, json.dumps(content, indent=1, allow_nan=False).encode("utf-8"))
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from ..distill.estimate import estimate
+    from ..distill.preflight import HEADROOM
+    from ..distill.skeletons import skeleton
+
+    family, gigabytes = options.family, card_from(options)
+    config = config_from(options, **({"model": family} if family else {}))
+    found = estimate(config, skeleton(family) if family else None)
+    print(found.text())
+    if gigabytes is None:
+        fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
+        print(f"Fits a card of {fitting[0]} GB." if fitting else f"Fits no card of {CARDS[-1]} GB.")
+        return 0
+    fits = found.gib <= HEADROOM * gigabytes
+    print(f"The run {'fits' if fits else 'does NOT fit'} a card of {gigabytes} GB.")
+    return 0 if fits else 1
+
+
+def models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ComfyUI's folder")
+    parser.add_argument(
+        "--folder", type=Path, action="append", default=[], help="another folder to search"
+    )
+
+
+def models(options: argparse.Namespace) -> int:
+    """List the base models found on this machine, their licence, and what is missing of them.
+
+    python -m trainer models
+    python -m trainer models --comfyui /path/to/ComfyUI --folder /data/models
+    """
+    from ..catalog import comfyui_folder, find_models
+
+    pack = Path(__file__).resolve().parents[2]
+    for found in find_models(comfyui_folder(pack, options.comfyui), options.folder):
+        state = "ready" if found.ready else f"missing: {', '.join(found.missing)}"
+        print(f"{found.name}  [{found.licence}]  {state}\n    {found.model}")
+    return 0
+
+
+def caption_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images")
+    parser.add_argument("--captioner", type=Path, required=True, metavar="DIR", help="its folder")
+    parser.add_argument("--suffix", default="", help="added to every caption, as ', [trigger]'")
+
+
+def caption(options: argparse.Namespace) -> int:
+    """Write captions for the images of a folder that have none, with a captioning model of yours.
+
+      python -m trainer caption my_style --captioner /models/blip-image-captioning-base
+      python -m trainer caption my_style --captioner /models/blip --suffix "[trigger]"
+
+    The captioner is a transformers model on this machine (BLIP, BLIP-2, GIT); nothing is
+    downloaded. Captions that exist are kept. Read them afterwards: a captioner is often wrong.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, below
+    from ..data.captioner import load_captioner, missing_captions
+    from ..data.captions import write_caption
+    from ..data.images import scan_images
+    from ..runs.progress import Progress
+
+    wanted = list(missing_captions(scan_images(options.folder, min_side=1).records))
+    if not wanted:
+        print("Every image has a caption already.")
+        return 0
+    captioner = load_captioner(options.captioner)
+    with Progress(len(wanted), "captions", unit="image", log=print, line_seconds=2.0) as progress:
+        for record in wanted:
+            parts = (captioner(record.path), options.suffix.strip(" ,"))
+            write_caption(record.path, ", ".join(part for part in parts if part))
+            progress.update()
+    print(f"Wrote {len(wanted)} captions. Read them: a captioner is often wrong.")
+    return 0

@@ -1,0 +1,163 @@
+"""What a run has made: previews, its LoRA, and the forms that other programs read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..paths import bundled
+from .options import add_model_arguments, model_from
+
+
+def preview_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="what a clip shows; may be given again"
+    )
+    parser.add_argument(
+        "--strengths",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="S",
+        help="strengths of the LoRA to compare, in 4 steps, on one prompt",
+    )
+    parser.add_argument("--seed", type=int, help="seed of the noise (the run's)")
+
+
+def preview(options: argparse.Namespace) -> int:
+    """Make a preview now: the teacher beside the student in 1, 2, 4 and 8 steps.
+
+      python -m trainer preview runs/my-style
+      python -m trainer preview runs/my-style --prompt "a red star growing" --seed 7
+      python -m trainer preview runs/my-style --strengths 0 0.5 0.75 1
+
+    A run that is training is asked to make it after its present step. With prompts of your own, or
+    strengths of the LoRA to compare, the exported step is used (the newest while there is none),
+    in this process.
+    """
+    from ..runs.folder import Run
+    from ..runs.state import read_state
+
+    folder = Run.open(options.folder)
+    if read_state(folder).live and not (options.prompt or options.strengths):
+        folder.request_preview()
+        print(f"{folder.name} makes a preview after its present step.")
+        return 0
+    from ..distill.stored import preview_checkpoint
+
+    made = preview_checkpoint(folder, options.prompt, options.seed, options.strengths)
+    print(f"Wrote {made.folder}.")
+    return 0
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--checkpoint", type=_step, metavar="STEP", help='its step, or "best" (the newest)'
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write (RUN/<name>-step<number>.safetensors)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file at --out")
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the LoRA of a run's checkpoint: the newest, one by its step, or the best.
+
+    The best has most motion and style in its preview; the end of a training exports it by itself.
+
+      python -m trainer export runs/my-style --checkpoint 300
+      python -m trainer export runs/my-style --out ../ComfyUI/models/loras/my-style.safetensors
+
+    A file that exists is only replaced with --force.
+    """
+    from ..distill.stored import best_checkpoint, export_checkpoint
+    from ..runs.folder import Run
+
+    if options.out is not None and options.out.exists() and not options.force:
+        raise ValueError(f"{options.out} exists; give another name, or --force to replace it.")
+    folder = Run.open(options.folder)
+    step = best_checkpoint(folder) if options.checkpoint == "best" else options.checkpoint
+    made = export_checkpoint(folder, step, options.out)
+    print(f"Wrote {made.path} ({made.modules} modules, sha256 {made.sha256}).")
+    return 0
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA file or PEFT folder")
+    add_model_arguments(parser, default=None)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Show what a LoRA file is: family, format, keys matched, what it recommends, hashes.
+
+      python -m trainer inspect runs/ink/ink.safetensors
+      python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
+
+    With `--model` the keys are matched against that base model; a LoRA that names the mini model
+    is matched against it.
+    """
+    from ..lora.inspect import inspect_file
+
+    name = options.model or _named_model(options.file)
+    report = inspect_file(options.file, None if name is None else model_from(options, name).network)
+    print(report.text())
+    return 0
+
+
+def _named_model(file: Path) -> str | None:
+    """The base model that the file says it was trained on, if it is the one that comes with us."""
+    from ..lora.formats import read_lora
+
+    name = read_lora(file).metadata.get("mcm.base_model", "")
+    return name if bundled(name) else None
+
+
+FORMS = ("kohya", "kohya-webui", "peft", "diffusers", "animatediff-evolved")
+DTYPES = ("keep", "fp16", "bf16", "fp32")
+
+
+def convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="IN", help="LoRA file or folder of any form")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to write")
+    parser.add_argument("--to", required=True, choices=FORMS, help="form to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="number format (keep)")
+    parser.add_argument(
+        "--motion-module",
+        type=Path,
+        metavar="PATH",
+        help="motion module to merge the motion layers into, for animatediff-evolved",
+    )
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Convert a LoRA into the form that another program reads; every number stays as it is.
+
+      python -m trainer convert ink.safetensors ink-peft --to peft
+      python -m trainer convert animatediff-laion laion.safetensors --to kohya
+      python -m trainer convert ink.safetensors ink --to animatediff-evolved
+
+    Forms: `kohya` (ComfyUI, all layers), `kohya-webui` (the image layers by Stable Diffusion 1.5's
+    own block names), `peft` (a folder, as the official LoRAs), `diffusers` (one file),
+    `animatediff-evolved` (a folder with an image LoRA and a motion LoRA; with --motion-module also
+    a merged motion module).
+    """
+    from ..lora.convert import convert
+
+    done = convert(
+        options.source,
+        options.out,
+        options.to,
+        dtype=options.dtype,
+        motion_module=options.motion_module,
+    )
+    print(done.text())
+    return 0

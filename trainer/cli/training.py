@@ -1,0 +1,162 @@
+"""A training from the command line: start, continue, stop, and one after another."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from ..config import save_config, with_overrides
+from ..runs.checkpoints import latest_checkpoint, load_checkpoint
+from ..runs.folder import Run, safe_join
+from ..runs.lock import RunLockedError
+from ..runs.queue import Queue
+from ..runs.state import read_state
+from .options import add_config_arguments, config_from
+
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Distil a few-step style LoRA from a folder of images.
+
+      python -m trainer train --model mini --images my_style --run runs/my-style --minutes 6
+      python -m trainer train --config my.toml --seed 3
+      python -m trainer train --model sd15.safetensors --motion-module mm_sd_v15_v2.ckpt ...
+
+    Before anything long, everything it needs is looked up: what is missing is listed with where to
+    get it and where to put it (`preflight` does the same, and measures). Every setting is a flag
+    and a line of the run's config.toml; `--help-expert` shows those of the method too (as
+    --motion.weight 2, or --set motion.weight=2). The run folder holds state, log, samples,
+    checkpoints and in the end the LoRA; stop with Ctrl+C or `stop`, go on with `resume`.
+    """
+    config = config_from(options)
+    # With several processes (accelerate launch) the first one makes the folder and the others read
+    # it.
+    first = os.environ.get("RANK", "0") == "0"
+    from ..distill.loop import train, wait_for_run
+    from ..readiness import require_ready
+
+    if first:
+        require_ready(config, print)
+    folder = Run.create(config.run, config) if first else wait_for_run(config.run)
+    state = train(folder, checked=True)
+    return 0 if state.status in ("finished", "stopped") else 1
+
+
+def resume_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--steps", help="new goal in steps")
+    parser.add_argument(
+        "--minutes",
+        help="new time budget in minutes, time already trained included; 'none' lifts it",
+    )
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Continue a run that was stopped, or that was interrupted by a crash or a power cut.
+
+      python -m trainer resume runs/my-style
+      python -m trainer resume runs/my-style --steps 2000     # and train further
+
+    Everything is restored from the newest whole checkpoint: on the CPU, with a number of steps,
+    the result is bit for bit that of a run without a break. With `--minutes` the learning rate
+    follows the clock, and no two runs are alike.
+    """
+    folder = Run.open(options.folder)
+    changes = {
+        k: getattr(options, k) for k in ("steps", "minutes") if getattr(options, k) is not None
+    }
+    if changes:
+        save_config(with_overrides(folder.config(), changes), folder.config_path)
+    if _is_over(folder):
+        print(
+            f"{folder.name} is finished after {read_state(folder).step} steps. To train further, "
+            "give a new goal: --steps N, or --minutes M."
+        )
+        return 0
+    from ..distill.loop import train
+
+    state = train(folder, resume=True)
+    return 0 if state.status in ("finished", "stopped") else 1
+
+
+def _is_over(folder: Run) -> bool:
+    """Whether the run has reached the goal that its settings name now."""
+    newest = latest_checkpoint(folder)
+    if read_state(folder).status != "finished" or newest is None:
+        return False
+    config, state = folder.config(), load_checkpoint(newest).state
+    by_time = config.minutes is not None and state["trained_seconds"] >= 60 * config.minutes
+    return by_time or read_state(folder).step >= config.steps
+
+
+def stop_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the end (60)",
+    )
+
+
+def stop(options: argparse.Namespace) -> int:
+    """Ask a running training to save, export and end. It can be resumed.
+
+    python -m trainer stop runs/my-style
+    """
+    folder = Run.open(options.folder)
+    state = read_state(folder)
+    if not state.live:
+        print(f"{folder.name} is not running (status: {state.status}).")
+        return 0
+    folder.request_stop()
+    end = time.monotonic() + options.wait
+    while time.monotonic() < end:
+        state = read_state(folder)
+        if not state.live:
+            print(f"{folder.name}: {state.status} at step {state.step}. {state.message}")
+            return 0
+        time.sleep(0.2)
+    print(
+        f"{folder.name} was asked to stop and is still {state.status}; it ends after its present "
+        "step."
+    )
+    return 1
+
+
+def queue_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUNS", help="the folder that holds the runs")
+    parser.add_argument("--add", metavar="RUN", help="name of a run to put at the end")
+    parser.add_argument("--list", action="store_true", help="show the jobs and do nothing")
+
+
+def queue(options: argparse.Namespace) -> int:
+    """Train the runs that wait in a folder's queue, one after another, until none is left.
+
+      python -m trainer queue runs                  # work through the queue of runs/
+      python -m trainer queue runs --add my-style   # put runs/my-style at its end
+      python -m trainer queue runs --list
+
+    The web trainer fills the same queue. A run that was stopped or interrupted goes on where it
+    was.
+    """
+    queue = Queue(options.folder)
+    if options.add:
+        job = queue.add(Run.open(safe_join(queue.root, options.add)))
+        print(f"{job.run} is number {[j.id for j in queue.jobs()].index(job.id) + 1} in the queue.")
+    elif options.list:
+        for number, job in enumerate(queue.jobs(), 1):
+            state = read_state(Run(queue.root / job.run))
+            print(f"{number}. {job.run} ({state.status}, step {state.step})")
+    else:
+        try:
+            print(f"{queue.work()} job(s) done.")
+        except RunLockedError:
+            print("Another process works through this queue already.")
+    return 0
