@@ -11,19 +11,12 @@ from accelerate import Accelerator
 from diffusers import UNet3DConditionModel, UNetMotionModel
 
 from trainer.config import TrainConfig, load_config
-from trainer.distill.batch import Batch
+from trainer.distill.batch import Batch, Session
 from trainer.distill.distiller import Distiller
-from trainer.distill.ema import ParameterEma
 from trainer.distill.estimate import made_batch
-from trainer.distill.precision import base_dtype
-from trainer.distill.session import (
-    Session,
-    build_optimizers,
-    build_parts,
-    build_student,
-    new_memory,
-)
+from trainer.distill.session import build_optimizers, build_parts, build_student, new_memory
 from trainer.distill.skeletons import ARCHITECTURES, Architecture, build_skeleton
+from trainer.distill.student import ParameterEma, base_dtype
 from trainer.families import VideoModel
 from trainer.runs.guards import NanGuard
 

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py --json benchmarks/results/memory.json
 
-For each family and card size the preset of `trainer.settings.memory` at the published sizes, by
+For each family and card size the preset of `trainer.settings.presets` at the published sizes, by
 `trainer.distill.estimate`: weights, LoRA, optimizer, activations and gradients of the real step.
 """
 

@@ -12,8 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from minimaker.looks import STYLES, Look, public_video, random_style
-from minimaker.styles import COUNT, SIZE, write_style_folder
+from minimaker.looks import (
+    COUNT,
+    SIZE,
+    STYLES,
+    Look,
+    public_video,
+    random_style,
+    write_style_folder,
+)
 from minimaker.truth import PROMPTS, bundled_look, true_clips
 from minimaker.world import FPS
 from trainer.config import (

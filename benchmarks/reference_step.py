@@ -25,9 +25,8 @@ from trainer.adversarial.frame_losses import LossMemory
 from trainer.adversarial.losses import generator_loss
 from trainer.diffusion.noise import guided
 from trainer.distill import step as judging
-from trainer.distill.batch import Batch, StyleBatch
+from trainer.distill.batch import Batch, Session, StyleBatch
 from trainer.distill.distiller import Distiller
-from trainer.distill.session import Session
 from trainer.distill.step import Outcome, Points, motion_losses
 from trainer.families import load_model
 from trainer.runs.guards import NanGuard

@@ -43,9 +43,9 @@ from step_sweeps import in_fresh_process, sampling, scaling, sweep
 from torch import Tensor
 
 from trainer.distill.distiller import Distiller
-from trainer.distill.motions import TrajectoryLibrary
 from trainer.families import family_of, load_model, resolve_model
 from trainer.files import atomic_write
+from trainer.motion.sources import TrajectoryLibrary
 from trainer.runs.guards import NanGuard
 
 COMPARED = ("consistency", "energy", "adversarial", "caption", "discriminator")

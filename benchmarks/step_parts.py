@@ -25,10 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.adversarial.features import FeatureNetwork
 from trainer.adversarial.heads import Discriminator
 from trainer.distill import step as judging
-from trainer.distill.motions import Replay
 from trainer.distill.student import Student
 from trainer.families import VideoModel
 from trainer.families.codec import FrameCodec
+from trainer.motion.sources import Replay
 
 MIB = 2**20
 PARTS = (

@@ -18,18 +18,17 @@ from reference_step import ReferenceDistiller
 from torch import Tensor
 
 from minimaker.assemble import prompt_lines
-from minimaker.looks import STYLES
-from minimaker.styles import write_style_folder
+from minimaker.looks import STYLES, write_style_folder
 from minimaker.teacher import SCHEDULER
 from minimaker.text import WIDTH, build_text_encoder, build_tokenizer, save_tokenizer
 from trainer.config import TrainConfig, fields, load_config, with_overrides
-from trainer.distill.batch import make_batch
+from trainer.distill.batch import Session, make_batch
 from trainer.distill.distiller import Distiller, sizes_of
 from trainer.distill.draws import TRAJECTORY, Sizes, StepDraws, draw_step
 from trainer.distill.loop import make_accelerator
-from trainer.distill.motions import EncodedVideos, Replay
-from trainer.distill.session import REPLAY_CAPACITY, Session, build_session
+from trainer.distill.session import REPLAY_CAPACITY, build_session
 from trainer.lora.adapter import lora_parameters
+from trainer.motion.sources import EncodedVideos, Replay
 from trainer.runs.guards import NanGuard
 
 COMPARABLE = {

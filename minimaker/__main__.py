@@ -24,8 +24,7 @@ from .clips import save_weights
 from .directions import SHAPES_AGAIN, teach_directions
 from .framenet import train_framenet
 from .judge import train_judge
-from .looks import HELD_OUT, STYLES, Look, public_video
-from .styles import regenerate
+from .looks import HELD_OUT, STYLES, Look, public_video, regenerate
 from .teacher import encode_clips, load_clips, train_teacher
 from .text import kept_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .found import VIDEO, found_by
+from .native.core import VIDEO, found_by
 from .native.motion_files import list_motion_modules, resolve_motion_module
 
 

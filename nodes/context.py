@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .found import found_by
 from .native.context import FUSE_METHODS, SCHEDULES
+from .native.core import found_by
 
 
 class ContextWindows(io.ComfyNode):

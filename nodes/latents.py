@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .found import found_by
+from .native.core import found_by
 
 
 class EmptyLatentVideo(io.ComfyNode):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .found import FEW_STEP, found_by
+from .native.core import FEW_STEP, found_by
 from .native.lora import fingerprint, list_loras
 
 

@@ -97,8 +97,7 @@ def tiny_modelscope(folder: Path, levels: int) -> Path:
 @pytest.fixture(scope="session")
 def style_images(tmp_path_factory) -> Path:
     """Twelve captioned stills of the poster style."""
-    from minimaker.looks import STYLES
-    from minimaker.styles import write_style_folder
+    from minimaker.looks import STYLES, write_style_folder
 
     folder = tmp_path_factory.mktemp("images") / "poster ä"
     write_style_folder(folder, STYLES["poster"], 12, 64, seed=5)

@@ -17,14 +17,14 @@ FORBIDDEN = ("comfy", "folder_paths", "server", "nodes", "gradio", "execution", 
 NODES = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py"))]
 ALLOWED = {
     "diffusion": {"diffusion"},
-    "motion": {"motion"},
+    "motion": {"diffusion", "motion"},
     "models": {"models", "paths"},
     "families": {"families", "models", "diffusion", "paths", "words"},
     "settings": {"settings", "paths"},
     "runs": {"runs", "config", "files", "settings"},
     "data": {"data", "files", "runs", "words"},
     "lora": {"files", "lora", "models", "paths"},
-    "adversarial": {"adversarial", "mini", "models", "paths"},
+    "adversarial": {"adversarial", "data", "families", "mini", "models", "paths"},
     "mini": {"mini", "adversarial", "paths"},
     "evaluate": {
         "evaluate",

@@ -1,9 +1,10 @@
-"""Which card preset a base model gets: `settings.cards` by the model's family."""
+"""The graphics card of this machine, and which preset by card a base model gets."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .files import GIB
 from .settings.cards import CARD_PRESETS, CARDS, card_presets
 
 
@@ -28,3 +29,12 @@ def card_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
     brings_its_own = path is not None and (path / "mcm.json").is_file()
     chosen = next(p for p in presets if p.gigabytes == gigabytes)
     return {} if brings_its_own else chosen.settings
+
+
+def card_gib() -> float | None:
+    """Memory of the first NVIDIA card in GiB; None without one that can be used."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(0).total_memory / GIB

@@ -23,9 +23,8 @@ from .cards import card_settings
 from .files import atomic_write
 from .paths import BUNDLED, bundled
 from .settings import ConfigError, TrainConfig
-from .settings.memory import memory_values
 from .settings.old import of_today
-from .settings.presets import PRESETS
+from .settings.presets import PRESETS, memory_values
 from .settings.quality import quality_preset
 from .settings.records import RECIPE, ConfigField, flat, nested, record, records
 

@@ -13,9 +13,8 @@ from trainer.files import atomic_write
 from trainer.mini.words import STYLES, style_folder
 from trainer.paths import BUNDLED
 
-from .form import NAMED, NAMES, PATHS, base_values, to_form
+from .form import CPU, NAMED, NAMES, PATHS, base_values, card_of_this_machine, to_form
 from .places import PlaceError, Places
-from .presets import CPU, card_of_this_machine
 
 FIRST_NAME = "my-style"
 FIRST_QUALITY = "quick"

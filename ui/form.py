@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from trainer.cards import card_gib, card_settings
 from trainer.config import (
     PRESETS,
     ConfigError,
@@ -19,10 +20,10 @@ from trainer.config import (
 )
 from trainer.paths import BUNDLED, bundled
 from trainer.settings import QUALITY_PRESETS
-from trainer.settings.memory import memory_values
+from trainer.settings.cards import CARDS
+from trainer.settings.presets import memory_values
 
 from .places import PlaceError, Places
-from .presets import card_values
 
 NOT_IN_FORM = ("run", "data.cache")
 """The page decides where runs and caches go."""
@@ -181,3 +182,37 @@ def proposals(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
     old, new = base_values(*before[:-1]), base_values(*after[:-1])
     skip = {"model", "preset", *PATHS, "trigger", "prompt_template"}
     return {n: new[n] for n in NAMES if n not in skip and old[n] != new[n]}
+
+
+CPU = "cpu"
+CARD_KEYS = (CPU, *(str(size) for size in CARDS))
+"""Keys of the presets by card."""
+
+
+def card_choices() -> list[tuple[str, str]]:
+    """(title, key) of the presets by card."""
+    return [("No card (CPU)" if key == CPU else f"{key} GB card", key) for key in CARD_KEYS]
+
+
+def card_values(key: str, model: str) -> dict[str, Any]:
+    """Settings of a card preset; the mini model fits everywhere and keeps its own."""
+    if key not in CARD_KEYS:
+        raise ValueError(f"`card`={key!r} is not known; use {', '.join(CARD_KEYS)}.")
+    if key == CPU:
+        return {"hardware.device": "cpu"}
+    return {"hardware.device": "auto", **card_settings(model, int(key))}
+
+
+def card_of_this_machine() -> str:
+    """The largest preset that the graphics card holds; "cpu" without a card."""
+    gib = card_gib()
+    if gib is None:
+        return CPU
+    # Cards report a little less than their name says.
+    fitting = [key for key in CARD_KEYS[1:] if int(key) <= gib + 1]
+    return fitting[-1] if fitting else CARD_KEYS[1]
+
+
+def quality_choices() -> list[tuple[str, str]]:
+    """(title, key) of the presets by quality."""
+    return [(preset.title, key) for key, preset in QUALITY_PRESETS.items()]

@@ -32,7 +32,7 @@ def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool 
     dynamic VRAM a checkpoint keeps its file's type, and they are copied. `model` stays as it was.
     Raises MotionModuleError, with nothing changed, when the two do not belong together.
     """
-    from .motion_unet import NativeMotionUNet
+    from .unet import NativeMotionUNet
 
     check_base(model, module)
     config = model.model.model_config.unet_config

@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from comfy_api.latest import io
 
 QUANTISED = ("quant_config", "layer_quant_config", "scaled_fp8", "custom_operations")
 """Where a model config says that its layers are quantised, by the ComfyUI's age."""
@@ -115,3 +116,19 @@ def wrap(model: Any, place: str, key: str, function: Callable[..., Any]) -> None
     kind = getattr(WrappersMP, place)
     model.remove_wrappers_with_key(kind, key)
     model.add_wrapper_with_key(kind, key, function)
+
+
+VIDEO = ("video", "text to video", "t2v")
+FEW_STEP = ("few step", "lcm", "consistency", "turbo", "lightning", "fast", "distill")
+
+
+def found_by(*words: str) -> dict[str, list[str]]:
+    """Keyword arguments for `io.Schema`; none before ComfyUI 0.11, which has no such field.
+
+    Where a query is in no node's name, the frontend puts those first that have it as a whole word
+    of this list, and after them those that have it late in a phrase. Loaders begin a graph: they
+    have "lcm", the nodes behind them "sampler for lcm".
+    """
+    if "search_aliases" not in io.Schema.__dataclass_fields__:
+        return {}
+    return {"search_aliases": list(words)}

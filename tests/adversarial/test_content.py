@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.adversarial import frames as ends
 from trainer.adversarial.features import build_features
 from trainer.adversarial.frame_losses import DECAY, ContentLoss, deeper_half
-from trainer.distill import ends
-from trainer.distill.ends import EndMaps
+from trainer.adversarial.frames import EndMaps
 from trainer.families import load_model
 from trainer.families.codec import FrameCodec
 from trainer.paths import MINI

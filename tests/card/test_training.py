@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from trainer.cli.main import main
 from trainer.config import load_config
-from trainer.distill.batch import make_batch
+from trainer.distill.batch import Session, make_batch
 from trainer.distill.distiller import Distiller, sizes_of
 from trainer.distill.draws import REPLAY, StepDraws, draw_step
 from trainer.distill.loop import make_accelerator, train
-from trainer.distill.session import Session, build_session
+from trainer.distill.session import build_session
 from trainer.distill.step import gradients
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run

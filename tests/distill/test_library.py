@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer.config import load_config
 from trainer.data.cache import ContentCache
+from trainer.data.prompts import build_prompts
 from trainer.diffusion.sampling import SAMPLERS
 from trainer.distill.draws import TRAJECTORY, lowest_place
 from trainer.distill.library import (
@@ -23,11 +24,10 @@ from trainer.distill.library import (
     read_shipped,
     write_shipped,
 )
-from trainer.distill.motions import TrajectoryLibrary, roll_out
-from trainer.distill.prompts import build_prompts
-from trainer.distill.student import Student
+from trainer.distill.student import Student, roll_out
 from trainer.families import MINI, load_model
 from trainer.lora.adapter import add_lora
+from trainer.motion.sources import TrajectoryLibrary
 from trainer.runs.guards import StopRequested
 
 PROMPTS = ["a red circle moving up", "a blue star"]

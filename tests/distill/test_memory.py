@@ -8,10 +8,10 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from trainer.distill.ema import ParameterEma
 from trainer.distill.meter import MemoryMeter
 from trainer.distill.optimizers import BETAS, OffloadedAdamW, build_optimizer
-from trainer.distill.precision import (
+from trainer.distill.student import (
+    ParameterEma,
     compute_lora_in_input_dtype,
     gradient_scale,
     order_channels_last,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.distill.prompts import MOTION_PHRASES, build_prompts
+from trainer.data.prompts import MOTION_PHRASES, build_prompts
 from trainer.words import has_word, without_word
 
 NONE = Path("no such file")

@@ -14,7 +14,6 @@ from trainer.config import load_config, with_overrides
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import Distiller, sizes_of
 from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, draw_step
-from trainer.distill.motions import Replay
 from trainer.distill.session import build_session
 from trainer.distill.step import (
     COMMON_SHARE,
@@ -25,6 +24,7 @@ from trainer.distill.step import (
 )
 from trainer.families.codec import pick_frames
 from trainer.lora.adapter import adapter_disabled, lora_parameters
+from trainer.motion.sources import Replay
 from trainer.runs.guards import NanGuard
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.evaluate.accuracy import caption_accuracy, caption_hits
+from trainer.evaluate.rows import caption_accuracy, caption_hits
 from trainer.mini.words import COLOURS, MOTIONS, SHAPES, parse_caption
 
 CAPTIONS = ["a red star growing", "a green square", "a blue square moving up", "a poem"]

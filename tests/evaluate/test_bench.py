@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimaker.looks import STYLES, public_video, random_style
-from minimaker.styles import write_style_folder
+from minimaker.looks import STYLES, public_video, random_style, write_style_folder
 from minimaker.truth import PROMPTS, in_look, true_clips
 from trainer.evaluate.bench import TRUE_CLIPS_PER_PROMPT, Bench, merged, sampling_options
 from trainer.evaluate.networks import Measuring

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minimaker.looks import STYLES
-from minimaker.styles import write_style_folder
+from minimaker.looks import STYLES, write_style_folder
 from minimaker.truth import true_worlds
 from trainer.evaluate.rows import MEASURES
 from trainer.evaluate.table import EvaluationResult, evaluate

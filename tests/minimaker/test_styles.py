@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minimaker.looks import HELD_OUT
-from minimaker.styles import COUNT, SIZE, regenerate, write_style_folder
+from minimaker.looks import COUNT, HELD_OUT, SIZE, regenerate, write_style_folder
 from trainer.mini.words import COLOURS, SHAPES, style_folder
 
 NAMES = ("poster", "ink", "neon")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.runs.best import best_step, preview_score
+from trainer.runs.events import best_step, preview_score
 
 
 def preview(step: int, motion: float, style: float | None) -> dict:

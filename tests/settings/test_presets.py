@@ -11,7 +11,7 @@ from trainer.config import PRESETS, load_config, save_config, values_of, with_ov
 from trainer.families import FAMILIES
 from trainer.settings import QUALITY_PRESETS, TrainConfig
 from trainer.settings.cards import CARD_PRESETS, CARDS, card_presets
-from trainer.settings.memory import GOVERNED, memory_values
+from trainer.settings.presets import GOVERNED, memory_values
 
 
 def test_every_family_has_a_preset_for_every_card():

@@ -20,8 +20,7 @@ from webtrainer import WebTrainer  # noqa: E402
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """Twelve captioned pictures of the poster style."""
-    from minimaker.looks import STYLES
-    from minimaker.styles import write_style_folder
+    from minimaker.looks import STYLES, write_style_folder
 
     folder = tmp_path_factory.mktemp("originals")
     write_style_folder(folder, STYLES["poster"], 12, 64, seed=5)

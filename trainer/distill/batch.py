@@ -10,12 +10,56 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..adversarial.augment import AugmentDraws
+from ..adversarial.frame_losses import LossMemory
+from ..adversarial.frames import EndMaps, RealFrames
 from ..adversarial.losses import R1_EVERY, mismatch_permutation
+from ..config import TrainConfig
+from ..data.prompts import PromptSet
+from ..families import VideoModel
+from ..motion.sources import MotionSource, Replay, TrajectoryLibrary
 from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws, generator_for, timesteps_of
-from .session import Session
+from .sources import Sources
+from .student import ParameterEma, StepParts
+
+
+@dataclass
+class Session:
+    """The parts of one run: the networks of a step, its data, and what a step changes.
+
+    ``end_maps`` is None when content is not compared with the ends of stored trajectories,
+    ``discriminator_optimizer`` when the adversarial weight is 0.
+    """
+
+    accelerator: Accelerator
+    parts: StepParts
+    sources: Sources
+    prompts: PromptSet
+    motions: MotionSource
+    frames: RealFrames
+    end_maps: EndMaps | None
+    replay: Replay
+    memory: LossMemory
+    optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer | None
+    ema: ParameterEma
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.parts.config
+
+    @property
+    def model(self) -> VideoModel:
+        return self.parts.model
+
+    @property
+    def library(self) -> TrajectoryLibrary | None:
+        """The teacher's rollouts if the motion loss aims at their ends, else None."""
+        found = self.motions if self.config.aims_at_ends else None
+        return found if isinstance(found, TrajectoryLibrary) else None
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from ..adversarial.frame_losses import LossMemory
 from ..lora.adapter import load_lora_state, lora_state
 from ..lora.pairs import LoraPair
 from ..runs.guards import NanGuard
-from .batch import Batch, make_batch
+from .batch import Batch, Session, make_batch
 from .draws import Sizes, draw_step
-from .session import Session
 from .step import Outcome, gradients
 
 

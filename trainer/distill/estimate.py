@@ -22,10 +22,9 @@ from ..settings.cards import CARDS
 from .batch import Batch, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
-from .precision import decoder_dtype
 from .session import build_parts, build_student, new_memory
 from .step import gradients
-from .student import StepParts
+from .student import StepParts, decoder_dtype
 
 GIB = 1 << 30
 META = torch.device("meta")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..data.images import ImageSet
+from ..data.prompts import PromptSet
 from ..diffusion.noise import SIGMA_DATA, TIMESTEP_SCALING
 from ..lora.adapter import lora_state
 from ..lora.export import Exported, export_kohya
@@ -17,10 +18,9 @@ from ..lora.metadata import LoraCard, build_metadata, thumbnail_data_uri
 from ..lora.workflow import lora_workflow
 from ..media import read_clip
 from ..runs.folder import Run
+from .batch import Session
 from .draws import FEW_STEPS, generator_for
 from .preview import Sampled
-from .prompts import PromptSet
-from .session import Session
 
 RECOMMENDED_STEPS = 4
 

@@ -27,15 +27,15 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data.cache import ContentCache
+from ..data.prompts import PromptSet, build_prompts
 from ..families import VideoModel, load_model
 from ..families.base import clips_at_once
 from ..files import atomic_write
 from ..lora.adapter import add_lora
+from ..motion.sources import TrajectoryLibrary
 from ..runs.guards import StopRequested
 from .draws import TRAJECTORY, generator_for, lowest_place
-from .motions import TrajectoryLibrary, roll_out
-from .prompts import PromptSet, build_prompts
-from .student import Student
+from .student import Student, roll_out
 
 logger = logging.getLogger(__name__)
 

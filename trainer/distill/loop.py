@@ -19,7 +19,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from ..config import TrainConfig
 from ..files import DiskFullError, disk_full
 from ..readiness import require_ready
-from ..runs.best import best_step
 from ..runs.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
@@ -27,16 +26,17 @@ from ..runs.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from ..runs.events import EventLog, read_events
+from ..runs.events import EventLog, best_step, read_events
 from ..runs.folder import Run, RunError
 from ..runs.guards import NanGuard, StopRequested, StopSignal
 from ..runs.lock import RunLock
 from ..runs.progress import Progress, RunLog, memory_gib
 from ..runs.state import RunState, StateBoard, Status
+from .batch import Session
 from .distiller import Distiller, StepReport
 from .export import export_run, preview_prompts
 from .preview import Previewer, style_of
-from .session import Session, build_session
+from .session import build_session
 from .waits import FIRST_PREVIEW, PREVIEW, SAVING, Waits
 
 STATE_SECONDS = 1.0

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from ..adversarial.frames import StyleFrames
 from ..config import TrainConfig
 from ..evaluate.closeness import ContentKept, Look, StyleReach, judge_look, network_look
 from ..evaluate.flow import clip_flow
@@ -24,8 +25,7 @@ from ..files import atomic_write
 from ..lora.adapter import adapter_at
 from ..media import write_clip
 from ..sheets import Row, contact_sheet, grid
-from .frames import StyleFrames
-from .session import Session
+from .batch import Session
 from .sources import Sources
 
 MOTION_ALARM = 0.5

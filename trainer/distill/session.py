@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from accelerate import Accelerator
 
 from ..adversarial.features import FeatureNetwork, build_features
 from ..adversarial.frame_losses import LossMemory
+from ..adversarial.frames import EndMaps
 from ..adversarial.heads import Discriminator
 from ..adversarial.losses import GradientRatio
 from ..adversarial.reader import OFF, ClipReader, build_reader
@@ -17,58 +16,21 @@ from ..data.cache import ContentCache
 from ..families import VideoModel
 from ..models.checkpointing import compile_blocks, enable_checkpointing
 from ..motion.learned import build_representation
-from .ema import ParameterEma
-from .ends import EndMaps
-from .frames import RealFrames
-from .motions import MotionSource, Replay, TrajectoryLibrary
+from ..motion.sources import Replay
+from .batch import Session
 from .optimizers import build_optimizer
-from .precision import (
+from .sources import Log, Progress, add_adapter, load_motions, open_sources, real_frames
+from .student import (
+    ParameterEma,
+    StepParts,
+    Student,
     base_dtype,
     compute_lora_in_input_dtype,
     decoder_dtype,
     order_channels_last,
 )
-from .prompts import PromptSet
-from .sources import Log, Progress, Sources, add_adapter, load_motions, open_sources, real_frames
-from .student import StepParts, Student
 
 REPLAY_CAPACITY = 256
-
-
-@dataclass
-class Session:
-    """The parts of one run: the networks of a step, its data, and what a step changes.
-
-    ``end_maps`` is None when content is not compared with the ends of stored trajectories,
-    ``discriminator_optimizer`` when the adversarial weight is 0.
-    """
-
-    accelerator: Accelerator
-    parts: StepParts
-    sources: Sources
-    prompts: PromptSet
-    motions: MotionSource
-    frames: RealFrames
-    end_maps: EndMaps | None
-    replay: Replay
-    memory: LossMemory
-    optimizer: torch.optim.Optimizer
-    discriminator_optimizer: torch.optim.Optimizer | None
-    ema: ParameterEma
-
-    @property
-    def config(self) -> TrainConfig:
-        return self.parts.config
-
-    @property
-    def model(self) -> VideoModel:
-        return self.parts.model
-
-    @property
-    def library(self) -> TrajectoryLibrary | None:
-        """The teacher's rollouts if the motion loss aims at their ends, else None."""
-        found = self.motions if self.config.aims_at_ends else None
-        return found if isinstance(found, TrajectoryLibrary) else None
 
 
 def build_session(

@@ -10,8 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..adversarial.frames import ClipFrames, RealFrames, StyleFrames
 from ..config import TrainConfig
 from ..data.images import ImageSet, scan_images
+from ..data.prompts import Prompt, PromptSet, build_prompts
 from ..data.videos import VideoSet, scan_videos
 from ..families import VideoModel, load_model
 from ..families.codec import VideoCodec
@@ -19,12 +21,9 @@ from ..lora.adapter import add_lora, start_from
 from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
 from ..lora.pairs import LoraPair
-from .frames import ClipFrames, RealFrames, StyleFrames
+from ..motion.sources import EncodedVideos, MotionSource
 from .library import Log, Progress, fetch_library
-from .motions import EncodedVideos, MotionSource
-from .precision import base_dtype
-from .prompts import Prompt, PromptSet, build_prompts
-from .student import Student
+from .student import Student, base_dtype
 from .waits import IMAGES, MODEL, VIDEOS
 
 

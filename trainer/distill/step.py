@@ -22,8 +22,7 @@ from ..adversarial.frame_losses import LossMemory, deeper_half, shallower_half
 from ..adversarial.losses import discriminator_loss, frozen, generator_loss
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
 from .batch import Batch, StyleBatch
-from .precision import gradient_scale
-from .student import StepParts, Student
+from .student import StepParts, Student, gradient_scale
 
 ANCHOR_POOL = 2
 COMMON_SHARE = 2.0

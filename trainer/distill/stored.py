@@ -9,26 +9,25 @@ from pathlib import Path
 import torch
 
 from ..config import TrainConfig, with_overrides
+from ..data.prompts import PromptSet
 from ..families import VideoModel
 from ..lora.adapter import lora_parameters
 from ..lora.export import Exported
-from ..runs.best import best_step
 from ..runs.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
     latest_checkpoint,
     load_checkpoint,
 )
-from ..runs.events import EventLog, read_events
+from ..runs.events import EventLog, best_step, read_events
 from ..runs.folder import Run, RunError
 from ..runs.state import read_state
-from .ema import ParameterEma
 from .export import export_student, preview_prompts
 from .loop import make_accelerator
 from .preview import Preview, Previewer
-from .prompts import PromptSet
 from .session import build_student
 from .sources import Sources, open_sources
+from .student import ParameterEma
 
 
 @dataclass

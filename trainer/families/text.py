@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from ..models.clip import clip_tokenizer, read_tokenizer
+from ..paths import bundled
 
 
 class TextReader(Protocol):
@@ -88,3 +93,14 @@ def unit_vectors(reader: TextReader, states: Tensor, empty: Tensor) -> Tensor:
     """
     origin = reader.pool(empty.float())
     return nn.functional.normalize(reader.pool(states.float()) - origin, dim=-1)
+
+
+@lru_cache(maxsize=4)
+def token_counter(model: str) -> tuple[Callable[[str], int], int]:
+    """Counter of a prompt's tokens and the number that is read, for the name or path of a model.
+
+    The tokenizer in the model's folder, or CLIP-L's for a checkpoint file. Raises ModelError.
+    """
+    folder = (bundled(model) or Path(model)) / "tokenizer"
+    tokenizer = read_tokenizer(folder) if folder.is_dir() else clip_tokenizer()
+    return lambda text: len(tokenizer(text, verbose=False).input_ids), tokenizer.model_max_length

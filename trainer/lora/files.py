@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..models.content import foreign
+from ..models.downloads import foreign
 from .match import describe_base
 from .pairs import LoraError
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .content import AGAIN, FIRST_BYTES, PICKLES, begins_as_safetensors, foreign
+from .downloads import AGAIN, FIRST_BYTES, PICKLES, begins_as_safetensors, foreign
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")

@@ -10,8 +10,8 @@ from ..adversarial.features import EFFICIENTNET_PACKAGES, build_features
 from ..catalog import comfyui_folder, find_feature_networks, find_motion_modules, find_vaes
 from ..config import TrainConfig
 from ..data.images import ImageFolder, scan_images
+from ..data.prompts import PromptError, build_prompts
 from ..data.records import DataError
-from ..distill.prompts import PromptError, build_prompts
 from ..families import Companions, ModelError, VideoModel, family_of, load_model, resolve_model
 from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora

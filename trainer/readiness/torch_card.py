@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from ..cards import card_gib
 from ..files import GIB
-from ..runs.card import card_gib
 from .findings import Finding, State
 
 SECONDS = 10.0

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.runs.best import best_step
 from trainer.runs.checkpoints import checkpoint_steps
+from trainer.runs.events import best_step
 
 from ..export import copy_to_comfyui, describe, lora_file, lora_files, workflow_file
 from ..site import QUIET, SHOWN, Site, heading, reporting, tell

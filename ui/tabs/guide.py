@@ -11,9 +11,8 @@ from trainer.paths import GENERAL_PROMPTS
 from trainer.settings.cards import CardPreset, card_presets
 
 from ..first import guide_text, missing_parts, model_parts, parts_panel
-from ..form import base_values
+from ..form import CARD_KEYS, CPU, base_values, card_of_this_machine
 from ..places import PlaceError
-from ..presets import CARD_KEYS, CPU, card_of_this_machine
 from ..site import QUIET, SHOWN, Site, heading, reporting, tell
 from ..status import notice
 from .train import TrainTab

@@ -16,8 +16,17 @@ from trainer.settings import QUALITY_PRESETS, Recipe
 from trainer.settings import TrainConfig as Settings
 
 from ..draft import Draft
-from ..form import NAMES, RECORDS, component, label, proposals, to_config
-from ..presets import CARD_KEYS, card_choices, quality_choices
+from ..form import (
+    CARD_KEYS,
+    NAMES,
+    RECORDS,
+    card_choices,
+    component,
+    label,
+    proposals,
+    quality_choices,
+    to_config,
+)
 from ..site import QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
 from ..watch import Watch

@@ -7,7 +7,6 @@ can use it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import NoisePath
-from .student import Student
 
 
 class MotionSource(Protocol):
@@ -102,47 +100,6 @@ class EncodedVideos:
         """A clip noised to ``level``; the teacher has to step from there."""
         clean = self.latents[rows.cpu()].to(noise)
         return self.path.add_noise(clean, noise, level), None
-
-
-@torch.no_grad()
-def roll_out(
-    student: Student,
-    texts: list[str],
-    noise: Tensor,
-    *,
-    guidance: float,
-    steps: int,
-    stride: int = 1,
-    left_out: int = 0,
-    between: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Guided DDIM rollouts of the teacher for ``texts`` (N) from ``noise`` (N, C, F, h, w), in one
-    pass: the states (N, S + 1, C, F, h, w) of a `TrajectoryLibrary`.
-
-    ``guidance`` is LCM's w, ``steps`` T, of which every ``stride``-th is taken and the lowest
-    ``left_out`` are dropped. ``between`` is called before every step and may raise. Raises
-    FloatingPointError when the teacher leaves the finite numbers.
-    """
-    model = student.model
-    levels = model.noise.levels(steps).flip(0)[::stride].to(model.device)
-    visited = torch.cat([levels, torch.zeros_like(levels[:1])])
-    latents = noise.to(model.device)
-    text, empty = model.encode_text(texts), model.encode_text([""])
-    scale = torch.full((len(texts),), guidance, device=model.device)
-    states = [noise.half().cpu()]
-    for level, following in zip(visited[:-1], visited[1:], strict=True):
-        between()
-        now, then = level.expand(len(texts)), following.expand(len(texts))
-        latents = student.teacher_step(latents, now, then, text, empty, scale)
-        states.append(latents.half().cpu())
-    states.reverse()
-    kept = torch.stack([states[0], *states[1 + left_out :]], dim=1)
-    if not kept.isfinite().all():
-        raise FloatingPointError(
-            f"The teacher's rollout at guidance {guidance} is not finite; lower "
-            "`data.library_guidance` or use fp32."
-        )
-    return kept
 
 
 class Replay:

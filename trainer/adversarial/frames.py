@@ -1,15 +1,70 @@
-"""Feature maps of the frames that the student's content is compared with, each computed once."""
+"""Frames that the student's are compared with: what the discriminator calls real, and the ends of
+the teacher's trajectories.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..adversarial.features import FeatureNetwork
-from ..adversarial.frame_losses import deeper_half
+from ..data.images import ImageSet
 from ..families.codec import VideoCodec
+from .features import FeatureNetwork
+from .frame_losses import deeper_half
+
+
+class RealFrames(Protocol):
+    """A source of real frames with their captions."""
+
+    def batch(self, count: int, seed: int) -> tuple[Tensor, list[str]]:
+        """Pixels (N, 3, H, W) in [-1, 1] on the CPU, and N captions."""
+        ...
+
+
+class StyleFrames:
+    """Images of the style folder, drawn by their repeats."""
+
+    def __init__(self, images: ImageSet):
+        self.images = images
+
+    def batch(self, count: int, seed: int) -> tuple[Tensor, list[str]]:
+        rng = np.random.default_rng(seed)
+        return self.images.batch(self.images.draw(count, rng), rng)
+
+
+class ClipFrames:
+    """Single frames of clean clips ``latents`` (N, C, f, h, w) of ``frames`` frames, decoded when
+    they are drawn.
+
+    ``decoder`` is the step's own decoder, on ``device``: the discriminator must not tell real from
+    fake by rounding.
+    """
+
+    def __init__(
+        self,
+        decoder: VideoCodec,
+        device: torch.device,
+        latents: Tensor,
+        frames: int,
+        captions: Sequence[str],
+    ):
+        self.decoder, self.device, self.frames = decoder, device, frames
+        self.latents, self.captions = latents, list(captions)
+
+    @torch.no_grad()
+    def batch(self, count: int, seed: int) -> tuple[Tensor, list[str]]:
+        rng = np.random.default_rng(seed)
+        clips = rng.integers(len(self.latents), size=count)
+        frames = torch.as_tensor(rng.integers(self.frames, size=count))[:, None].to(self.device)
+        latents = self.latents[clips].float().to(self.device)
+        pixels = self.decoder.decode_frames(latents, frames).cpu()
+        return pixels.clamp(-1, 1), [self.captions[c] for c in clips]
+
 
 KEPT_BYTES = 1 << 30
 

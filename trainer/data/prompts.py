@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.captions import insert_trigger
 from ..words import has_word, without_word
+from .captions import insert_trigger
 
 MOTION_PHRASES = (
     "moving slowly",
