@@ -37,20 +37,21 @@ def main() -> None:
     from minimaker.judge import judge_accuracy
     from minimaker.looks import HELD_OUT, STYLES, public_video, random_style
     from minimaker.truth import JUDGE, true_worlds
-    from trainer.evaluate.table import evaluate
+    from trainer.evaluate.table import Evaluation, evaluate
     from trainer.families import load_model
     from trainer.mini.networks import load_judge
     from trainer.mini.words import style_folder
 
     model = load_model("mini")
-    result = evaluate(
-        model,
+    asked = Evaluation(
         lora=options.lora,
         style=style_folder(options.style),
         worlds=true_worlds(style_folder(options.style)),
         count=options.count,
         guidance_scale=options.guidance,
-        progress=lambda what, done, total: print(f"\r{what} {done}/{total}   ", end=""),
+    )
+    result = evaluate(
+        model, asked, lambda what, done, total: print(f"\r{what} {done}/{total}   ", end="")
     )
     looks = {"public video": public_video, **STYLES, "held out": HELD_OUT}
     vae = model.codec.vae

@@ -89,19 +89,18 @@ def run_stage(
         if ema:
             ema.update(module, step)
         if step % 20 == 0:
-            line = {
-                "step": step,
-                "loss": round(loss.item(), 6),
-                "time": round(time.time(), 1),
-                **measures,
-            }
-            bar.set_postfix({k: v for k, v in line.items() if k not in ("step", "time")})
-            with (work / f"{name}.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            measures = {"loss": round(loss.item(), 6), **measures}
+            bar.set_postfix(measures)
+            _log(work / f"{name}.jsonl", {"step": step, "time": round(time.time(), 1), **measures})
         if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
             _save(file, module, optimizer, ema, step + 1)
             saved = time.monotonic()
     return ema
+
+
+def _log(file: Path, line: dict[str, float]) -> None:
+    with file.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def _save(file: Path, module: nn.Module, optimizer, ema: Ema | None, step: int) -> None:

@@ -174,6 +174,12 @@ def noise_weight(alphas_cumprod: torch.Tensor, cap: float = 25.0) -> torch.Tenso
     return (1 / alphas_cumprod).clamp_max(cap) * (5 / snr).clamp_max(1)
 
 
+def stratified_times(batch: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Ascending timesteps (B,) below ``count``, one from each of ``batch`` equal parts."""
+    spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    return (spread * count).long().clamp_max(count - 1)
+
+
 def train_teacher(
     work: Path,
     tokenizer: CLIPTokenizer,
@@ -200,21 +206,15 @@ def train_teacher(
         noise = torch.Generator().manual_seed(seed * 1_000_003 + step)
         x0, captions = clips.batch(batch, rng)
         eps = torch.randn(x0.shape, generator=noise)
-        spread = (
-            torch.arange(batch) + torch.rand(batch, generator=noise)
-        ) / batch  # stratified in time
-        t = (spread * len(alphas)).long().clamp_max(len(alphas) - 1)
+        t = stratified_times(batch, len(alphas), noise)
         alpha = alphas[t].view(-1, 1, 1, 1, 1)
         noisy = alpha.sqrt() * x0 + (1 - alpha).sqrt() * eps
         with half_precision():
             text = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
             predicted = unet(noisy, t, text).sample
         error = (predicted - eps).square().mean(dim=(1, 2, 3, 4))
-        x0_error = (error * (1 - alphas[t]) / alphas[t]).detach()
-        measures = {
-            "eps": round(error.mean().item(), 5),
-            "x0_high": round(x0_error[-4:].mean().item(), 4),
-        }
+        far = (error * (1 - alphas[t]) / alphas[t]).detach()[-4:].mean()
+        measures = {"eps": round(error.mean().item(), 5), "x0_high": round(far.item(), 4)}
         return (weight[t] * error).mean(), measures
 
     with float_output(unet):

@@ -74,14 +74,7 @@ def write_clip(
     """
     path = Path(path)
     writer = _writer(path)
-    if not fps > 0:
-        raise MediaError(f"`fps`={fps} must be above 0.")
-    if any("=" in key for key in metadata or {}):
-        raise MediaError(f"A metadata key must not contain '=': {sorted(metadata or {})}.")
-    try:
-        frames = enlarge(check_frames(frames), 1 if scale is None else scale)
-    except ValueError as error:
-        raise MediaError(str(error)) from error
+    frames = _checked(frames, fps, scale, metadata or {})
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +89,20 @@ def write_clip(
             f"Cannot write '{path}': {reason}. Check that its folder may be written and has space."
         ) from error
     return path
+
+
+def _checked(
+    frames: np.ndarray, fps: float, scale: int | None, metadata: dict[str, str]
+) -> np.ndarray:
+    """``frames`` enlarged, when all that `write_clip` was given can be written."""
+    if not fps > 0:
+        raise MediaError(f"`fps`={fps} must be above 0.")
+    if any("=" in key for key in metadata):
+        raise MediaError(f"A metadata key must not contain '=': {sorted(metadata)}.")
+    try:
+        return enlarge(check_frames(frames), 1 if scale is None else scale)
+    except ValueError as error:
+        raise MediaError(str(error)) from error
 
 
 def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:

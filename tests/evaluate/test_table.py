@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from minimaker.looks import STYLES, write_style_folder
 from minimaker.truth import true_worlds
 from trainer.evaluate.rows import MEASURES
-from trainer.evaluate.table import EvaluationResult, evaluate
+from trainer.evaluate.table import Evaluation, EvaluationResult, evaluate
 from trainer.families import load_model
 from trainer.lora.adapter import add_lora, lora_state
 from trainer.lora.export import kohya_tensors
@@ -47,7 +47,7 @@ def model(untrained_folder):
 
 def measured(model, folder, **options) -> EvaluationResult:
     small = {"steps": (1, 2), "teacher_steps": 1, "count": 2, "features": "efficientnet-lite0"}
-    return evaluate(model, prompts=folder / "prompts.txt", **{**small, **options})
+    return evaluate(model, Evaluation(prompts=folder / "prompts.txt", **{**small, **options}))
 
 
 @pytest.fixture(scope="module")
@@ -125,21 +125,20 @@ def test_bad_input_is_named_before_anything_is_sampled(model, folder, options, m
     told: list[str] = []
     given = {"prompts": folder / "prompts.txt", "features": "efficientnet-lite0", **options}
     with pytest.raises(ValueError, match=message):
-        evaluate(model, progress=lambda what, done, total: told.append(what), **given)
+        evaluate(model, Evaluation(**given), lambda what, done, total: told.append(what))
     assert not told
 
 
 def test_the_mini_model_is_measured_by_its_judge_against_true_clips():
     told: list[tuple[str, int, int]] = []
-    result = evaluate(
-        load_model("mini"),
+    asked = Evaluation(
         style=style_folder("poster"),
         worlds=true_worlds(style_folder("poster")),
         steps=(2,),
         teacher_steps=6,
         count=12,
-        progress=lambda *what: told.append(what),
     )
+    result = evaluate(load_model("mini"), asked, lambda *what: told.append(what))
     assert result.meta["features"]["name"] == "mini-judge"
     teacher, student = result.rows
     assert {name for name in MEASURES if teacher[name] is None} == {"fd_teacher", "clipsim"}

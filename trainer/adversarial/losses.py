@@ -98,11 +98,7 @@ def discriminator_loss(
     mismatched, negatives = torch.zeros_like(real), fake
     if mismatched_text is not None:
         each = loss.fake(disc.judge(embedded, mismatched_text.detach()).float()).mean(1)
-        mask = torch.ones_like(each) if mismatched_mask is None else mismatched_mask.to(each)
-        mismatched = (each * mask).sum() / mask.sum().clamp(min=1)
-        # A batch in which no pair could be mismatched keeps all the weight on the fakes.
-        share = 0.5 * mask.amax()
-        negatives = (1 - share) * fake + share * mismatched
+        mismatched, negatives = _with_mismatched(fake, each, mismatched_mask)
     return DiscriminatorLoss(
         total=real + negatives + 0.5 * r1_weight * r1,
         real=real,
@@ -112,6 +108,15 @@ def discriminator_loss(
         real_logits_mean=real_logits.detach().mean(),
         fake_logits_mean=fake_logits.detach().mean(),
     )
+
+
+def _with_mismatched(fake: Tensor, each: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The mean of ``each`` (N,) where ``mask`` counts it, and both kinds of negatives together."""
+    mask = torch.ones_like(each) if mask is None else mask.to(each)
+    mismatched = (each * mask).sum() / mask.sum().clamp(min=1)
+    # A batch in which no pair could be mismatched keeps all the weight on the fakes.
+    share = 0.5 * mask.amax()
+    return mismatched, (1 - share) * fake + share * mismatched
 
 
 def r1_penalty(logits: Tensor, inputs: Sequence[Tensor]) -> Tensor:

@@ -60,29 +60,28 @@ def evaluate(options: argparse.Namespace) -> int:
       python -m trainer evaluate --model modelscope --lora ink.safetensors --prompts vbench.txt \
         --style my_style --videomae videomae-base --clip clip-vit-base-patch32 --videos my_videos
     """
-    from ..evaluate.table import evaluate
+    from ..evaluate.table import Evaluation, evaluate
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise ValueError(f"`--json`: the folder of '{options.json}' is not there; make it first.")
     model = model_from(options).to(device_from(options))
+    asked = Evaluation(
+        lora=options.lora,
+        style=options.style,
+        steps=options.steps,
+        teacher_steps=options.teacher_steps,
+        count=options.count,
+        seed=options.seed,
+        guidance_scale=options.guidance,
+        prompts=options.prompts,
+        features=options.features,
+        features_path=options.features_path,
+        videomae=options.videomae,
+        clip=options.clip,
+        videos=options.videos,
+    )
     with Bars() as progress:
-        result = evaluate(
-            model,
-            lora=options.lora,
-            style=options.style,
-            steps=options.steps,
-            teacher_steps=options.teacher_steps,
-            count=options.count,
-            seed=options.seed,
-            guidance_scale=options.guidance,
-            prompts=options.prompts,
-            features=options.features,
-            features_path=options.features_path,
-            videomae=options.videomae,
-            clip=options.clip,
-            videos=options.videos,
-            progress=progress,
-        )
+        result = evaluate(model, asked, progress)
     print(result.text())
     if options.json is not None:
         result.save(options.json)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .options import add_device_argument, add_model_arguments, device_from, model_from
+
+if TYPE_CHECKING:
+    from ..lora.formats import LoraFile
 
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 3.0
 
@@ -61,14 +65,12 @@ def sample(options: argparse.Namespace) -> int:
     from ..evaluate.bench import fit_student
     from ..evaluate.generate import generate_clips
     from ..lora.adapter import apply_lora
-    from ..lora.recommended import Recommended, read_recommended
     from ..media import to_frames, write_clip
     from ..runs.progress import Progress
 
     _check_numbers(options)
     model = model_from(options)
     found = None if options.lora is None else fit_student(model, options.lora)
-    told = read_recommended(found.metadata, found.path.name) if found else Recommended()
     size = (
         options.frames or model.frames,
         options.height or model.height,
@@ -78,24 +80,32 @@ def sample(options: argparse.Namespace) -> int:
     model.to(device_from(options))
     if found is not None:
         apply_lora(model.network, found.pairs, options.strength)
-    student = found is not None
-    steps = options.steps or (told.steps if student else TEACHER_STEPS)
-    guidance = options.guidance
-    if guidance is None:
-        guidance = told.guidance_scale if student else TEACHER_GUIDANCE
-    with Progress(steps, "sampling") as progress:
+    sampling = _sampling(options, found)
+    with Progress(sampling["steps"], "sampling") as progress:
         clips = generate_clips(
             model,
             [options.prompt],
-            sampler="lcm" if student else "ddim",
-            steps=steps,
-            guidance_scale=guidance,
             seed=options.seed,
             size=size,
             on_step=lambda step: progress.update(),
-            **(told.sampling if student else {}),
+            **sampling,
         )
     scale = options.scale or max(1, 256 // size[2])
     write_clip(to_frames(clips[0]), options.out, model.fps, scale=scale)
+    steps, guidance = sampling["steps"], sampling["guidance_scale"]
     print(f"Wrote {options.out} ({size[0]} frames, {steps} steps, CFG {guidance:g}).")
     return 0
+
+
+def _sampling(options: argparse.Namespace, found: LoraFile | None) -> dict[str, Any]:
+    """How the student ``found`` samples, as it recommends, or the teacher without one."""
+    from ..lora.recommended import read_recommended
+
+    if found is None:
+        chosen = {"sampler": "ddim", "steps": TEACHER_STEPS, "guidance_scale": TEACHER_GUIDANCE}
+    else:
+        told = read_recommended(found.metadata, found.path.name)
+        chosen = {"sampler": "lcm", "steps": told.steps, "guidance_scale": told.guidance_scale}
+        chosen |= told.sampling
+    given = {"steps": options.steps or None, "guidance_scale": options.guidance}
+    return chosen | {name: value for name, value in given.items() if value is not None}

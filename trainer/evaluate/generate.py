@@ -46,16 +46,12 @@ def generate_clips(
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make, and
     its `BrokenOutputError` for NaN or flat frames.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"`sampler`={sampler!r} is not known; use {', '.join(SAMPLERS)}.")
-    if not prompts or (batch_size is not None and batch_size < 1):
-        raise ValueError(
-            f"Got {len(prompts)} prompts and `batch_size`={batch_size}; both must be 1 or more."
-        )
+    _check(sampler, prompts, batch_size)
     shape = model.latent_shape(*(size or (model.frames, model.height, model.width)))
     batch_size = batch_size or clips_at_once(shape)
     if guidance_scale != 1.0:
         options["negative_text"] = model.encode_text([negative_prompt])
+    options |= {"steps": steps, "guidance_scale": guidance_scale}
     clips: list[Tensor] = []
 
     def predict(*tensors: Tensor) -> Tensor:
@@ -64,21 +60,23 @@ def generate_clips(
 
     with nullcontext() if lora else adapter_disabled(model.network):
         for start in range(0, len(prompts), batch_size):
-            part = list(prompts[start : start + batch_size])
-            latents = SAMPLERS[sampler](
-                predict,
-                model.noise,
-                model.encode_text(part),
-                (len(part), *shape),
-                steps,
-                guidance_scale=guidance_scale,
-                seed=range(seed + start, seed + start + len(part)),
-                **options,
-            )
+            text = model.encode_text(list(prompts[start : start + batch_size]))
+            seeds = range(seed + start, seed + start + len(text))
+            sizes = (len(text), *shape)
+            latents = SAMPLERS[sampler](predict, model.noise, text, sizes, seed=seeds, **options)
             check_latents(latents, model.network)
             pixels = model.decode_clips(latents).float().cpu()
             check_pixels(pixels, model.codec.vae)
             clips.append(pixels)
             if progress is not None:
-                progress(start + len(part), len(prompts))
+                progress(start + len(text), len(prompts))
     return torch.cat(clips)
+
+
+def _check(sampler: str, prompts: Sequence[str], batch_size: int | None) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"`sampler`={sampler!r} is not known; use {', '.join(SAMPLERS)}.")
+    if not prompts or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            f"Got {len(prompts)} prompts and `batch_size`={batch_size}; both must be 1 or more."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .bench import (
     sampling_options,
 )
 from .distances import RESAMPLES
-from .networks import Measuring, feature_network, judge_network
+from .networks import feature_network, judge_network
 from .published import with_clip, with_videomae
 from .rows import LEVEL, MEASURES, References
 from .truth import draw_prompts
@@ -73,103 +73,106 @@ class EvaluationResult:
         return "\n".join([*aligned, f"{note}, {self.meta.get('count')} clips a row"]) + "\n"
 
 
-def evaluate(
-    model: VideoModel,
-    *,
-    lora: Path | None = None,
-    style: Path | None = None,
-    steps: Sequence[int] = (1, 2, 4, 8),
-    teacher_steps: int = 50,
-    count: int = 64,
-    seed: int = 0,
-    guidance_scale: float = 3.0,
-    prompts: Path | None = None,
-    features: str = "auto",
-    features_path: Path | None = None,
-    videomae: Path | None = None,
-    clip: Path | None = None,
-    videos: Path | None = None,
-    worlds: Mapping[str, TrueClips] | None = None,
-    batch_size: int | None = None,
-    examples: int = 4,
-    progress: Progress | None = None,
-) -> EvaluationResult:
-    """Measure the teacher once (DDIM, a CFG scale) and the student at each of ``steps`` (LCM).
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured: the student is the model with the file ``lora`` merged in for the time of
+    the call; without a file it is the model as it stands, a LoRA in training included (that is off
+    for the teacher).
 
-    The student is ``model`` with the file ``lora`` merged in for the time of the call; without a
-    file it is the model as it stands, a LoRA in training included (that is off for the teacher).
-    ``style`` is a folder of images. ``prompts`` is a text file, by default the one that came with
-    the model. A model that brings a judge is measured by it, any other by the feature network
-    ``features``: captions are then left out. ``worlds`` gives true clips by name, "public video"
-    and "style video"; without them the distances to true clips are left out. ``videomae`` and
-    ``clip`` are folders of such networks for the distances of clips and for CLIPSIM, ``videos`` a
-    folder of real videos to measure the distance to.
+    The teacher runs once (DDIM with ``guidance_scale``, a CFG scale), the student at each of
+    ``steps`` (LCM). ``style`` is a folder of images. ``prompts`` is a text file, by default the one
+    that came with the model. A model that brings a judge is measured by it, any other by the
+    feature network ``features``: captions are then left out. ``worlds`` gives true clips by name,
+    "public video" and "style video"; without them the distances to true clips are left out.
+    ``videomae`` and ``clip`` are folders of such networks for the distances of clips and for
+    CLIPSIM, ``videos`` a folder of real videos to measure the distance to. ``examples`` clips of
+    each method are kept to look at.
+    """
+
+    lora: Path | None = None
+    style: Path | None = None
+    steps: Sequence[int] = (1, 2, 4, 8)
+    teacher_steps: int = 50
+    count: int = 64
+    seed: int = 0
+    guidance_scale: float = 3.0
+    prompts: Path | None = None
+    features: str = "auto"
+    features_path: Path | None = None
+    videomae: Path | None = None
+    clip: Path | None = None
+    videos: Path | None = None
+    worlds: Mapping[str, TrueClips] = field(default_factory=dict)
+    batch_size: int | None = None
+    examples: int = 4
+
+
+def evaluate(
+    model: VideoModel, asked: Evaluation, progress: Progress | None = None
+) -> EvaluationResult:
+    """Measure teacher and student of ``model`` as ``asked``.
 
     Raises ``ValueError`` for too few clips, missing prompts or bad steps, LoraError or DataError
     for a LoRA or folder that cannot be used.
     """
-    prompts = prompts or model.brought("prompts.txt")
-    if prompts is None:
-        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt a line.")
-    if not steps or min(*steps, teacher_steps) < 1:
-        raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
-    device = model.device
-    network = (
-        feature_network(features, model.feature_network, features_path, device)
-        if model.judge is None
-        else judge_network(model.judge, device)
-    )
-    network = _with_extra(network, videomae, clip)
-    file = None if lora is None else fit_student(model, lora)
-    captions = draw_prompts(count, seed, prompts)
-    for number in steps:  # what a sampler would refuse after the teacher's hours
-        check_steps(number, sampling_options(file).get("original_steps", TRAJECTORY_STEPS))
-    bench = Bench(model, network, captions, seed, batch_size, progress)
-    worlds = worlds or {}
-    references, images = _references(bench, style, worlds)
-    if videos is not None:
-        references = replace(references, public_videos=bench.real_videos(videos))
-    teacher = bench.watch("teacher", teacher_steps, "ddim", guidance_scale, lora=False)
-    rows = [_row("teacher", teacher_steps, bench, teacher, references)]
+    bench, file = _prepared(model, asked, progress)
+    references, images = _references(bench, asked)
+    teacher = bench.watch("teacher", asked.teacher_steps, "ddim", asked.guidance_scale, lora=False)
+    rows = [_row("teacher", asked.teacher_steps, bench, teacher, references)]
     rows[0] |= {"flow_ratio": 1.0, "flow_ratio_ci": [1.0, 1.0]}
     references = references.with_teacher(teacher.seen)
     with merged(model, file) as sampling:
-        sights = [bench.watch("student", number, "lcm", **sampling) for number in steps]
+        sights = [bench.watch("student", number, "lcm", **sampling) for number in asked.steps]
     rows += [
         _row("student", number, bench, sight, references)
-        for number, sight in zip(steps, sights, strict=True)
+        for number, sight in zip(asked.steps, sights, strict=True)
     ]
-    meta = _meta(bench, steps, teacher_steps, guidance_scale, sampling)
+    meta = _meta(bench, asked, sampling)
     meta["references"] = [
         _row(name, None, bench, bench.watch_true(name, world), references)
-        for name, world in worlds.items()
+        for name, world in asked.worlds.items()
     ]
-    meta["videos"] = None if videos is None else videos.name
-    meta["style"] = None if style is None else {"name": style.name, "images": images}
-    meta["lora"] = _lora_meta(lora, file)
-    return EvaluationResult(rows, meta, _examples(bench, [teacher, *sights], examples))
+    meta["style"] = None if asked.style is None else {"name": asked.style.name, "images": images}
+    if file is not None:
+        meta["lora"] = {"name": file.path.name, "sha256": file.hashes.tensors_sha256}
+    return EvaluationResult(rows, meta, _examples(bench, [teacher, *sights], asked.examples))
 
 
-def _with_extra(network: Measuring, videomae: Path | None, clip: Path | None) -> Measuring:
-    """``network`` with those of the user's own for clips and for CLIPSIM."""
-    if videomae is not None:
-        network = with_videomae(network, videomae)
-    return network if clip is None else with_clip(network, clip)
+def _prepared(
+    model: VideoModel, asked: Evaluation, progress: Progress | None
+) -> tuple[Bench, LoraFile | None]:
+    """Everything that can be refused, before the teacher's hours."""
+    prompts = asked.prompts or model.brought("prompts.txt")
+    if prompts is None:
+        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt a line.")
+    if not asked.steps or min(*asked.steps, asked.teacher_steps) < 1:
+        raise ValueError(
+            f"`steps`={asked.steps} and `teacher_steps`={asked.teacher_steps} must be 1 or more."
+        )
+    network = (
+        feature_network(asked.features, model.feature_network, asked.features_path, model.device)
+        if model.judge is None
+        else judge_network(model.judge, model.device)
+    )
+    if asked.videomae is not None:
+        network = with_videomae(network, asked.videomae)
+    if asked.clip is not None:
+        network = with_clip(network, asked.clip)
+    file = None if asked.lora is None else fit_student(model, asked.lora)
+    captions = draw_prompts(asked.count, asked.seed, prompts)
+    for number in asked.steps:
+        check_steps(number, sampling_options(file).get("original_steps", TRAJECTORY_STEPS))
+    return Bench(model, network, captions, asked.seed, asked.batch_size, progress), file
 
 
-def _lora_meta(path: Path | None, file: LoraFile | None) -> dict[str, Any] | None:
-    if path is None or file is None:
-        return None
-    return {"name": path.name, "sha256": file.hashes.tensors_sha256}
-
-
-def _references(
-    bench: Bench, style: Path | None, worlds: Mapping[str, TrueClips]
-) -> tuple[References, int]:
+def _references(bench: Bench, asked: Evaluation) -> tuple[References, int]:
     """What the rows are compared with before the teacher is known, and the style's images."""
-    videos = {name: bench.true_videos(world) for name, world in worlds.items()}
-    frames = None if style is None else bench.style_frames(style)
-    references = References(frames, videos.get("public video"), videos.get("style video"))
+    videos = {name: bench.true_videos(world) for name, world in asked.worlds.items()}
+    frames = None if asked.style is None else bench.style_frames(asked.style)
+    public = videos.get("public video")
+    if asked.videos is not None:
+        public = bench.real_videos(asked.videos)
+    references = References(frames, public, videos.get("style video"))
     return references, 0 if frames is None else len(frames)
 
 
@@ -189,15 +192,10 @@ def _examples(bench: Bench, sights: Sequence[Sight], count: int) -> list[Row]:
     ]
 
 
-def _meta(
-    bench: Bench,
-    steps: Sequence[int],
-    teacher_steps: int,
-    guidance_scale: float,
-    sampling: dict[str, Any],
-) -> dict[str, Any]:
+def _meta(bench: Bench, asked: Evaluation, sampling: dict[str, Any]) -> dict[str, Any]:
     model, network = bench.model, bench.network
-    student = {"sampler": "lcm", "steps": list(steps), "guidance_scale": 1.0, **sampling}
+    student = {"sampler": "lcm", "steps": list(asked.steps), "guidance_scale": 1.0, **sampling}
+    teacher = {"sampler": "ddim", "steps": asked.teacher_steps}
     return {
         "model": {"name": model.name, "family": model.family.name, "sha256": model.base_hash},
         "features": {"name": network.name, "sha256": network.hash},
@@ -207,11 +205,13 @@ def _meta(
         "seed": bench.seed,
         "noise_seeds": [bench.seed * SEEDS_PER_RUN, len(bench.captions)],
         "true_clips_per_prompt": TRUE_CLIPS_PER_PROMPT,
-        "teacher": {"sampler": "ddim", "steps": teacher_steps, "guidance_scale": guidance_scale},
+        "teacher": {**teacher, "guidance_scale": asked.guidance_scale},
         "student": student,
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "accuracies": "Wilson"},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(model),
+        "videos": None if asked.videos is None else asked.videos.name,
+        "lora": None,
     }
 
 

@@ -30,6 +30,9 @@ class Shown:
     widget: str
 
 
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+
+
 def build_blueprint(
     name: str,
     description: str,
@@ -42,11 +45,7 @@ def build_blueprint(
     graph = build_graph(nodes, name)
     ids = {id(node): number for number, node in enumerate(nodes, start=1)}
     inside = {record["id"]: record for record in graph["nodes"]}
-    links = [
-        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link,
-                 strict=True))
-        for link in graph["links"]
-    ]  # fmt: skip
+    links = [dict(zip(LINK, link, strict=True)) for link in graph["links"]]
     left, right, top = _edges(graph["nodes"])
     entries = [
         _input(name, number, each, inside[ids[id(each.node)]], links, (left, top))
@@ -59,12 +58,7 @@ def build_blueprint(
     definition = {
         "id": _id(name),
         "version": 1,
-        "state": {
-            "lastGroupId": 0,
-            "lastNodeId": len(nodes),
-            "lastLinkId": len(links),
-            "lastRerouteId": 0,
-        },
+        "state": _counters(len(nodes), len(links)),
         "revision": 0,
         "config": {},
         "name": name,
@@ -80,7 +74,15 @@ def build_blueprint(
         "links": links,
         "extra": {"workflowRendererVersion": "LG"},
     }
-    outer = _outer(name, len(nodes) + 1, shown, exits, ids)
+    return _file(_outer(name, len(nodes) + 1, shown, exits, ids), definition)
+
+
+def _counters(nodes: int, links: int) -> dict[str, int]:
+    return {"lastGroupId": 0, "lastNodeId": nodes, "lastLinkId": links, "lastRerouteId": 0}
+
+
+def _file(outer: dict[str, Any], definition: dict[str, Any]) -> dict[str, Any]:
+    """A workflow of one node, ``outer``, which is the subgraph."""
     return {
         "revision": 0,
         "last_node_id": outer["id"],

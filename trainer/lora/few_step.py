@@ -68,6 +68,28 @@ def fit_few_step(
     cover. Raises LoraError for a LoRA of another family, prediction or of other shapes, for a part
     of one, and for a style LoRA that another trainer signed; the message says which base it wants.
     """
+    _check_base(found, family, model_name, file_name, prediction)
+    shapes = weight_shapes(model)
+    pairs = fit_pairs(found.pairs, shapes, metadata=found.metadata)
+    report = match(pairs, shapes)
+    if not found.metadata.get("mcm.family") and not report.complete:
+        raise LoraError(
+            f"'{file_name}' covers {len(report.matched)} layers of the MODEL and leaves out "
+            f"{len(report.missing)}: it is made for {describe_base(pair_widths(found.pairs))} and "
+            f"is no few-step LoRA, or a part of one is missing (then download it again). {STYLE}"
+        )
+    if few_step_kind(found) is None:
+        raise LoraError(
+            f"'{file_name}' is no few-step LoRA of this pack: its metadata is another trainer's "
+            f"and says nothing of few steps. {STYLE}"
+        )
+    return pairs
+
+
+def _check_base(
+    found: LoraFile, family: str, model_name: str, file_name: str, prediction: str
+) -> None:
+    """Refuse a file that says of itself that it belongs to another base model."""
     made_for = read_recommended(found.metadata, file_name).prediction_type
     if made_for != prediction:
         raise LoraError(
@@ -81,21 +103,6 @@ def fit_few_step(
             f"'{file_name}' is a LoRA for '{wanted}' (base model '{base}'), but the MODEL is "
             f"'{model_name}' of family '{family}'. Load its base model, or another LoRA."
         )
-    shapes = weight_shapes(model)
-    pairs = fit_pairs(found.pairs, shapes, metadata=found.metadata)
-    report = match(pairs, shapes)
-    if not wanted and not report.complete:
-        raise LoraError(
-            f"'{file_name}' covers {len(report.matched)} layers of the MODEL and leaves out "
-            f"{len(report.missing)}: it is made for {describe_base(pair_widths(found.pairs))} and "
-            f"is no few-step LoRA, or a part of one is missing (then download it again). {STYLE}"
-        )
-    if few_step_kind(found) is None:
-        raise LoraError(
-            f"'{file_name}' is no few-step LoRA of this pack: its metadata is another trainer's "
-            f"and says nothing of few steps. {STYLE}"
-        )
-    return pairs
 
 
 STYLE = (
