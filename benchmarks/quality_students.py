@@ -238,7 +238,7 @@ class Plan:
         if self.student.videos is not None:
             public_videos(self.student.videos)
         log(f"training {name} in {run.path}")
-        state = train(run if begun else Run.create(run.path, self.config), resume=begun)
+        state = train(run if begun else Run.create(run.path, self.config), None, resume=begun)
         if state.status != "finished":
             raise SystemExit(f"{name}: stopped at step {state.step}; run again to continue.")
         return run

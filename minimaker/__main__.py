@@ -123,7 +123,7 @@ def _warm_start(options: argparse.Namespace) -> None:
         },
     )
     run = Run.create(folder, config)
-    train(run)
+    train(run, None)
     shutil.copyfile(run.export_path, options.out / "warm_start.safetensors")
 
 

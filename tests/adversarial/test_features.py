@@ -30,7 +30,7 @@ from trainer.adversarial.features import (
     resolve_features,
     weights_hash,
 )
-from trainer.mini.features import MiniFeatures
+from trainer.adversarial.mini import MiniFeatures
 from trainer.mini.networks import FRAMENET_FILE, build_framenet
 
 

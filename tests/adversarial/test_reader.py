@@ -7,8 +7,8 @@ import torch
 from network_files import tiny_clip
 from safetensors.torch import save_file
 
+from trainer.adversarial.mini import MiniFeatures
 from trainer.adversarial.reader import SCALE, ClipReader, build_reader
-from trainer.mini.features import MiniFeatures
 from trainer.mini.networks import build_framenet
 from trainer.models.clip_pair import find_clip, read_clip
 from trainer.models.weights import ModelError

@@ -125,7 +125,7 @@ def test_a_step_on_videos_without_images(small, videos, card, tmp_path):
 
 def run_of(settings: dict[str, Any], path) -> Run:
     run = Run.create(path, load_config(overrides={**settings, "run": str(path)}))
-    assert train(run).status == "finished"
+    assert train(run, None).status == "finished"
     return run
 
 

@@ -55,7 +55,7 @@ def new_run(settings, path, **changes):
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
     run = new_run(settings, tmp_path_factory.mktemp("runs") / "stil", steps=3)
-    assert train(run).status == "finished"
+    assert train(run, None).status == "finished"
     return run
 
 
@@ -92,7 +92,9 @@ def test_its_header_tells_how_to_use_it(finished, motion_module_file, model):
 
 def test_a_resumed_run_equals_the_straight_one(finished, settings, tmp_path):
     run = new_run(settings, tmp_path / "resumed", steps=2)
-    train(run)  # ends one step early; the schedule is constant, or that would change its rates
+    train(
+        run, None
+    )  # ends one step early; the schedule is constant, or that would change its rates
     assert main(["resume", str(run.path), "--steps", "3"]) == 0
     ours, theirs = load_file(run.export_path), load_file(finished.export_path)
     assert ours.keys() == theirs.keys()
@@ -115,7 +117,7 @@ def test_the_lora_samples_a_clip(finished, settings, tmp_path, capsys):
 def test_a_run_continues_from_a_lora_of_a_lower_rank(finished, settings, tmp_path, model):
     path = tmp_path / "continued"
     more = {"start_from": str(finished.export_path), "lora.rank": 3, "optim.lr": 1e-8}
-    train(new_run(settings, path, steps=1, **more))
+    train(new_run(settings, path, steps=1, **more), None)
     before = read_lora(finished.export_path, model.network).pairs
     after = read_lora(path / "continued.safetensors", model.network).pairs
     assert {pair.rank for pair in after.values()} == {3}

@@ -30,7 +30,7 @@ def run(tiny_model, style_images, tmp_path_factory) -> Run:
         "hardware.device": "cpu",
     }  # fmt: skip
     made = Run.create(path, load_config(overrides=overrides))
-    assert train(made).status == "finished"
+    assert train(made, None).status == "finished"
     return made
 
 
@@ -97,7 +97,7 @@ def test_the_best_preview_decides_what_is_exported_and_its_checkpoint_stays(
         "checkpoint.every": 1, "checkpoint.keep": 1, "hardware.device": "cpu",
     }  # fmt: skip
     run = Run.create(tmp_path / "best", load_config(overrides=overrides))
-    assert train(run).status == "finished"
+    assert train(run, None).status == "finished"
     with EventLog(run.events_path) as events:  # as good as a preview can be
         perfect = {"1": 1.0, "2": 1.0}
         events.append("preview", step=2, motion_kept=perfect, style_reached=perfect)

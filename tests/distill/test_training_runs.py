@@ -93,7 +93,7 @@ def straight(tiny_model, style_images, tmp_path_factory):
     """The run without a break: what every resumed one must equal."""
     path = tmp_path_factory.mktemp("runs") / "straight"
     run = Run.create(path, load_config(overrides=settings(tiny_model, style_images, path)))
-    assert train(run).status == "finished"
+    assert train(run, None).status == "finished"
     return run
 
 
@@ -115,7 +115,7 @@ def test_a_killed_run_resumes_bit_for_bit(straight, tiny_model, style_images, tm
     assert len(read_events(run.events_path, "step")) == 3
     state = read_state(run)
     assert state.status == "interrupted" and "trainer resume" in state.message
-    assert train(run, resume=True).status == "finished"
+    assert train(run, None, resume=True).status == "finished"
     assert_equal_result(run, straight)
 
 
@@ -133,11 +133,11 @@ def test_a_stopped_run_exports_and_resumes_bit_for_bit(
         return step(self, number, *rest)
 
     monkeypatch.setattr(Distiller, "step", stopped_after_two)
-    assert train(run).status == "stopped"
+    assert train(run, None).status == "stopped"
     state = read_state(run)
     assert state.status == "stopped" and state.step == 2
     assert run.export_path.is_file()
-    assert train(run, resume=True).status == "finished"
+    assert train(run, None, resume=True).status == "finished"
     assert_equal_result(run, straight)
 
 
@@ -160,7 +160,7 @@ def test_previews_show_teacher_and_student_and_measure_motion(tiny_model, style_
     more["data.cache"] = str(tmp_path / "cache")
     values = settings(tiny_model, style_images, path, **more)
     run = Run.create(path, load_config(overrides=values))
-    train(run)
+    train(run, None)
     folder = run.samples / "step-000001"
     frames, fps = read_clip(folder / "prompt-1-steps-2.mp4")
     assert frames.shape == (8, 256, 256, 3) and fps == 8
@@ -182,7 +182,7 @@ def test_a_failing_preview_never_ends_a_run(tiny_model, style_images, tmp_path):
     run = Run.create(path, load_config(overrides=values))
     run.samples.rmdir()
     run.samples.write_text("in the way", encoding="utf-8")
-    assert train(run).status == "finished"
+    assert train(run, None).status == "finished"
     assert "preview at step 1 failed" in run.log_path.read_text(encoding="utf-8")
 
 
@@ -190,7 +190,7 @@ def test_nan_skips_steps_and_then_stops_with_advice(tiny_model, style_images, tm
     cache = ContentCache(tmp_path / "cache")
     path = tmp_path / "nan"
     values = settings(tiny_model, style_images, path, **{"data.cache": str(cache.root), "steps": 1})
-    train(Run.create(path, load_config(overrides=values)))
+    train(Run.create(path, load_config(overrides=values)), None)
     for file in list(cache.root.rglob("*.safetensors")):
         states = cache.load(file.stem)
         states["states"][:] = float("nan")
@@ -200,7 +200,7 @@ def test_nan_skips_steps_and_then_stops_with_advice(tiny_model, style_images, tm
     more = {"run": str(path), "steps": 20, "trajectory.real_probability": 1.0}
     run = Run.create(path, load_config(overrides={**values, **more}))
     with pytest.raises(TrainingDivergedError):
-        train(run)
+        train(run, None)
     state = read_state(run)
     assert state.status == "failed" and "TrainingDivergedError" in state.error
     assert len(read_events(run.events_path, "skipped")) >= 4
@@ -239,7 +239,7 @@ def test_a_stop_in_the_library_ends_in_order_and_keeps_its_clips(
     kept = len(list(cache.rglob("*.safetensors")))
     assert 0 < kept < 500
     fewer = load_config(overrides={**values, "data.library_clips": kept, "steps": 1})
-    assert train(Run.create(path, fewer)).status == "finished", "the same command begins anew"
+    assert train(Run.create(path, fewer), None).status == "finished", "the same command begins anew"
     said = run.log_path.read_text(encoding="utf-8")
     assert said.count("rolls out") == 1, "the kept ones are taken"
 
@@ -342,7 +342,7 @@ def test_the_cosine_schedule_ends_with_the_time_budget(
     more = {"steps": 100_000, "minutes": 0.05, "optim.schedule": "cosine", "optim.warmup_steps": 0}
     values = settings(tiny_model, style_images, tmp_path / "timed", **more)
     run = Run.create(tmp_path / "timed", load_config(overrides=values))
-    assert train(run).status == "finished"
+    assert train(run, None).status == "finished"
     rates = [event["lr"] for event in read_events(run.events_path, "step")]
     expected = [run.config().optim.lr * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
     assert rates == pytest.approx(expected, rel=1e-4)
@@ -352,7 +352,7 @@ def test_gradient_checkpointing_gives_the_same_run(straight, tiny_model, style_i
     path = tmp_path / "checkpointed"
     values = settings(tiny_model, style_images, path, **{"hardware.gradient_checkpointing": True})
     run = Run.create(path, load_config(overrides=values))
-    train(run)
+    train(run, None)
     ours, theirs = load_file(run.export_path), load_file(straight.export_path)
     for key, tensor in ours.items():
         torch.testing.assert_close(tensor.float(), theirs[key].float(), rtol=2e-3, atol=2e-5)

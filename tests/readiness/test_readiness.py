@@ -273,7 +273,7 @@ def test_every_way_to_train_is_checked(models, no_networks, tmp_path):
     config = config_of(models, run=str(tmp_path / "run"))
     run = Run.create(tmp_path / "run", config)
     with pytest.raises(NotReadyError, match="Feature network"):
-        train(run, resume=True)
+        train(run, require_ready, resume=True)
     assert read_state(run).status == "failed" and "88 MB" in (read_state(run).error or "")
     said: list[str] = []
     require_ready(load_config(overrides={"images": str(style_folder("ink"))}), said.append)

@@ -168,7 +168,7 @@ def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork
 
 
 def _build_mini(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
-    from ..mini.features import build_mini
+    from .mini import build_mini
 
     return build_mini(path, dtype)
 

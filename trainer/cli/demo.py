@@ -43,6 +43,7 @@ def demo(options: argparse.Namespace) -> int:
     """
     from ..config import load_config
     from ..distill.loop import train
+    from ..readiness import require_ready
     from ..runs.events import read_events
     from ..runs.folder import Run
 
@@ -61,7 +62,7 @@ def demo(options: argparse.Namespace) -> int:
         "preview.every": 200,
     }
     folder = Run.create(path, load_config(overrides=overrides))
-    state = train(folder)
+    state = train(folder, require_ready)
     exports = read_events(folder.events_path, "export")
     if not exports:
         print(state.message)

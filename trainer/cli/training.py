@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import save_config, with_overrides
 from ..runs.checkpoints import latest_checkpoint, load_checkpoint
-from ..runs.folder import Run, safe_join
+from ..runs.folder import Run, RunError, safe_join
 from ..runs.lock import RunLockedError
 from ..runs.queue import Queue
 from ..runs.state import read_state
@@ -37,14 +37,26 @@ def train(options: argparse.Namespace) -> int:
     # With several processes (accelerate launch) the first one makes the folder and the others read
     # it.
     first = os.environ.get("RANK", "0") == "0"
-    from ..distill.loop import train, wait_for_run
+    from ..distill.loop import train
     from ..readiness import require_ready
 
     if first:
         require_ready(config, print)
-    folder = Run.create(config.run, config) if first else wait_for_run(config.run)
-    state = train(folder, checked=True)
+    folder = Run.create(config.run, config) if first else _wait_for_run(config.run)
+    state = train(folder, None)
     return 0 if state.status in ("finished", "stopped") else 1
+
+
+def _wait_for_run(path: Path, seconds: float = 60.0) -> Run:
+    """The run that the first of several processes makes; raises RunError when it does not come."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return Run.open(path)
+        except RunError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +91,9 @@ def resume(options: argparse.Namespace) -> int:
         )
         return 0
     from ..distill.loop import train
+    from ..readiness import require_ready
 
-    state = train(folder, resume=True)
+    state = train(folder, require_ready, resume=True)
     return 0 if state.status in ("finished", "stopped") else 1
 
 

@@ -18,7 +18,6 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..config import TrainConfig
 from ..files import DiskFullError, disk_full
-from ..readiness import require_ready
 from ..runs.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
@@ -27,7 +26,7 @@ from ..runs.checkpoints import (
     save_checkpoint,
 )
 from ..runs.events import EventLog, best_step, read_events
-from ..runs.folder import Run, RunError
+from ..runs.folder import Run
 from ..runs.guards import NanGuard, StopRequested, StopSignal
 from ..runs.lock import RunLock
 from ..runs.progress import Progress, RunLog, memory_gib
@@ -42,6 +41,8 @@ from .waits import FIRST_PREVIEW, PREVIEW, SAVING, Waits
 STATE_SECONDS = 1.0
 NO_STEP = "No step was taken yet: there is nothing to export, and the next start begins anew."
 BAR_VALUES = ("consistency", "adversarial", "caption")
+
+Check = Callable[[TrainConfig, Callable[[str], None]], None]
 
 
 @dataclass
@@ -255,11 +256,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return found
 
 
-def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
+def train(run: Run, check: Check | None, *, resume: bool = False) -> RunState:
     """Train the run at ``run`` to its end in this process and return its last state.
 
-    First everything it needs is looked up, unless that was ``checked`` a moment ago. Any failure is
-    written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints stay.
+    ``check`` looks up everything it needs and raises (`readiness.require_ready`); None where that
+    was done a moment ago. Any failure is written to ``state.json`` and ``log.txt`` before it is
+    raised again; checkpoints stay.
     """
     config = run.config()
     accelerator = make_accelerator(config)
@@ -271,8 +273,8 @@ def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
             run.clear_stop()
         board.update()
         try:
-            if main and not checked:
-                require_ready(config, log)
+            if main and check is not None:
+                check(config, log)
             return _train_locked(run, config, accelerator, log, stop, board, resume)
         except StopRequested as request:
             log(str(request))
@@ -294,18 +296,6 @@ def _note_failure(error: BaseException, run: Run, log: RunLog, board: StateBoard
 
 def _locked(run: Run, main: bool) -> AbstractContextManager[object]:
     return RunLock(run) if main else nullcontext()
-
-
-def wait_for_run(path: Path, seconds: float = 60.0) -> Run:
-    """The run that the first of several processes makes; raises RunError when it does not come."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return Run.open(path)
-        except RunError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
 
 
 def _train_locked(

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adversarial.features import FeatureNetwork, resize_to_area
+from ..mini.networks import load_framenet
+from ..mini.words import SIZE, parse_caption
 from ..paths import BUNDLED, MINI
-from .networks import load_framenet
-from .words import SIZE, parse_caption
+from .features import FeatureNetwork, resize_to_area
 
 
 class MiniFeatures(FeatureNetwork):
