@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ class Course:
     middle: float
 
 
+BATCH, SEED = 16, 7
 DIRECTIONS = Course("directions", lr=1.5e-3, low=0.4, middle=0.2)
 SHAPES_AGAIN = Course("shapes", lr=1.2e-3, low=0.6, middle=0.15)
 """High noise decides where things go, low noise what they are: the second round goes back to it."""
@@ -137,6 +139,17 @@ def caption_loss(head: nn.Linear, states: Tensor, captions: list[str]) -> Tensor
     return nn.functional.cross_entropy(head(states[rows].mean(dim=1)), wanted)
 
 
+def _noised(
+    x0: Tensor, mean: Tensor, alphas: Tensor, course: Course, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(noisy, target)`` as `weakened`, timesteps (B,) and kept shares (B,), drawn for ``x0``."""
+    eps = torch.randn(x0.shape, generator=generator)
+    t = noise_levels(len(x0), course, generator)
+    keep = kept_signal(t, generator)
+    alpha, share = (each.view(-1, 1, 1, 1, 1) for each in (alphas[t], keep))
+    return *weakened(x0, mean, eps, alpha, share), t, keep
+
+
 def teach_directions(
     work: Path,
     tokenizer: CLIPTokenizer,
@@ -145,15 +158,10 @@ def teach_directions(
     text_encoder: CLIPTextModel,
     steps: int,
     course: Course = DIRECTIONS,
-    batch: int = 16,
-    seed: int = 7,
 ) -> None:
-    """Go on with the first stage's networks, in place; they end with their averaged weights.
-
-    The words of direction are moved apart in the round of that name only.
-    """
-    torch.manual_seed(seed)
-    if course is DIRECTIONS:
+    """Go on with the first stage's networks, in place; they end with their averaged weights."""
+    torch.manual_seed(SEED)
+    if course is DIRECTIONS:  # the words of direction are moved apart once
         separate_words(text_encoder, tokenizer)
     head = nn.Linear(WIDTH, len(MOTIONS))
     module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "head": head})
@@ -164,28 +172,22 @@ def teach_directions(
     means = MeanClips(clips)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        x0, captions = clips.batch(batch, np.random.default_rng((seed, 2, step)))
-        eps = torch.randn(x0.shape, generator=generator)
-        t = noise_levels(batch, course, generator)
-        keep = kept_signal(t, generator).view(-1, 1, 1, 1, 1)
-        alpha = alphas[t].view(-1, 1, 1, 1, 1)
-        noisy, target = weakened(x0, means.of(captions), eps, alpha, keep)
+        x0, captions = clips.batch(BATCH, np.random.default_rng((SEED, 2, step)))
+        generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
+        noisy, target, t, keep = _noised(x0, means.of(captions), alphas, course, generator)
         with half_precision():
             states = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
             predicted = unet(noisy, t, states).sample
         error = (predicted - target).square().mean(dim=(1, 2, 3, 4))
         words = caption_loss(head, states.float(), captions)
-        pure = (error / alphas[t] * (1 - alphas[t]))[keep.flatten() == 0].mean()
+        pure = (error / alphas[t] * (1 - alphas[t]))[keep == 0].mean()
         measures = {"eps": error.mean(), "words": words, "mean_clip": pure}
         measures = {name: round(value.item(), 5) for name, value in measures.items()}
         return (weight[t] * error).mean() + CAPTION_WEIGHT * words, measures
 
     with float_output(unet):
-        ema = run_stage(
-            course.name, module, optimizer, loss_of,
-            steps=steps, work=work, lr=course.lr, ema_decay=0.998,
-        )  # fmt: skip
+        named: dict[str, Any] = {"steps": steps, "work": work, "lr": course.lr, "ema_decay": 0.998}
+        ema = run_stage(course.name, module, optimizer, loss_of, **named)
     assert ema is not None
     module.load_state_dict(ema.shadow)
     module.eval()

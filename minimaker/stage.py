@@ -89,16 +89,16 @@ def run_stage(
         if ema:
             ema.update(module, step)
         if step % 20 == 0:
-            measures = {"loss": round(loss.item(), 6), **measures}
             bar.set_postfix(measures)
-            _log(work / f"{name}.jsonl", {"step": step, "time": round(time.time(), 1), **measures})
+            _log(work / f"{name}.jsonl", step, {"loss": round(loss.item(), 6), **measures})
         if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
             _save(file, module, optimizer, ema, step + 1)
             saved = time.monotonic()
     return ema
 
 
-def _log(file: Path, line: dict[str, float]) -> None:
+def _log(file: Path, step: int, measures: dict[str, float]) -> None:
+    line = {"step": step, "time": round(time.time(), 1), **measures}
     with file.open("a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")
 

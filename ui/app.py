@@ -19,14 +19,18 @@ from .watch import Moment, Watch
 
 TITLE = "MCM trainer"
 LOOK_SECONDS = 1.5
+PAGE: dict[str, Any] = {
+    "title": TITLE,
+    "analytics_enabled": False,
+    "fill_width": True,
+    "delete_cache": (3600, 86400),
+}
 
 
 def build(site: Site) -> gr.Blocks:
     """The whole page of ``site``."""
     watch = Watch(site)
-    with gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
-    ) as page:
+    with gr.Blocks(**PAGE) as page:
         gr.HTML(f'<h1 class="spoken">{TITLE}</h1>')
         head = Head(site, watch)
         with gr.Tabs(selected="data") as tabs:

@@ -95,10 +95,10 @@ def discriminator_loss(
     fake_logits = disc.judge(disc.embed(feats_fake), text_fake.detach()).float()
     real, fake = loss.real(real_logits).mean(), loss.fake(fake_logits).mean()
     r1 = r1_penalty(real_logits, feats_real) if r1_weight > 0 else torch.zeros_like(real)
-    mismatched, negatives = torch.zeros_like(real), fake
+    each = None
     if mismatched_text is not None:
         each = loss.fake(disc.judge(embedded, mismatched_text.detach()).float()).mean(1)
-        mismatched, negatives = _with_mismatched(fake, each, mismatched_mask)
+    mismatched, negatives = _negatives(fake, each, mismatched_mask)
     return DiscriminatorLoss(
         total=real + negatives + 0.5 * r1_weight * r1,
         real=real,
@@ -110,8 +110,10 @@ def discriminator_loss(
     )
 
 
-def _with_mismatched(fake: Tensor, each: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _negatives(fake: Tensor, each: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The mean of ``each`` (N,) where ``mask`` counts it, and both kinds of negatives together."""
+    if each is None:
+        return torch.zeros_like(fake), fake
     mask = torch.ones_like(each) if mask is None else mask.to(each)
     mismatched = (each * mask).sum() / mask.sum().clamp(min=1)
     # A batch in which no pair could be mismatched keeps all the weight on the fakes.

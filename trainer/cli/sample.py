@@ -11,6 +11,7 @@ from .options import add_device_argument, add_model_arguments, device_from, mode
 if TYPE_CHECKING:
     from ..lora.formats import LoraFile
 
+SIZE = ("frames", "height", "width")
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 3.0
 
 
@@ -71,11 +72,7 @@ def sample(options: argparse.Namespace) -> int:
     _check_numbers(options)
     model = model_from(options)
     found = None if options.lora is None else fit_student(model, options.lora)
-    size = (
-        options.frames or model.frames,
-        options.height or model.height,
-        options.width or model.width,
-    )
+    size = tuple(getattr(options, side) or getattr(model, side) for side in SIZE)
     model.latent_shape(*size)  # a size that it cannot make is said before anything is loaded
     model.to(device_from(options))
     if found is not None:

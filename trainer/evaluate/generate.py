@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,26 +52,31 @@ def generate_clips(
     batch_size = batch_size or clips_at_once(shape)
     if guidance_scale != 1.0:
         options["negative_text"] = model.encode_text([negative_prompt])
-    options |= {"steps": steps, "guidance_scale": guidance_scale}
-    clips: list[Tensor] = []
 
     def predict(*tensors: Tensor) -> Tensor:
         between()
         return model.predict(*tensors)
 
+    sample = partial(
+        SAMPLERS[sampler], predict, model.noise, steps=steps, guidance_scale=guidance_scale
+    )
+    clips: list[Tensor] = []
     with nullcontext() if lora else adapter_disabled(model.network):
         for start in range(0, len(prompts), batch_size):
             text = model.encode_text(list(prompts[start : start + batch_size]))
             seeds = range(seed + start, seed + start + len(text))
-            sizes = (len(text), *shape)
-            latents = SAMPLERS[sampler](predict, model.noise, text, sizes, seed=seeds, **options)
-            check_latents(latents, model.network)
-            pixels = model.decode_clips(latents).float().cpu()
-            check_pixels(pixels, model.codec.vae)
-            clips.append(pixels)
+            latents = sample(text, (len(text), *shape), seed=seeds, **options)
+            clips.append(_decoded(model, latents))
             if progress is not None:
                 progress(start + len(text), len(prompts))
     return torch.cat(clips)
+
+
+def _decoded(model: VideoModel, latents: Tensor) -> Tensor:
+    check_latents(latents, model.network)
+    pixels = model.decode_clips(latents).float().cpu()
+    check_pixels(pixels, model.codec.vae)
+    return pixels
 
 
 def _check(sampler: str, prompts: Sequence[str], batch_size: int | None) -> None:

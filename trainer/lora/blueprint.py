@@ -30,6 +30,13 @@ class Shown:
     widget: str
 
 
+NONE: dict[str, Any] = {
+    "config": {},
+    "widgets": [],
+    "groups": [],
+    "extra": {"workflowRendererVersion": "LG"},
+}
+"""What a subgraph has to say, and ours have nothing to say of."""
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
@@ -60,19 +67,16 @@ def build_blueprint(
         "version": 1,
         "state": _counters(len(nodes), len(links)),
         "revision": 0,
-        "config": {},
         "name": name,
         "category": category,
         "description": description,
-        "inputNode": {"id": INPUT_NODE, "bounding": _bounds(left, top, len(entries))},
-        "outputNode": {"id": OUTPUT_NODE, "bounding": _bounds(right, top, len(exits))},
+        "inputNode": _end(INPUT_NODE, left, top, len(entries)),
+        "outputNode": _end(OUTPUT_NODE, right, top, len(exits)),
         "inputs": entries,
         "outputs": exits,
-        "widgets": [],
         "nodes": graph["nodes"],
-        "groups": [],
         "links": links,
-        "extra": {"workflowRendererVersion": "LG"},
+        **NONE,
     }
     return _file(_outer(name, len(nodes) + 1, shown, exits, ids), definition)
 
@@ -106,8 +110,8 @@ def _edges(records: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
     return left, right, min(record["pos"][1] for record in records)
 
 
-def _bounds(x: float, y: float, rows: int) -> list[float]:
-    return [x, y, IO_WIDTH, TITLE + ROW * rows]
+def _end(number: int, x: float, y: float, rows: int) -> dict[str, Any]:
+    return {"id": number, "bounding": [x, y, IO_WIDTH, TITLE + ROW * rows]}
 
 
 def _link(links: list[dict[str, Any]], origin: tuple[int, int], target: tuple[int, int], kind: str):

@@ -106,6 +106,7 @@ def export_kohya(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise LoraError(f"`{path.name}` must end in .safetensors, or ComfyUI will not list it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     pairs = _pairs_of(source)
     model = base if base is not None else (source if isinstance(source, nn.Module) else None)
     if model is not None:
@@ -118,12 +119,9 @@ def export_kohya(
         back = read_lora(written, stored)
         _compare(back, stored)
         if back.metadata != told or not back.hash_ok:
-            raise LoraError(
-                f"The metadata of `{path.name}` came back changed; nothing was replaced. "
-                "Export again."
-            )
+            changed = f"The metadata of `{path.name}` came back changed; nothing was replaced."
+            raise LoraError(f"{changed} Export again.")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, safetensors_bytes(tensors, told), check)
     return _exported(path, path, stored)
 
