@@ -156,5 +156,3 @@ def save_tiny(folder: Path) -> Path:
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder / "tokenizer")
     return folder
-
-

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.cards import card_settings
+from trainer.cards import CARDS
+from trainer.families import card_settings
 from trainer.runs.card import card_gib
 from trainer.settings import QUALITY_PRESETS
-from trainer.settings.cards import CARDS
 
 CPU = "cpu"
 CARD_KEYS = (CPU, *(str(size) for size in CARDS))
