@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from .names import module_path
-from .pairs import LoraError, LoraPair, kohya_name, layers_of, lora_targets, weight_shapes
+from .pairs import (
+    LoraError,
+    LoraPair,
+    family_of_layers,
+    kohya_name,
+    layers_of,
+    lora_targets,
+    weight_shapes,
+)
 
 if TYPE_CHECKING:
     from ..families.record import Base
@@ -71,11 +79,10 @@ def guess_base(in_widths: Mapping[str, int]) -> Base | None:
     """The base model that these modules (path or underscore name -> input width) come from, or
     None.
     """
-    from ..families import FAMILIES
     from ..families.unet import IMAGE_MODELS
 
-    layers, width = layers_of(in_widths), text_width(in_widths)
-    rows = next((family.bases for family in FAMILIES if family.layers is layers), IMAGE_MODELS)
+    family, width = family_of_layers(in_widths), text_width(in_widths)
+    rows = family.bases if family else IMAGE_MODELS
     return next((base for base in rows if base.text_width == width), None)
 
 

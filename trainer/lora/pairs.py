@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from ..families import Family
     from ..families.record import LayerNames
 
 KOHYA_PREFIX = "lora_unet_"
@@ -117,18 +118,23 @@ def weight_shapes(model: nn.Module | Mapping[str, tuple[int, ...]]) -> dict[str,
     return {path: tuple(shape) for path, shape in model.items()}
 
 
-def layers_of(names: Iterable[str]) -> LayerNames:
-    """How the family calls its layers that these paths or underscore names belong to; without a
-    marker of any, those of an image model.
-    """
+def family_of_layers(names: Iterable[str]) -> Family | None:
+    """The family that these paths or underscore names belong to; None without a marker of any."""
     from ..families import FAMILIES  # diffusers: only where a LoRA is read
-    from ..families.unet import IMAGE_LAYERS
 
     known = set(names)
     for family in FAMILIES:
         if any(marker in name for name in known for marker in family.layers.markers):
-            return family.layers
-    return IMAGE_LAYERS
+            return family
+    return None
+
+
+def layers_of(names: Iterable[str]) -> LayerNames:
+    """How the family of these layers names them; an image model's names for those of none."""
+    from ..families.unet import IMAGE_LAYERS
+
+    family = family_of_layers(names)
+    return family.layers if family else IMAGE_LAYERS
 
 
 def lora_targets(model: nn.Module | Mapping[str, tuple[int, ...]]) -> list[str]:
