@@ -112,10 +112,10 @@ def write(options: argparse.Namespace) -> None:
 
 def write_modelscope(folder: Path) -> None:
     """The diffusers folder of ``ali-vilab/text-to-video-ms-1.7b``."""
-    from trainer.distill.skeletons import skeleton
+    from trainer.families import family_named
     from trainer.models.clip import clip_tokenizer
 
-    model = skeleton("modelscope", "cpu")
+    model = family_named("modelscope").skeleton("cpu")
     parts = {"unet": model.network, "vae": model.codec.vae, "text_encoder": model.text.encoder}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
@@ -132,11 +132,11 @@ def write_animatediff(folder: Path) -> None:
     from safetensors.torch import save_file
     from sd15_files import Parts, original_motion
 
-    from trainer.distill.skeletons import skeleton
+    from trainer.families import family_named
 
     unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
     adapter = MotionAdapter(motion_max_seq_length=32)
-    shapes = skeleton("animatediff", "cpu")
+    shapes = family_named("animatediff").skeleton("cpu")
     parts = Parts(unet, shapes.codec.vae, shapes.text.encoder, adapter)
     save_file(parts.checkpoint(), folder / CHECKPOINT)
     save_file(original_motion(adapter), folder / MOTION)

@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_setup import ARCHITECTURES, config_of, distiller_of, model_of, variants
+from gpu_setup import TINY, config_of, distiller_of, model_of, variants
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.diffusion.sampling import SAMPLERS
@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--json", type=Path, required=True, metavar="OUT", help="file to write, and a .md beside it"
     )
-    add("--family", nargs="+", choices=tuple(ARCHITECTURES), default=list(ARCHITECTURES))
+    add("--family", nargs="+", choices=tuple(TINY), default=list(TINY))
     add("--tiny", action="store_true", help="small models, to prove the code")
     add("--variant", nargs="+", metavar="NAME", help="only these variants")
     add("--repeats", type=int, default=5, help="timed steps (5)")

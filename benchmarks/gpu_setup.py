@@ -15,9 +15,9 @@ from trainer.distill.batch import Batch, Session
 from trainer.distill.distiller import Distiller
 from trainer.distill.estimate import made_batch
 from trainer.distill.session import build_optimizers, build_parts, build_student, new_memory
-from trainer.distill.skeletons import ARCHITECTURES, Architecture, build_skeleton
 from trainer.distill.student import ParameterEma, base_dtype
-from trainer.families import VideoModel
+from trainer.families import VideoModel, family_named
+from trainer.families.unet import Architecture, build_skeleton
 from trainer.runs.guards import NanGuard
 
 _SMALL = (32, 64, 64, 64)
@@ -118,8 +118,8 @@ def model_of(family: str, tiny: bool, device: torch.device | str, dtype: torch.d
     kept = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        table = TINY if tiny else ARCHITECTURES
-        model = build_skeleton(family, table[family], device)
+        record = family_named(family)
+        model = build_skeleton(record, TINY[family], device) if tiny else record.skeleton(device)
     finally:
         torch.set_default_dtype(kept)
     model.codec.vae.float()

@@ -16,11 +16,11 @@ from typing import Any
 
 import repository  # noqa: F401
 
+from trainer.cards import CardPreset
 from trainer.config import load_config
 from trainer.distill.estimate import GIB, estimate
 from trainer.distill.preflight import HEADROOM
-from trainer.distill.skeletons import skeleton
-from trainer.settings.cards import CARD_PRESETS, CardPreset
+from trainer.families import FAMILIES, Family
 
 PARTS = ("weights", "trained", "optimizer", "step", "context")
 
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--features", default="efficientnet-lite0")
     options = parser.parse_args()
     rows = []
-    for family, presets in CARD_PRESETS.items():
-        for preset in presets:
+    for family in FAMILIES:
+        for preset in family.cards:
             rows.append(measure(family, preset, options.features))
             print(line(rows[-1]), flush=True)
     found = {"presets": rows, "date": datetime.date.today().isoformat()}
@@ -42,15 +42,16 @@ def main() -> None:
         raise SystemExit(f"{len(over)} presets do not fit their card: {over}")
 
 
-def measure(family: str, preset: CardPreset, features: str) -> dict[str, Any]:
+def measure(family: Family, preset: CardPreset, features: str) -> dict[str, Any]:
     """GiB of a training step with ``preset``, whole and by part."""
-    settings = {"adversarial.features": features, "model": family}
+    settings = {"adversarial.features": features, "model": family.name}
     config = load_config(overrides=settings, card=preset.gigabytes)
-    found = estimate(config, skeleton(family))
+    found = estimate(config, family.skeleton("meta"))
     parts = {name: round(getattr(found, name) / GIB, 2) for name in PARTS}
     title = preset.title.partition(": ")[2]
     return {
-        "family": family, "card": preset.gigabytes, "preset": title, "gib": round(found.gib, 2),
+        "family": family.name, "card": preset.gigabytes, "preset": title,
+        "gib": round(found.gib, 2),
     } | parts  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from trainer.lora.needs import (  # noqa: E402
     CHECKPOINTS,
     HUB,
     LORAS,
-    MOTION,
     needed_files,
     needed_folder,
 )
@@ -220,7 +219,7 @@ def animatediff() -> Graph:
         "MCM_AnimateDiff",
         {"motion_module": module},
         {"model": (loader, "MODEL")},
-        models=needed_files(module, MOTION),
+        models=needed_files(module, "animatediff_models"),
     )
     name = "animatediff-laion"
     lora = load_lora((motion, "MODEL"), name, models=[_official(name)])

@@ -1,5 +1,6 @@
 """A base model of another kind, as one file: velocity on a shifted flow, a causal codec that puts
-four frames into one latent, 16 channels, a T5 text encoder with a mask, and a transformer.
+four frames into one latent, 16 channels, a T5 text encoder with a mask, and a transformer whose
+layers have other names.
 
 It has the networks of Wan at tiny size, with random weights.
 """
@@ -18,8 +19,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from trainer.cards import CARDS, CardPreset, Speed
 from trainer.diffusion.noise import RectifiedFlow
-from trainer.families.base import Companions, Family, VideoModel
+from trainer.families.base import VideoModel
+from trainer.families.record import Base, Companions, Family, LayerNames, Loader, Shelf
 from trainer.models.weights import file_hash
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "green", "star", "circle", "moving", "up")
@@ -102,21 +105,59 @@ def matches(path: Path) -> bool:
 def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     encoder = UMT5EncoderModel.from_pretrained(path / "text_encoder", dtype=dtype)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path / "tokenizer")
+    network = WanTransformer3DModel.from_pretrained(path / "transformer", torch_dtype=dtype)
+    vae = AutoencoderKLWan.from_pretrained(path / "vae")
+    weights = path / "transformer" / "diffusion_pytorch_model.safetensors"
+    return video_model(path, network, vae, MaskedText(encoder, tokenizer), file_hash([weights]))
+
+
+def video_model(
+    path: Path, network: nn.Module, vae: Any, text: MaskedText, base_hash: str
+) -> VideoModel:
     return VideoModel(
         family=FAMILY,
         name=path.name,
         path=path,
-        network=WanTransformer3DModel.from_pretrained(path / "transformer", torch_dtype=dtype),
-        codec=CausalCodec(AutoencoderKLWan.from_pretrained(path / "vae")),
-        text=MaskedText(encoder, tokenizer),
+        network=network,
+        codec=CausalCodec(vae),
+        text=text,
         noise=RectifiedFlow(shift=5.0),
         frames=5,
         height=32,
         width=32,
         fps=16,
-        base_hash=file_hash([path / "transformer" / "diffusion_pytorch_model.safetensors"]),
+        base_hash=base_hash,
         licence=FAMILY.licence,
     ).freeze()
+
+
+def networks() -> tuple[Any, Any, Any]:
+    """Transformer, autoencoder and text encoder with random weights."""
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=32, ffn_dim=32,
+        num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    config = UMT5Config(vocab_size=len(WORDS), d_model=32, d_kv=16, d_ff=32, num_layers=1,
+                        num_heads=2)  # fmt: skip
+    return transformer, vae, UMT5EncoderModel(config)
+
+
+def skeleton(device: torch.device | str) -> VideoModel:
+    with torch.device(device):
+        transformer, vae, encoder = networks()
+    return video_model(Path("no files"), transformer, vae, MaskedText(encoder, None), "")
+
+
+def lacks(folder: Path) -> list[str]:
+    parts = ("transformer", "vae", "text_encoder", "tokenizer")
+    return [part for part in parts if not (folder / part).is_dir()]
+
+
+def loaders(name: str, file: str, motion_module: str) -> tuple[Loader, ...]:
+    checkpoint = f"{name}.safetensors"
+    widgets = {"ckpt_name": checkpoint}
+    return (Loader("CheckpointLoaderSimple", widgets, checkpoint, "checkpoints"),)
 
 
 def denoise(network: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
@@ -134,22 +175,27 @@ FAMILY = Family(
     missing=lambda path, companions: (),
     denoise=denoise,
     blocks=(WanTransformerBlock,),
+    layers=LayerNames(
+        markers=("ffn",),
+        words="(?:condition|text|time)_embedder|linear_[12]|proj_out|time_proj|to_(?:q|k|v|out)",
+        text_layer="text_embedder.linear_1",
+        untouched=("proj_out", "condition_embedder.time_embedder", "condition_embedder.time_proj"),
+    ),
+    bases=(Base("flow", "the tiny flow", 32, (32, 32, 5)),),
+    cards=tuple(CardPreset(size, 5, 48, 48, 2, batch=1, accumulation=1) for size in CARDS),
+    skeleton=skeleton,
+    speed=Speed(60.0, 0.0, "a clock"),
+    shelf=Shelf(lacks=lacks),
+    loaders=loaders,
+    published={"tiny flow ü.safetensors": "someone/flow/resolve/main"},
 )
 
 
 def save_tiny(folder: Path) -> Path:
     """Write a model of this family into ``folder``."""
     torch.manual_seed(0)
-    WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=32, ffn_dim=32,
-        num_layers=2, rope_max_seq_len=32,
-    ).save_pretrained(folder / "transformer")  # fmt: skip
-    AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(
-        folder / "vae"
-    )
-    config = UMT5Config(vocab_size=len(WORDS), d_model=32, d_kv=16, d_ff=32, num_layers=1,
-                        num_heads=2)  # fmt: skip
-    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    for part, network in zip(("transformer", "vae", "text_encoder"), networks(), strict=True):
+        network.save_pretrained(folder / part)
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from trainer.catalog import comfyui_folder, find_models, find_motion_modules, is_sd15_checkpoint
+from trainer.catalog import comfyui_folder, family_of_file, find_models, find_motion_modules
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_a_diffusers_folder_is_found_with_what_it_lacks(comfyui, tiny_model):
 def test_a_checkpoint_needs_a_motion_module(comfyui, sd15_checkpoint, motion_module_file, tmp_path):
     checkpoint = comfyui / "models" / "checkpoints" / "paint.safetensors"
     shutil.copyfile(sd15_checkpoint, checkpoint)
-    (checkpoint.parent / "notes.safetensors").write_bytes(b"no weights")
-    assert is_sd15_checkpoint(checkpoint)
+    (notes := checkpoint.parent / "notes.safetensors").write_bytes(b"no weights")
+    assert family_of_file(checkpoint) and family_of_file(notes) is None
     _, found = find_models(comfyui)
     assert found.needs_motion and "motion module" in found.missing[0]
     module = comfyui / "models" / "animatediff_models" / motion_module_file.name

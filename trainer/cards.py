@@ -1,34 +1,77 @@
-"""The graphics card of this machine, and which preset by card a base model gets."""
+"""What a family of base models says of graphics cards: presets by memory, and how long it takes.
+
+Presets are starting points, to be changed setting by setting. ``python benchmarks/memory.py``
+computes the memory of each from its shapes; `python -m trainer preflight` measures it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from .files import GIB
-from .settings.cards import CARD_PRESETS, CARDS, card_presets
+
+CARDS = (8, 12, 16, 24, 48)
+"""Sizes of cards in GB; every family has a preset for each."""
 
 
-def card_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
-    """Settings, by dotted name, for base model ``model`` on a card of ``gigabytes``.
+@dataclass(frozen=True)
+class CardPreset:
+    """Settings for a card of ``gigabytes``: clips of ``frames`` x ``height`` x ``width`` pixels,
+    LoRA ``rank``, ``batch`` clips at a time and ``accumulation`` batches a step.
 
-    ``model`` is a path, or the bare name of a family in place of one. Empty without a card size,
-    and for a model that brings its own settings, such as the embedded one: it fits everywhere.
-    Raises ValueError for a size without a preset, ModelError for a model that is not there.
+    ``memory`` is the setting of that name. ``frames_per_clip`` are decoded for the discriminator.
     """
-    if gigabytes is None:
-        return {}
-    from .families import family_of, resolve_model  # PyTorch: only where a card is named
 
-    path = None if model in CARD_PRESETS else resolve_model(model)
-    presets = card_presets(model if path is None else family_of(path).name)
-    if gigabytes not in CARDS:
-        raise ValueError(
-            f"`card`={gigabytes} GB has no preset; use {', '.join(map(str, CARDS))}: the largest "
-            "that is not above your card's memory."
+    gigabytes: int
+    frames: int
+    height: int
+    width: int
+    rank: int
+    batch: int
+    accumulation: int
+    memory: str = "lean"
+    frames_per_clip: int = 2
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The preset as settings by dotted name."""
+        return {
+            "data.frames": self.frames,
+            "data.height": self.height,
+            "data.width": self.width,
+            "data.batch_size": self.batch,
+            "data.frames_per_clip": self.frames_per_clip,
+            "lora.rank": self.rank,
+            "optim.accumulation": self.accumulation,
+            "memory": self.memory,
+        }
+
+    @property
+    def title(self) -> str:
+        """One line for a menu."""
+        step = f"{self.batch} x {self.accumulation}" if self.accumulation > 1 else f"{self.batch}"
+        return (
+            f"{self.gigabytes} GB: {self.frames} frames of {self.width} x {self.height} px, "
+            f"rank {self.rank}, {step} clips a step"
         )
-    brings_its_own = path is not None and (path / "mcm.json").is_file()
-    chosen = next(p for p in presets if p.gigabytes == gigabytes)
-    return {} if brings_its_own else chosen.settings
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training ``step`` of four clips and of an example ``clip`` on ``machine``.
+
+    From benchmarks/results/gpu.json (one clip a step, recomputing, and a clip in 50 steps) and
+    quality.md (the embedded model).
+    """
+
+    step: float
+    clip: float
+    machine: str
+
+
+BUNDLED_SPEED = Speed(0.7, 0.0, "two processor cores")
+"""Of the embedded model, whose example clips come with it."""
 
 
 def card_gib() -> float | None:

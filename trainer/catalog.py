@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .adversarial.vision_transformers import is_dinov2
-from .families import FAMILIES, Family, animatediff
-from .families.modelscope import PARTS
+from .cards import BUNDLED_SPEED, Speed
+from .families import FAMILIES, Family
 from .lora.files import read_header
 from .models.about import read_about
 from .models.clip_vision import is_clip_vision
@@ -27,10 +27,7 @@ MOTION_FOLDERS = ("animatediff_models", "motion_modules")
 FEATURE_FOLDERS = ("clip_vision", "dinov2")
 VAE_FOLDERS = ("vae",)
 NO_MOTION = "a motion module (models/animatediff_models), such as mm_sd_v15_v2.ckpt"
-_WEIGHTS = (".safetensors", ".bin")
-_SD15_KEY = "cond_stage_model.transformer.text_model.encoder.layers.0.layer_norm1.weight"
 _VAE_KEY = "post_quant_conv.weight"
-_SD15_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,8 @@ class FoundModel:
     """All that it can draw, where that is next to nothing; empty for most models."""
     needs_motion: bool = False
     """True for an image model, which takes a motion module beside it."""
+    speed: Speed | None = None
+    """How fast models of its kind train, where that was measured."""
 
     @property
     def ready(self) -> bool:
@@ -82,25 +81,25 @@ def comfyui_folder(pack: Path, setting: Path | None = None) -> Path | None:
 
 def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> list[FoundModel]:
     """The embedded model, then every diffusers model in ``folders``, in ComfyUI's
-    ``models/diffusers`` and in the Hugging Face cache, and Stable Diffusion 1.5 checkpoints in
-    ``folders`` and ``models/checkpoints``.
+    ``models/diffusers`` and in the Hugging Face cache, and each family's single files in
+    ``folders`` and in ComfyUI's folder for them.
     """
     models = [] if comfyui is None else [comfyui / "models"]
     roots = [*folders, *(place / "diffusers" for place in models)]
     notes = _notes(MINI, "")
     title = f"{BUNDLED} ({notes['for_trying_out']}, for trying out)"
-    found = [FoundModel(title, BUNDLED, BUNDLED, **notes)]
+    found = [FoundModel(title, BUNDLED, BUNDLED, speed=BUNDLED_SPEED, **notes)]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:
         if folder.resolve() not in seen:
             seen.add(folder.resolve())
             found += _described(folder, name, missing)
-    for root in (*folders, *(place / "checkpoints" for place in models)):
+    shelves = {family.shelf.directory for family in FAMILIES} - {""}
+    for root in (*folders, *(place / shelf for place in models for shelf in sorted(shelves))):
         for file in _files(root):
-            if is_sd15_checkpoint(file):
-                name = file.relative_to(root).as_posix()
-                found.append(_image_model(name, file, missing))
+            if family := family_of_file(file):
+                found.append(_found(family, file, file.relative_to(root).as_posix(), missing))
     return found
 
 
@@ -161,23 +160,15 @@ def _is_sd15_vae(file: Path) -> bool:
     return shape[:1] == [4] and "xl" not in file.name.lower()  # SDXL's has the same shapes
 
 
-def is_sd15_checkpoint(file: Path) -> bool:
-    """Whether ``file`` is a Stable Diffusion 1.5 checkpoint, by its header; .ckpt files have none
-    and count when they are named so.
-    """
-    if file.suffix != ".safetensors":
-        return any(part in file.name.lower() for part in ("v1-5", "sd15", "sd-1.5", "sd1.5"))
-    try:
-        header = read_header(file)
-    except (OSError, ValueError):
-        return False
-    first = header.get(_SD15_INPUT, {})
-    return _SD15_KEY in header and first.get("shape", [0, 0])[1:2] == [4]
-
-
-def _image_model(name: str, path: Path, missing: tuple[str, ...]) -> FoundModel:
-    family = animatediff.FAMILY
-    return FoundModel(name, str(path), family.title, family.licence, missing, needs_motion=True)
+def family_of_file(file: Path) -> Family | None:
+    """The family that a single weights file is a base model of, by its header."""
+    header: dict[str, Any] = {}
+    if file.suffix == ".safetensors":
+        try:
+            header = read_header(file)
+        except (OSError, ValueError):
+            return None
+    return next((family for family in FAMILIES if family.shelf.holds(file, header)), None)
 
 
 def _files(root: Path) -> list[Path]:
@@ -195,7 +186,7 @@ def _diffusers(roots: Iterable[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _search(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / "unet" / "config.json").is_file():
+    if _family(folder):
         yield folder
         return
     if depth == 0:
@@ -212,24 +203,24 @@ def _hub() -> Iterator[tuple[Path, str]]:
     """Snapshots in the cache of the ``hf`` command, newest first of each model."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
-    for config in sorted(hub.glob("models--*/snapshots/*/unet/config.json")):
-        folder = config.parent.parent
+    for folder in sorted(hub.glob("models--*/snapshots/*")):
         yield folder, folder.parent.parent.name.removeprefix("models--").replace("--", "/")
 
 
 def _described(folder: Path, name: str, motion: tuple[str, ...]) -> list[FoundModel]:
     family = _family(folder)
-    if family is None:
-        return []
-    if family is animatediff.FAMILY:
-        return [_image_model(name, folder, motion)]
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    for part in ("unet", "vae", "text_encoder"):
-        files = (folder / part).glob("*") if (folder / part).is_dir() else ()
-        if part not in missing and not any(file.suffix in _WEIGHTS for file in files):
-            missing.append(f"the weights in {part}")
-    notes = _notes(folder, family.licence)
-    return [FoundModel(name, str(folder), family.title, missing=tuple(missing), **notes)]
+    return [_found(family, folder, name, motion)] if family else []
+
+
+def _found(family: Family, path: Path, name: str, motion: tuple[str, ...]) -> FoundModel:
+    """``motion`` is what is missing for an image model."""
+    shelf = family.shelf
+    notes = {"licence": family.licence} if shelf.takes_motion else _notes(path, family.licence)
+    missing = motion if shelf.takes_motion else tuple(shelf.lacks(path))
+    return FoundModel(
+        name, str(path), family.title, missing=missing, needs_motion=shelf.takes_motion,
+        speed=family.speed, **notes,
+    )  # fmt: skip
 
 
 def _family(folder: Path) -> Family | None:

@@ -19,7 +19,6 @@ import tomlkit
 from pydantic import ValidationError
 from tomlkit.exceptions import TOMLKitError
 
-from .cards import card_settings
 from .files import atomic_write
 from .paths import BUNDLED, bundled
 from .settings import ConfigError, TrainConfig
@@ -64,10 +63,18 @@ def load_config(
     below = {
         **recommended(model),
         **PRESETS[chosen],
-        **card_settings(model, card),
+        **_of_card(model, card),
         **(quality_preset(quality).values if quality else {}),
     }
     return _build(below, {**given, "preset": chosen})
+
+
+def _of_card(model: str, card: int | None) -> dict[str, Any]:
+    if card is None:
+        return {}
+    from .families import card_settings  # PyTorch: only where a card is named
+
+    return card_settings(model, card)
 
 
 RECOMMENDABLE = ("bool", "int", "float", "choice", "ints")

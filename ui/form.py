@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.cards import card_gib, card_settings
+from trainer.cards import CARDS, card_gib
 from trainer.config import (
     PRESETS,
     ConfigError,
@@ -18,9 +18,9 @@ from trainer.config import (
     load_config,
     values_of,
 )
+from trainer.families import card_settings
 from trainer.paths import BUNDLED, bundled
 from trainer.settings import QUALITY_PRESETS
-from trainer.settings.cards import CARDS
 from trainer.settings.presets import memory_values
 
 from .places import PlaceError, Places

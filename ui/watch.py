@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+from .monitor import Events, exported_step
 from .site import EXPECTED, Site
 from .status import RunStatus
-from .tabs.monitor import Events, exported_step
 
 
 @dataclass(frozen=True)

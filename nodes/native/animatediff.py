@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...trainer.families.animatediff import LICENCE, SCHEDULER_CONFIG
+from ...trainer.families.animatediff import FAMILY, SCHEDULER_CONFIG
 from ...trainer.models.motion_module import MotionModule, MotionModuleError
 from ...trainer.models.sd15 import TEXT_WIDTH
 from ...trainer.models.weights import check_fit
@@ -23,6 +23,8 @@ from .patches import unsupported
 from .prediction import PATCH, image_prediction, only_prediction
 
 PREFIX = "diffusion_model."
+SIZE = FAMILY.bases[0].size
+"""Width and height in pixels and frames to offer for any motion module."""
 
 
 def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool = False) -> Any:
@@ -187,14 +189,15 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
 
 def motion_info(module: MotionModule, scheduler: dict[str, Any]) -> VideoInfo:
     """What the nodes know of the clip model; lengths up to the module's last position."""
+    width, height, frames = SIZE
     return VideoInfo(
-        family="animatediff",
+        family=FAMILY.name,
         name=f"AnimateDiff {module.name}",
         frames=tuple(range(1, module.max_frames + 1)),
-        default_frames=min(16, module.max_frames),
-        width=512,
-        height=512,
+        default_frames=min(frames, module.max_frames),
+        width=width,
+        height=height,
         fps=8,
-        licence=LICENCE,
+        licence=FAMILY.licence,
         scheduler_config=scheduler,
     )

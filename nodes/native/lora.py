@@ -159,13 +159,13 @@ def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
 def settings_of(found: Any) -> LoraSettings:
     """The settings of LoraFile ``found``. Raises ValueError for metadata that cannot be used."""
     from ...trainer.lora.few_step import few_step_kind
-    from ...trainer.lora.match import BASES, guess_base, pair_widths
+    from ...trainer.lora.match import offered_size, pair_widths
     from ...trainer.lora.recommended import read_recommended
 
     if few_step_kind(found) is None:
         return plain_settings(found.metadata)
     told = read_recommended(found.metadata, found.path.name)
-    width, height, frames = (guess_base(pair_widths(found.pairs)) or BASES[0]).size
+    width, height, frames = offered_size(pair_widths(found.pairs))
     return LoraSettings(
         steps=told.steps,
         guidance_scale=told.guidance_scale,

@@ -44,7 +44,7 @@ def video_size(
     Names as in the nodes' lists. Reads small JSON files and the LoRA's header, no weights. Raises
     ValueError for names that are not in the model folders.
     """
-    from ...trainer.lora.match import base_named
+    from .animatediff import SIZE
     from .motion_files import resolve_motion_module
 
     size: dict[str, int] = {}
@@ -52,7 +52,7 @@ def video_size(
         size = _folder_size(model_name)
     elif motion_module:
         resolve_motion_module(motion_module)
-        size = dict(zip(SIDES, base_named("animatediff").size, strict=True))
+        size = dict(zip(SIDES, SIZE, strict=True))
     if lora_name:
         size |= _lora_size(lora_name)
     if set(size) != set(SIDES):

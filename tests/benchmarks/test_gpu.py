@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.settings.cards import CARD_PRESETS
+from trainer.families import FAMILIES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 VARIANT = "bf16, recomputing"
@@ -33,22 +33,22 @@ def found(tmp_path_factory):
 
 def test_every_family_is_measured(found):
     rows = {row["family"]: row for row in found["steps"]}
-    assert set(rows) == set(CARD_PRESETS)
+    assert set(rows) == {family.name for family in FAMILIES}
     for row in rows.values():
         assert row["variant"] == VARIANT
         assert row["seconds"] > 0 and row["estimated_gib"] > 0 and row["peak_share"] > 0
 
 
 def test_clips_are_timed_for_student_and_teacher(found):
-    for family in CARD_PRESETS:
-        rows = [row for row in found["clips"] if row["family"] == family]
+    for family in FAMILIES:
+        rows = [row for row in found["clips"] if row["family"] == family.name]
         student = [row["steps"] for row in rows if row["who"] == "student"]
         assert student == [1, 2, 4, 8] and rows[-1]["who"] == "teacher"
         assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_a_second_call_adds_rows_and_replaces_those_measured_again(found, tmp_path):
-    out, family = tmp_path / "gpu.json", next(iter(CARD_PRESETS))
+    out, family = tmp_path / "gpu.json", FAMILIES[0].name
     old = {**found["steps"][0], "family": family, "seconds": 1e9}
     before = {**found, "steps": [old, {**old, "variant": "bf16"}]}
     out.write_text(json.dumps(before), encoding="utf-8")
@@ -70,9 +70,9 @@ def test_without_a_card_it_says_so(tmp_path):
 def test_the_published_memory_of_presets_is_that_of_the_presets():
     text = (BENCHMARKS / "results" / "memory.json").read_text(encoding="utf-8")
     rows = {(row["family"], row["card"]): row for row in json.loads(text)["presets"]}
-    assert len(rows) == sum(map(len, CARD_PRESETS.values()))
-    for family, presets in CARD_PRESETS.items():
-        for preset in presets:
-            row = rows[family, preset.gigabytes]
+    assert len(rows) == sum(len(family.cards) for family in FAMILIES)
+    for family in FAMILIES:
+        for preset in family.cards:
+            row = rows[family.name, preset.gigabytes]
             assert row["preset"] == preset.title.partition(": ")[2]
             assert row["gib"] <= 0.9 * preset.gigabytes

@@ -18,10 +18,10 @@ from trainer.distill.draws import REPLAY, StepDraws, draw_step
 from trainer.distill.loop import make_accelerator, train
 from trainer.distill.session import build_session
 from trainer.distill.step import gradients
+from trainer.families import FAMILIES
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
 from trainer.runs.guards import NanGuard
-from trainer.settings.cards import CARD_PRESETS
 
 STEP_OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {"hardware.precision": "fp32", "hardware.decode_precision": "fp32"},
@@ -50,13 +50,13 @@ def presets() -> dict[str, tuple[str, dict[str, Any]]]:
     """What the card presets differ in besides their sizes, each once."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     known = []
-    for family, cards in CARD_PRESETS.items():
-        for preset in cards:
+    for family in FAMILIES:
+        for preset in family.cards:
             rest = {k: v for k, v in preset.settings.items() if k not in SIZES}
             rest["optim.accumulation"] = min(2, rest["optim.accumulation"])
-            if (family, rest) not in known:
-                known.append((family, rest))
-                found[f"{family} {preset.gigabytes} GB"] = family, rest
+            if (family.name, rest) not in known:
+                known.append((family.name, rest))
+                found[f"{family.name} {preset.gigabytes} GB"] = family.name, rest
     return found
 
 

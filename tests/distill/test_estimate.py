@@ -19,9 +19,8 @@ from trainer.config import load_config
 from trainer.distill.distiller import Distiller
 from trainer.distill.estimate import META, estimate, made_batch
 from trainer.distill.session import build_parts, build_session, build_student, new_memory
-from trainer.distill.skeletons import ARCHITECTURES, skeleton
 from trainer.distill.step import gradients
-from trainer.families import load_model
+from trainer.families import FAMILIES, family_named, load_model
 from trainer.lora.pairs import lora_targets, weight_shapes
 from trainer.runs.guards import NanGuard
 
@@ -159,11 +158,11 @@ def leaves(tree: dict[str, Any], path: str = "") -> dict[str, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("family", list(ARCHITECTURES))
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 def test_full_size_skeletons_have_the_modules_of_the_official_loras(family):
     text = (KEYS / f"official_{family}.json").read_text(encoding="utf-8")
     official = leaves(json.loads(text)["modules"])
-    unet = skeleton(family).network
+    unet = family_named(family).skeleton(META).network
     shapes = weight_shapes(unet)
     targets = {path: shapes[path] for path in lora_targets(unet)}
     assert len(targets) == len(official) == OFFICIAL_MODULES[family]
@@ -171,9 +170,9 @@ def test_full_size_skeletons_have_the_modules_of_the_official_loras(family):
         assert targets[path] == (outputs, inputs, *(kernel * 2)), path
 
 
-@pytest.mark.parametrize("family", list(ARCHITECTURES))
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 def test_full_size_shapes_go_through_the_family(family):
-    model = skeleton(family)
+    model = family_named(family).skeleton(META)
     shape = model.latent_shape(16, model.height, model.width)
     latents = torch.empty(1, *shape, device=META)
     text = torch.empty(1, 77, model.text.width, device=META)
@@ -199,5 +198,5 @@ def test_the_goals_of_memory_are_met_at_full_size(family, size, goal, capsys):
 def test_an_estimate_needs_a_known_family(capsys):
     assert main(["preflight", "--family", "modelscope"]) == 1
     assert "add `--estimate`" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="`family`='sdxl' is not known; use modelscope"):
-        skeleton("sdxl")
+    assert main(["preflight", "--estimate", "--family", "sdxl"]) == 1
+    assert "`family`='sdxl' is not known; use modelscope, anim" in capsys.readouterr().err

@@ -1,23 +1,37 @@
-"""A base model of another kind is one file and one line: it trains, samples, is measured, exported
-and inspected, and nothing else knows of it.
+"""A base model of another kind is one file and one line: it is listed, has presets and an estimate,
+trains, samples, is measured and exported, its LoRA is known again and opens a graph, and nothing
+else knows of it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from flow_family import FAMILY, save_tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainer import families
+from trainer.catalog import find_models
 from trainer.cli.main import main
+from trainer.config import load_config
 from trainer.families import load_model
+from trainer.lora.few_step import few_step_kind
+from trainer.lora.files import read_metadata
+from trainer.lora.formats import read_lora
+from trainer.lora.match import fit_pairs, match, offered_size, pair_widths
+from trainer.lora.metadata import LoraCard
+from trainer.lora.names import with_paths
+from trainer.lora.pairs import LoraError, lora_targets
+from trainer.lora.workflow import lora_workflow
 from trainer.media import read_clip
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
+from trainer.settings import QUALITY_PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +103,73 @@ def test_it_is_exported_and_inspected(run, flow, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert re.search(r"^mcm.family +flow$", shown, re.MULTILINE)
     assert re.search(r"^modules +\d+$", shown, re.MULTILINE), "every one is known to the model"
+
+
+def test_its_lora_is_known_by_the_names_of_its_layers(run, flow, tmp_path, capsys):
+    """Kohya's underscore names, and nothing in the header."""
+    bare = tmp_path / "bare ö.safetensors"
+    save_file(load_file(run.export_path), bare)
+    capsys.readouterr()
+    assert main(["inspect", str(bare)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search("^made for +the tiny flow .cross-attention width 32.$", shown, re.MULTILINE)
+    network = load_model(str(flow)).network
+    pairs = with_paths(read_lora(bare).pairs)
+    assert sorted(pairs) == lora_targets(network)
+    assert "condition_embedder.text_embedder.linear_1" in pairs
+    assert not any("time_" in path or path == "proj_out" for path in pairs)
+    assert match(pairs, network).complete
+    assert offered_size(pair_widths(pairs)) == (32, 32, 5)
+    assert few_step_kind(read_lora(bare)) is None, "no such LoRAs are published"
+
+
+def test_its_lora_fits_no_model_of_another_kind(run, flow, tiny_model):
+    pairs, other = read_lora(run.export_path).pairs, load_model(str(tiny_model)).network
+    with pytest.raises(LoraError, match="it was made for the tiny flow .* Nothing was changed"):
+        fit_pairs(pairs, other)
+
+
+def test_its_lora_opens_a_graph_with_its_own_loader(run, flow):
+    graph = json.loads(read_metadata(run.export_path)["workflow"])
+    nodes = {node["type"]: node for node in graph["nodes"]}
+    assert nodes["CheckpointLoaderSimple"]["widgets_values"] == [f"{flow.name}.safetensors"]
+    assert not any(type.startswith("MCM_Load") and "Lora" not in type for type in nodes)
+    (told,) = nodes["CheckpointLoaderSimple"]["properties"]["models"]
+    assert told["directory"] == "checkpoints"
+    assert told["url"].endswith(f"/someone/flow/resolve/main/{flow.name}.safetensors")
+
+
+def test_without_nodes_its_lora_has_no_graph(flow, monkeypatch):
+    other = replace(FAMILY, name="nodeless", loaders=None)
+    monkeypatch.setattr(families, "FAMILIES", [*families.FAMILIES, other])
+    card = LoraCard(title="x", family="nodeless", base_model="x", base_hash="", base_license="",
+                    frames=5, width=32, height=32, fps=8)  # fmt: skip
+    assert lora_workflow(card, "x.safetensors", "a star") == ""
+
+
+def test_it_is_listed_with_its_licence_and_what_it_lacks(flow, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no hub"))
+    shutil.copytree(flow, tmp_path / "models" / "whole")
+    shutil.copytree(flow, tmp_path / "models" / "author" / "torn")
+    shutil.rmtree(tmp_path / "models" / "author" / "torn" / "vae")
+    found = {model.name: model for model in find_models(folders=[tmp_path / "models"])}
+    assert found["whole"].ready and found["whole"].licence == FAMILY.licence
+    assert found["author/torn"].missing == ("vae",)
+    assert "13.3 hours on a clock" in QUALITY_PRESETS["normal"].about(found["whole"].speed)
+
+
+def test_a_card_preset_is_the_familys(flow):
+    for model in ("flow", str(flow)):
+        config = load_config(overrides={"model": model}, card=12)
+        assert (config.data.height, config.lora.rank, config.data.frames) == (48, 2, 5)
+
+
+def test_its_memory_is_estimated_without_its_files(flow, capsys):
+    options = ["--family", "flow", "--card", "8", "--adversarial.features=efficientnet-lite0"]
+    assert main(["preflight", "--estimate", *options]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^Peak memory +0\.\d\d GiB$", shown, re.MULTILINE)
+    assert "The run fits a card of 8 GB." in shown
 
 
 def test_a_run_goes_on_from_its_checkpoint(run):

@@ -11,6 +11,7 @@ from sd15_files import build_parts, original_motion, unet_renames
 
 from trainer.cli.main import main
 from trainer.cli.results import FORMS
+from trainer.families.unet import IMAGE_LAYERS
 from trainer.lora.convert import TARGETS, convert, read_source
 from trainer.lora.export import export_kohya
 from trainer.lora.formats import read_lora
@@ -21,7 +22,7 @@ from trainer.lora.names import (
     webui_name,
     with_paths,
 )
-from trainer.lora.pairs import LoraError, LoraPair, kohya_name
+from trainer.lora.pairs import LoraError, LoraPair, kohya_name, layers_of
 from trainer.models.motion_module import read_motion_module
 
 TOLD = {"mcm.family": "animatediff", "mcm.base_model": "tiny", "modelspec.title": "Größe"}
@@ -64,10 +65,11 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_underscore_names_need_no_model(name):
+    words = layers_of(official(name)).words
     for path in official(name):
-        assert module_path(kohya_name(path)) == path
-    assert module_path("lora_te_text_model_encoder_layers_0_mlp_fc1") is None
-    assert module_path("lora_unet_Down__x") is None
+        assert module_path(kohya_name(path), words) == path
+    assert module_path("lora_te_text_model_encoder_layers_0_mlp_fc1", words) is None
+    assert module_path("lora_unet_Down__x", words) is None
 
 
 def test_original_names_of_image_and_motion_layers():
@@ -80,7 +82,7 @@ def test_original_names_of_image_and_motion_layers():
             assert name.endswith("_lora") and ".temporal_transformer." in name
             assert motion_lora_path(name.removesuffix("_lora")) == path
             continue
-        assert module_path(webui_name(path)) == path
+        assert module_path(webui_name(path), IMAGE_LAYERS.words) == path
         if ".attentions." in path:
             start = next(ours for ours in renames if path.startswith(ours))
             assert webui_name(path) == kohya_name(renames[start] + path[len(start) :])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.lora.match import BASES, fit_pairs, guess_base, match, resolve_names
+from trainer.families import FAMILIES
+from trainer.families.unet import IMAGE_MODELS
+from trainer.lora.match import fit_pairs, guess_base, match, resolve_names
 from trainer.lora.pairs import LoraError, LoraPair, kohya_name
 
 TEMPORAL = {
@@ -114,13 +116,18 @@ def test_a_path_and_its_underscore_name_together_are_refused() -> None:
         resolve_names(pairs, MODELSCOPE)
 
 
-@pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
-def test_every_base_is_recognised_by_paths_and_by_underscore_names(base) -> None:
+@pytest.mark.parametrize(
+    ("base", "markers"),
+    [(base, family.layers.markers) for family in FAMILIES for base in family.bases]
+    + [(base, ()) for base in IMAGE_MODELS],
+    ids=lambda value: getattr(value, "name", "with" if value else "without"),
+)
+def test_every_base_is_recognised_by_paths_and_by_underscore_names(base, markers) -> None:
     spatial = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     widths = {spatial: base.text_width}
-    if base.marker:
+    for marker in markers[:1]:
         # Temporal keys come first in sorted order and have a misleading width.
-        widths[f"a.{base.marker}.0.transformer_blocks.0.attn2.to_k"] = 2048
+        widths[f"a.{marker}.0.transformer_blocks.0.attn2.to_k"] = 2048
     assert guess_base(widths) == base
     assert guess_base({kohya_name(path): width for path, width in widths.items()}) == base
 

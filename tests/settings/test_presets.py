@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.cards import card_settings
+from trainer.cards import BUNDLED_SPEED, CARDS
 from trainer.cli.main import build_parser
 from trainer.cli.options import config_from
 from trainer.config import PRESETS, load_config, save_config, values_of, with_overrides
-from trainer.families import FAMILIES
+from trainer.families import FAMILIES, card_settings
 from trainer.settings import QUALITY_PRESETS, TrainConfig
-from trainer.settings.cards import CARD_PRESETS, CARDS, card_presets
 from trainer.settings.presets import GOVERNED, memory_values
 
 
 def test_every_family_has_a_preset_for_every_card():
-    assert {family.name for family in FAMILIES} == set(CARD_PRESETS)
     assert CARDS == (8, 12, 16, 24, 48)
     for family in FAMILIES:
-        presets = card_presets(family.name)
+        presets = family.cards
         assert tuple(p.gigabytes for p in presets) == CARDS
         assert all(p.frames in family.frames for p in presets)
         assert len({p.title for p in presets}) == len(CARDS)
 
 
-@pytest.mark.parametrize("family", list(CARD_PRESETS))
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_preset_is_a_valid_config(family):
-    for preset in card_presets(family):
+    for preset in family.cards:
         config = with_overrides(TrainConfig(), preset.settings)
         assert config.data.frames == preset.frames
         assert config.lora.rank == preset.rank
@@ -35,8 +33,8 @@ def test_every_preset_is_a_valid_config(family):
 
 
 def test_bigger_cards_never_get_less():
-    for presets in CARD_PRESETS.values():
-        sizes = [(p.frames * p.height * p.width, p.rank) for p in presets]
+    for family in FAMILIES:
+        sizes = [(p.frames * p.height * p.width, p.rank) for p in family.cards]
         assert sizes == sorted(sizes)
 
 
@@ -62,11 +60,9 @@ def test_models_with_their_own_settings_keep_them(tiny_model):
     assert card_settings("mini", 8) == card_settings(str(tiny_model), 8) == {}
 
 
-def test_an_unknown_card_or_family_is_named():
+def test_an_unknown_card_is_named():
     with pytest.raises(ValueError, match=r"`card`=10 GB has no preset; use 8, 12, 16, 24, 48"):
         card_settings("modelscope", 10)
-    with pytest.raises(ValueError, match="`family`='sdxl'.*use modelscope, animatediff"):
-        card_presets("sdxl")
 
 
 @pytest.mark.parametrize("name", QUALITY_PRESETS)
@@ -82,13 +78,14 @@ def test_quality_is_the_same_on_the_command_line_and_the_page(name):
 
 
 def test_the_time_of_a_quality_is_told_by_family():
-    told = {QUALITY_PRESETS["normal"].about(family) for family in ("mini", *CARD_PRESETS)}
+    speeds = (BUNDLED_SPEED, *(family.speed for family in FAMILIES))
+    told = {QUALITY_PRESETS["normal"].about(speed) for speed in speeds}
     assert len(told) == 3 and all(" minutes on " in text for text in told)
-    assert QUALITY_PRESETS["normal"].about("other") == QUALITY_PRESETS["normal"].help
+    assert QUALITY_PRESETS["normal"].about(None) == QUALITY_PRESETS["normal"].help
 
 
 def test_no_preset_sets_what_memory_stands_for():
-    cards = (card.settings for presets in CARD_PRESETS.values() for card in presets)
+    cards = (card.settings for family in FAMILIES for card in family.cards)
     for values in (*cards, *PRESETS.values(), *(q.values for q in QUALITY_PRESETS.values())):
         assert not set(values) & set(GOVERNED)
 

@@ -165,9 +165,9 @@ def test_a_look_takes_back_no_choice_that_was_made_meanwhile(site):
 
 
 def test_nothing_that_a_run_says_is_html(site):
+    from ui.monitor import log_tail, monitor
     from ui.samples import samples
     from ui.status import header
-    from ui.tabs.monitor import log_tail, monitor
 
     run = make_run(site, "run", status="failed", error=HARMFUL, message=HARMFUL, steps=3)
     run.log_path.write_text(HARMFUL, encoding="utf-8")

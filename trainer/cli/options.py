@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cards import CARDS
 from ..config import ConfigError, ConfigField, TrainConfig, fields, load_config, with_overrides
 from ..paths import BUNDLED
 from ..settings import QUALITY_PRESETS
-from ..settings.cards import CARDS
 from ..settings.old import RETIRED
 
 if TYPE_CHECKING:

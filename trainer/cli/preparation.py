@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..cards import CARDS
 from ..files import atomic_write
-from ..settings.cards import CARD_PRESETS, CARDS
 from .options import add_config_arguments, card_from, config_from
 
 
@@ -28,7 +28,7 @@ def preflight_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--family",
-        choices=tuple(CARD_PRESETS),
+        metavar="NAME",
         help="with --estimate: the published model of this family, in place of --model",
     )
 
@@ -94,11 +94,12 @@ def _write(path: Path | None, content: dict[str, Any]) -> None:
 def _estimate(options: argparse.Namespace) -> int:
     from ..distill.estimate import estimate
     from ..distill.preflight import HEADROOM
-    from ..distill.skeletons import skeleton
+    from ..families import family_named
 
-    family, gigabytes = options.family, card_from(options)
-    config = config_from(options, **({"model": family} if family else {}))
-    found = estimate(config, skeleton(family) if family else None)
+    model = family_named(options.family).skeleton("meta") if options.family else None
+    gigabytes = card_from(options)
+    config = config_from(options, **({"model": options.family} if options.family else {}))
+    found = estimate(config, model)
     print(found.text())
     if gigabytes is None:
         fitting = [size for size in CARDS if found.gib <= HEADROOM * size]

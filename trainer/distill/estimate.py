@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..adversarial.augment import draw_augment
 from ..adversarial.frame_losses import deeper_half
+from ..cards import CARDS
 from ..config import TrainConfig, with_overrides
 from ..diffusion.noise import TRAJECTORY_STEPS
 from ..families import VideoModel, load_model
-from ..settings.cards import CARDS
 from .batch import Batch, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes

@@ -87,7 +87,8 @@ def export_student(
     prompt = ", ".join(filter(None, (config.trigger, preview_prompts(student)[0])))
     workflow = lora_workflow(card, path.name, prompt)
     metadata = build_metadata(card, pairs)
-    return export_kohya(pairs, path, metadata, extra={"workflow": workflow})
+    extra = {"workflow": workflow} if workflow else {}
+    return export_kohya(pairs, path, metadata, extra=extra)
 
 
 def caption_tags(images: ImageSet) -> dict[str, dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,14 +13,19 @@ from .base import Companions, Family, ModelError, VideoModel
 
 FAMILIES: list[Family] = [modelscope.FAMILY, animatediff.FAMILY]
 """Every kind of base model; the first that recognises a path reads it."""
+FOR_BEGINNERS: Family = animatediff.FAMILY
+"""What the guide on the page leads to: it fits the smallest card."""
 
 __all__ = [
     "FAMILIES",
+    "FOR_BEGINNERS",
     "MINI",
     "Companions",
     "Family",
     "ModelError",
     "VideoModel",
+    "card_settings",
+    "family_named",
     "family_of",
     "load_model",
     "resolve_model",
@@ -58,6 +64,35 @@ def family_of(path: Path) -> Family:
         "or names another class. Point at the folder that holds unet/, vae/, text_encoder/, "
         "tokenizer/, scheduler/."
     )
+
+
+def family_named(name: str) -> Family:
+    """The family called ``name``; ValueError for another name."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ValueError(f"`family`={name!r} is not known; use {known}.")
+
+
+def card_settings(model: str, gigabytes: int) -> dict[str, Any]:
+    """Settings, by dotted name, for base model ``model`` on a card of ``gigabytes``.
+
+    ``model`` is a path, or the bare name of a family in place of one. Empty for a model that brings
+    its own settings, such as the embedded one: it fits everywhere. Raises ValueError for a size
+    without a preset, ModelError for a model that is not there.
+    """
+    named = [family for family in FAMILIES if family.name == model]
+    path = None if named else resolve_model(model)
+    family = family_of(path) if path else named[0]
+    presets = {preset.gigabytes: preset.settings for preset in family.cards}
+    if gigabytes not in presets:
+        raise ValueError(
+            f"`card`={gigabytes} GB has no preset; use {', '.join(map(str, presets))}: the largest "
+            "that is not above your card's memory."
+        )
+    brings_its_own = path is not None and (path / "mcm.json").is_file()
+    return {} if brings_its_own else presets[gigabytes]
 
 
 def load_model(

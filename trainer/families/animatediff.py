@@ -7,6 +7,8 @@ looked up online: all configurations are here (AnimateDiff, arXiv 2307.04725).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from ..cards import CardPreset, Speed
 from ..models.autoencoder import build_autoencoder, read_autoencoder
 from ..models.checkpoint import ImageModel, read_image_model
 from ..models.clip import build_text_encoder, clip_tokenizer, read_text_encoder, read_tokenizer
@@ -36,7 +39,9 @@ from ..models.weights import (
 )
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
 from .codec import FrameCodec
+from .record import Base, Loader, Shelf
 from .text import ClipText
+from .unet import CHANNELS, IMAGE_LAYERS, Architecture, build_skeleton
 
 UNET_CLASS = "UNet2DConditionModel"
 ENCODING = ".pe"
@@ -51,6 +56,29 @@ SCHEDULER_CONFIG = {
     "clip_sample": False,
     "set_alpha_to_one": False,
 }
+FULL_SIZE = Architecture(
+    unet=lambda: UNetMotionModel(
+        sample_size=64,
+        block_out_channels=CHANNELS,
+        layers_per_block=2,
+        cross_attention_dim=768,
+        num_attention_heads=8,
+        motion_max_seq_length=32,
+        motion_num_attention_heads=8,
+        use_motion_mid_block=True,
+    ),
+    text={
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    size=512,
+    betas="linear",
+)
+"""Stable Diffusion 1.5 with the motion module v1-5-2."""
+TEXT_KEY = "cond_stage_model.transformer.text_model.encoder.layers.0.layer_norm1.weight"
+INPUT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 LICENCE = (
     "AnimateDiff motion modules: Apache-2.0; the checkpoint: its own, CreativeML Open RAIL-M for "
     "Stable Diffusion 1.5"
@@ -207,6 +235,34 @@ def denoise(unet: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Ten
     return unet(latents, time, encoder_hidden_states=rows).sample
 
 
+def holds(file: Path, header: Mapping[str, Any]) -> bool:
+    """Whether ``file`` is a Stable Diffusion 1.5 checkpoint, by its header; .ckpt files have none
+    and count when they are named so.
+    """
+    if file.suffix != ".safetensors":
+        return any(part in file.name.lower() for part in ("v1-5", "sd15", "sd-1.5", "sd1.5"))
+    shape = header.get(INPUT_KEY, {}).get("shape", [0, 0])
+    return TEXT_KEY in header and shape[1:2] == [4]
+
+
+def skeleton(device: torch.device | str) -> VideoModel:
+    """The published model without its weights."""
+    return build_skeleton(FAMILY, FULL_SIZE, device)
+
+
+def loaders(name: str, file: str, motion_module: str) -> tuple[Loader, ...]:
+    """`Load Checkpoint`, then `AnimateDiff Motion Module`. A diffusers folder of an image model has
+    no loader in ComfyUI: the same weights as one file are named.
+    """
+    checkpoint = file or f"{name}.safetensors"
+    return (
+        Loader("CheckpointLoaderSimple", {"ckpt_name": checkpoint}, checkpoint, "checkpoints"),
+        Loader(
+            "MCM_AnimateDiff", {"motion_module": motion_module}, motion_module, "animatediff_models"
+        ),
+    )
+
+
 FAMILY = Family(
     name="animatediff",
     title="AnimateDiff (Stable Diffusion 1.5 with a motion module)",
@@ -224,4 +280,34 @@ FAMILY = Family(
         Downsample2D,
         Upsample2D,
     ),
+    layers=replace(
+        IMAGE_LAYERS, markers=("motion_modules",), words=f"motion_modules|{IMAGE_LAYERS.words}"
+    ),
+    bases=(Base("animatediff", "AnimateDiff on Stable Diffusion 1.5", 768, (512, 512, 16)),),
+    cards=(
+        CardPreset(8, 16, 384, 384, 16, batch=1, accumulation=4, memory="tight"),
+        CardPreset(12, 16, 512, 512, 32, batch=1, accumulation=4),
+        CardPreset(16, 16, 512, 512, 64, batch=2, accumulation=2),
+        CardPreset(24, 16, 512, 512, 64, batch=4, accumulation=1),
+        CardPreset(48, 24, 512, 768, 64, batch=4, accumulation=1, frames_per_clip=4),
+    ),
+    skeleton=skeleton,
+    speed=Speed(5.5, 4.3, "an H100; most cards are slower"),
+    shelf=Shelf("checkpoints", holds, takes_motion=True),
+    loaders=loaders,
+    published={
+        "v1-5-pruned-emaonly.safetensors": (
+            "stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main"
+        ),
+        "v1-5-pruned-emaonly-fp16.safetensors": (
+            "Comfy-Org/stable-diffusion-v1-5-archive/resolve/main"
+        ),
+        "mm_sd_v14.ckpt": "guoyww/animatediff/resolve/main",
+        "mm_sd_v15.ckpt": "guoyww/animatediff/resolve/main",
+        "mm_sd_v15_v2.ckpt": "guoyww/animatediff/resolve/main",
+        "v3_sd15_mm.ckpt": "guoyww/animatediff/resolve/main",
+        "mm_sd15_v2.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
+        "mm_sd15_v3.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
+        "animatediff-motion-adapter-v1-5-2": "guoyww/animatediff-motion-adapter-v1-5-2",
+    },
 )

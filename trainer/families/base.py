@@ -1,11 +1,8 @@
-"""What a base model is to the rest of the trainer.
-
-One record per family, one loaded object per model.
-"""
+"""What a loaded base model is to the rest of the trainer; its family's record is in `record`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.noise import NoisePath, VariancePreserving
-from ..models.downloads import Need
 from ..models.weights import ModelError
 from ..words import allowed_frames
 from .codec import VideoCodec
+from .record import Companions, Family
 from .text import TextReader, unit_vectors
 
 __all__ = ["Companions", "Family", "ModelError", "VideoModel"]
@@ -28,42 +25,6 @@ TEXTS_AT_ONCE = 32
 CELLS_AT_ONCE = 16 * 32 * 32
 """Latent cells that a network samples at a time, before guidance doubles them: one clip of 16
 frames of 256 px."""
-
-
-@dataclass(frozen=True)
-class Companions:
-    """Files that a base model may need beside its own; None where it needs none.
-
-    ``motion_module`` makes a video model of an image model, ``vae`` replaces the model's own.
-    """
-
-    motion_module: Path | None = None
-    vae: Path | None = None
-
-
-@dataclass(frozen=True)
-class Family:
-    """Constants and callables of one kind of base model. A new family is one file and one line in
-    the table.
-
-    ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
-    weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
-    reads it with its companions; ``missing`` names, in a moment, the parts that `load` would not
-    find; ``denoise`` is the network's pass ``(network, latents (B, C, f, h, w), time (B,), text
-    (B, L, D)) -> (B, C, f, h, w)``, whose output the model's `NoisePath` reads; ``blocks`` are the
-    classes of its sub-blocks, for gradient checkpointing and compilation.
-    """
-
-    name: str
-    title: str
-    architecture: str
-    licence: str
-    frames: tuple[int, ...]
-    matches: Callable[[Path], bool]
-    load: Callable[[Path, torch.dtype, Companions], VideoModel]
-    missing: Callable[[Path, Companions], tuple[Need, ...]]
-    denoise: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-    blocks: tuple[type[nn.Module], ...]
 
 
 @dataclass

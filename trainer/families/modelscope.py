@@ -7,6 +7,7 @@ same architecture.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from ..cards import CardPreset, Speed
 from ..models.about import read_about
 from ..models.autoencoder import read_autoencoder
 from ..models.clip import read_text_encoder, read_tokenizer
@@ -32,13 +34,37 @@ from ..models.weights import (
     read_weights,
     weight_files,
 )
+from ..paths import BUNDLED, bundled
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
 from .codec import FrameCodec
+from .record import Base, Loader, Shelf
 from .text import ClipText
+from .unet import CHANNELS, IMAGE_LAYERS, Architecture, build_skeleton
 
 PLAIN_ATTENTION_TOKENS = 256  # up to here two matrix products beat the fused kernel on a CPU
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHED = ("unet", "vae", "text_encoder")
+WEIGHTS = (".safetensors", ".bin")
 UNET_CLASS = "UNet3DConditionModel"
+FULL_SIZE = Architecture(
+    unet=lambda: UNet3DConditionModel(
+        sample_size=32,
+        block_out_channels=CHANNELS,
+        layers_per_block=2,
+        cross_attention_dim=1024,
+        attention_head_dim=64,
+    ),
+    text={
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+    size=256,
+    betas="scaled_linear",
+)
+"""``ali-vilab/text-to-video-ms-1.7b``; ZeroScope v2 has the same."""
 
 
 def matches(path: Path) -> bool:
@@ -122,6 +148,28 @@ def denoise(unet: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Ten
     return unet(latents, time, encoder_hidden_states=text).sample
 
 
+def lacks(folder: Path) -> list[str]:
+    """Parts of a diffusers folder that are not there, or have no weights."""
+    found = [part for part in PARTS if not (folder / part).is_dir()]
+    for part in WEIGHED:
+        files = (folder / part).glob("*") if (folder / part).is_dir() else ()
+        if part not in found and not any(file.suffix in WEIGHTS for file in files):
+            found.append(f"the weights in {part}")
+    return found
+
+
+def skeleton(device: torch.device | str) -> VideoModel:
+    """The published model without its weights."""
+    return build_skeleton(FAMILY, FULL_SIZE, device)
+
+
+def loaders(name: str, file: str, motion_module: str) -> tuple[Loader, ...]:
+    """`Load Video Model`; the embedded model comes with the pack."""
+    directory = "" if bundled(name) else "diffusers"
+    widgets = {"model_name": name, "weight_dtype": "default"}
+    return (Loader("MCM_LoadVideoModel", widgets, name, directory),)
+
+
 FAMILY = Family(
     name="modelscope",
     title="ModelScopeT2V / ZeroScope",
@@ -140,4 +188,28 @@ FAMILY = Family(
         Downsample2D,
         Upsample2D,
     ),
+    layers=replace(
+        IMAGE_LAYERS,
+        markers=("temp_attentions", "transformer_in"),
+        words=f"temp_(?:attentions|convs)|transformer_in|{IMAGE_LAYERS.words}",
+    ),
+    bases=(
+        Base("modelscope", "ModelScope text-to-video (or ZeroScope)", 1024),
+        Base(BUNDLED, "the built-in mini model", 64, (64, 64, 8)),
+    ),
+    cards=(
+        CardPreset(8, 16, 256, 256, 32, batch=1, accumulation=4, memory="tight"),
+        CardPreset(12, 16, 256, 256, 64, batch=2, accumulation=2),
+        CardPreset(16, 16, 256, 256, 64, batch=4, accumulation=1),
+        CardPreset(24, 24, 320, 576, 64, batch=2, accumulation=2),
+        CardPreset(48, 24, 320, 576, 64, batch=4, accumulation=1, frames_per_clip=4),
+    ),
+    skeleton=skeleton,
+    speed=Speed(6.1, 2.2, "an H100; most cards are slower"),
+    shelf=Shelf(lacks=lacks),
+    loaders=loaders,
+    published={
+        "text-to-video-ms-1.7b": "ali-vilab/text-to-video-ms-1.7b",
+        "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
+    },
 )

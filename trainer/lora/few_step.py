@@ -6,15 +6,12 @@ from collections.abc import Mapping
 
 from ..models.prediction import EPSILON
 from .formats import LoraFile
-from .match import TEMPORAL_MARKERS, Model, describe_base, fit_pairs, match, pair_widths
-from .pairs import KOHYA_PREFIX, UNCOVERED_ROOTS, LoraError, LoraPair, weight_shapes
+from .match import Model, describe_base, fit_pairs, match, pair_widths
+from .pairs import KOHYA_PREFIX, LoraError, LoraPair, layers_of, weight_shapes
 from .recommended import read_recommended
 
 DECLARED, OFFICIAL = "declared", "official"
 OFFICIAL_RANK = 64
-EVERYWHERE = ("resnets", "samplers", "attn1", "attn2", "ff", "time_emb_proj", "mid_block")
-"""Pieces of the module names that the official LoRAs have beside motion layers; a style LoRA for
-images lacks the motion, one for motion alone all of these."""
 HASH = "modelspec.hash_sha256"
 """Metadata that a conversion adds to a file which else says nothing."""
 
@@ -45,12 +42,18 @@ def as_published(found: LoraFile) -> bool:
 
 
 def _everywhere(names: Mapping[str, LoraPair]) -> bool:
-    """By paths or underscore names: all kinds of layers, motion too, and none of the four that the
-    official LoRAs leave alone."""
-    wanted = all(any(piece in name for name in names) for piece in EVERYWHERE)
-    moves = any(marker in name for name in names for marker in TEMPORAL_MARKERS)
-    plain = (name.removeprefix(KOHYA_PREFIX) for name in names)
-    return wanted and moves and not any(name.startswith(UNCOVERED_ROOTS) for name in plain)
+    """By paths or underscore names: all kinds of layers of a family that has official LoRAs, and
+    none that those leave alone.
+
+    A style LoRA for images lacks the markers, one for motion alone all the others.
+    """
+    layers = layers_of(names)
+    if not layers.markers or not layers.official:
+        return False
+    wanted = all(any(piece in name for name in names) for piece in layers.official)
+    untouched = tuple(start.replace(".", "_") for start in layers.untouched)
+    plain = (name.removeprefix(KOHYA_PREFIX).replace(".", "_") for name in names)
+    return wanted and not any(name.startswith(untouched) for name in plain)
 
 
 def fit_few_step(

@@ -4,44 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..paths import BUNDLED
 from .names import module_path
-from .pairs import LoraError, LoraPair, is_target, kohya_name, weight_shapes
+from .pairs import (
+    LoraError,
+    LoraPair,
+    family_of_layers,
+    kohya_name,
+    layers_of,
+    lora_targets,
+    weight_shapes,
+)
+
+if TYPE_CHECKING:
+    from ..families.record import Base
 
 Model = nn.Module | Mapping[str, tuple[int, ...]]
 SHOWN = 3  # examples of each kind of misfit in an error
-
-
-@dataclass(frozen=True)
-class Base:
-    """How to recognise a base model: the text width its cross-attention reads, and a piece of its
-    module names. ``size`` is the clip to offer, where a LoRA says nothing: width and height in
-    pixels, frames.
-    """
-
-    name: str
-    label: str
-    text_width: int
-    marker: str
-    size: tuple[int, int, int] = (256, 256, 16)
-
-
-# First match wins: a row without marker is the image model that shares the text width of a video
-# model above it.
-BASES = (
-    Base("modelscope", "ModelScope text-to-video (or ZeroScope)", 1024, "temp_attentions"),
-    Base(
-        "animatediff", "AnimateDiff on Stable Diffusion 1.5", 768, "motion_modules", (512, 512, 16)
-    ),
-    Base(BUNDLED, "the built-in mini model", 64, "temp_attentions", (64, 64, 8)),
-    Base("sd15", "Stable Diffusion 1.5 (images, no motion)", 768, ""),
-    Base("sd21", "Stable Diffusion 2.1 (images, no motion)", 1024, ""),
-    Base("sdxl", "Stable Diffusion XL (images, no motion)", 2048, ""),
-)
-TEMPORAL_MARKERS = ("temp_attentions", "motion_modules", "transformer_in")
 
 
 @dataclass(frozen=True)
@@ -82,15 +64,13 @@ class MatchReport:
 
 
 def text_width(in_widths: Mapping[str, int]) -> int | None:
-    """Input width of the spatial cross-attention keys, from paths or underscore names; None when
+    """Input width of the layers that read the text, from paths or underscore names; None when
     there are none.
-
-    The second attention of a temporal block is a self-attention in both families, so those do not
-    count.
     """
+    layers = layers_of(in_widths)
+    ends = (layers.text_layer, layers.text_layer.replace(".", "_"))
     for name in sorted(in_widths):
-        spatial = not any(marker in name for marker in TEMPORAL_MARKERS)
-        if spatial and name.endswith(("attn2.to_k", "attn2_to_k")):
+        if name.endswith(ends) and not any(marker in name for marker in layers.markers):
             return in_widths[name]
     return None
 
@@ -99,16 +79,18 @@ def guess_base(in_widths: Mapping[str, int]) -> Base | None:
     """The base model that these modules (path or underscore name -> input width) come from, or
     None.
     """
-    width = text_width(in_widths)
-    for base in BASES:
-        if base.text_width == width and any(base.marker in name for name in in_widths):
-            return base
-    return None
+    from ..families.unet import IMAGE_MODELS
+
+    family, width = family_of_layers(in_widths), text_width(in_widths)
+    rows = family.bases if family else IMAGE_MODELS
+    return next((base for base in rows if base.text_width == width), None)
 
 
-def base_named(name: str) -> Base:
-    """The row of `BASES` with this name."""
-    return next(base for base in BASES if base.name == name)
+def offered_size(in_widths: Mapping[str, int]) -> tuple[int, int, int]:
+    """Width and height in pixels and frames to offer for a LoRA that says nothing of them."""
+    from ..families import FAMILIES
+
+    return (guess_base(in_widths) or FAMILIES[0].bases[0]).size
 
 
 def pair_widths(pairs: Mapping[str, LoraPair]) -> dict[str, int]:
@@ -145,8 +127,9 @@ def resolve_names(
                 "use the PEFT format, which keeps the dots."
             )
     resolved: dict[str, LoraPair] = {}
+    words = layers_of(paths).words
     for name, pair in pairs.items():
-        path = name if name in paths else table.get(name) or module_path(name) or name
+        path = name if name in paths else table.get(name) or module_path(name, words) or name
         path = path if path in paths else name
         if path in resolved:
             raise LoraError(f"Two sets of weights for `{path}` in one LoRA; export it again.")
@@ -167,7 +150,7 @@ def match(pairs: Mapping[str, LoraPair], model: Model) -> MatchReport:
     }
     return MatchReport(
         matched=tuple(sorted(path for path in resolved if path in shapes and path not in wrong)),
-        missing=tuple(sorted(path for path in shapes if is_target(path) and path not in resolved)),
+        missing=tuple(path for path in lora_targets(shapes) if path not in resolved),
         unexpected=tuple(sorted(path for path in resolved if path not in shapes)),
         wrong_shape=dict(sorted(wrong.items())),
     )

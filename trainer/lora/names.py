@@ -11,30 +11,23 @@ from collections.abc import Mapping
 
 from ..models.motion_module import MODULE, diffusers_path, original_path
 from ..models.sd15 import diffusers_name, original_name
-from .pairs import KOHYA_PREFIX, LoraError, LoraPair, kohya_name
+from .pairs import KOHYA_PREFIX, LoraError, LoraPair, kohya_name, layers_of
 
-# Words with an underscore of their own; every other underscore was a dot.
-WORDS = re.compile(
-    "conv_(?:in|out|norm_out|shortcut)|(?:down|up|input|output|mid|middle|transformer)_blocks?"
-    "|(?:in|emb|out)_layers|linear_[12]|motion_modules|proj_(?:in|out)|skip_connection"
-    "|temp_(?:attentions|convs)|time_(?:embedding|embed|emb_proj)|to_(?:q|k|v|out)"
-    "|transformer_in|[a-z0-9]+"
-)
 MOTION = ".motion_modules."
 ATTENTION = re.compile(r"(.*\.attention_blocks\.\d+)\.(to_[qkv]|to_out)(\.0)?")
 PROCESSOR = ".processor."
 LORA = "_lora"
 
 
-def module_path(name: str) -> str | None:
+def module_path(name: str, words: str) -> str | None:
     """The diffusers path that an underscore name means; None for one that is none.
 
     `lora_unet_down_blocks_0_attentions_0_proj_in`, and the same layer by its original name,
-    `lora_unet_input_blocks_1_1_proj_in`.
+    `lora_unet_input_blocks_1_1_proj_in`. ``words`` are those of its `LayerNames`.
     """
     if not name.startswith(KOHYA_PREFIX):
         return None
-    path = ".".join(WORDS.findall(name.removeprefix(KOHYA_PREFIX)))
+    path = ".".join(re.findall(f"{words}|[a-z0-9]+", name.removeprefix(KOHYA_PREFIX)))
     if kohya_name(path) != name:
         return None
     return diffusers_name(path) or path
@@ -43,8 +36,9 @@ def module_path(name: str) -> str | None:
 def with_paths(pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
     """Pairs under module paths, whatever names a file gave them. Raises LoraError."""
     found: dict[str, LoraPair] = {}
+    words = layers_of(pairs).words
     for name, pair in pairs.items():
-        path = module_path(name) if name.startswith(KOHYA_PREFIX) else name
+        path = module_path(name, words) if name.startswith(KOHYA_PREFIX) else name
         if path is None or path in found:
             why = "is no layer of a UNet" if path is None else f"is `{path}`, which is there twice"
             raise LoraError(f"`{name}` {why}; export the LoRA again.")

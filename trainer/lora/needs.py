@@ -14,27 +14,9 @@ from .metadata import LoraCard
 
 HUB = "https://huggingface.co"
 NOT_PUBLISHED = "https://docs.comfy.org/development/core-concepts/models"
-CHECKPOINTS, MOTION, LORAS, FOLDERS = "checkpoints", "animatediff_models", "loras", "diffusers"
+CHECKPOINTS, LORAS, FOLDERS = "checkpoints", "loras", "diffusers"
 """Folders inside ComfyUI's ``models``."""
 
-PUBLIC_FILES = {
-    "v1-5-pruned-emaonly.safetensors": "stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main",
-    "v1-5-pruned-emaonly-fp16.safetensors": (
-        "Comfy-Org/stable-diffusion-v1-5-archive/resolve/main"
-    ),
-    "mm_sd_v14.ckpt": "guoyww/animatediff/resolve/main",
-    "mm_sd_v15.ckpt": "guoyww/animatediff/resolve/main",
-    "mm_sd_v15_v2.ckpt": "guoyww/animatediff/resolve/main",
-    "v3_sd15_mm.ckpt": "guoyww/animatediff/resolve/main",
-    "mm_sd15_v2.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
-    "mm_sd15_v3.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
-}
-"""Where base models and motion modules of these names lie on Hugging Face."""
-PUBLIC_FOLDERS = {
-    "text-to-video-ms-1.7b": "ali-vilab/text-to-video-ms-1.7b",
-    "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
-    "animatediff-motion-adapter-v1-5-2": "guoyww/animatediff-motion-adapter-v1-5-2",
-}
 IN_MODEL = "/unet/diffusion_pytorch_model.fp16.safetensors"
 IN_ADAPTER = "/diffusion_pytorch_model.safetensors"
 
@@ -43,11 +25,18 @@ Entry = dict[str, str]
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 
 
+def published(name: str) -> str | None:
+    """Where on Hugging Face the file or folder ``name`` of a base model lies."""
+    from ..families import FAMILIES  # diffusers: only where a graph is written
+
+    return next((f.published[name] for f in FAMILIES if name in f.published), None)
+
+
 def needed_files(name: str, directory: str) -> list[Entry]:
     """The entry for the file ``name`` in ComfyUI's ``models/<directory>``; none for a folder."""
     if not name.lower().endswith(SUFFIXES):
         return []
-    place = PUBLIC_FILES.get(name.replace("\\", "/").rsplit("/", 1)[-1])
+    place = published(name.replace("\\", "/").rsplit("/", 1)[-1])
     url = f"{HUB}/{place}/{name.rsplit('/', 1)[-1]}" if place else NOT_PUBLISHED
     return [{"name": name, "url": url, "directory": directory}]
 
@@ -58,7 +47,7 @@ def needed_folder(name: str, directory: str = FOLDERS) -> list[Entry]:
     It names a file inside: the frontend cannot see whether a folder is there, and would ask for it
     always. `web/js/mcm_missing.js` says that it is missing, the note in the graph where to get it.
     """
-    place = PUBLIC_FOLDERS.get(name)
+    place = published(name)
     url = f"{HUB}/{place}" if place else NOT_PUBLISHED
     inside = IN_MODEL if directory == FOLDERS else IN_ADAPTER
     return [{"name": name + inside, "url": url, "directory": directory}]

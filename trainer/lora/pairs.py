@@ -5,16 +5,18 @@ came from.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The official MCM LoRAs leave these four modules alone; they carry no look and no motion of their
-# own.
-UNCOVERED_ROOTS = ("conv_in", "conv_out", "time_embedding")
+if TYPE_CHECKING:
+    from ..families import Family
+    from ..families.record import LayerNames
+
 KOHYA_PREFIX = "lora_unet_"
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -116,21 +118,35 @@ def weight_shapes(model: nn.Module | Mapping[str, tuple[int, ...]]) -> dict[str,
     return {path: tuple(shape) for path, shape in model.items()}
 
 
-def is_target(path: str) -> bool:
-    """Whether the MCM LoRA covers the Linear or Conv2d at `path` (482 in ModelScope, 530 in
-    AnimateDiff).
-    """
-    return path.split(".", 1)[0] not in UNCOVERED_ROOTS
+def family_of_layers(names: Iterable[str]) -> Family | None:
+    """The family that these paths or underscore names belong to; None without a marker of any."""
+    from ..families import FAMILIES  # diffusers: only where a LoRA is read
+
+    known = set(names)
+    for family in FAMILIES:
+        if any(marker in name for name in known for marker in family.layers.markers):
+            return family
+    return None
 
 
-def lora_targets(unet: nn.Module) -> list[str]:
-    """Sorted paths of the modules the MCM LoRA covers: every Linear and Conv2d but the input,
-    output and time ones.
+def layers_of(names: Iterable[str]) -> LayerNames:
+    """How the family of these layers names them; an image model's names for those of none."""
+    from ..families.unet import IMAGE_LAYERS
+
+    family = family_of_layers(names)
+    return family.layers if family else IMAGE_LAYERS
+
+
+def lora_targets(model: nn.Module | Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Sorted paths of the modules the MCM LoRA covers: every Linear and Conv2d but those that the
+    family leaves untouched, such as input, output and time.
 
     Conv3d (the `temp_convs` of ModelScope) is never among them. Source: the key lists of the
-    reference checkpoints.
+    reference checkpoints, 482 modules in ModelScope, 530 in AnimateDiff.
     """
-    return sorted(path for path in base_modules(unet) if is_target(path))
+    paths = weight_shapes(model)
+    untouched = tuple(f"{start}." for start in layers_of(paths).untouched)
+    return sorted(path for path in paths if not f"{path}.".startswith(untouched))
 
 
 def kohya_name(path: str) -> str:

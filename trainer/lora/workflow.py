@@ -10,11 +10,13 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..paths import bundled
 from .metadata import LoraCard
-from .needs import CHECKPOINTS, LORAS, MOTION, needed_files, needed_folder, note_text
+from .needs import FOLDERS, LORAS, needed_files, needed_folder, note_text
+
+if TYPE_CHECKING:
+    from ..families.record import Loader
 
 PACK = "mcm-video"
 PACK_VERSION = "0.1.0"
@@ -282,9 +284,12 @@ def note(text: str) -> Node:
 def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
     """JSON of the graph that an exported LoRA carries in its header: drop the file on the canvas.
 
-    ``file_name`` is its name in ``models/loras``, ``prompt`` what to show first.
+    ``file_name`` is its name in ``models/loras``, ``prompt`` what to show first. Empty where no
+    nodes run a base model of this family.
     """
     base = _base_nodes(card)
+    if not base:
+        return ""
     loader = base[0]
     values = {"lora_name": file_name, "strength": card.strength}
     files = needed_files(file_name, LORAS)
@@ -303,24 +308,22 @@ def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
 
 
 def _base_nodes(card: LoraCard) -> list[Node]:
-    """The loader of CLIP and VAE first, the node that gives the video MODEL last."""
-    if not card.motion_module:
-        named = {"model_name": card.base_model, "weight_dtype": "default"}
-        folder = [] if bundled(card.base_model) else needed_folder(card.base_model)
-        return [Node("MCM_LoadVideoModel", named, models=folder)]
-    # A diffusers folder of an image model has no loader in ComfyUI: the same weights as one file
-    # are named.
-    checkpoint = card.base_file or f"{card.base_model}.safetensors"
-    loader = Node(
-        "CheckpointLoaderSimple",
-        {"ckpt_name": checkpoint},
-        models=needed_files(checkpoint, CHECKPOINTS),
-    )
-    module = card.motion_module
-    motion = Node(
-        "MCM_AnimateDiff",
-        {"motion_module": module},
-        {"model": (loader, "MODEL")},
-        models=needed_files(module, MOTION) or needed_folder(module, MOTION),
-    )
-    return [loader, motion]
+    """The family's loaders: that of CLIP and VAE first, the one that gives the video MODEL last."""
+    from ..families import family_named
+
+    found = family_named(card.family).loaders
+    if found is None:
+        return []
+    nodes: list[Node] = []
+    for each in found(card.base_model, card.base_file, card.motion_module):
+        links = {"model": (nodes[-1], "MODEL")} if nodes else {}
+        nodes.append(Node(each.node, dict(each.widgets), links, models=_models(each)))
+    return nodes
+
+
+def _models(loader: Loader) -> list[dict[str, str]]:
+    """What the frontend is told of a loader's file; nothing where that comes with the pack."""
+    if not loader.directory:
+        return []
+    found = [] if loader.directory == FOLDERS else needed_files(loader.file, loader.directory)
+    return found or needed_folder(loader.file, loader.directory)

@@ -5,25 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..cards import Speed
 from .base import ConfigError
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of a training ``step`` and of an example ``clip`` on ``machine``."""
-
-    step: float
-    clip: float
-    machine: str
-
-
-SPEEDS = {
-    "mini": Speed(0.7, 0.0, "two processor cores"),
-    "modelscope": Speed(6.1, 2.2, "an H100; most cards are slower"),
-    "animatediff": Speed(5.5, 4.3, "an H100; most cards are slower"),
-}
-"""By family, four clips a step: from benchmarks/results/gpu.json (one clip a step, recomputing, and
-a clip in 50 steps) and quality.md (mini). The example clips of the mini model come with it."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +17,8 @@ class QualityPreset:
     help: str
     values: dict[str, Any]
 
-    def about(self, family: str) -> str:
-        """What to expect of a run with base models of ``family``, with its time where known."""
-        speed = SPEEDS.get(family)
+    def about(self, speed: Speed | None) -> str:
+        """What to expect of a run, with its time where the ``speed`` of the base model is known."""
         if speed is None:
             return self.help
         seconds = self.values["steps"] * speed.step + self.values["data.library_clips"] * speed.clip

@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.families import animatediff
+from trainer.cards import CardPreset
+from trainer.families import FOR_BEGINNERS
 from trainer.paths import GENERAL_PROMPTS
-from trainer.settings.cards import CardPreset, card_presets
 
 from ..first import guide_text, missing_parts, model_parts, parts_panel
 from ..form import CARD_KEYS, CPU, base_values, card_of_this_machine
@@ -66,9 +66,8 @@ class GuideTab:
         gr.Markdown(CARD)
         with gr.Row(equal_height=True):
             found = card_of_this_machine()
-            presets = card_presets(animatediff.FAMILY.name)
             self.card = gr.Dropdown(
-                [(_card_title(preset), str(preset.gigabytes)) for preset in presets],
+                [(_card_title(preset), str(preset.gigabytes)) for preset in FOR_BEGINNERS.cards],
                 value=CARD_KEYS[1] if found == CPU else found,
                 label="Graphics memory",
                 info="No card was found on this machine." if found == CPU else "As found here.",

@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 from trainer.config import TrainConfig, load_config, to_toml
-from trainer.families import FAMILIES
 from trainer.runs.folder import slug
 from trainer.settings import QUALITY_PRESETS, Recipe
 from trainer.settings import TrainConfig as Settings
@@ -227,10 +226,8 @@ class TrainTab:
 
     def _about(self, draft: Draft) -> str:
         """The licence of the base model, and what to expect of the quality."""
-        names = {family.title: family.name for family in FAMILIES}
-        families = {found.model: found.family for found in self.site.places.models()}
-        family = families.get(draft.values["model"], "")
-        quality = QUALITY_PRESETS[draft.quality].about(names.get(family, family))
+        speeds = {found.model: found.speed for found in self.site.places.models()}
+        quality = QUALITY_PRESETS[draft.quality].about(speeds.get(draft.values["model"]))
         return f'{self._about_model(draft)}<p class="quiet">{escape(quality)}</p>'
 
     def _about_model(self, draft: Draft) -> str:

@@ -1,0 +1,128 @@
+"""The record of a family: all that differs between kinds of base models, as data and callables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cards import CardPreset, Speed
+from ..models.downloads import Need
+
+if TYPE_CHECKING:
+    from .base import VideoModel
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Files that a base model may need beside its own; None where it needs none.
+
+    ``motion_module`` makes a video model of an image model, ``vae`` replaces the model's own.
+    """
+
+    motion_module: Path | None = None
+    vae: Path | None = None
+
+
+@dataclass(frozen=True)
+class Base:
+    """A published base model: its ``text_width``, which tells LoRAs of one family apart, and the
+    clip to offer where a LoRA says nothing: width and height in pixels, frames.
+    """
+
+    name: str
+    label: str
+    text_width: int
+    size: tuple[int, int, int] = (256, 256, 16)
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """What the layers of a family's network are called, so that LoRA files can be read.
+
+    ``markers`` are pieces of names that no other family has, such as those of layers over time;
+    ``words`` a pattern of names with an underscore of their own, since every other underscore of
+    kohya's names was a dot; ``text_layer`` the end of the names of layers that read the text;
+    ``untouched`` what the names of layers begin with that a LoRA leaves alone; ``official`` pieces
+    that the published few-step LoRAs have beside a marker, empty where none are published.
+    """
+
+    markers: tuple[str, ...]
+    words: str
+    text_layer: str
+    untouched: tuple[str, ...] = ()
+    official: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A node of ComfyUI in the graph of a LoRA: its type and widgets, and the ``file`` that it
+    loads from ``directory`` of ComfyUI's ``models``; a file without one comes with the pack.
+    """
+
+    node: str
+    widgets: Mapping[str, Any]
+    file: str
+    directory: str = ""
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where a family's base models lie on a machine, for the list of those that are there.
+
+    ``directory`` is that of ComfyUI's ``models`` for single files, empty where a model is always a
+    folder; ``holds`` tells one by its path and safetensors header (empty where it has none);
+    ``lacks`` names the parts that a folder lacks. ``takes_motion``: an image model, which takes a
+    motion module beside it.
+    """
+
+    directory: str = ""
+    holds: Callable[[Path, Mapping[str, Any]], bool] = lambda path, header: False
+    lacks: Callable[[Path], list[str]] = lambda folder: []
+    takes_motion: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """Constants and callables of one kind of base model. A new family is one file and one line in
+    the table.
+
+    ``frames`` are the clip lengths it was trained for; ``licence`` is that of its published
+    weights, shown wherever a user picks one; ``matches`` recognises its file or folder; ``load``
+    reads it with its companions; ``missing`` names, in a moment, the parts that `load` would not
+    find; ``denoise`` is the network's pass ``(network, latents (B, C, f, h, w), time (B,), text
+    (B, L, D)) -> (B, C, f, h, w)``, whose output the model's `NoisePath` reads; ``blocks`` are the
+    classes of its sub-blocks, for gradient checkpointing and compilation.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    licence: str
+    frames: tuple[int, ...]
+    matches: Callable[[Path], bool]
+    load: Callable[[Path, torch.dtype, Companions], VideoModel]
+    missing: Callable[[Path, Companions], tuple[Need, ...]]
+    denoise: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    blocks: tuple[type[nn.Module], ...]
+    layers: LayerNames
+    bases: tuple[Base, ...]
+    """The best known first."""
+    cards: tuple[CardPreset, ...]
+    """Smallest first."""
+    skeleton: Callable[[torch.device | str], VideoModel]
+    """The published model at full size, frozen, without a tokenizer: on "meta" without contents,
+    for estimates, on another device with random weights."""
+    speed: Speed | None = None
+    """How fast it trains, where that was measured."""
+    shelf: Shelf = Shelf()
+    loaders: Callable[[str, str, str], tuple[Loader, ...]] | None = None
+    """The nodes of ComfyUI for (name, file name, motion module) of a base model, each fed by the
+    one before: CLIP and VAE come from the first, MODEL from the last. None where no nodes of this
+    pack run it; its LoRAs then carry no workflow."""
+    published: Mapping[str, str] = field(default_factory=dict)
+    """Files and folders of base models -> where on Hugging Face they lie."""
