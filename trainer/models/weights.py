@@ -277,21 +277,42 @@ def build_network(
     source: Path,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """``network()`` with ``weights`` in ``dtype``, without ever holding random ones.
+    """``network()`` with ``weights`` in ``dtype``, without allocating random ones.
 
     Buffers that no file stores keep what the constructor computed. Raises ModelError when the
     weights are not exactly the network's.
     """
+    built = empty_network(network, weights, source)
+    fill(built, weights, dtype)
+    return built
+
+
+def empty_network(
+    network: Callable[[], nn.Module], weights: Mapping[str, Tensor], source: Path
+) -> nn.Module:
+    """``network()`` without contents. Raises ModelError when ``weights`` are not exactly its."""
     from accelerate import init_empty_weights
 
     with init_empty_weights():
         built = network()
     check_fit(built, weights, source)
-    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
+    return built
+
+
+def fill(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    exact: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Give ``network`` its ``weights`` in ``dtype``, in fp32 where ``exact`` takes the name; whole
+    numbers stay what they are.
+    """
+    kinds = {k: torch.float32 if exact(k) else dtype for k in weights}
+    cast = {k: v.to(kinds[k]) if v.is_floating_point() else v for k, v in weights.items()}
     # A copy where nothing was cast: a file's memory map must not stay open behind the model.
     own = {k: v.clone() if v.data_ptr() == weights[k].data_ptr() else v for k, v in cast.items()}
-    built.load_state_dict(own, assign=True)
-    return built
+    network.load_state_dict(own, assign=True)
 
 
 def tensors_hash(weights: Mapping[str, Tensor]) -> str:
