@@ -174,3 +174,16 @@ def save_half(state: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.f
     kept = {k: v.to(dtype) if v.dtype == torch.float32 else v for k, v in state.items()}
     save_file({k: v.contiguous() for k, v in kept.items()}, path)
     return path
+
+
+def build_tiny_vae() -> Any:
+    from trainer.models.tiny_vae import TinyVae
+
+    torch.manual_seed(3)
+    return TinyVae((8, 6, 6, 4)).eval().requires_grad_(False)
+
+
+def tiny_vae_state(tiny: Any) -> dict[str, Tensor]:
+    """As its files hold it, the encoder beside it."""
+    state = {name: value.detach().clone() for name, value in tiny.state_dict().items()}
+    return {**state, "encoder.0.weight": torch.zeros(64, 3, 3, 3)}

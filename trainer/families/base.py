@@ -154,10 +154,13 @@ class VideoModel:
         with self.awake(self.codec.vae):
             return self.codec.encode(clips)
 
-    def decode_clips(self, latents: Tensor) -> Tensor:
-        """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, C, f, h, w)."""
-        with self.awake(self.codec.vae):
-            return self.codec.decode(latents)
+    def decode_clips(self, latents: Tensor, quick: bool = False) -> Tensor:
+        """Clips (B, 3, F, H, W) in [-1, 1] of ``latents`` (B, C, f, h, w); ``quick``, as previews
+        are, where the model has a smaller decoder for them.
+        """
+        codec = self.codec.quick if quick else self.codec
+        with self.awake(codec.vae):
+            return codec.decode(latents)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """``(C, f, h, w)`` of a clip; raises ValueError for sizes this model cannot make."""

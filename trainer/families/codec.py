@@ -30,6 +30,11 @@ class VideoCodec(Protocol):
     factor: int
     """Pixels a side of one latent cell; height and width are multiples of it."""
 
+    @property
+    def quick(self) -> VideoCodec:
+        """One that decodes faster and less exactly, for previews; itself where there is none."""
+        ...
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """``(C, f, h, w)`` of a clip; ValueError for a size that it cannot have."""
         ...
@@ -65,6 +70,10 @@ class FrameCodec:
         self.vae, self.channels, self.factor = vae, channels, factor
         self.scaling = float(vae.config.scaling_factor)
         self.checkpointing = False
+
+    @property
+    def quick(self) -> FrameCodec:
+        return self
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         for label, value in (("height", height), ("width", width)):
@@ -111,7 +120,7 @@ class FrameCodec:
         other = copy(self)
         other.checkpointing = checkpointing
         if dtype != torch.float32 or apart or checkpointing:
-            other.vae = nn.Module.to(_decoding_half(self.vae), device, dtype)
+            other.vae = nn.Module.to(decoding_half(self.vae), device, dtype)
         if checkpointing:
             enable_checkpointing(other.vae, BLOCKS)
         return other
@@ -129,8 +138,8 @@ def frames_at_once(height: int, width: int) -> int:
     return max(1, PIXELS_AT_ONCE // (height * width))
 
 
-def _decoding_half(vae: Any) -> Any:
-    """A copy of ``vae`` without its encoder."""
+def decoding_half(vae: Any) -> Any:
+    """A frozen copy of ``vae`` without its encoder."""
     encoder, vae.encoder = vae.encoder, None
     try:
         return deepcopy(vae).requires_grad_(False).eval()

@@ -1,5 +1,5 @@
-"""UMT5, the text encoder of Wan: ComfyUI's single files (fp16, fp8 scaled) with the tokenizer inside,
-and diffusers folders.
+"""UMT5, the text encoder of Wan: ComfyUI's single files with the tokenizer inside (fp16, fp8), and
+diffusers folders.
 """
 
 from __future__ import annotations
