@@ -187,3 +187,26 @@ def tiny_vae_state(tiny: Any) -> dict[str, Tensor]:
     """As its files hold it, the encoder beside it."""
     state = {name: value.detach().clone() for name, value in tiny.state_dict().items()}
     return {**state, "encoder.0.weight": torch.zeros(64, 3, 3, 3)}
+
+
+def save_comfyui(models: Path) -> Path:
+    """A tiny Wan with all that belongs to it in ComfyUI's folder ``models``."""
+    state = original(build_transformer().state_dict())
+    save_half(state, models / "diffusion_models" / "wan2.1_t2v_tiny ü.safetensors")
+    text = encoder_state(build_encoder(), sentencepiece_model())
+    save_half(text, models / "text_encoders" / "umt5_tiny.safetensors", torch.float32)
+    vae = original_vae(build_vae().state_dict())
+    save_half(vae, models / "vae" / "wan_2.1_vae.safetensors", torch.float32)
+    tiny = tiny_vae_state(build_tiny_vae())
+    save_half(tiny, models / "vae_approx" / "taew2_1.safetensors", torch.float32)
+    return models
+
+
+def save_folder(folder: Path) -> Path:
+    """The same model as a diffusers folder."""
+    build_transformer().save_pretrained(folder / "transformer")
+    build_vae().save_pretrained(folder / "vae")
+    build_encoder().save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(sentencepiece_model())
+    return folder

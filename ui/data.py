@@ -15,7 +15,7 @@ from trainer.data.pixels import WHITE, open_image, to_rgb
 from trainer.data.quality import Finding, Seen, examine, findings
 from trainer.data.scan import SHARED
 from trainer.data.sidecars import find_sidecar
-from trainer.families.text import token_counter
+from trainer.families import token_counter
 from trainer.paths import BUNDLED
 
 THUMB = 176

@@ -116,7 +116,7 @@ def test_its_lora_is_known_by_the_names_of_its_layers(run, flow, tmp_path, capsy
     network = load_model(str(flow)).network
     pairs = with_paths(read_lora(bare).pairs)
     assert sorted(pairs) == lora_targets(network)
-    assert "condition_embedder.text_embedder.linear_1" in pairs
+    assert "patch_embed.text_proj" in pairs
     assert not any("time_" in path or path == "proj_out" for path in pairs)
     assert match(pairs, network).complete
     assert offered_size(pair_widths(pairs)) == (32, 32, 5)

@@ -65,11 +65,11 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_underscore_names_need_no_model(name):
-    words = layers_of(official(name)).words
+    layers = layers_of(official(name))
     for path in official(name):
-        assert module_path(kohya_name(path), words) == path
-    assert module_path("lora_te_text_model_encoder_layers_0_mlp_fc1", words) is None
-    assert module_path("lora_unet_Down__x", words) is None
+        assert module_path(kohya_name(path), layers) == path
+    assert module_path("lora_te_text_model_encoder_layers_0_mlp_fc1", layers) is None
+    assert module_path("lora_unet_Down__x", layers) is None
 
 
 def test_original_names_of_image_and_motion_layers():
@@ -82,7 +82,7 @@ def test_original_names_of_image_and_motion_layers():
             assert name.endswith("_lora") and ".temporal_transformer." in name
             assert motion_lora_path(name.removesuffix("_lora")) == path
             continue
-        assert module_path(webui_name(path), IMAGE_LAYERS.words) == path
+        assert module_path(webui_name(path), IMAGE_LAYERS) == path
         if ".attentions." in path:
             start = next(ours for ours in renames if path.startswith(ours))
             assert webui_name(path) == kohya_name(renames[start] + path[len(start) :])

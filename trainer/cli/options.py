@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..families import VideoModel
 
-MODEL_PARTS = ("motion_module", "vae")
+MODEL_PARTS = ("motion_module", "vae", "text_encoder", "tiny_vae")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +120,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str | None = B
     parser.add_argument(
         "--model",
         default=default,
-        help=f"'{BUNDLED}', a diffusers folder, or a Stable Diffusion 1.5 checkpoint{shown}",
+        help=f"'{BUNDLED}', a diffusers folder, a Stable Diffusion 1.5 checkpoint or a transformer "
+        f"file of Wan{shown}",
     )
     known = {record.name: record for record in fields()}
     for name in MODEL_PARTS:

@@ -116,9 +116,7 @@ def memory_advice(config: TrainConfig) -> list[str]:
 
 def _read(config: TrainConfig) -> VideoModel:
     """The config's base model, in half precision to be gentle to main memory."""
-    return load_model(
-        config.model, torch.bfloat16, motion_module=config.motion_module, vae=config.vae
-    )
+    return load_model(config.model, torch.bfloat16, **config.companions)
 
 
 def _frozen_bytes(modules: list[nn.Module | None]) -> int:

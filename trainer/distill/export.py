@@ -13,7 +13,7 @@ from ..data.images import ImageSet
 from ..data.prompts import PromptSet
 from ..diffusion.noise import SIGMA_DATA, TIMESTEP_SCALING
 from ..lora.adapter import lora_state
-from ..lora.export import Exported, export_kohya
+from ..lora.export import Exported, export_file
 from ..lora.metadata import LoraCard, build_metadata, thumbnail_data_uri
 from ..lora.workflow import lora_workflow
 from ..media import read_clip
@@ -88,7 +88,7 @@ def export_student(
     workflow = lora_workflow(card, path.name, prompt)
     metadata = build_metadata(card, pairs)
     extra = {"workflow": workflow} if workflow else {}
-    return export_kohya(pairs, path, metadata, extra=extra)
+    return export_file(pairs, path, metadata, extra=extra)
 
 
 def caption_tags(images: ImageSet) -> dict[str, dict[str, int]]:

@@ -100,8 +100,7 @@ def open_sources(
     model = load_model(
         config.model,
         base_dtype(config.hardware.precision, device),
-        motion_module=config.motion_module,
-        vae=config.vae,
+        **config.companions,
     )
     log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     frames = config.data.frames or model.frames

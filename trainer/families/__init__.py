@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..paths import BUNDLED, MINI, bundled
-from . import animatediff, modelscope
+from . import animatediff, modelscope, wan
 from .base import Companions, Family, ModelError, VideoModel
 
-FAMILIES: list[Family] = [modelscope.FAMILY, animatediff.FAMILY]
+FAMILIES: list[Family] = [modelscope.FAMILY, wan.FAMILY, animatediff.FAMILY]
 """Every kind of base model; the first that recognises a path reads it."""
 FOR_BEGINNERS: Family = animatediff.FAMILY
 """What the guide on the page leads to: it fits the smallest card."""
@@ -25,10 +27,12 @@ __all__ = [
     "ModelError",
     "VideoModel",
     "card_settings",
+    "check_companions",
     "family_named",
     "family_of",
     "load_model",
     "resolve_model",
+    "token_counter",
 ]
 
 
@@ -41,8 +45,8 @@ def resolve_model(name: str) -> Path:
     if not path.exists():
         raise ModelError(
             f"Base model '{name}' was not found at '{path}'. Use '{BUNDLED}' for the embedded "
-            "model, the path of a diffusers folder, or that of a Stable Diffusion 1.5 checkpoint "
-            "(docs/models.md)."
+            "model, the path of a diffusers folder, or that of a file: a Stable Diffusion 1.5 "
+            "checkpoint, or a transformer of Wan (docs/models.md)."
         )
     return path
 
@@ -96,15 +100,35 @@ def card_settings(model: str, gigabytes: int) -> dict[str, Any]:
 
 
 def load_model(
-    name: str,
-    dtype: torch.dtype = torch.float32,
-    *,
-    motion_module: Path | None = None,
-    vae: Path | None = None,
+    name: str, dtype: torch.dtype = torch.float32, **companions: Path | None
 ) -> VideoModel:
     """Load base model ``name`` ("mini" or a path), frozen, on the CPU.
 
-    ``motion_module`` and ``vae`` are the paths of its companions, where it takes any.
+    ``companions`` are the paths of its `Companions`, where it takes any. Raises ModelError, also
+    for one that it does not take.
     """
-    path = resolve_model(name)
-    return family_of(path).load(path, dtype, Companions(motion_module, vae))
+    path, beside = resolve_model(name), Companions(**companions)
+    family = family_of(path)
+    check_companions(family, path, beside)
+    return family.load(path, dtype, beside)
+
+
+def check_companions(family: Family, path: Path, companions: Companions) -> None:
+    """Raise ModelError for a companion that models of ``family`` have no use for."""
+    for name in companions.given():
+        if name not in family.takes:
+            error = ModelError(
+                f"'{path}' is a base model of {family.title} and takes no `{name}`; leave it out."
+            )
+            error.part = name
+            raise error
+
+
+@lru_cache(maxsize=4)
+def token_counter(model: str) -> tuple[Callable[[str], int], int]:
+    """Counter of a prompt's tokens and the number that is read, for the name or path of a model.
+
+    Raises ModelError.
+    """
+    path = resolve_model(model)
+    return family_of(path).counter(path)

@@ -40,7 +40,7 @@ from ..models.weights import (
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
 from .codec import FrameCodec
 from .record import Base, Loader, Shelf
-from .text import ClipText
+from .text import ClipText, clip_counter
 from .unet import CHANNELS, IMAGE_LAYERS, Architecture, build_skeleton
 
 UNET_CLASS = "UNet2DConditionModel"
@@ -129,6 +129,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         path=path,
         network=unet,
         codec=FrameCodec(vae),
+        companions=() if companions.vae is None else (companions.vae.name,),
         text=ClipText(
             text_encoder, read_tokenizer(path / "tokenizer") if stored else clip_tokenizer()
         ),
@@ -292,6 +293,8 @@ FAMILY = Family(
         CardPreset(48, 24, 512, 768, 64, batch=4, accumulation=1, frames_per_clip=4),
     ),
     skeleton=skeleton,
+    counter=clip_counter,
+    takes=("motion_module", "vae"),
     speed=Speed(5.5, 4.3, "an H100; most cards are slower"),
     shelf=Shelf("checkpoints", holds, takes_motion=True),
     loaders=loaders,

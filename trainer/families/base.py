@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,9 @@ class VideoModel:
     """Longest clip that these weights can make; None is the family's."""
     motion_module: str = ""
     """File or folder name of the motion module; empty where the model has none of its own."""
+    companions: tuple[str, ...] = ()
+    """Names of the files that text encoder and autoencoders were read from, where those are not in
+    the model's own file or folder."""
     subjects: tuple[str, ...] = ()
     """The words of all that it can draw, where that is next to nothing; empty for most models."""
     resting: bool = False
@@ -63,7 +66,9 @@ class VideoModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
+        """What the network computes in."""
+        named = self.network.named_parameters()
+        return next(value.dtype for name, value in named if not self.family.exact(name))
 
     @property
     def prediction_type(self) -> str:
@@ -88,15 +93,16 @@ class VideoModel:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
         """Move every network, resting ones to main memory.
 
-        Two parts keep fp32: the autoencoder, whose decoder overflows in fp16, and the network's
-        last convolution. x0 is the prediction divided by alpha, so rounding there grows fifteenfold
-        at the noisiest timestep.
+        Some parts keep fp32: the autoencoder, whose decoder overflows in fp16, what the family says
+        of its network, and a UNet's last convolution. x0 is the prediction divided by alpha, so
+        rounding there grows fifteenfold at the noisiest timestep.
         """
-        nn.Module.to(self.network, device, dtype)
+        move(self.network, device, dtype, self.family.exact)
         _keep_output_in_fp32(self.network)
         idle = "cpu" if self.resting else device
         self.text.encoder.to(idle, dtype)
-        self.codec.vae.to(idle)
+        for vae in self._autoencoders():
+            vae.to(idle)
         self.noise = self.noise.to(device)
         self._text_cache.clear()
         return self
@@ -119,9 +125,13 @@ class VideoModel:
                 part.to("cpu")
 
     def freeze(self) -> VideoModel:
-        for module in (self.network, self.codec.vae, self.text.encoder):
+        for module in (self.network, *self._autoencoders(), self.text.encoder):
             module.requires_grad_(False).eval()
         return self
+
+    def _autoencoders(self) -> list[nn.Module]:
+        exact, quick = self.codec.vae, self.codec.quick.vae
+        return [exact] if quick is exact else [exact, quick]
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -190,6 +200,26 @@ def read_schedule(config: Mapping[str, Any], source: Path) -> VariancePreserving
 def clips_at_once(shape: tuple[int, int, int, int]) -> int:
     """How many clips of latent ``shape`` (C, F, h, w) are sampled in one pass, 1 to 8."""
     return max(1, min(8, CELLS_AT_ONCE // (shape[1] * shape[2] * shape[3])))
+
+
+def move(
+    network: nn.Module,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    exact: Callable[[str], bool],
+) -> None:
+    """``network`` to ``device`` and ``dtype``; what ``exact`` takes by name never leaves fp32."""
+    named = [*network.named_parameters(), *network.named_buffers()]
+    kept = {name: value.detach() for name, value in named if exact(name)}
+    nn.Module.to(network, device, dtype)
+    for name, value in kept.items():
+        parent, _, leaf = name.rpartition(".")
+        module = network.get_submodule(parent)
+        value = value.to(device, torch.float32)
+        if leaf in module._buffers:
+            module._buffers[leaf] = value
+        else:
+            module._parameters[leaf] = nn.Parameter(value, getattr(module, leaf).requires_grad)
 
 
 def _keep_output_in_fp32(network: nn.Module) -> None:

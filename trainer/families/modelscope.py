@@ -38,7 +38,7 @@ from ..paths import BUNDLED, bundled
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
 from .codec import FrameCodec
 from .record import Base, Loader, Shelf
-from .text import ClipText
+from .text import ClipText, clip_counter
 from .unet import CHANNELS, IMAGE_LAYERS, Architecture, build_skeleton
 
 PLAIN_ATTENTION_TOKENS = 256  # up to here two matrix products beat the fused kernel on a CPU
@@ -75,7 +75,7 @@ def matches(path: Path) -> bool:
 
 def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     """Read a diffusers folder; raises ModelError naming the part that is missing or broken."""
-    _check_parts(path, companions)
+    _check_parts(path)
     config = read_json(path / "unet" / "config.json")
     unet = _unet(path / "unet", config, dtype)
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
@@ -94,6 +94,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         path=path,
         network=unet,
         codec=FrameCodec(vae),
+        companions=() if companions.vae is None else (companions.vae.name,),
         text=ClipText(
             read_text_encoder(path / "text_encoder", dtype), read_tokenizer(path / "tokenizer")
         ),
@@ -117,12 +118,7 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
     return (Need("Base model", "model", about, VIDEO_MODELS),)
 
 
-def _check_parts(path: Path, companions: Companions) -> None:
-    if companions.motion_module is not None:
-        raise ModelError(
-            f"'{path}' is a video model and takes no `motion_module`; leave it out, or give a "
-            "Stable Diffusion 1.5 checkpoint as `model`."
-        )
+def _check_parts(path: Path) -> None:
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
         raise ModelError(
@@ -205,6 +201,7 @@ FAMILY = Family(
         CardPreset(48, 24, 320, 576, 64, batch=4, accumulation=1, frames_per_clip=4),
     ),
     skeleton=skeleton,
+    counter=clip_counter,
     speed=Speed(6.1, 2.2, "an H100; most cards are slower"),
     shelf=Shelf(lacks=lacks),
     loaders=loaders,

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 class Companions:
     """Files that a base model may need beside its own; None where it needs none.
 
-    ``motion_module`` makes a video model of an image model, ``vae`` replaces the model's own.
+    ``motion_module`` makes a video model of an image model, ``vae`` and ``text_encoder`` replace
+    the model's own, ``tiny_vae`` decodes where the exact one would take too much.
     """
 
     motion_module: Path | None = None
     vae: Path | None = None
+    text_encoder: Path | None = None
+    tiny_vae: Path | None = None
+
+    def given(self) -> dict[str, Path]:
+        """Those that are set, by setting."""
+        return {name: path for name, path in vars(self).items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class LayerNames:
     kohya's names was a dot; ``text_layer`` the end of the names of layers that read the text;
     ``untouched`` what the names of layers begin with that a LoRA leaves alone; ``official`` pieces
     that the published few-step LoRAs have beside a marker, empty where none are published.
+    ``path_of`` gives the path of a layer by its name in the original files, None for others;
+    ``original`` is its inverse, where ComfyUI's LoRA loader knows layers by those names.
     """
 
     markers: tuple[str, ...]
@@ -56,6 +65,8 @@ class LayerNames:
     text_layer: str
     untouched: tuple[str, ...] = ()
     official: tuple[str, ...] = ()
+    path_of: Callable[[str], str | None] = lambda name: None
+    original: Callable[[str], str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,12 @@ class Family:
     skeleton: Callable[[torch.device | str], VideoModel]
     """The published model at full size, frozen, without a tokenizer: on "meta" without contents,
     for estimates, on another device with random weights."""
+    counter: Callable[[Path], tuple[Callable[[str], int], int]]
+    """Of a base model: the counter of a prompt's tokens, and how many are read."""
+    takes: tuple[str, ...] = ("vae",)
+    """The `Companions` that it can be given."""
+    exact: Callable[[str], bool] = lambda name: False
+    """Takes the names of the network's weights and buffers that keep fp32 beside half precision."""
     speed: Speed | None = None
     """How fast it trains, where that was measured."""
     shelf: Shelf = Shelf()

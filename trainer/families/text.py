@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..models.clip import clip_tokenizer, read_tokenizer
-from ..paths import bundled
+from ..models.umt5 import END, PAD, TextTokenizer
 
 
 class TextReader(Protocol):
@@ -85,6 +85,45 @@ class ClipText:
         return states.mean(dim=1)
 
 
+class MaskedText:
+    """UMT5 with its tokenizer. States past a prompt's end are zero; the network reads those too."""
+
+    max_tokens = 512
+
+    def __init__(self, encoder: Any, tokenizer: TextTokenizer | None):
+        self.encoder, self.tokenizer = encoder, tokenizer
+
+    @property
+    def width(self) -> int:
+        return int(self.encoder.config.d_model)
+
+    def count(self, prompt: str) -> int:
+        return len(self.tokens(prompt))
+
+    def tokens(self, prompt: str) -> list[int]:
+        assert self.tokenizer is not None, "a model as shapes alone reads no prompts"
+        return self.tokenizer.ids(prompt)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        rows = [self._cut(self.tokens(prompt)) for prompt in prompts]
+        longest = max(map(len, rows))  # zeros need no encoder
+        ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        device = next(self.encoder.parameters()).device
+        mask = mask.to(device)
+        states = self.encoder(ids.to(device), attention_mask=mask).last_hidden_state
+        states = states * mask[..., None].to(states.dtype)
+        return nn.functional.pad(states, (0, 0, 0, self.max_tokens - longest))
+
+    def _cut(self, tokens: list[int]) -> list[int]:
+        return tokens if len(tokens) <= self.max_tokens else [*tokens[: self.max_tokens - 1], END]
+
+    def pool(self, states: Tensor) -> Tensor:
+        """The mean of the states up to a prompt's end."""
+        said = (states != 0).any(-1, keepdim=True).to(states.dtype)
+        return (states * said).sum(1) / said.sum(1).clamp(min=1)
+
+
 def unit_vectors(reader: TextReader, states: Tensor, empty: Tensor) -> Tensor:
     """Unit vectors (B, D) of prompts for the discriminator, of ``states`` (B, L, D).
 
@@ -95,12 +134,10 @@ def unit_vectors(reader: TextReader, states: Tensor, empty: Tensor) -> Tensor:
     return nn.functional.normalize(reader.pool(states.float()) - origin, dim=-1)
 
 
-@lru_cache(maxsize=4)
-def token_counter(model: str) -> tuple[Callable[[str], int], int]:
-    """Counter of a prompt's tokens and the number that is read, for the name or path of a model.
-
-    The tokenizer in the model's folder, or CLIP-L's for a checkpoint file. Raises ModelError.
+def clip_counter(path: Path) -> tuple[Callable[[str], int], int]:
+    """Counter of a prompt's tokens and the number that is read: by the tokenizer in the model's
+    folder ``path``, or CLIP-L's for a checkpoint file. Raises ModelError.
     """
-    folder = (bundled(model) or Path(model)) / "tokenizer"
+    folder = path / "tokenizer"
     tokenizer = read_tokenizer(folder) if folder.is_dir() else clip_tokenizer()
     return lambda text: len(tokenizer(text, verbose=False).input_ids), tokenizer.model_max_length

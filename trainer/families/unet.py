@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..diffusion.noise import VariancePreserving
+from ..models.sd15 import diffusers_name
 from .base import Family, VideoModel
 from .codec import FrameCodec
 from .record import Base, LayerNames
@@ -40,6 +41,7 @@ IMAGE_LAYERS = LayerNames(
     text_layer="attn2.to_k",
     # The official MCM LoRAs leave these alone; they carry no look and no motion of their own.
     untouched=("conv_in", "conv_out", "time_embedding"),
+    path_of=diffusers_name,
     official=("resnets", "samplers", "attn1", "attn2", "ff", "time_emb_proj", "mid_block"),
 )
 """Of an image model, by diffusers' names and by those of the original checkpoint; a family adds the

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .match import fit_pairs
 from .pairs import LoraError, LoraPair, base_modules, lora_targets
@@ -222,16 +224,20 @@ def apply_lora(
 
     The undo is exact because the old weights are kept, on their device: as much memory again as the
     updated weights take. Undo several LoRAs in reverse order; a second call of one undo does
-    nothing. A LoRA that does not fit as a whole raises LoraError and changes nothing. fp32 merges
-    equal PEFT's bit for bit.
+    nothing. Weights stored in fp8 stay as they are: their update is computed beside them. A LoRA
+    that does not fit as a whole raises LoraError and changes nothing. fp32 merges equal PEFT's bit
+    for bit.
     """
     if not math.isfinite(strength):
         raise LoraError(f"`strength`={strength}; a finite number is needed, usually 0 to 1.5.")
     fitted = fit_pairs(pairs, unet)
     modules = base_modules(unet)
     kept: list[tuple[Tensor, Tensor]] = []
+    hooks: list[RemovableHandle] = []
 
     def undo() -> None:
+        while hooks:
+            hooks.pop().remove()
         while kept:
             weight, before = kept.pop()
             weight.copy_(before)
@@ -240,6 +246,9 @@ def apply_lora(
         for path, pair in fitted.items():
             weight = modules[path].weight.data
             moved = LoraPair(pair.down.to(weight.device), pair.up.to(weight.device), pair.alpha)
+            if not weight.is_floating_point():
+                hooks.append(modules[path].register_forward_hook(_beside(moved, strength)))
+                continue
             delta = moved.delta(strength)
             kept.append((weight, weight.clone()))
             weight.add_(delta)
@@ -247,3 +256,14 @@ def apply_lora(
         undo()  # no half-applied LoRA, even when memory runs out in the middle
         raise
     return undo
+
+
+def _beside(pair: LoraPair, strength: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A forward hook of a Linear that adds the update of ``pair`` to what it gives."""
+    scale = pair.alpha / pair.rank * strength
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        down, up = (matrix.to(output) for matrix in (pair.down, pair.up))
+        return output + F.linear(F.linear(inputs[0], down), up) * scale
+
+    return hook

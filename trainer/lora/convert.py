@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from torch import Tensor
 from ..files import atomic_write
 from ..models.motion_module import original_state, read_motion_module
 from ..models.sd15 import original_name
-from .export import KEEP, cast_pairs, export_kohya, export_peft, peft_config
+from .export import (
+    KEEP,
+    cast_pairs,
+    export_file,
+    export_kohya,
+    export_peft,
+    kohya_tensors,
+    peft_config,
+)
 from .files import safetensors_bytes
 from .formats import read_lora
 from .match import describe_base, pair_widths
@@ -117,13 +126,14 @@ def _peft(source: Source, out: Path) -> Converted:
 
 
 def _kohya(source: Source, out: Path) -> Converted:
-    done = export_kohya(source.pairs, out, source.metadata, dtype=KEEP)
+    done = export_file(source.pairs, out, source.metadata, dtype=KEEP)
     return Converted({out: done.modules})
 
 
 def _webui(source: Source, out: Path) -> Converted:
     spatial = source.part(motion=False)
-    done = export_kohya(spatial, out, source.metadata, dtype=KEEP, name_of=webui_name)
+    named = partial(kohya_tensors, name_of=webui_name)
+    done = export_kohya(spatial, out, source.metadata, dtype=KEEP, tensors_of=named)
     left = len(source.pairs) - done.modules
     note = f"{left} layers of the motion module were left out: an image model has none."
     return Converted({out: done.modules}, note if left else "")

@@ -9,7 +9,9 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,10 @@ from torch import Tensor, nn
 from ..files import atomic_write
 from .adapter import lora_state
 from .files import file_hashes, safetensors_bytes
-from .formats import PEFT_CONFIG, PEFT_WEIGHTS, LoraFile, read_lora
+from .formats import COMFYUI_PREFIX, PEFT_CONFIG, PEFT_WEIGHTS, LoraFile, read_lora
 from .match import Model, fit_pairs
 from .metadata import with_hashes
-from .pairs import LoraError, LoraPair, check_pair, kohya_name
+from .pairs import LoraError, LoraPair, check_pair, kohya_name, layers_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEEP = "keep"
@@ -85,6 +87,43 @@ def kohya_tensors(
     return tensors
 
 
+def comfyui_tensors(
+    pairs: Mapping[str, LoraPair], name_of: Callable[[str], str | None]
+) -> dict[str, Tensor]:
+    """Keys and tensors of a file with ComfyUI's own names of layers, `diffusion_model.` before the
+    original one: `.lora_A.weight`, `.lora_B.weight`, and a scalar fp32 `.alpha` where it is not the
+    rank. ComfyUI and diffusers read it. Raises LoraError for a layer without an original name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path, pair in pairs.items():
+        original = name_of(path)
+        if original is None:
+            raise LoraError(f"`{path}` has no name in ComfyUI; use export_peft.")
+        name = COMFYUI_PREFIX + original
+        tensors[f"{name}.lora_A.weight"] = pair.down
+        tensors[f"{name}.lora_B.weight"] = pair.up
+        if pair.alpha != pair.rank:
+            tensors[f"{name}.alpha"] = torch.tensor(pair.alpha, dtype=torch.float32)
+    return tensors
+
+
+def export_file(
+    source: nn.Module | Mapping[str, LoraPair],
+    path: str | Path,
+    metadata: Mapping[str, str],
+    **options: Any,
+) -> Exported:
+    """Write `source` as one .safetensors with the names by which ComfyUI's own loader knows the
+    layers of its family; `options` and errors as `export_kohya`.
+    """
+    pairs = _pairs_of(source)
+    original = layers_of(pairs).original
+    if original is None:
+        return export_kohya(source, path, metadata, **options)
+    named = partial(comfyui_tensors, name_of=original)
+    return export_kohya(source, path, metadata, tensors_of=named, **options)
+
+
 def export_kohya(
     source: nn.Module | Mapping[str, LoraPair],
     path: str | Path,
@@ -93,10 +132,10 @@ def export_kohya(
     dtype: str = "fp16",
     extra: Mapping[str, str] | None = None,
     base: Model | None = None,
-    name_of: Callable[[str], str] = kohya_name,
+    tensors_of: Callable[[Mapping[str, LoraPair]], dict[str, Tensor]] = kohya_tensors,
 ) -> Exported:
     """Write `source` (a UNet with a LoRA, or pairs) as one kohya .safetensors that ComfyUI's own
-    loader reads. `name_of` names a module by its path.
+    loader reads. `tensors_of` makes its keys and tensors.
 
     The tensor hashes are added to `metadata`; `extra` holds more entries, such as `workflow`.
     Before the file takes its place it is read back and compared key by key and value by value, and
@@ -112,7 +151,7 @@ def export_kohya(
     if model is not None:
         fit_pairs(pairs, model)
     stored = cast_pairs(pairs, dtype)
-    tensors = kohya_tensors(stored, name_of)
+    tensors = tensors_of(stored)
     told = with_hashes(_joined(metadata, extra or {}), tensors)
 
     def check(written: Path) -> None:

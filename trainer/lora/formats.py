@@ -15,6 +15,7 @@ from .names import LORA, motion_lora_path
 from .pairs import LoraError, LoraPair, base_modules, check_pair
 from .peft_config import AlphaOf, peft_alphas
 
+COMFYUI_PREFIX = "diffusion_model."
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -119,6 +120,14 @@ def _alpha_from_header(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
     return peft_alphas({key.removeprefix("unet."): v for key, v in ours.items()}, file.name)
 
 
+def _known_layer(name: str) -> str | None:
+    """The path of a layer by its name in the original files of any family; None for others."""
+    from ..families import FAMILIES  # diffusers: only where a LoRA is read
+
+    paths = (family.layers.path_of(name) for family in FAMILIES if family.layers.original)
+    return next((path for path in paths if path is not None), None)
+
+
 LORA_AB = {".lora_A.weight": "down", ".lora_B.weight": "up"}
 DIFFUSERS_PARTS = {
     **LORA_AB,
@@ -126,6 +135,7 @@ DIFFUSERS_PARTS = {
     ".lora.up.weight": "up",
     ".alpha": "alpha",
 }
+COMFYUI_PARTS = {**LORA_AB, ".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
 MOTION_PARTS = {f"{LORA}.down.weight": "down", f"{LORA}.up.weight": "up"}
 KOHYA_PARTS = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
 
@@ -161,6 +171,7 @@ FORMATS = (
     LoraFormat("kohya", "lora_unet_", True, KOHYA_PARTS, _alpha_is_rank),
     LoraFormat("peft", "base_model.model.", False, LORA_AB, _alpha_from_config),
     LoraFormat("diffusers", "unet.", False, DIFFUSERS_PARTS, _alpha_from_header),
+    LoraFormat("ComfyUI", COMFYUI_PREFIX, False, COMFYUI_PARTS, _alpha_is_rank, _known_layer),
     LoraFormat("motion LoRA", "", False, MOTION_PARTS, _alpha_is_rank, motion_lora_path),
     LoraFormat("diffusers (bare)", "", False, DIFFUSERS_PARTS, _alpha_from_header),
 )

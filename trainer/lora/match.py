@@ -127,9 +127,9 @@ def resolve_names(
                 "use the PEFT format, which keeps the dots."
             )
     resolved: dict[str, LoraPair] = {}
-    words = layers_of(paths).words
+    layers = layers_of(paths)
     for name, pair in pairs.items():
-        path = name if name in paths else table.get(name) or module_path(name, words) or name
+        path = name if name in paths else table.get(name) or module_path(name, layers) or name
         path = path if path in paths else name
         if path in resolved:
             raise LoraError(f"Two sets of weights for `{path}` in one LoRA; export it again.")

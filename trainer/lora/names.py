@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..models.motion_module import MODULE, diffusers_path, original_path
-from ..models.sd15 import diffusers_name, original_name
+from ..models.sd15 import original_name
 from .pairs import KOHYA_PREFIX, LoraError, LoraPair, kohya_name, layers_of
+
+if TYPE_CHECKING:
+    from ..families.record import LayerNames
 
 MOTION = ".motion_modules."
 ATTENTION = re.compile(r"(.*\.attention_blocks\.\d+)\.(to_[qkv]|to_out)(\.0)?")
@@ -19,26 +23,26 @@ PROCESSOR = ".processor."
 LORA = "_lora"
 
 
-def module_path(name: str, words: str) -> str | None:
+def module_path(name: str, layers: LayerNames) -> str | None:
     """The diffusers path that an underscore name means; None for one that is none.
 
     `lora_unet_down_blocks_0_attentions_0_proj_in`, and the same layer by its original name,
-    `lora_unet_input_blocks_1_1_proj_in`. ``words`` are those of its `LayerNames`.
+    `lora_unet_input_blocks_1_1_proj_in`. ``layers`` are those of its family.
     """
     if not name.startswith(KOHYA_PREFIX):
         return None
-    path = ".".join(re.findall(f"{words}|[a-z0-9]+", name.removeprefix(KOHYA_PREFIX)))
+    path = ".".join(re.findall(f"{layers.words}|[a-z0-9]+", name.removeprefix(KOHYA_PREFIX)))
     if kohya_name(path) != name:
         return None
-    return diffusers_name(path) or path
+    return layers.path_of(path) or path
 
 
 def with_paths(pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
     """Pairs under module paths, whatever names a file gave them. Raises LoraError."""
     found: dict[str, LoraPair] = {}
-    words = layers_of(pairs).words
+    layers = layers_of(pairs)
     for name, pair in pairs.items():
-        path = module_path(name, words) if name.startswith(KOHYA_PREFIX) else name
+        path = module_path(name, layers) if name.startswith(KOHYA_PREFIX) else name
         if path is None or path in found:
             why = "is no layer of a UNet" if path is None else f"is `{path}`, which is there twice"
             raise LoraError(f"`{name}` {why}; export the LoRA again.")

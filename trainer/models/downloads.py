@@ -56,6 +56,16 @@ VIDEO_MODELS = (
              "CC-BY-NC-4.0: no commercial use", "ali-vilab/text-to-video-ms-1.7b",
              "models/diffusers"),
 )  # fmt: skip
+TEXT_ENCODERS = (
+    Download("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "6.7 GB", "Apache-2.0",
+             "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "models/text_encoders"),
+    Download("umt5_xxl_fp16.safetensors", "11.4 GB", "Apache-2.0",
+             "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "models/text_encoders"),
+)  # fmt: skip
+WAN_VAES = (
+    Download("wan_2.1_vae.safetensors", "0.25 GB", "Apache-2.0",
+             "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "models/vae"),
+)  # fmt: skip
 FEATURE_NETWORKS = (
     Download("config.json and model.safetensors", "88 MB", "Apache-2.0", "facebook/dinov2-small",
              "models/dinov2/dinov2-small"),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .weights import ModelError, build_network, read_file
+from .weights import ModelError, build_network, file_keys, read_file
 
 CHANNELS, COLOURS = 16, 3
 WIDTHS = (256, 128, 64, 64)
@@ -91,6 +91,11 @@ def _conv(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
 
 
+def is_tiny_vae(path: Path) -> bool:
+    """Whether the file at ``path`` is a tiny VAE for Wan 2.1, by its name and its header."""
+    return "taew2_1" in path.name.lower() and LAST in file_keys(path)
+
+
 def read_tiny_vae(path: Path) -> nn.Module:
     """The decoder in the file at ``path``, in fp32; an encoder beside it is not read.
 
@@ -98,7 +103,7 @@ def read_tiny_vae(path: Path) -> nn.Module:
     """
     if not path.is_file():
         raise ModelError(f"Tiny VAE '{path}' was not found, or is a folder. {WANTED}")
-    weights = read_file(path, lambda name: name.startswith(DECODER))
+    weights = {k: v for k, v in read_file(path).items() if k.startswith(DECODER)}
     if LAST not in weights or f"{DECODER}1.weight" not in weights:
         raise ModelError(f"'{path}' is no tiny VAE of a video model. {WANTED}")
     channels = weights[f"{DECODER}1.weight"].shape[1]

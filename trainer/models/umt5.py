@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from .fp8 import build_fp8_network
-from .weights import ModelError, read_file, read_json, read_weights
+from .weights import (
+    ModelError,
+    file_keys,
+    read_file,
+    read_json,
+    read_weights,
+    with_contents,
+)
 
 TOKENIZER_KEY = "spiece_model"
 PAD, END = 0, 1
@@ -66,14 +73,38 @@ def read_umt5(path: Path, dtype: torch.dtype) -> tuple[nn.Module, TextTokenizer]
     if not path.is_file():
         raise ModelError(f"Text encoder '{path}' was not found. {WANTED}")
     weights = read_file(path)
-    tokenizer = weights.pop(TOKENIZER_KEY, None)
     config = config_of(weights, path)
-    if tokenizer is None:
+    if weights.pop(TOKENIZER_KEY, None) is None:
         raise ModelError(
             f"'{path}' has no tokenizer inside (`{TOKENIZER_KEY}`): it is not made for ComfyUI. "
             f"{WANTED}"
         )
-    return build_umt5(weights, config, path, dtype), _pieces(tokenizer, path)
+    return build_umt5(weights, config, path, dtype), file_tokenizer(path)
+
+
+def is_umt5(path: Path) -> bool:
+    """Whether the file at ``path`` is UMT5 with its tokenizer inside, by its header."""
+    return {TOKENIZER_KEY, EMBEDDING, SECOND} <= set(file_keys(path))
+
+
+def file_tokenizer(path: Path) -> TextTokenizer:
+    """The tokenizer inside a text encoder file; nothing else of it is read. Raises ModelError."""
+    with with_contents():
+        found = read_file(path, lambda name: name == TOKENIZER_KEY)
+    return _pieces(found[TOKENIZER_KEY], path)
+
+
+def xxl_config() -> Any:
+    """Of the published encoder of all Wans."""
+    return UMT5Config(
+        vocab_size=256384,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    )
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> nn.Module:

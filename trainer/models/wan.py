@@ -19,7 +19,15 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from .fp8 import build_fp8_network
-from .weights import ModelError, init_options, read_file, read_json, read_weights
+from .weights import (
+    ModelError,
+    file_keys,
+    init_options,
+    is_safetensors,
+    read_file,
+    read_json,
+    read_weights,
+)
 
 CLASS = "WanTransformer3DModel"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -62,7 +70,8 @@ _IN_BLOCKS = {
 }  # fmt: skip
 _BLOCK = re.compile(r"(blocks\.\d+\.)(.+)")
 
-# Pieces of names of what people really choose by mistake: (piece, what the file is).
+# Pieces of names of what people really choose by mistake: (piece, what the file is). First the
+# relatives of Wan, then other video models.
 FOREIGN = (
     ("lora", "a LoRA"),
     ("vace_patch_embedding.", "Wan VACE, which is steered by a video"),
@@ -79,13 +88,12 @@ FOREIGN = (
     ("img_emb.", "a Wan image-to-video model (I2V)"),
     ("image_embedder.", "a Wan image-to-video model (I2V)"),
     ("add_k_proj.", "a Wan image-to-video model (I2V)"),
+)
+OTHERS = (
     ("video_patch_proj.", "MiniMax H3"),
-    ("adaln_single.", "LTX-Video"),
+    ("adaln_single.emb.timestep_embedder.", "LTX-Video"),
     ("individual_token_refiner.", "HunyuanVideo"),
     ("t5_yproj.", "Mochi"),
-    ("decoder.22.bias", "a tiny VAE (taew2_1)"),
-    ("encoder.block.", "a text encoder"),
-    ("decoder.middle.", "a VAE of Wan"),
 )
 
 
@@ -136,6 +144,17 @@ def is_wan_file(names: Iterable[str]) -> bool:
     return any(_plain(name) == HEAD_KEY for name in names)
 
 
+def is_video_file(path: Path) -> bool:
+    """Whether the file at ``path`` is a transformer of Wan, or of another video model that people
+    may take for one; by its header. Pickles and damaged files are not.
+    """
+    try:
+        names = file_keys(path) if is_safetensors(path) else []
+    except ModelError:
+        return False
+    return is_wan_file(names) or any(piece in name for piece, _ in OTHERS for name in names)
+
+
 def _plain(name: str) -> str:
     for prefix in PREFIXES:
         if name.startswith(prefix):
@@ -174,19 +193,20 @@ def _read_folder(folder: Path) -> WanWeights:
 def refuse_foreign(names: Iterable[str], path: Path) -> None:
     """Raise ModelError for files that are no text-to-video Wan, by the ``names`` inside."""
     known = list(names)
-    for piece, what in FOREIGN:
+    for piece, what in (*FOREIGN, *OTHERS):
         if any(piece in name for name in known):
             raise ModelError(f"'{path}' is {what}, not a text-to-video model of Wan. {WANTED}")
 
 
 def _options(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """The arguments of diffusers' class, from shapes. Raises ModelError for a torn file."""
-    blocks = {int(found[1]) for name in weights if (found := re.match(r"blocks\.(\d+)\.", name))}
+    inside = (re.match(r"blocks\.(\d+)\.", name) for name in weights)
+    blocks = {int(found[1]) for found in inside if found}
     try:
         width = weights["scale_shift_table"].shape[-1]
         embedding = weights["patch_embedding.weight"].shape
         outputs = weights["proj_out.weight"].shape[0]
-        found = {
+        options = {
             "num_attention_heads": width // HEAD_WIDTH,
             "attention_head_dim": HEAD_WIDTH,
             "in_channels": embedding[1],
@@ -205,7 +225,7 @@ def _options(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         raise ModelError(
             f"'{path}' is {width} wide; the heads of a Wan file are {HEAD_WIDTH} wide. {WANTED}"
         )
-    return found
+    return options
 
 
 def _checked(options: dict[str, Any], path: Path) -> dict[str, Any]:

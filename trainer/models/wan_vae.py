@@ -17,12 +17,14 @@ from .weights import (
     read_file,
     read_json,
     read_weights,
+    shapes_only,
 )
 
 CLASS = "AutoencoderKLWan"
 CHANNELS = 16
 WANTED = "Use wan_2.1_vae.safetensors, as ComfyUI does (models/vae)."
-ORIGINAL, LEVELS = "encoder.conv1.weight", 4
+ORIGINAL, LAST = "encoder.conv1.weight", "conv2.weight"
+LEVELS = 4
 # What people really choose by mistake: (a name inside, what the file is).
 FOREIGN = (
     ("decoder.22.bias", "a tiny VAE (taew2_1): give it as `tiny_vae`. The exact one is needed too"),
@@ -49,6 +51,17 @@ def read_wan_vae(path: Path) -> nn.Module:
     return build_network(lambda: AutoencoderKLWan(**options), weights, path)
 
 
+def is_wan_vae(path: Path) -> bool:
+    """Whether the file at ``path`` is the VAE of Wan 2.1, by its name and its header: Qwen-Image's
+    has the same layers.
+    """
+    if "wan" not in path.name.lower():
+        return False
+    with shapes_only():
+        found = read_file(path, lambda name: name in (ORIGINAL, LAST))
+    return ORIGINAL in found and LAST in found and found[LAST].shape[0] == CHANNELS
+
+
 def _from_folder(folder: Path) -> nn.Module:
     config = read_json(folder / "config.json")
     kind = config.get("_class_name", CLASS)
@@ -63,7 +76,7 @@ def _shape(weights: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
     """Widths of a file with the original names: four levels of two blocks, as all of them have."""
     try:
         first = weights[ORIGINAL].shape[0]
-        channels = weights["conv2.weight"].shape[0]
+        channels = weights[LAST].shape[0]
         _check_channels(channels, source)
         # A level is two blocks and, but for the last, a step down.
         widths = [

@@ -60,6 +60,16 @@ def shapes_only() -> Iterator[None]:
         _SHAPES_ONLY.reset(token)
 
 
+@contextmanager
+def with_contents() -> Iterator[None]:
+    """Inside, weights are read whole even inside `shapes_only`: a vocabulary is no use without."""
+    token = _SHAPES_ONLY.set(False)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
+
+
 class ModelCheckpoint:
     """An empty stand-in for the class that training left in the first Stable Diffusion files.
 

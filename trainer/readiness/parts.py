@@ -6,13 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ..adversarial.features import EFFICIENTNET_PACKAGES, build_features
 from ..catalog import comfyui_folder, find_feature_networks, find_motion_modules, find_vaes
 from ..config import TrainConfig
 from ..data.images import ImageFolder, scan_images
 from ..data.prompts import PromptError, build_prompts
 from ..data.records import DataError
-from ..families import Companions, ModelError, VideoModel, family_of, load_model, resolve_model
+from ..families import (
+    Companions,
+    ModelError,
+    VideoModel,
+    check_companions,
+    family_of,
+    load_model,
+    resolve_model,
+)
 from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
 from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES
@@ -56,7 +66,9 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     """Of the base model and its companions, and the model as shapes; None where it is not whole."""
     try:
         path = resolve_model(config.model)
-        needs = family_of(path).missing(path, Companions(config.motion_module, config.vae))
+        family, companions = family_of(path), Companions(**config.companions)
+        check_companions(family, path, companions)
+        needs = family.missing(path, companions)
         if needs:
             return [
                 Finding(need.part, "bad", need.text, need.setting, need.downloads,
@@ -64,14 +76,14 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
                 for need in needs
             ], None  # fmt: skip
         with shapes_only():
-            model = load_model(config.model, motion_module=config.motion_module, vae=config.vae)
+            model = load_model(config.model, torch.float32, **config.companions)
     except ModelError as error:
         return [missing(error.part, str(error), disk)], None
     size = f"{model.frames} frames of {model.width} x {model.height} px"
     said = [Finding("Base model", "ok", f"{model.name}, {size}; licence: {model.licence}.")]
     if config.motion_module is not None:
         said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
-    own = "the base model's own" if config.vae is None else config.vae.name
+    own = ", ".join(model.companions) or "the base model's own"
     said.append(Finding("Text encoder and VAE", "ok", f"{model.text.width} wide; {own}."))
     return said + _start_lora(config, model), model
 

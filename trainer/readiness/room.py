@@ -120,7 +120,7 @@ def _what_counts(config: TrainConfig, model: VideoModel) -> tuple[str, ...]:
                "minutes", "seed", "preview", "checkpoint"}  # fmt: skip
     settings = config.model_dump_json(exclude=without)
     texts = (config.start_from, config.recipe.adversarial.features)
-    paths = (model.path, config.motion_module, config.vae, *map(Path, texts))
+    paths = (model.path, *config.companions.values(), *map(Path, texts))
     known = [p.expanduser() for p in paths if p is not None]
     stats = [(path, path.stat()) for path in known if path.exists()]
     videos = str(config.videos is None)

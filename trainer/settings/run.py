@@ -27,7 +27,7 @@ class TrainConfig(Part):
         default=BUNDLED,
         min_length=1,
         description="Base model: mini (comes with the trainer), a diffusers model folder, or a "
-        "Stable Diffusion 1.5 checkpoint for AnimateDiff.",
+        "Stable Diffusion 1.5 checkpoint for AnimateDiff, or a transformer file of Wan.",
     )
     motion_module: UserPath | None = Field(
         default=None,
@@ -37,7 +37,17 @@ class TrainConfig(Part):
     vae: UserPath | None = Field(
         default=None,
         description="VAE file or folder in place of the base model's own, for checkpoints without "
-        "one.",
+        "one. Not set for Wan: the one in ComfyUI's models/vae beside it.",
+    )
+    text_encoder: UserPath | None = Field(
+        default=None,
+        description="Text encoder file for a Wan as a single file. Not set: the one in ComfyUI's "
+        "models/text_encoders beside it.",
+    )
+    tiny_vae: UserPath | None = Field(
+        default=None,
+        description="Tiny VAE file (taew2_1 or lighttaew2_1) for Wan: saves much memory and time. "
+        "Not set: the one in ComfyUI's models/vae_approx beside it, if there is one.",
     )
     images: UserPath | None = Field(
         default=None, description="Folder of style images, with captions beside them."
@@ -105,6 +115,16 @@ class TrainConfig(Part):
     checkpoint: CheckpointConfig = Field(
         default_factory=CheckpointConfig, description="Checkpoints"
     )
+
+    @property
+    def companions(self) -> dict[str, Path | None]:
+        """The files beside the base model's own, by setting."""
+        return {
+            "motion_module": self.motion_module,
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tiny_vae": self.tiny_vae,
+        }
 
     @property
     def aims_at_ends(self) -> bool:

@@ -1,0 +1,306 @@
+"""The Wan family: text-to-video transformers of Wan 2.1 (1.3B, 14B) and Wan 2.2 14B.
+
+A transformer is a single file in ComfyUI's ``diffusion_models``, with UMT5 and the VAE in the
+folders beside it, or a diffusers folder. Each expert of Wan 2.2 14B is a model by itself. Nothing
+is looked up online: what a model is built like is read from its weights (`models.wan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import Tensor, nn
+from transformers import UMT5EncoderModel
+
+from ..cards import CardPreset
+from ..diffusion.noise import RectifiedFlow
+from ..models.about import read_about
+from ..models.comfyui_folders import find_beside
+from ..models.downloads import TEXT_ENCODERS, WAN_VAES, Need
+from ..models.tiny_vae import is_tiny_vae, read_tiny_vae
+from ..models.umt5 import file_tokenizer, folder_tokenizer, is_umt5, read_umt5, xxl_config
+from ..models.wan import (
+    CLASS,
+    build_wan,
+    diffusers_name,
+    is_exact,
+    is_video_file,
+    is_wan_file,
+    original_name,
+    read_wan,
+)
+from ..models.wan_vae import is_wan_vae, read_wan_vae
+from ..models.weights import (
+    FILE_SUFFIXES,
+    ModelError,
+    file_hash,
+    mended_by,
+    read_json,
+    shapes_only,
+    weight_files,
+)
+from .base import Companions, Family, VideoModel
+from .causal import CausalCodec
+from .record import Base, LayerNames, Shelf
+from .text import MaskedText
+
+SHIFT = 5.0
+"""Of few-step sampling; the levels of the teacher's trajectories are those too."""
+SIZE: dict[str, Any] = {"frames": 33, "height": 272, "width": 480, "fps": 16}
+"""What is trained where the settings say nothing: a seventh of the tokens of 81 frames at 480p."""
+LICENCE = "Apache-2.0"
+TEXT = ("text_encoder", "tokenizer")
+"""Folders of a diffusers model that make states of prompts."""
+COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/diffusion_models"
+COMFYUI_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parts of a model lie; None for what is not there. ``text`` is a file, or a
+    diffusers folder with ``text_encoder`` and ``tokenizer``.
+    """
+
+    transformer: Path
+    text: Path | None
+    vae: Path | None
+    tiny_vae: Path | None
+
+    @classmethod
+    def of(cls, path: Path, given: Companions) -> Places:
+        """What is ``given``, else what is in the model's folder or in ComfyUI's beside its file."""
+        if path.is_dir():
+            whole = (path / "transformer").is_dir()  # else the folder of a transformer by itself
+            home = path if whole else path.parent
+            text = home if all((home / part).is_dir() for part in TEXT) else None
+            vae = home / "vae" if (home / "vae").is_dir() else None
+            found = cls(path / "transformer" if whole else path, text, vae, None)
+        else:
+            found = cls(
+                path,
+                find_beside(path, ("text_encoders", "clip"), is_umt5),
+                find_beside(path, ("vae",), is_wan_vae),
+                find_beside(path, ("vae_approx", "vae"), is_tiny_vae),
+            )
+        return cls(
+            found.transformer,
+            _resolved(given.text_encoder) or found.text,
+            _resolved(given.vae) or found.vae,
+            _resolved(given.tiny_vae) or found.tiny_vae,
+        )
+
+    def names(self, path: Path) -> tuple[str, ...]:
+        """Names of the files beside the model at ``path``."""
+        beside = (self.text, self.vae, self.tiny_vae)
+        return tuple(p.name for p in beside if p and not p.is_relative_to(path))
+
+
+def _resolved(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().resolve()
+
+
+def matches(path: Path) -> bool:
+    """True for a file with the names of a Wan or of another video transformer, which `load` refuses
+    by name, and for a diffusers folder of Wan or of its transformer alone.
+    """
+    if path.is_file():
+        return is_video_file(path)
+    for config in (path / "transformer" / "config.json", path / "config.json"):
+        if config.is_file():
+            return read_json(config).get("_class_name") == CLASS
+    return False
+
+
+def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
+    """Read transformer, text encoder and VAE, frozen, on the CPU. Raises ModelError."""
+    places = Places.of(path, companions)
+    found = read_wan(places.transformer)
+    needs = _needs(path, places)
+    if needs:
+        error = ModelError(f"{needs[0].text} Give one with `{_flag(needs[0].setting)}`.")
+        error.part = needs[0].setting
+        raise error
+    assert places.text is not None and places.vae is not None
+    with mended_by("text_encoder"):
+        encoder, tokenizer = read_umt5(places.text, dtype)
+        _check_width(encoder, found.options, places.text)
+    with mended_by("vae"):
+        vae = read_wan_vae(places.vae)
+    with mended_by("tiny_vae"):
+        tiny: Any = None if places.tiny_vae is None else read_tiny_vae(places.tiny_vae)
+    name = path.name if path.is_dir() else path.stem
+    about = read_about(path, name=name, licence=LICENCE, subjects=(), **SIZE)
+    return VideoModel(
+        family=FAMILY,
+        name=about["name"],
+        path=path,
+        network=build_wan(found, dtype),
+        codec=CausalCodec(vae, tiny),
+        text=MaskedText(encoder, tokenizer),
+        noise=RectifiedFlow(SHIFT),
+        frames=about["frames"],
+        height=about["height"],
+        width=about["width"],
+        fps=about["fps"],
+        base_hash=file_hash(_files(places.transformer)),
+        licence=about["licence"],
+        companions=places.names(path),
+        subjects=tuple(about["subjects"]),
+    ).freeze()
+
+
+def _files(transformer: Path) -> list[Path]:
+    return weight_files(transformer) if transformer.is_dir() else [transformer]
+
+
+def _check_width(encoder: Any, options: Mapping[str, Any], source: Path) -> None:
+    width = encoder.config.d_model
+    if width != options["text_dim"]:
+        raise ModelError(
+            f"The text encoder '{source}' is {width} wide, the transformer reads "
+            f"{options['text_dim']}. Use the text encoder that belongs to it."
+        )
+
+
+def _flag(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
+
+
+def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
+    """Text encoder and VAE, where they are neither given nor with the transformer."""
+    return _needs(path, Places.of(path, companions))
+
+
+def _needs(path: Path, places: Places) -> tuple[Need, ...]:
+    needs = []
+    if places.text is None:
+        about = f"'{path.name}' comes without a text encoder; Wan reads prompts by UMT5."
+        needs.append(Need("Text encoder", "text_encoder", about, TEXT_ENCODERS))
+    if places.vae is None:
+        about = f"'{path.name}' comes without a VAE; it needs that of Wan 2.1."
+        needs.append(Need("VAE", "vae", about, WAN_VAES))
+    return tuple(needs)
+
+
+def denoise(network: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    return network(latents, time, encoder_hidden_states=text).sample
+
+
+def counter(path: Path) -> tuple[Callable[[str], int], int]:
+    """By the tokenizer of the folder, or of the text encoder file beside the transformer; words
+    where there is none yet: a prompt of more than 500 is rare.
+    """
+    text = Places.of(path, Companions()).text
+    if text is None:
+        return lambda prompt: len(prompt.split()) + 1, MaskedText.max_tokens
+    tokenizer = folder_tokenizer(text / "tokenizer") if text.is_dir() else file_tokenizer(text)
+    return lambda prompt: len(tokenizer.ids(prompt)), MaskedText.max_tokens
+
+
+def holds(file: Path, header: Mapping[str, Any]) -> bool:
+    """Whether ``file`` is a transformer of Wan that makes clips of text alone, by its header."""
+    if not is_wan_file(header) or file.suffix.lower() not in FILE_SUFFIXES:
+        return False
+    try:
+        with shapes_only():
+            read_wan(file)
+    except ModelError:
+        return False
+    return True
+
+
+def lacks(path: Path) -> list[str]:
+    """Parts that are not there, each with what to fetch; weights that a folder should have."""
+    needs = missing(path, Companions())
+    found = [f"{n.part} ({n.downloads[0].folder}/{n.downloads[0].name})" for n in needs]
+    transformer = Places.of(path, Companions()).transformer
+    if transformer.is_dir() and not any(f.suffix in FILE_SUFFIXES for f in transformer.iterdir()):
+        found.append(f"the weights in {transformer.name}")
+    return found
+
+
+def skeleton(device: torch.device | str) -> VideoModel:
+    """Wan 2.1 T2V 1.3B without its weights, and without a tiny VAE."""
+    return build_skeleton(device, heads=12, layers=30, hidden=8960)
+
+
+def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: int) -> VideoModel:
+    """A transformer of these sizes with UMT5-XXL and the exact VAE: on "meta" without contents, on
+    another device with random weights.
+    """
+    with torch.device(device):
+        network = WanTransformer3DModel(
+            num_attention_heads=heads, num_layers=layers, ffn_dim=hidden
+        )
+        encoder, vae = UMT5EncoderModel(xxl_config()), AutoencoderKLWan()
+    return VideoModel(
+        family=FAMILY,
+        name=f"wan-{heads * 128}",
+        path=Path("no wan files"),
+        network=network,
+        codec=CausalCodec(vae),
+        text=MaskedText(encoder, None),
+        noise=RectifiedFlow(SHIFT),
+        base_hash="",
+        licence=LICENCE,
+        **SIZE,
+    ).freeze()
+
+
+FAMILY = Family(
+    name="wan",
+    title="Wan (text to video: Wan 2.1 1.3B and 14B, Wan 2.2 14B)",
+    architecture="wan-t2v",
+    licence=LICENCE,
+    frames=tuple(range(5, 122, 4)),
+    matches=matches,
+    load=load,
+    missing=missing,
+    denoise=denoise,
+    blocks=(WanTransformerBlock,),
+    layers=LayerNames(
+        markers=("ffn", "cross_attn"),
+        words="(?:self|cross)_attn|to_(?:q|k|v|out)",
+        text_layer="attn2.to_k",
+        # Input, output, text and time carry no look and no motion of their own.
+        untouched=("condition_embedder", "proj_out"),
+        original=original_name,
+        path_of=diffusers_name,
+    ),
+    bases=(
+        Base("wan-1.3b", "Wan 2.1 T2V 1.3B", 1536, (480, 272, 33)),
+        Base("wan-14b", "Wan 2.1 or Wan 2.2 T2V 14B", 5120, (480, 272, 33)),
+    ),
+    cards=(
+        CardPreset(8, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight"),
+        CardPreset(12, 33, 272, 480, 32, batch=1, accumulation=4),
+        CardPreset(16, 33, 272, 480, 64, batch=1, accumulation=4),
+        CardPreset(24, 33, 272, 480, 64, batch=2, accumulation=2),
+        CardPreset(48, 33, 480, 832, 64, batch=2, accumulation=2),
+    ),
+    skeleton=skeleton,
+    counter=counter,
+    takes=("vae", "text_encoder", "tiny_vae"),
+    exact=is_exact,
+    shelf=Shelf("diffusion_models", holds, lacks),
+    published={
+        "wan2.1_t2v_1.3B_fp16.safetensors": COMFYUI,
+        "wan2.1_t2v_1.3B_bf16.safetensors": COMFYUI,
+        "wan2.1_t2v_14B_fp16.safetensors": COMFYUI,
+        "wan2.1_t2v_14B_bf16.safetensors": COMFYUI,
+        "wan2.1_t2v_14B_fp8_e4m3fn.safetensors": COMFYUI,
+        "wan2.1_t2v_14B_fp8_scaled.safetensors": COMFYUI,
+        "wan2.2_t2v_high_noise_14B_fp16.safetensors": COMFYUI_22,
+        "wan2.2_t2v_low_noise_14B_fp16.safetensors": COMFYUI_22,
+        "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
+        "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
+        "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "Wan2.1-T2V-14B-Diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    },
+)
