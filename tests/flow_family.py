@@ -73,7 +73,7 @@ def video_model(
 def networks() -> tuple[Any, Any, Any]:
     """Transformer, autoencoder and text encoder with random weights."""
     transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16,
+        num_attention_heads=2, attention_head_dim=16, in_channels=16, out_channels=16,
         text_embed_dim=32, time_embed_dim=32, num_layers=2, sample_width=4, sample_height=4,
         sample_frames=5, max_text_seq_length=TOKENS,
     )  # fmt: skip
@@ -121,7 +121,7 @@ FAMILY = Family(
     denoise=denoise,
     blocks=(CogVideoXBlock,),
     layers=LayerNames(
-        markers=("text_proj",),
+        markers=("norm1",),
         words="patch_embed|text_proj|time_embedding|transformer_blocks|linear_[12]|norm_out"
         "|proj_out|to_(?:q|k|v|out)",
         text_layer="patch_embed.text_proj",

@@ -145,9 +145,11 @@ def device_from(options: argparse.Namespace) -> torch.device:
 
 def model_from(options: argparse.Namespace, name: str | None = None) -> VideoModel:
     """The base model that the flags of `add_model_arguments` name; raises ModelError."""
+    from ..data.cache import ContentCache
     from ..families import load_model
 
     companions = {part: getattr(options, part) for part in MODEL_PARTS}
     model = load_model(name or options.model, **companions)
+    model.text_store = ContentCache()
     print(f"Base model {model.name}; licence of its weights: {model.licence}.", file=sys.stderr)
     return model

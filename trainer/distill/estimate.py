@@ -83,7 +83,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     judge = list(parts.discriminator.parameters()) if parts.discriminator else []
     weights = [model.network, parts.decoder.vae, parts.features, parts.reader]
     if on_cpu or not config.hardware.offload_idle:
-        weights += [model.text.encoder, model.codec.vae]
+        weights += [model.text.loaded, model.codec.vae]
     adapter = storage_bytes(parts.parameters, META)
     averages = adapter if not config.optim.offload else 0
     return MemoryEstimate(

@@ -109,8 +109,8 @@ class Recipe:
         said = {
             "unet": [model.base_hash, _chosen(model.network.config, UNET_KEYS)],
             "text": [
-                _weights_hash(model.text.encoder),
-                _chosen(model.text.encoder.config, TEXT_KEYS),
+                model.text.fingerprint or _weights_hash(model.text.encoder),
+                _chosen(model.text.config, TEXT_KEYS),
             ],
             "schedule": model.noise.config,
             "prediction": model.noise.prediction,

@@ -194,6 +194,7 @@ class Previewer:
             seed=self.seed,
             size=s.sources.size,
             between=self._between,
+            quick=True,
             **options,
         )
         return as_frames(clips)

@@ -19,7 +19,15 @@ from ..motion.learned import build_representation
 from ..motion.sources import Replay
 from .batch import Session
 from .optimizers import build_optimizer
-from .sources import Log, Progress, add_adapter, load_motions, open_sources, real_frames
+from .sources import (
+    Log,
+    Progress,
+    add_adapter,
+    encode_prompts,
+    load_motions,
+    open_sources,
+    real_frames,
+)
 from .student import (
     ParameterEma,
     StepParts,
@@ -42,6 +50,7 @@ def build_session(
     """
     device = accelerator.device
     sources = open_sources(config, device, log, progress)
+    encode_prompts(config, sources, device, log)
     student = build_student(config, sources.model, device, log)
     motions, prompts = load_motions(config, student, sources, accelerator, log, progress)
     parts = build_parts(config, student, device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..adversarial.frames import ClipFrames, RealFrames, StyleFrames
 from ..config import TrainConfig
+from ..data.cache import ContentCache
 from ..data.images import ImageSet, scan_images
 from ..data.prompts import Prompt, PromptSet, build_prompts
 from ..data.videos import VideoSet, scan_videos
@@ -102,6 +103,7 @@ def open_sources(
         base_dtype(config.hardware.precision, device),
         **config.companions,
     )
+    model.text_store = ContentCache(config.data.cache)
     log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     frames = config.data.frames or model.frames
     height, width = config.data.height or model.height, config.data.width or model.width
@@ -116,6 +118,22 @@ def open_sources(
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     fps = config.data.fps or model.fps
     return Sources(model, images, prompts, shape, frames, height, width, fps)
+
+
+def encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, log: Log) -> None:
+    """Encode all that a run says, while ``device`` has no network yet, where the text encoder is
+    too large to lie beside it; states are kept in the cache, for every later run.
+    """
+    model, prompts = sources.model, sources.prompts
+    if not model.text.fingerprint:
+        return
+    texts = ["", *config.preview.prompts]
+    for prompt in prompts.prompts:
+        texts += [prompt.text, prompt.frame, prompt.teacher]
+    if sources.images is not None:
+        texts += prompts.judged([record.caption for record in sources.images.records])
+    log(f"{len(set(texts))} prompts and captions are encoded once and kept.")
+    model.remember_texts(texts, device)
 
 
 def _images(

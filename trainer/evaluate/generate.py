@@ -34,6 +34,7 @@ def generate_clips(
     lora: bool = True,
     progress: Progress | None = None,
     between: Callable[[], None] = lambda: None,
+    quick: bool = False,
     **options: Any,
 ) -> Tensor:
     """One clip a prompt: float32 pixels (N, 3, F, H, W) in [-1, 1] on the CPU.
@@ -42,7 +43,8 @@ def generate_clips(
     noise in every sampler. ``batch_size`` is as large as `clips_at_once` says by default. ``size``
     is (frames, height, width), the model's own by default. ``lora`` False switches an adapter of a
     model in training off: that is the teacher. ``between`` is called before every pass through the
-    network and may raise, to end it there. ``options`` go to the sampler.
+    network and may raise, to end it there. ``quick`` decodes as previews are. ``options`` go to the
+    sampler.
 
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make, and
     its `BrokenOutputError` for NaN or flat frames.
@@ -66,16 +68,16 @@ def generate_clips(
             text = model.encode_text(list(prompts[start : start + batch_size]))
             seeds = range(seed + start, seed + start + len(text))
             latents = sample(text, (len(text), *shape), seed=seeds, **options)
-            clips.append(_decoded(model, latents))
+            clips.append(_decoded(model, latents, quick))
             if progress is not None:
                 progress(start + len(text), len(prompts))
     return torch.cat(clips)
 
 
-def _decoded(model: VideoModel, latents: Tensor) -> Tensor:
+def _decoded(model: VideoModel, latents: Tensor, quick: bool) -> Tensor:
     check_latents(latents, model.network)
-    pixels = model.decode_clips(latents).float().cpu()
-    check_pixels(pixels, model.codec.vae)
+    pixels = model.decode_clips(latents, quick).float().cpu()
+    check_pixels(pixels, model.codec.quick.vae if quick else model.codec.vae)
     return pixels
 
 

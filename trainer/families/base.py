@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from ..models.weights import ModelError
 from ..words import allowed_frames
 from .codec import VideoCodec
 from .record import Companions, Family
-from .text import TextReader, unit_vectors
+from .text import TextReader, padded, trimmed, unit_vectors
 
 __all__ = ["Companions", "Family", "ModelError", "VideoModel"]
 
@@ -25,6 +25,16 @@ TEXTS_AT_ONCE = 32
 CELLS_AT_ONCE = 16 * 32 * 32
 """Latent cells that a network samples at a time, before guidance doubles them: one clip of 16
 frames of 256 px."""
+
+
+class TextStore(Protocol):
+    """Tensors on disk by the hash of what they depend on, as `data.cache.ContentCache`."""
+
+    def key(self, *parts: str) -> str: ...
+
+    def load(self, key: str) -> dict[str, Tensor] | None: ...
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass
@@ -58,6 +68,8 @@ class VideoModel:
     """The words of all that it can draw, where that is next to nothing; empty for most models."""
     resting: bool = False
     """Whether text encoder and autoencoder wait in main memory while they are not needed."""
+    text_store: TextStore | None = None
+    """Where states of prompts are kept on disk."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -100,7 +112,8 @@ class VideoModel:
         move(self.network, device, dtype, self.family.exact)
         _keep_output_in_fp32(self.network)
         idle = "cpu" if self.resting else device
-        self.text.encoder.to(idle, dtype)
+        if self.text.loaded is not None:
+            self.text.loaded.to(idle, dtype)
         for vae in self._autoencoders():
             vae.to(idle)
         self.noise = self.noise.to(device)
@@ -125,28 +138,79 @@ class VideoModel:
                 part.to("cpu")
 
     def freeze(self) -> VideoModel:
-        for module in (self.network, *self._autoencoders(), self.text.encoder):
-            module.requires_grad_(False).eval()
+        for module in (self.network, *self._autoencoders(), self.text.loaded):
+            if module is not None:
+                module.requires_grad_(False).eval()
         return self
 
     def _autoencoders(self) -> list[nn.Module]:
         exact, quick = self.codec.vae, self.codec.quick.vae
         return [exact] if quick is exact else [exact, quick]
 
-    @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """States (B, L, D) on the network's device and in its dtype.
 
         Each prompt is encoded once and remembered in main memory.
         """
+        self.remember_texts(prompts)
+        length = self.text.max_tokens
+        states = [padded(self._text_cache[prompt], length) for prompt in prompts]
+        return torch.stack(states).to(self.device)
+
+    @torch.no_grad()
+    def remember_texts(self, prompts: Sequence[str], device: torch.device | None = None) -> None:
+        """Encode on ``device`` (the network's) those of ``prompts`` that are not known yet.
+
+        States of an encoder that is let go afterwards are kept in `text_store`, where there is one.
+        """
         missing = [p for p in dict.fromkeys(prompts) if p not in self._text_cache]
-        if missing:
+        keys = {prompt: self._text_key(prompt) for prompt in missing}
+        for prompt, key in keys.items():
+            kept = self.text_store.load(key) if self.text_store and key else None
+            if kept is not None:
+                self._text_cache[prompt] = kept["states"].to(self.dtype)
+        missing = [p for p in missing if p not in self._text_cache]
+        if not missing:
+            return
+        with self._reading(device or self.device):
+            for start in range(0, len(missing), TEXTS_AT_ONCE):
+                part = missing[start : start + TEXTS_AT_ONCE]
+                for prompt, states in zip(part, self.text.encode(part).cpu(), strict=True):
+                    self._keep_text(prompt, keys[prompt], states)
+
+    def _text_key(self, prompt: str) -> str:
+        if self.text_store is None or not self.text.fingerprint:
+            return ""
+        tokens = str(self.text.tokens(prompt))
+        return self.text_store.key("text", self.text.fingerprint, tokens)
+
+    def _keep_text(self, prompt: str, key: str, states: Tensor) -> None:
+        if self.text.fingerprint:
+            states = trimmed(states)
+        if self.text_store is not None and key:
+            self.text_store.keep(key, {"states": states})
+        self._text_cache[prompt] = states.to(self.dtype)
+
+    @contextmanager
+    def _reading(self, device: torch.device) -> Iterator[None]:
+        """Inside, the text encoder is on ``device``. One that can be read again is let go in the
+        end, and the network makes room for it meanwhile: both together fit few cards.
+        """
+        if not self.text.fingerprint:
             with self.awake(self.text.encoder):
-                for start in range(0, len(missing), TEXTS_AT_ONCE):
-                    part = missing[start : start + TEXTS_AT_ONCE]
-                    states = self.text.encode(part).to("cpu", self.dtype)
-                    self._text_cache.update(zip(part, states, strict=True))
-        return torch.stack([self._text_cache[p] for p in prompts]).to(self.device)
+                yield
+            return
+        home = self.device
+        away = home.type == device.type != "cpu"
+        try:
+            if away:
+                self.network.to("cpu")
+            self.text.encoder.to(device)
+            yield
+        finally:
+            self.text.release()
+            if away:
+                self.network.to(home)
 
     def pooled_text(self, prompts: Sequence[str]) -> Tensor:
         """One unit vector per prompt (B, D) for the discriminator."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.clip import clip_tokenizer, read_tokenizer
-from ..models.umt5 import END, PAD, TextTokenizer
+from ..models.umt5 import END, PAD, TextTokenizer, Umt5
 
 
 class TextReader(Protocol):
@@ -20,6 +20,28 @@ class TextReader(Protocol):
     """
 
     encoder: Any
+    """Read now where it is not in memory yet."""
+
+    @property
+    def loaded(self) -> nn.Module | None:
+        """The encoder, None where it is not in memory."""
+        ...
+
+    def release(self) -> None:
+        """Let the encoder go, where it can be read again."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """What the encoder is built like."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder's weights, for states that are kept on disk; empty where none are: the
+        encoder is small and stays in memory.
+        """
+        ...
 
     @property
     def width(self) -> int:
@@ -51,8 +73,21 @@ class TextReader(Protocol):
 class ClipText:
     """CLIP's text encoder with its tokenizer; the last hidden states, as diffusers takes them."""
 
+    fingerprint = ""
+
     def __init__(self, encoder: Any, tokenizer: Any):
         self.encoder, self.tokenizer = encoder, tokenizer
+
+    @property
+    def loaded(self) -> nn.Module:
+        return self.encoder
+
+    def release(self) -> None:
+        """Stays in memory."""
+
+    @property
+    def config(self) -> Any:
+        return self.encoder.config
 
     @property
     def width(self) -> int:
@@ -86,16 +121,49 @@ class ClipText:
 
 
 class MaskedText:
-    """UMT5 with its tokenizer. States past a prompt's end are zero; the network reads those too."""
+    """UMT5 with its tokenizer. States past a prompt's end are zero; the network reads those too.
+
+    With a ``source`` the encoder is read when a prompt needs it and can be let go: it is several
+    times as large as a small transformer.
+    """
 
     max_tokens = 512
 
-    def __init__(self, encoder: Any, tokenizer: TextTokenizer | None):
-        self.encoder, self.tokenizer = encoder, tokenizer
+    def __init__(self, encoder: Any, tokenizer: TextTokenizer | None, source: Umt5 | None = None):
+        self.tokenizer, self.source = tokenizer, source
+        self._encoder = encoder
+
+    @classmethod
+    def of(cls, source: Umt5) -> MaskedText:
+        """One whose encoder is not in memory yet."""
+        return cls(None, source.tokenizer, source)
+
+    @property
+    def encoder(self) -> Any:
+        if self._encoder is None:
+            assert self.source is not None
+            self._encoder = self.source.load()
+        return self._encoder
+
+    @property
+    def loaded(self) -> nn.Module | None:
+        return self._encoder
+
+    def release(self) -> None:
+        if self.source is not None:
+            self._encoder = None
+
+    @property
+    def config(self) -> Any:
+        return self._encoder.config if self.source is None else self.source.config
+
+    @property
+    def fingerprint(self) -> str:
+        return "" if self.source is None else self.source.fingerprint
 
     @property
     def width(self) -> int:
-        return int(self.encoder.config.d_model)
+        return int(self.config.d_model)
 
     def count(self, prompt: str) -> int:
         return len(self.tokens(prompt))
@@ -122,6 +190,17 @@ class MaskedText:
         """The mean of the states up to a prompt's end."""
         said = (states != 0).any(-1, keepdim=True).to(states.dtype)
         return (states * said).sum(1) / said.sum(1).clamp(min=1)
+
+
+def trimmed(states: Tensor) -> Tensor:
+    """``states`` (L, D) on the CPU without the zeros at the end; at least one is left."""
+    said = (states != 0).any(-1).nonzero()
+    return states[: int(said[-1]) + 1 if len(said) else 1].clone()
+
+
+def padded(states: Tensor, length: int) -> Tensor:
+    """``states`` (L, D) with zeros up to ``length``."""
+    return nn.functional.pad(states, (0, 0, 0, length - len(states)))
 
 
 def unit_vectors(reader: TextReader, states: Tensor, empty: Tensor) -> Tensor:

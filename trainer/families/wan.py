@@ -24,7 +24,7 @@ from ..models.about import read_about
 from ..models.comfyui_folders import find_beside
 from ..models.downloads import TEXT_ENCODERS, WAN_VAES, Need
 from ..models.tiny_vae import is_tiny_vae, read_tiny_vae
-from ..models.umt5 import file_tokenizer, folder_tokenizer, is_umt5, read_umt5, xxl_config
+from ..models.umt5 import file_tokenizer, folder_tokenizer, is_umt5, open_umt5, xxl_config
 from ..models.wan import (
     CLASS,
     build_wan,
@@ -128,8 +128,8 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         raise error
     assert places.text is not None and places.vae is not None
     with mended_by("text_encoder"):
-        encoder, tokenizer = read_umt5(places.text, dtype)
-        _check_width(encoder, found.options, places.text)
+        source = open_umt5(places.text, dtype)
+        _check_width(source.config.d_model, found.options, places.text)
     with mended_by("vae"):
         vae = read_wan_vae(places.vae)
     with mended_by("tiny_vae"):
@@ -142,7 +142,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         path=path,
         network=build_wan(found, dtype),
         codec=CausalCodec(vae, tiny),
-        text=MaskedText(encoder, tokenizer),
+        text=MaskedText.of(source),
         noise=RectifiedFlow(SHIFT),
         frames=about["frames"],
         height=about["height"],
@@ -159,8 +159,7 @@ def _files(transformer: Path) -> list[Path]:
     return weight_files(transformer) if transformer.is_dir() else [transformer]
 
 
-def _check_width(encoder: Any, options: Mapping[str, Any], source: Path) -> None:
-    width = encoder.config.d_model
+def _check_width(width: int, options: Mapping[str, Any], source: Path) -> None:
     if width != options["text_dim"]:
         raise ModelError(
             f"The text encoder '{source}' is {width} wide, the transformer reads "

@@ -4,7 +4,8 @@ diffusers folders.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,13 @@ from transformers import UMT5Config, UMT5EncoderModel
 from .fp8 import build_fp8_network
 from .weights import (
     ModelError,
+    file_fingerprint,
     file_keys,
     read_file,
     read_json,
     read_weights,
+    shapes_only,
+    weight_files,
     with_contents,
 )
 
@@ -61,6 +65,33 @@ class JsonTokenizer:
 
     def ids(self, prompt: str) -> list[int]:
         return [*self.tokenizer.encode(prompt, add_special_tokens=False).ids, END]
+
+
+@dataclass(frozen=True)
+class Umt5:
+    """A text encoder that was found whole, and its tokenizer; ``load`` reads its weights, frozen.
+
+    ``fingerprint`` is one of them, empty where only shapes are read.
+    """
+
+    config: Any
+    tokenizer: TextTokenizer
+    fingerprint: str
+    load: Callable[[], nn.Module]
+
+
+def open_umt5(path: Path, dtype: torch.dtype) -> Umt5:
+    """What `read_umt5` reads, without its weights. Raises ModelError for all that it refuses."""
+    with shapes_only():
+        encoder, tokenizer = read_umt5(path, dtype)
+    files = weight_files(path / "text_encoder") if path.is_dir() else [path]
+    config: Any = encoder.config
+    return Umt5(
+        config,
+        tokenizer,
+        file_fingerprint(files),
+        lambda: read_umt5(path, dtype)[0].requires_grad_(False),
+    )
 
 
 def read_umt5(path: Path, dtype: torch.dtype) -> tuple[nn.Module, TextTokenizer]:
