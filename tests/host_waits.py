@@ -11,7 +11,7 @@ from collections import Counter
 IN_A_STEP = {
     "trainer/distill/distiller.py:shared_values": "losses and gradient norm, in one copy",
     "trainer/distill/motions.py:add": "predictions to replay, after the optimizer's step",
-    "trainer/families/base.py:encode_text": "a prompt's text, once a run",
+    "trainer/families/base.py:remember_texts": "a prompt's text, once a run",
     "trainer/distill/ends.py:_look": "maps of a clip that is looked at once a run",
     "trainer/families/base.py:awake": "a part that rests in main memory goes back there",
 }

@@ -6,7 +6,8 @@ Only file headers and config files are read, so that a list of hundreds of check
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,24 @@ def find_vaes(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> list
         for file in _files(root)
         if _is_sd15_vae(file)
     ]
+
+
+def find_fitting(
+    comfyui: Path | None,
+    folders: Sequence[Path],
+    names: Sequence[str],
+    fits: Callable[[Path], bool],
+) -> list[tuple[str, Path]]:
+    """(name, path) of the files that ``fits`` takes, in the folders ``names`` below ComfyUI's
+    models and ``folders``; those that cannot be read are passed over.
+    """
+    found = []
+    for root in _places(comfyui, folders, names):
+        for file in _files(root):
+            with suppress(ModelError, OSError):
+                if fits(file):
+                    found.append((file.relative_to(root).as_posix(), file))
+    return found
 
 
 def _places(comfyui: Path | None, folders: Sequence[Path], names: Sequence[str]) -> list[Path]:

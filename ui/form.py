@@ -29,7 +29,7 @@ NOT_IN_FORM = ("run", "data.cache")
 """The page decides where runs and caches go."""
 RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
 NAMES = tuple(RECORDS)
-PATHS = ("images", "videos", "prompts", "motion_module", "vae")
+PATHS = ("images", "videos", "prompts", "motion_module", "vae", "text_encoder", "tiny_vae")
 NAMED = {
     "start_from": ("auto", "none"),
     "adversarial.features": ("auto", BUNDLED, "dinov2", "efficientnet-lite0"),
@@ -43,6 +43,8 @@ LABELS = {
     "prompts": "Prompts file",
     "motion_module": "Motion module",
     "vae": "VAE",
+    "text_encoder": "Text encoder",
+    "tiny_vae": "Tiny VAE",
     "trigger": "Trigger word",
     "prompt_template": "Caption for images without one",
     "steps": "Training steps",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cards import CardPreset, Speed
-from ..models.downloads import Need
+from ..models.downloads import Download, Need
 
 if TYPE_CHECKING:
     from .base import VideoModel
@@ -82,6 +82,17 @@ class Loader:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What to do for a companion: ``downloads`` to fetch by hand, and ``fits``, which tells one by
+    its path, of the files in ``folders`` of ComfyUI's ``models``.
+    """
+
+    downloads: tuple[Download, ...]
+    folders: tuple[str, ...]
+    fits: Callable[[Path], bool]
+
+
+@dataclass(frozen=True)
 class Shelf:
     """Where a family's base models lie on a machine, for the list of those that are there.
 
@@ -132,6 +143,8 @@ class Family:
     """Of a base model: the counter of a prompt's tokens, and how many are read."""
     takes: tuple[str, ...] = ("vae",)
     """The `Companions` that it can be given."""
+    offers: Mapping[str, Offer] = field(default_factory=dict)
+    """By companion: what to fetch or to choose, where it is not what most families need."""
     exact: Callable[[str], bool] = lambda name: False
     """Takes the names of the network's weights and buffers that keep fp32 beside half precision."""
     speed: Speed | None = None

@@ -22,7 +22,7 @@ from ..cards import CardPreset
 from ..diffusion.noise import RectifiedFlow
 from ..models.about import read_about
 from ..models.comfyui_folders import find_beside
-from ..models.downloads import TEXT_ENCODERS, WAN_VAES, Need
+from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES, Need
 from ..models.tiny_vae import is_tiny_vae, read_tiny_vae
 from ..models.umt5 import file_tokenizer, folder_tokenizer, is_umt5, open_umt5, xxl_config
 from ..models.wan import (
@@ -47,7 +47,7 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, LayerNames, Shelf
+from .record import Base, LayerNames, Offer, Shelf
 from .text import MaskedText
 
 SHIFT = 5.0
@@ -59,6 +59,13 @@ TEXT = ("text_encoder", "tokenizer")
 """Folders of a diffusers model that make states of prompts."""
 COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/diffusion_models"
 COMFYUI_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
+
+
+OFFERS = {
+    "text_encoder": Offer(TEXT_ENCODERS, ("text_encoders", "clip"), is_umt5),
+    "vae": Offer(WAN_VAES, ("vae",), is_wan_vae),
+    "tiny_vae": Offer(TINY_VAES, ("vae_approx", "vae"), is_tiny_vae),
+}
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,7 @@ class Places:
         else:
             found = cls(
                 path,
-                find_beside(path, ("text_encoders", "clip"), is_umt5),
-                find_beside(path, ("vae",), is_wan_vae),
-                find_beside(path, ("vae_approx", "vae"), is_tiny_vae),
+                *(find_beside(path, OFFERS[name].folders, OFFERS[name].fits) for name in OFFERS),
             )
         return cls(
             found.transformer,
@@ -180,11 +185,15 @@ def _needs(path: Path, places: Places) -> tuple[Need, ...]:
     needs = []
     if places.text is None:
         about = f"'{path.name}' comes without a text encoder; Wan reads prompts by UMT5."
-        needs.append(Need("Text encoder", "text_encoder", about, TEXT_ENCODERS))
+        needs.append(_need("Text encoder", "text_encoder", about))
     if places.vae is None:
         about = f"'{path.name}' comes without a VAE; it needs that of Wan 2.1."
-        needs.append(Need("VAE", "vae", about, WAN_VAES))
+        needs.append(_need("VAE", "vae", about))
     return tuple(needs)
+
+
+def _need(part: str, setting: str, about: str) -> Need:
+    return Need(part, setting, about, OFFERS[setting].downloads)
 
 
 def denoise(network: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
@@ -285,7 +294,8 @@ FAMILY = Family(
     ),
     skeleton=skeleton,
     counter=counter,
-    takes=("vae", "text_encoder", "tiny_vae"),
+    takes=tuple(OFFERS),
+    offers=OFFERS,
     exact=is_exact,
     shelf=Shelf("diffusion_models", holds, lacks),
     published={

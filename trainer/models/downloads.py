@@ -66,6 +66,10 @@ WAN_VAES = (
     Download("wan_2.1_vae.safetensors", "0.25 GB", "Apache-2.0",
              "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "models/vae"),
 )  # fmt: skip
+TINY_VAES = (
+    Download("taew2_1.safetensors", "22.7 MB", "MIT", "Kijai/WanVideo_comfy",
+             "models/vae_approx"),
+)  # fmt: skip
 FEATURE_NETWORKS = (
     Download("config.json and model.safetensors", "88 MB", "Apache-2.0", "facebook/dinov2-small",
              "models/dinov2/dinov2-small"),

