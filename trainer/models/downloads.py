@@ -69,6 +69,8 @@ WAN_VAES = (
 TINY_VAES = (
     Download("taew2_1.safetensors", "22.7 MB", "MIT", "Kijai/WanVideo_comfy",
              "models/vae_approx"),
+    Download("lighttaew2_1.safetensors", "45 MB", "Apache-2.0", "lightx2v/Autoencoders",
+             "models/vae_approx"),
 )  # fmt: skip
 FEATURE_NETWORKS = (
     Download("config.json and model.safetensors", "88 MB", "Apache-2.0", "facebook/dinov2-small",
