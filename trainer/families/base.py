@@ -182,7 +182,7 @@ class VideoModel:
         if self.text_store is None or not self.text.fingerprint:
             return ""
         tokens = str(self.text.tokens(prompt))
-        return self.text_store.key("text", self.text.fingerprint, tokens)
+        return self.text_store.key("text", self.text.fingerprint, str(self.dtype), tokens)
 
     def _keep_text(self, prompt: str, key: str, states: Tensor) -> None:
         if self.text.fingerprint:
