@@ -14,6 +14,8 @@ from trainer.families import FAMILIES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 VARIANT = "bf16, recomputing"
+MEASURED = [family for family in FAMILIES if family.speed]
+"""Families whose speed was measured on a card."""
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -33,14 +35,14 @@ def found(tmp_path_factory):
 
 def test_every_family_is_measured(found):
     rows = {row["family"]: row for row in found["steps"]}
-    assert set(rows) == {family.name for family in FAMILIES}
+    assert set(rows) == {family.name for family in MEASURED}
     for row in rows.values():
         assert row["variant"] == VARIANT
         assert row["seconds"] > 0 and row["estimated_gib"] > 0 and row["peak_share"] > 0
 
 
 def test_clips_are_timed_for_student_and_teacher(found):
-    for family in FAMILIES:
+    for family in MEASURED:
         rows = [row for row in found["clips"] if row["family"] == family.name]
         student = [row["steps"] for row in rows if row["who"] == "student"]
         assert student == [1, 2, 4, 8] and rows[-1]["who"] == "teacher"

@@ -43,6 +43,8 @@ STEP_OPTIONS: dict[str, dict[str, Any]] = {
     "no discriminator": {"adversarial.weight": 0.0, "optim.grad_clip": 0.0},
     "efficientnet": {"adversarial.features": "efficientnet-lite0"},
 }  # fmt: skip
+STAND_INS = ("modelscope", "animatediff")
+"""Families that a tiny model is made of here."""
 SIZES = ("data.frames", "data.height", "data.width", "lora.rank", "data.batch_size")
 
 
@@ -51,7 +53,7 @@ def presets() -> dict[str, tuple[str, dict[str, Any]]]:
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     known = []
     for family in FAMILIES:
-        for preset in family.cards:
+        for preset in family.cards if family.name in STAND_INS else ():
             rest = {k: v for k, v in preset.settings.items() if k not in SIZES}
             rest["optim.accumulation"] = min(2, rest["optim.accumulation"])
             if (family.name, rest) not in known:

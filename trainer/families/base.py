@@ -16,7 +16,7 @@ from ..models.weights import ModelError
 from ..words import allowed_frames
 from .codec import VideoCodec
 from .record import Companions, Family
-from .text import TextReader, padded, trimmed, unit_vectors
+from .text import TextReader, padded, unit_vectors
 
 __all__ = ["Companions", "Family", "ModelError", "VideoModel"]
 
@@ -185,8 +185,8 @@ class VideoModel:
         return self.text_store.key("text", self.text.fingerprint, str(self.dtype), tokens)
 
     def _keep_text(self, prompt: str, key: str, states: Tensor) -> None:
-        if self.text.fingerprint:
-            states = trimmed(states)
+        if self.text.fingerprint:  # zeros past the end are not kept
+            states = states[: self.text.count(prompt)].clone()
         if self.text_store is not None and key:
             self.text_store.keep(key, {"states": states})
         self._text_cache[prompt] = states.to(self.dtype)

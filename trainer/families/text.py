@@ -192,12 +192,6 @@ class MaskedText:
         return (states * said).sum(1) / said.sum(1).clamp(min=1)
 
 
-def trimmed(states: Tensor) -> Tensor:
-    """``states`` (L, D) on the CPU without the zeros at the end; at least one is left."""
-    said = (states != 0).any(-1).nonzero()
-    return states[: int(said[-1]) + 1 if len(said) else 1].clone()
-
-
 def padded(states: Tensor, length: int) -> Tensor:
     """``states`` (L, D) with zeros up to ``length``."""
     return nn.functional.pad(states, (0, 0, 0, length - len(states)))

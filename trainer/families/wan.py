@@ -61,9 +61,14 @@ COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/diffusi
 COMFYUI_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
 
 
+def _is_own_vae(path: Path) -> bool:
+    """By its name too: Qwen-Image's VAE has the same layers and lies in the same folder."""
+    return "wan" in path.name.lower() and is_wan_vae(path)
+
+
 OFFERS = {
     "text_encoder": Offer(TEXT_ENCODERS, ("text_encoders", "clip"), is_umt5),
-    "vae": Offer(WAN_VAES, ("vae",), is_wan_vae),
+    "vae": Offer(WAN_VAES, ("vae",), _is_own_vae),
     "tiny_vae": Offer(TINY_VAES, ("vae_approx", "vae"), is_tiny_vae),
 }
 

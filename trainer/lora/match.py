@@ -68,9 +68,10 @@ def text_width(in_widths: Mapping[str, int]) -> int | None:
     there are none.
     """
     layers = layers_of(in_widths)
+    ends = (layers.text_layer, layers.text_layer.replace(".", "_"))
     for name in sorted(in_widths):
         path = module_path(name, layers) or name
-        if path.endswith(layers.text_layer) and not any(m in path for m in layers.markers):
+        if path.endswith(ends) and not any(m in path for m in layers.markers):
             return in_widths[name]
     return None
 

@@ -52,11 +52,9 @@ def read_wan_vae(path: Path) -> nn.Module:
 
 
 def is_wan_vae(path: Path) -> bool:
-    """Whether the file at ``path`` is the VAE of Wan 2.1, by its name and its header: Qwen-Image's
-    has the same layers.
+    """Whether the file at ``path`` has the layers of Wan 2.1's VAE, by its header. Qwen-Image's has
+    the same.
     """
-    if "wan" not in path.name.lower():
-        return False
     with shapes_only():
         found = read_file(path, lambda name: name in (ORIGINAL, LAST))
     return ORIGINAL in found and LAST in found and found[LAST].shape[0] == CHANNELS
