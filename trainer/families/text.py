@@ -19,8 +19,10 @@ class TextReader(Protocol):
     Where an encoder has a mask, the states past a prompt's end are zero; nothing else says so.
     """
 
-    encoder: Any
-    """Read now where it is not in memory yet."""
+    @property
+    def encoder(self) -> Any:
+        """Read now where it is not in memory yet."""
+        ...
 
     @property
     def loaded(self) -> nn.Module | None:
