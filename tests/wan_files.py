@@ -180,7 +180,9 @@ def build_tiny_vae() -> Any:
     from trainer.models.tiny_vae import TinyVae
 
     torch.manual_seed(3)
-    return TinyVae((8, 6, 6, 4)).eval().requires_grad_(False)
+    tiny = TinyVae((8, 6, 6, 4)).eval().requires_grad_(False)
+    tiny.decoder[-1].weight.mul_(30)  # so that random weights give no flat grey
+    return tiny
 
 
 def tiny_vae_state(tiny: Any) -> dict[str, Tensor]:
