@@ -291,7 +291,7 @@ def test_the_full_size_encoder_has_no_key_too_many_or_too_few(pieces, monkeypatc
             feed_forward_proj="gated-gelu",
         ))  # fmt: skip
     state = wan_files.encoder_state(whole, pieces)
-    monkeypatch.setattr("trainer.models.umt5.read_file", lambda file: dict(state))
+    monkeypatch.setattr("trainer.models.umt5.read_file", lambda file, keep=None: dict(state))
     (tmp_path / "umt5.safetensors").touch()
     built, _ = read_umt5(tmp_path / "umt5.safetensors", torch.bfloat16)
     assert built.config.to_diff_dict() == whole.config.to_diff_dict()

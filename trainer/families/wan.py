@@ -23,7 +23,7 @@ from ..diffusion.noise import RectifiedFlow
 from ..models.about import read_about
 from ..models.comfyui_folders import find_beside
 from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES, Need
-from ..models.tiny_vae import is_tiny_vae, read_tiny_vae
+from ..models.tiny_vae import TinyVae, is_tiny_vae, read_tiny_vae
 from ..models.umt5 import file_tokenizer, folder_tokenizer, is_umt5, open_umt5, xxl_config
 from ..models.wan import (
     CLASS,
@@ -239,25 +239,25 @@ def lacks(path: Path) -> list[str]:
 
 
 def skeleton(device: torch.device | str) -> VideoModel:
-    """Wan 2.1 T2V 1.3B without its weights, and without a tiny VAE."""
+    """Wan 2.1 T2V 1.3B without its weights, with a tiny VAE."""
     return build_skeleton(device, heads=12, layers=30, hidden=8960)
 
 
 def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: int) -> VideoModel:
-    """A transformer of these sizes with UMT5-XXL and the exact VAE: on "meta" without contents, on
-    another device with random weights.
+    """A transformer of these sizes with UMT5-XXL, the exact VAE and the tiny one: on "meta" without
+    contents, on another device with random weights.
     """
     with torch.device(device):
         network = WanTransformer3DModel(
             num_attention_heads=heads, num_layers=layers, ffn_dim=hidden
         )
-        encoder, vae = UMT5EncoderModel(xxl_config()), AutoencoderKLWan()
+        encoder, vae, tiny = UMT5EncoderModel(xxl_config()), AutoencoderKLWan(), TinyVae()
     return VideoModel(
         family=FAMILY,
         name=f"wan-{heads * 128}",
         path=Path("no wan files"),
         network=network,
-        codec=CausalCodec(vae),
+        codec=CausalCodec(vae, tiny),
         text=MaskedText(encoder, None),
         noise=RectifiedFlow(SHIFT),
         base_hash="",
