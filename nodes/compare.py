@@ -10,7 +10,7 @@ COLUMNS = 5
 
 
 class SideBySide(io.ComfyNode):
-    """Batches of different length and size play in step under their labels."""
+    """Shows clips of different length and size in sync, with labels above them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -33,11 +33,11 @@ class SideBySide(io.ComfyNode):
             category="MCM/utils",
             **found_by("compare", "comparison", "video grid", "labels"),
             description=(
-                "Up to five image batches beside each other under labels, as one batch for Create "
-                "Video or Preview Image. Shorter ones start again until the longest has ended."
+                "Puts up to five clips side by side with labels, as one image batch for Create "
+                "Video or Preview Image. Shorter clips repeat until the longest ends."
             ),
             inputs=inputs,
-            outputs=[io.Image.Output(tooltip="The comparison, one image a frame.")],
+            outputs=[io.Image.Output(tooltip="The comparison, one image per frame.")],
         )
 
     @classmethod

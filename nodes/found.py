@@ -1,4 +1,4 @@
-"""Words by which people look for a node, where this ComfyUI has a place for them."""
+"""Search words of the nodes, for ComfyUI versions that support them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ FEW_STEP = ("few step", "lcm", "consistency", "turbo", "lightning", "fast", "dis
 
 
 def found_by(*words: str) -> dict[str, list[str]]:
-    """Keyword arguments for `io.Schema`; none before ComfyUI 0.11, which has no such field.
+    """Keyword arguments for `io.Schema`; empty before ComfyUI 0.11, which has no such field.
 
-    Where a query is in no node's name, the frontend puts those first that have it as a whole word
-    of this list, and after them those that have it late in a phrase. Loaders begin a graph: they
-    have "lcm", the nodes behind them "sampler for lcm".
+    When no node's name matches a query, the frontend ranks whole-word matches in this list first
+    and matches late in a phrase after them. Loaders start a graph, so they have "lcm"; nodes
+    further along have "sampler for lcm".
     """
     if "search_aliases" not in io.Schema.__dataclass_fields__:
         return {}

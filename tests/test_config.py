@@ -246,11 +246,11 @@ def test_all_wrong_settings_are_listed_at_once() -> None:
     [
         (b"[motion]\nhuber = 1\n", r"c.toml: `motion.huber` is not a setting"),
         (b"motion = 3\n", r"c.toml: `motion` is a table"),
-        (b"steps = \n", r"c.toml: is not valid TOML: .*line 1"),
+        (b"steps = \n", r"c.toml is not valid TOML: .*line 1"),
         (b'images = "C:\\Users\\me"\n', r"write Windows paths with / or in 'single' quotes"),
-        ('trigger = "Öl"\n'.encode("cp1252"), r"c.toml: is not UTF-8 text"),
-        ("steps = 3\n".encode("utf-16"), r"c.toml: is not UTF-8 text"),
-        (b"steps = 1\nsteps = 2\n", r"c.toml: is not valid TOML"),
+        ('trigger = "Öl"\n'.encode("cp1252"), r"c.toml is not UTF-8 text"),
+        ("steps = 3\n".encode("utf-16"), r"c.toml is not UTF-8 text"),
+        (b"steps = 1\nsteps = 2\n", r"c.toml is not valid TOML"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -23,7 +23,7 @@ def card_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
     if gigabytes not in CARDS:
         raise ValueError(
             f"`card`={gigabytes} GB has no preset; use {', '.join(map(str, CARDS))}: the largest "
-            "that is not above your card's memory."
+            "that your card's memory allows."
         )
     brings_its_own = path is not None and (path / "mcm.json").is_file()
     chosen = next(p for p in presets if p.gigabytes == gigabytes)

@@ -88,7 +88,7 @@ def recommended(model: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("recommended", {})
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{file}: is not a JSON object ({error}); copy it again.") from error
+        raise ConfigError(f"{file} is not a JSON object ({error}); copy it again.") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: `recommended` must be an object of settings by dotted name.")
     found = _known(found, f"{file}: ")
@@ -138,8 +138,8 @@ def refuse_uneven_timesteps(config: TrainConfig) -> None:
     if 1000 % count:
         allowed = ", ".join(str(n) for n in range(8, 251) if not 1000 % n)
         raise ConfigError(
-            f"`trajectory.ddim_timesteps`={count} is not allowed: it must divide 1000, or the "
-            f"trajectory ends below timestep 999, where sampling begins; use {allowed}."
+            f"`trajectory.ddim_timesteps`={count} is not allowed: it must divide 1000, so that the "
+            f"trajectory reaches timestep 999, where sampling begins; use {allowed}."
         )
 
 
@@ -150,15 +150,13 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomlkit.parse(text).unwrap()
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give an existing TOML file."
+            f"{path} cannot be read ({error.strerror}); choose an existing TOML file."
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: is not UTF-8 text; save it again with the encoding UTF-8."
-        ) from error
+        raise ConfigError(f"{path} is not UTF-8 text; save it with UTF-8 encoding.") from error
     except TOMLKitError as error:
         raise ConfigError(
-            f"{path}: is not valid TOML: {error}. Texts need quotes; write Windows paths with / or "
+            f"{path} is not valid TOML: {error}. Put text in quotes; write Windows paths with / or "
             "in 'single' quotes."
         ) from error
 
@@ -176,7 +174,9 @@ def _known(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         inside = (f.name for f in fields() if f"{f.path}.".startswith(f"{name}.") or f.part == name)
         if example := next(inside, None):
-            raise ConfigError(f"{where}`{name}` is a table; set its fields, such as `{example}`.")
+            raise ConfigError(
+                f"{where}`{name}` is a group of settings; set one of them, such as `{example}`."
+            )
         near = _near(name)
         hint = f"; did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else "."
         raise ConfigError(f"{where}`{name}` is not a setting{hint}")

@@ -124,10 +124,10 @@ class Head:
     def _stop(self, name: str | None) -> None:
         run = self.site.places.run(name)
         run.request_stop()
-        tell(f"'{run.name}' saves, exports and ends after its present step.")
+        tell(f"'{run.name}' saves, exports and stops after the current training step.")
 
     def _resume(self, name: str | None) -> None:
         run = self.site.places.run(name)
         self.site.queue.add(run)
         self.site.keeper.wake()
-        tell(f"'{run.name}' goes on.")
+        tell(f"'{run.name}' continues.")

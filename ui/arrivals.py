@@ -109,7 +109,7 @@ def _kind(arrival: Arrival, made: Plan) -> tuple[str, str]:
         with arrival.open() as stream:
             what = content_of_bytes(stream.read(STARTS))
         if what in READABLE:
-            made.notes.append(f"{name}: its content is {what}, so it is kept as {READABLE[what]}")
+            made.notes.append(f"{name}: its content is {what}, so it was saved as {READABLE[what]}")
             return "image", READABLE[what]
         it_is = f" (it is {what})" if what else ""
         made.left_out.append(f"{name}: not an image or a caption{it_is}")
@@ -137,7 +137,7 @@ def _owners(
             found[picture].append((rank, caption))
         if len(mine) > 1:
             made.notes.append(
-                f"{caption.inside.name}: the caption of {len(mine)} images; each has a copy of it"
+                f"{caption.inside.name}: the caption of {len(mine)} images; each got a copy"
             )
         if called and not mine:
             made.left_out.append(f"{caption.inside.name}: a second caption of that name")
@@ -202,7 +202,9 @@ def _place_pictures(
         stem = stems.free(folder, clean, caption is not None)
         stems.pictures.add(stems.key(folder, stem))
         if stem != clean:
-            made.notes.append(f"{inside.name}: kept as {stem}{picture.suffix}, the name was taken")
+            made.notes.append(
+                f"{inside.name}: saved as {stem}{picture.suffix}, because the name was taken"
+            )
         places[picture] = folder / f"{stem}{picture.suffix}"
         made.copies.append((picture.arrival, places[picture]))
         if caption is not None:
@@ -221,11 +223,13 @@ def _place_orphans(orphans: Sequence[Arrival], stems: _Stems, made: Plan) -> Non
             stem = _clean(whole.stem)
         if stems.key(folder, stem) in stems.before:
             if stems.key(folder, stem) in stems.captions:
-                made.left_out.append(f"{inside.name}: '{stem}' has a caption already; it stays")
+                made.left_out.append(
+                    f"{inside.name}: '{stem}' already has a caption, which was kept"
+                )
                 continue
         else:
             stem = stems.free(folder, stem, captioned=True)
-            made.notes.append(f"{inside.name}: kept, but there is no image of that name yet")
+            made.notes.append(f"{inside.name}: saved, but there is no image of that name yet")
         stems.captions.add(stems.key(folder, stem))
         made.copies.append((caption, folder / f"{stem}{inside.suffix.lower()}"))
 
@@ -252,7 +256,9 @@ def _read_tables(
                 stems.captions.add(key)
                 made.texts.append((place.with_name(f"{place.stem}.txt"), text.strip()))
                 count += 1
-        made.notes.append(f"{table.inside.name}: {count} captions of it written beside the images")
+        made.notes.append(
+            f"{table.inside.name}: {count} captions from it were written beside the images"
+        )
         made.left_out += [damage] if damage else []
 
 

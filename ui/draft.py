@@ -89,11 +89,11 @@ class Drafts:
         values, left = to_form(config), []
         for key in PATHS:
             if values[key] and not self._is_here(values[key]):
-                left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
+                left.append(f"{key}: '{values[key]}' is not on this machine or may not be read")
                 values[key] = ""
         for key, known in NAMED.items():
             if values[key] not in known and not self._is_here(values[key]):
-                left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
+                left.append(f"{key}: '{values[key]}' is not on this machine or may not be read")
                 values[key] = known[0]
         if values["model"] not in {found.model for found in self._places.models()}:
             left.append(f"model: '{values['model']}' was not found here; {BUNDLED} is chosen")

@@ -105,8 +105,8 @@ def loras_folder(places: Places, typed: str = "") -> Path:
     folder = places.folder(typed)
     if not (folder / "models").is_dir():
         raise PlaceError(
-            f"'{folder}' is not ComfyUI's folder: it holds no folder 'models'. Type the folder in "
-            "which main.py lies."
+            f"'{folder}' is not ComfyUI's folder: it has no folder 'models'. Enter the folder that "
+            "contains main.py."
         )
     return folder / "models" / "loras"
 

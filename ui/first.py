@@ -52,8 +52,8 @@ def parts_panel(parts: Sequence[Part], places: Places, typed: str = "") -> str:
     """A row a part: what was found, or what to get and where to put it."""
     looked = places.comfyui or typed.strip()
     where = f"Looked in <code>{escape(str(looked))}</code>." if looked else (
-        "ComfyUI was not found by itself: type its folder below, or put the paths of the files "
-        "into the <b>Train</b> tab."
+        "ComfyUI was not found automatically. Enter its folder below, or enter the paths of the "
+        "files on the <b>Train</b> tab."
     )  # fmt: skip
     rows = "".join(map(_row, parts))
     return f'<div class="first">{rows}<p class="quiet">{where}</p></div>'

@@ -77,7 +77,7 @@ class Tasks:
         """
         with self._lock:
             if self.status(kind).running:
-                raise TaskError(f"A {kind} is running already; wait until it has ended.")
+                raise TaskError(f"A {kind} is already running; wait until it ends.")
             folder = self.folder(kind)
             folder.mkdir(parents=True, exist_ok=True)
             console = folder / "console.txt"

@@ -75,7 +75,9 @@ class Readings:
             return self._look if fresh else known
 
     def _work(self, asked: str, draft: Draft) -> None:
-        look = Look(asked, problem="The check itself failed: the terminal of the page says how.")
+        look = Look(
+            asked, problem="The check itself failed; the terminal running this page shows why."
+        )
         try:
             config = to_config(draft.values, self._places, self._places.runs / "run")
             look = Look(asked, self.check(config))
@@ -99,11 +101,11 @@ def readiness_panel(look: Look) -> str:
     if look.problem:
         return notice("bad", "Not ready", look.problem)
     if look.readiness is None:
-        return notice("live", "Checking that everything is there ...", "This takes seconds.")
+        return notice("live", "Checking that nothing is missing ...", "This takes a few seconds.")
     found = look.readiness.findings
     wrong = [finding for finding in found if finding.state != "ok"]
     fine = [finding for finding in found if finding.state == "ok"]
-    title, colour = "Ready: everything a training needs is there", "good"
+    title, colour = "Ready: nothing is missing", "good"
     if look.readiness.bad:
         count = len(look.readiness.bad)
         title = f"Not ready: {count} {'thing is' if count == 1 else 'things are'} missing or wrong"
@@ -111,7 +113,7 @@ def readiness_panel(look: Look) -> str:
     elif look.readiness.warnings:
         title, colour = "Ready, with a warning", "warn"
     rows = "".join(map(_row, wrong))
-    rest = f"<details><summary>{len(fine)} parts are fine</summary>{''.join(map(_row, fine))}"
+    rest = f"<details><summary>{len(fine)} checks passed</summary>{''.join(map(_row, fine))}"
     return (
         f'<div class="notice {colour} ready" data-ready="{str(look.ready).lower()}">'
         f"<b>{title}</b>{rows}{rest}</details></div>"
@@ -139,7 +141,7 @@ def _row(finding: Finding) -> str:
 
 def find_label(setting: str) -> str:
     """The title of the field in which a missing part is pointed at."""
-    return f"{label(setting)}: find it on this disk"
+    return f"{label(setting)}: choose it on this disk"
 
 
 def placed(setting: str, text: Any, places: Places) -> str:

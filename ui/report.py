@@ -42,8 +42,8 @@ def summary(scan: Scan) -> str:
     few = (
         ""
         if used >= FEW
-        else f'<p class="quiet">Fewer than {FEW} images: the LoRA may learn the pictures instead '
-        "of their look. More and varied ones help.</p>"
+        else f'<p class="quiet">Fewer than {FEW} images: the LoRA may learn the pictures '
+        "themselves instead of their look. Add more, and more varied, images.</p>"
     )
     return f'<div class="chips">{chips}</div>{few}'
 

@@ -49,7 +49,7 @@ def samples(
     if run is None or not folders:
         return (
             '<p class="empty">No clips yet. They appear with the first preview of a training; '
-            "<b>Sample now</b> asks for one at once.</p>"
+            "press <b>Sample now</b> to get one at once.</p>"
         )
     known = [folder for _, folder in folders]
     folder = run.samples / (name if name in known else known[0])
@@ -75,18 +75,18 @@ def _references(pictures: Sequence[Path]) -> str:
         f'<img src="{file_address(path)}" alt="Style image {number} of {len(pictures)}">'
         for number, path in enumerate(pictures, 1)
     )
-    return f'<h3>Your style images, to compare with</h3><div class="references">{cells}</div>'
+    return f'<h3>Your style images, for comparison</h3><div class="references">{cells}</div>'
 
 
 def _which(folder: str, exported: int | None) -> str:
     """Which step the clips are of, and whether it is that of the LoRA used in ComfyUI."""
     match = _FOLDER.fullmatch(folder)
     step = int(match[2]) if match else 0
-    said = f"These clips are of step {step:,}"
+    said = f"These clips are from training step {step:,}"
     if exported == step:
         said += ", the exported LoRA"
     elif exported is not None:
-        said += f"; the exported LoRA is of step <b>{exported:,}</b>"
+        said += f"; the exported LoRA is from step <b>{exported:,}</b>"
     return f'<p class="quiet">{said}.</p>'
 
 
@@ -103,7 +103,7 @@ def _over_time(run: Run, names: list[str], exported: int | None) -> str:
             cells.append(_cell(clips[1, (1, steps)], f"step {step}{mark}"))
     if len(cells) < 2:
         return ""
-    return f"<h3>Over the training</h3>{_row_of(cells)}"
+    return f"<h3>During the training</h3>{_row_of(cells)}"
 
 
 def _row_of(cells: Sequence[str]) -> str:

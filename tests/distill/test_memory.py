@@ -211,7 +211,7 @@ def test_the_offloaded_optimizer_equals_adamw_and_resumes():
 def test_eight_bit_adam_says_what_to_install_and_what_it_excludes():
     with pytest.raises(ValueError, match="pip install bitsandbytes.*optim.offload"):
         build_optimizer(OptimConfig(optimizer="adamw8bit"), [{"params": trained(), "lr": 1e-3}])
-    with pytest.raises(ValueError, match="`optim.offload`=true goes with .*'adamw' only"):
+    with pytest.raises(ValueError, match="`optim.offload`=true works with .*'adamw' only"):
         OptimConfig(optimizer="adamw8bit", offload=True)
 
 

@@ -1,10 +1,10 @@
-"""Write captions for the images of a folder that have none, with a captioning model of yours.
+"""Write captions for images that have none, with a captioning model on this machine.
 
   python -m trainer caption my_style --captioner /models/blip-image-captioning-base
   python -m trainer caption my_style --captioner /models/blip --suffix "[trigger]"
 
-The captioner is a transformers model on this machine (BLIP, BLIP-2, GIT); nothing is downloaded.
-Captions that exist are kept. Read them afterwards: a captioner is often wrong.
+The captioning model is a transformers folder (BLIP, BLIP-2, GIT); nothing is downloaded. Existing
+captions are kept. Check the new ones: captioning models are often wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images")
     parser.add_argument("--captioner", type=Path, required=True, metavar="DIR", help="its folder")
-    parser.add_argument("--suffix", default="", help="added to every caption, as ', [trigger]'")
+    parser.add_argument(
+        "--suffix", default="", help="text to add to every caption, such as ', [trigger]'"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -29,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     wanted = list(missing_captions(scan_images(options.folder, min_side=1).records))
     if not wanted:
-        print("Every image has a caption already.")
+        print("All images already have captions.")
         return 0
     captioner = load_captioner(options.captioner)
     with Progress(len(wanted), "captions", unit="image", log=print, line_seconds=2.0) as progress:
@@ -37,5 +39,5 @@ def run(options: argparse.Namespace) -> int:
             parts = (captioner(record.path), options.suffix.strip(" ,"))
             write_caption(record.path, ", ".join(part for part in parts if part))
             progress.update()
-    print(f"Wrote {len(wanted)} captions. Read them: a captioner is often wrong.")
+    print(f"Wrote {len(wanted)} captions. Check them: captioning models are often wrong.")
     return 0

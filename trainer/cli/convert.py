@@ -1,11 +1,11 @@
-"""Convert a LoRA into the form that another program reads; every number stays as it is.
+"""Convert a LoRA to the format of another program. Its values do not change.
 
   python -m trainer convert ink.safetensors ink-peft --to peft
   python -m trainer convert animatediff-laion laion.safetensors --to kohya
   python -m trainer convert ink.safetensors ink --to animatediff-evolved
 
-Forms: `kohya` (ComfyUI, all layers), `kohya-webui` (the image layers by Stable Diffusion 1.5's own
-block names), `peft` (a folder, as the official LoRAs), `diffusers` (one file),
+Formats: `kohya` (ComfyUI, all layers), `kohya-webui` (the image layers, with Stable Diffusion 1.5's
+own block names), `peft` (a folder, like the official LoRAs), `diffusers` (one file),
 `animatediff-evolved` (a folder with an image LoRA and a motion LoRA; with --motion-module also a
 merged motion module).
 """
@@ -20,10 +20,14 @@ DTYPES = ("keep", "fp16", "bf16", "fp32")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="IN", help="LoRA file or folder of any form")
+    parser.add_argument(
+        "source", type=Path, metavar="IN", help="LoRA file or folder, in any format"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to write")
-    parser.add_argument("--to", required=True, choices=FORMS, help="form to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="number format (keep)")
+    parser.add_argument("--to", required=True, choices=FORMS, help="format to write")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="keep", help="precision of the numbers (keep)"
+    )
     parser.add_argument(
         "--motion-module",
         type=Path,

@@ -1,11 +1,12 @@
-"""Write the LoRA of a run's checkpoint: the newest, one by its step, or the best.
+"""Export the LoRA from a checkpoint of a run: the newest, one by its step, or the best.
 
-The best has most motion and style in its preview; the end of a training exports it by itself.
+The best checkpoint has the most motion and style in its preview. The end of a training exports it
+automatically.
 
   python -m trainer export runs/my-style --checkpoint 300
   python -m trainer export runs/my-style --out ../ComfyUI/models/loras/my-style.safetensors
 
-A file that exists is only replaced with --force.
+An existing file is only replaced with --force.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument(
-        "--checkpoint", type=_step, metavar="STEP", help='its step, or "best" (the newest)'
+        "--checkpoint",
+        type=_step,
+        metavar="STEP",
+        help='step of the checkpoint, or "best" (default: the newest)',
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="where to write (RUN/<name>-step<number>.safetensors)",
+        help="file to write (RUN/<name>-step<number>.safetensors)",
     )
     parser.add_argument("--force", action="store_true", help="replace the file at --out")
 
@@ -37,7 +41,9 @@ def run(options: argparse.Namespace) -> int:
     from ..runs.folder import Run
 
     if options.out is not None and options.out.exists() and not options.force:
-        raise ValueError(f"{options.out} exists; give another name, or --force to replace it.")
+        raise ValueError(
+            f"{options.out} exists; choose another name, or add --force to replace it."
+        )
     folder = Run.open(options.folder)
     step = best_checkpoint(folder) if options.checkpoint == "best" else options.checkpoint
     made = export_checkpoint(folder, step, options.out)

@@ -1,10 +1,10 @@
-"""Show what a LoRA file is: family, format, keys matched, what it recommends, hashes.
+"""Show what a LoRA file contains: base model, format, matched layers, recommended settings, hashes.
 
 python -m trainer inspect runs/ink/ink.safetensors
 python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
 
-With `--model` the keys are matched against that base model; a LoRA that names the mini model is
-matched against it.
+With `--model`, its layers are matched against that base model. A LoRA for the mini model is always
+matched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: one parser, one sentence for every expected failure."""
+"""The command line: one parser, and one-line messages for expected errors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from pathlib import Path
 from ..runs.guards import disk_full
 
 COMMANDS = {
-    "demo": "Train a style LoRA on the embedded mini model and show the result, in a few minutes.",
-    "train": "Distil a few-step style LoRA from a folder of images.",
-    "resume": "Continue a run that was stopped, or that was interrupted.",
-    "stop": "Ask a running training to save, export and end.",
+    "demo": "Train a style LoRA on the included mini model and show the result, in a few minutes.",
+    "train": "Train a few-step style LoRA from a folder of images.",
+    "resume": "Continue a run that was stopped or interrupted.",
+    "stop": "Stop a running training: it saves, exports and ends.",
     "queue": "Train the runs that wait in a queue, one after another.",
-    "preflight": "Try two steps and a preview: memory, time and disk, before a long run.",
-    "models": "List the base models found on this machine, with licence and what is missing.",
-    "caption": "Write captions for images that have none, with a captioning model of yours.",
-    "sample": "Make a clip, with a LoRA in 1-8 steps or with the teacher.",
-    "preview": "Show the teacher beside a run's student, now.",
-    "export": "Write the LoRA of one of a run's checkpoints.",
-    "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
-    "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
-    "convert": "Write a LoRA in the form that another program reads.",
+    "preflight": "Measure memory, time and disk space with two training steps and a preview.",
+    "models": "List the base models on this machine, with their licence and what is missing.",
+    "caption": "Write captions for images that have none, with a captioning model on this machine.",
+    "sample": "Make a clip: with a LoRA in 1 to 8 steps, or with the base model.",
+    "preview": "Make clips of the base model beside those of a run's LoRA, now.",
+    "export": "Export the LoRA from a checkpoint of a run.",
+    "evaluate": "Measure how well few-step clips match captions, motion and style, against the "
+    "base model.",
+    "inspect": "Show what a LoRA file contains, which models it fits, and what settings it "
+    "recommends.",
+    "convert": "Convert a LoRA to the format of another program.",
 }
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 """Errors that carry a message for the user; anything else is a bug and keeps its traceback."""
@@ -39,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
         description="Few-step video in the style of your images (motion consistency models).",
-        epilog="Each command has its own --help. A first look: python -m trainer demo",
+        epilog="Each command has its own --help. To begin: python -m trainer demo",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():

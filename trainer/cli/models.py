@@ -1,4 +1,4 @@
-"""List the base models found on this machine, their licence, and what is missing of them.
+"""List the base models on this machine, with their licence and what is missing.
 
 python -m trainer models
 python -m trainer models --comfyui /path/to/ComfyUI --folder /data/models
@@ -13,7 +13,11 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ComfyUI's folder")
     parser.add_argument(
-        "--folder", type=Path, action="append", default=[], help="another folder to search"
+        "--folder",
+        type=Path,
+        action="append",
+        default=[],
+        help="another folder to search; may be repeated",
     )
 
 

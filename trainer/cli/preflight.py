@@ -1,16 +1,17 @@
-"""Before a long run: is everything there, and what will it take? Looks up every part first, then
-tries two real steps and one preview: peak memory, time per step, total time, disk.
+"""Before a long run: check that nothing is missing, then measure peak memory, time and disk space
+with two real training steps and one preview.
 
   python -m trainer preflight --model mini --images my_style
-  python -m trainer preflight --check --model sd15.safetensors --images my_style   # look up only
-  python -m trainer preflight --config my.toml --json report.json
-  python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --card 12
-  python -m trainer preflight --estimate --family modelscope --card 8
+  python -m trainer preflight --check --model sd15.safetensors --images my_style   # check only
+  python -m trainer preflight --config my.toml --json report.json python -m trainer preflight
+  --estimate --model sd15.ckpt --motion-module mm.ckpt --card 12 python -m trainer preflight
+  --estimate --family modelscope --card 8
 
-Takes the same settings as `train`, makes one or two clips of the library, and leaves nothing
-behind. If the settings do not fit, it says which would. `--check` takes seconds; what is missing is
-listed with size, licence and the folder it belongs in. `--estimate` needs neither a graphics card
-nor images: it runs the step on shapes alone, and with `--family` not even the model's files.
+It accepts the same settings as `train`, makes one or two example clips, and leaves no files. If the
+settings do not fit, it suggests some that do. `--check` takes seconds and lists what is missing,
+with size, licence and the folder it belongs in. `--estimate` needs no graphics card and no images:
+it runs the training step on tensor shapes alone. With `--family` it does not need the model's files
+either.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from .options import add_config_arguments, card_from, config_from
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the report here")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="JSON file to write the report to")
     parser.add_argument(
-        "--check", action="store_true", help="look up that everything is there, and measure nothing"
+        "--check", action="store_true", help="only check that nothing is missing; measure nothing"
     )
     parser.add_argument(
-        "--estimate", action="store_true", help="estimate the memory of a step from shapes alone"
+        "--estimate",
+        action="store_true",
+        help="estimate the memory of a training step from tensor shapes alone",
     )
     parser.add_argument(
         "--family",
         choices=tuple(CARD_PRESETS),
-        help="with --estimate: the published model of this family, in place of --model",
+        help="with --estimate: use the published model of this family instead of --model",
     )
 
 
@@ -97,8 +100,10 @@ def _estimate(options: argparse.Namespace) -> int:
     print(found.text())
     if gigabytes is None:
         fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
-        print(f"Fits a card of {fitting[0]} GB." if fitting else f"Fits no card of {CARDS[-1]} GB.")
+        print(
+            f"Fits a {fitting[0]} GB card." if fitting else f"Does not fit a {CARDS[-1]} GB card."
+        )
         return 0
     fits = found.gib <= HEADROOM * gigabytes
-    print(f"The run {'fits' if fits else 'does NOT fit'} a card of {gigabytes} GB.")
+    print(f"The run {'fits' if fits else 'does NOT fit'} a {gigabytes} GB card.")
     return 0 if fits else 1

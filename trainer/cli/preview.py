@@ -1,12 +1,12 @@
-"""Make a preview now: the teacher beside the student in 1, 2, 4 and 8 steps.
+"""Make a preview now: the base model beside the LoRA in 1, 2, 4 and 8 steps.
 
   python -m trainer preview runs/my-style
   python -m trainer preview runs/my-style --prompt "a red star growing" --seed 7
   python -m trainer preview runs/my-style --strengths 0 0.5 0.75 1
 
-A run that is training is asked to make it after its present step. With prompts of your own, or
-strengths of the LoRA to compare, the exported step is used (the newest while there is none), in
-this process.
+A run that is training makes it after its current training step. With your own prompts, or strengths
+to compare, this command makes it, with the exported LoRA (or the newest checkpoint if there is
+none).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument(
-        "--prompt", action="append", default=[], help="what a clip shows; may be given again"
+        "--prompt", action="append", default=[], help="what the clip shows; may be repeated"
     )
     parser.add_argument(
         "--strengths",
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=[],
         metavar="S",
-        help="strengths of the LoRA to compare, in 4 steps, on one prompt",
+        help="LoRA strengths to compare, in 4 sampling steps, on one prompt",
     )
     parser.add_argument("--seed", type=int, help="seed of the noise (the run's)")
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Run.open(options.folder)
     if read_state(folder).live and not (options.prompt or options.strengths):
         folder.request_preview()
-        print(f"{folder.name} makes a preview after its present step.")
+        print(f"{folder.name} makes a preview after the current training step.")
         return 0
     from ..distill.stored import preview_checkpoint
 

@@ -1,10 +1,9 @@
-"""Train the runs that wait in a folder's queue, one after another, until none is left.
+"""Train the runs in a folder's queue, one after another, until the queue is empty.
 
-  python -m trainer queue runs                  # work through the queue of runs/
-  python -m trainer queue runs --add my-style   # put runs/my-style at its end
-  python -m trainer queue runs --list
+  python -m trainer queue runs                  # train the queue of runs/ python -m trainer queue
+  runs --add my-style   # add runs/my-style at its end python -m trainer queue runs --list
 
-The web trainer fills the same queue. A run that was stopped or interrupted goes on where it was.
+The web page uses the same queue. A run that was stopped or interrupted continues where it was.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from ..runs.state import read_state
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUNS", help="the folder that holds the runs")
-    parser.add_argument("--add", metavar="RUN", help="name of a run to put at the end")
-    parser.add_argument("--list", action="store_true", help="show the jobs and do nothing")
+    parser.add_argument("--add", metavar="RUN", help="name of a run to add at the end of the queue")
+    parser.add_argument("--list", action="store_true", help="only list the jobs")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,5 +36,5 @@ def run(options: argparse.Namespace) -> int:
         try:
             print(f"{queue.work()} job(s) done.")
         except RunLockedError:
-            print("Another process works through this queue already.")
+            print("Another process is already working on this queue.")
     return 0

@@ -1,11 +1,11 @@
-"""Continue a run that was stopped, or that was interrupted by a crash or a power cut.
+"""Continue a run that was stopped, or interrupted by a crash or a power cut.
 
   python -m trainer resume runs/my-style
-  python -m trainer resume runs/my-style --steps 2000     # and train further
+  python -m trainer resume runs/my-style --steps 2000     # train further
 
-Everything is restored from the newest whole checkpoint: on the CPU, with a number of steps, the
-result is bit for bit that of a run without a break. With `--minutes` the learning rate follows the
-clock, and no two runs are alike.
+Everything is restored from the newest complete checkpoint. On the CPU, with a fixed number of
+steps, the result is bit-identical to an uninterrupted run. With `--minutes` the learning rate
+follows the clock, so no two runs are identical.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..runs.state import read_state
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--steps", help="new goal in steps")
+    parser.add_argument("--steps", help="new total number of training steps")
     parser.add_argument(
         "--minutes",
-        help="new time budget in minutes, time already trained included; 'none' lifts it",
+        help="new time limit in minutes, including time already trained; 'none' removes it",
     )
 
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if _is_over(folder):
         print(
             f"{folder.name} is finished after {read_state(folder).step} steps. To train further, "
-            "give a new goal: --steps N, or --minutes M."
+            "raise the total: --steps N, or --minutes M."
         )
         return 0
     from ..distill.loop import train

@@ -1,4 +1,4 @@
-"""Ask a running training to save, export and end. It can be resumed.
+"""Stop a running training: it saves, exports and ends. It can be resumed.
 
 python -m trainer stop runs/my-style
 """
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="how long to wait for the end (60)",
+        help="seconds to wait for the run to end (60)",
     )
 
 
@@ -38,8 +38,5 @@ def run(options: argparse.Namespace) -> int:
             print(f"{folder.name}: {state.status} at step {state.step}. {state.message}")
             return 0
         time.sleep(0.2)
-    print(
-        f"{folder.name} was asked to stop and is still {state.status}; it ends after its present "
-        "step."
-    )
+    print(f"{folder.name} is still {state.status}; it stops after the current training step.")
     return 1

@@ -1,15 +1,14 @@
-"""Distil a few-step style LoRA from a folder of images.
+"""Train a few-step style LoRA from a folder of images.
 
   python -m trainer train --model mini --images my_style --run runs/my-style --minutes 6
   python -m trainer train --config my.toml --seed 3
   python -m trainer train --model sd15.safetensors --motion-module mm_sd_v15_v2.ckpt ...
 
-Before anything long, everything it needs is looked up: what is missing is listed with where to get
-it and where to put it (`preflight` does the same, and measures).
-Every setting is a flag and a line of the run's config.toml; `--help-expert` shows those of the
-method too (as --motion.weight 2, or --set motion.weight=2).
-The run folder holds state, log, samples, checkpoints and in the end the LoRA; stop with Ctrl+C or
-`stop`, go on with `resume`.
+It first checks that nothing is missing, and lists where to get what is (`preflight` also measures
+memory and time). Every setting is a flag and a line in the run's config.toml. `--help-expert` also
+shows those of the method (used like --motion.weight 2, or --set motion.weight=2). The run folder
+holds the state, log, samples, checkpoints and finally the LoRA. Stop with Ctrl+C or `stop`,
+continue with `resume`.
 """
 
 from __future__ import annotations

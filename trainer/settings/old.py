@@ -31,14 +31,14 @@ def of_today(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         if name in values and _numbers(values.pop(name)) != _numbers(constant):
             shown = constant if not isinstance(constant, tuple) else list(constant)
             raise ConfigError(
-                f"{where}`{name}` is not a setting any more: it is always {shown}. Leave it out."
+                f"{where}`{name}` is no longer a setting: it is always {shown}. Remove it."
             )
     if "lora.alpha" in values:
         rank = values.get("lora.rank", record("lora.rank").default)
         if _numbers(values.pop("lora.alpha")) != _numbers(rank):
             raise ConfigError(
-                f"{where}`lora.alpha` is not a setting any more: it always equals `lora.rank`, "
-                f"here {rank}. Leave it out."
+                f"{where}`lora.alpha` is no longer a setting: it always equals `lora.rank`, here "
+                f"{rank}. Remove it."
             )
     return _with_start(values)
 

@@ -57,7 +57,7 @@ class CheckPart:
             [],
             value=None,
             label=find_label(setting),
-            info="Choose one that was found, or type the path of the file or folder.",
+            info="Choose one that was found, or enter the path of the file or folder.",
             allow_custom_value=True,
             visible=False,
             elem_id=f"find-{setting.replace('.', '-').replace('_', '-')}",
@@ -114,7 +114,7 @@ class CheckPart:
         config, folder = self.make(values)
         if folder.exists():
             free = self.site.places.free_name(folder.name)
-            raise ValueError(f"Run name: '{folder.name}' is taken; '{free}' is free.")
+            raise ValueError(f"Run name: '{folder.name}' is taken; use '{free}', for example.")
         readiness = self.site.readings.check(config).require()
         said = [f"{finding.part}: {finding.text}" for finding in readiness.warnings]
         said += preflight_warnings(self.site)
