@@ -119,7 +119,7 @@ def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
             rate = float(stream.average_rate or 0)
     except (OSError, av.FFmpegError, IndexError) as error:
-        raise MediaError(f"Cannot read '{path}': {error}. It is damaged or no clip.") from error
+        raise MediaError(f"Cannot read '{path}': {error}. It is damaged or not a clip.") from error
     return np.stack(frames), rate
 
 

@@ -135,7 +135,7 @@ def level_numbers(sigmas: Tensor, levels: Tensor) -> Sequence[float]:
 def sentence(recommended: Recommended, found: dict[str, tuple[Any, str]]) -> str:
     """What the notice says."""
     return (
-        f"This MODEL is made for few steps: sampler '{SAMPLER}', scheduler '{SCHEDULER}', CFG "
-        f"{recommended.cfg:g}, 1 to {recommended.most_steps} steps (best: {recommended.steps}). "
-        f"This run has {', '.join(told for _, told in found.values())}: expect a poor clip."
+        f"This few-step MODEL needs sampler '{SAMPLER}', scheduler '{SCHEDULER}', CFG "
+        f"{recommended.cfg:g} and 1 to {recommended.most_steps} steps (best: {recommended.steps}). "
+        f"This run uses {', '.join(told for _, told in found.values())}, so expect a poor clip."
     )

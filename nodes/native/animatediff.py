@@ -73,7 +73,7 @@ def check_base(model: Any, module: MotionModule) -> None:
     base = model.model
     if hasattr(base, "mcm_info"):
         raise MotionModuleError(
-            f"This MODEL is a clip model already ('{video_info(model).name}'). Connect the MODEL "
+            f"This MODEL is already a video model ('{video_info(model).name}'). Connect the MODEL "
             "of Load Checkpoint (Stable Diffusion 1.5), before any motion module."
         )
     config = getattr(base.model_config, "unet_config", {})
@@ -82,12 +82,13 @@ def check_base(model: Any, module: MotionModule) -> None:
         raise MotionModuleError(
             f"The MODEL is a {type(base.model_config).__name__} (text width {context}, "
             f"{inputs} input channels); motion modules are made for Stable Diffusion 1.5 (text "
-            f"width {TEXT_WIDTH}, 4 channels). Load an SD 1.5 checkpoint that is no inpainting one."
+            f"width {TEXT_WIDTH}, 4 channels). Load an SD 1.5 checkpoint that is not for "
+            "inpainting."
         )
     if quantised_as(base.model_config):
         raise MotionModuleError(
-            "The checkpoint's layers are quantised (GGUF, scaled fp8, nvfp4 or the like), which "
-            "cannot be renamed. Load it as fp32, fp16, bf16 or plain fp8."
+            "The checkpoint's layers are quantised (GGUF, scaled fp8, nvfp4 or similar), which "
+            "cannot be converted. Load it as fp32, fp16, bf16 or plain fp8."
         )
     widths = tuple(config["model_channels"] * factor for factor in config["channel_mult"])
     layers = tuple(config["num_res_blocks"])
@@ -147,7 +148,8 @@ def fill_weights(unet: Any, model: Any, module: MotionModule, names: Mapping[str
         check_fit(unet, state, Path(module.name))
     except ValueError as error:
         raise MotionModuleError(
-            f"Motion module '{module.name}' and the checkpoint make no complete model. {error}"
+            f"Motion module '{module.name}' and the checkpoint do not form a complete model. "
+            f"{error}"
         ) from error
     types = {path: value.dtype for path, value in unet.named_parameters()}
     state = {path: value.to(types.get(path, value.dtype)) for path, value in state.items()}
@@ -179,8 +181,8 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
     lost += [*model.injections, *model.weight_wrapper_patches, *model.additional_models]
     if lost:
         tell(
-            "These changes made to the image model cannot act on the video model: "
-            f"{', '.join(sorted(set(map(str, lost))))}. Model sampling nodes go after AnimateDiff "
+            "These changes to the image model do not work on the video model: "
+            f"{', '.join(sorted(set(map(str, lost))))}. Put model sampling nodes after AnimateDiff "
             "Motion Module."
         )
 

@@ -53,8 +53,8 @@ def add_context_windows(
     info = video_info(model)
     if context_length not in info.frames:
         raise ValueError(
-            f"`context_length`={context_length} is not a clip that '{info.name}' can make; use "
-            f"{allowed_frames(info.frames)}."
+            f"`context_length`={context_length} is not a clip length that '{info.name}' supports; "
+            f"use {allowed_frames(info.frames)}."
         )
     if not 0 <= context_overlap < context_length:
         raise ValueError(

@@ -73,8 +73,9 @@ def video_patcher_class(kind: type) -> type:
             lost = [given for key, given in own.items() if key not in set(taken)]
             if lost and isinstance(patches[lost[0]], list):  # whole weights: a merge
                 raise ValueError(
-                    f"These MODELs cannot be merged: {lost[0]} is not a layer of both. Merge video "
-                    "models of one kind; image models are merged before AnimateDiff Motion Module."
+                    f"These MODELs cannot be merged: only one of them has the layer {lost[0]}. "
+                    "Merge video models of the same kind; merge image models before AnimateDiff "
+                    "Motion Module."
                 )
             return [own[key] for key in taken]
 

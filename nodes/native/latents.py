@@ -170,7 +170,7 @@ def remark_on_guess(frames: int, info: VideoInfo) -> None:
     videos, rest = divmod(frames, info.default_frames)
     if videos > 1 and not rest:
         tell(
-            f"This LATENT has {frames} frames and does not say how long a video is, so they are "
+            f"This LATENT has {frames} frames and does not store how long one video is, so it is "
             f"sampled as one video. If they are {videos} videos of {info.default_frames} frames, "
             "connect the MODEL output of 'Empty Latent Video' here, or to the guider."
         )
@@ -180,8 +180,8 @@ def refuse_core_windows(options: dict[str, Any]) -> None:
     """Raise ValueError for the context windows of ComfyUI's own nodes in model ``options``."""
     if options.get("context_handler") is not None:
         raise ValueError(
-            "ComfyUI's own context windows cannot cut clips of this pack, whose frames are a batch "
-            "of images. Use the node 'MCM Context Windows' in its place."
+            "ComfyUI's own context windows do not work with this pack's clips, which are batches "
+            "of frames. Use the node 'MCM Context Windows' instead."
         )
 
 

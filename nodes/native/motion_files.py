@@ -43,7 +43,7 @@ def resolve_motion_module(name: str) -> Path:
     parts = Path(name.replace("\\", "/")).parts
     if not name or ".." in parts or Path(name).is_absolute():
         raise ValueError(
-            f"`motion_module`='{name}' is no name below the model folders; choose one of the list."
+            f"`motion_module`='{name}' is not in the model folders; choose one from the list."
         )
     for folder in FOLDERS:
         path = folder_paths.get_full_path(folder, name)

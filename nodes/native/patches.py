@@ -46,14 +46,14 @@ def report_lost_patches(executor: Any, *args: Any, **named: Any) -> Any:
     if lost:
         tell(
             f"These model patches have no effect on a video model: {', '.join(sorted(lost))}. They "
-            "change parts of an image UNet that it does not have; remove the node that adds them."
+            "change parts that only an image UNet has; remove the node that adds them."
         )
     acted = options[ACTED] = set()
     result = executor(*args, **named)
     for name in idle_patches(options.get("patches", {}), acted):
         tell(
-            f"{name} changed nothing in this run: it leaves attention over so few places alone. "
-            "Make larger frames, or remove the node."
+            f"{name} changed nothing in this run, because the frames are too small for it. Make "
+            "larger frames, or remove the node."
         )
     return result
 

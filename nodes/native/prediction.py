@@ -36,8 +36,8 @@ def image_prediction(model: Any) -> str:
     if said == own or PATCH in model.object_patches:  # the user's own node decides
         return own
     tell(
-        f"'{path.name}' says that it predicts {said}, ComfyUI loaded it as {own}: the video model "
-        f"is sampled as {said}. For images add ModelSamplingDiscrete ({said})."
+        f"'{path.name}' says that it predicts {said}, but ComfyUI loaded it as {own}. The video "
+        f"model is sampled as {said}. For images, add ModelSamplingDiscrete ({said})."
     )
     return said
 

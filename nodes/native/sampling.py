@@ -41,18 +41,18 @@ def apply_model_sampling(
     train_steps = int(info.scheduler_config.get("num_train_timesteps", 1000))
     if not (math.isfinite(timestep_scaling) and timestep_scaling > 0):
         raise ValueError(
-            f"`timestep_scaling`={timestep_scaling} must be a positive number; LoRAs of this pack "
-            f"are made with {TIMESTEP_SCALING:g}."
+            f"`timestep_scaling`={timestep_scaling} must be a positive number; this pack's LoRAs "
+            f"use {TIMESTEP_SCALING:g}."
         )
     if not 1 <= original_steps <= train_steps:
         raise ValueError(
-            f"`original_steps`={original_steps} is not within 1 to {train_steps}; LoRAs of this "
-            f"pack are made with {ORIGINAL_STEPS}."
+            f"`original_steps`={original_steps} is not within 1 to {train_steps}; this pack's "
+            f"LoRAs use {ORIGINAL_STEPS}."
         )
     if info.scheduler_config.get("rescale_betas_zero_snr"):
         raise ValueError(
             f"'{info.name}' has a zero terminal SNR schedule, whose last level holds no signal: "
-            "few-step LoRAs cannot be used with it. Take the base model without rescaling."
+            "few-step LoRAs cannot be used with it. Use the base model without rescaling."
         )
     sampling = _sampling_class(prediction_of(model))(
         model.model.model_config, info.scheduler_config, timestep_scaling, original_steps,
@@ -80,8 +80,8 @@ def prediction_of(model: Any) -> str:
     found = type(sampling).__mro__[1:3]
     raise ValueError(
         f"The MODEL is sampled as {' with '.join(each.__name__ for each in found)}; clip models of "
-        "this pack predict noise (eps) or velocity (v_prediction). Take the model sampling node "
-        "before this one away."
+        "this pack predict noise (eps) or velocity (v_prediction). Remove the model sampling node "
+        "before this one."
     )
 
 
@@ -160,8 +160,8 @@ def few_step_sigmas(model: Any, steps: int, denoise: float = 1.0) -> Tensor:
     sampling = model.get_model_object("model_sampling")
     if not hasattr(sampling, "original_steps"):
         raise ValueError(
-            "The MODEL has its teacher's noise levels. Connect the MODEL of 'Load MCM LoRA' or "
-            "'MCM Model Sampling' here (and to the sampler)."
+            "This MODEL still has the base model's noise levels. Connect the MODEL of 'Load MCM "
+            "LoRA' or 'MCM Model Sampling' here (and to the sampler)."
         )
     levels = int(sampling.original_steps * denoise)
     if denoise <= 0:
@@ -225,7 +225,7 @@ def noise_of(order: str, seed: int, shape: Sequence[int], frames: int | None) ->
     if len(shape) != 4 or shape[0] % (frames or shape[0]):
         raise ValueError(
             f"Latents of shape {tuple(shape)} are not whole videos of {frames or 'any'} frames "
-            "(videos * frames, C, h, w), or belong to another kind of model. Take them from Empty "
+            "(videos * frames, C, h, w), or belong to another kind of model. Make them with Empty "
             "Latent Video."
         )
     return NOISE_ORDERS[order](seed, shape, frames or shape[0])

@@ -27,8 +27,8 @@ def split_rows(rows: int, options: dict[str, Any]) -> tuple[int, int]:
     if rest or per_chunk % frames:
         raise ValueError(
             f"The latent batch has {per_chunk} frames, which is not a whole number of videos of "
-            f"`frames`={frames}. Take LATENT and MODEL from the same 'Empty Latent Video' node, or "
-            "a MODEL that did not pass through one to sample a single video."
+            f"`frames`={frames}. Connect LATENT and MODEL of the same 'Empty Latent Video' node. "
+            "To sample a single video, connect a MODEL that did not pass through one."
         )
     return rows // frames, frames
 

@@ -307,7 +307,7 @@ def test_a_zip_and_a_pickle_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(LoraError, match="found adapter_model.bin, a pickle"):
         read_lora(tmp_path)
-    with pytest.raises(LoraError, match="No LoRA file at"):
+    with pytest.raises(LoraError, match="There is no LoRA at"):
         read_lora(tmp_path / "absent.safetensors")
 
 

@@ -97,7 +97,7 @@ def test_wrong_values_are_told_on_the_node_and_set_by_its_button(page, comfy_ser
     run(page, comfy_server)
     page.locator(NOTICE).wait_for()
     text = page.locator(NOTICE).inner_text()
-    assert "sampler 'lcm', scheduler 'simple', CFG 1, 1 to 8 steps (best: 4)" in text
+    assert "sampler 'lcm', scheduler 'simple', CFG 1 and 1 to 8 steps (best: 4)" in text
     assert "20 steps, CFG 7, sampler 'euler', another scheduler" in text
     page.evaluate("() => mcm.settled()")
     assert page.evaluate("() => mcm.saved()") == saved

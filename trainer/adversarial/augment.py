@@ -48,8 +48,8 @@ def parse_policy(policy: str) -> tuple[str, ...]:
     if unknown:
         allowed = ", ".join(AUGMENTATIONS)
         raise ValueError(
-            f"`policy`={policy!r} names {unknown[0]!r}, which is no augmentation; use any of "
-            f"{allowed}, separated by commas, or an empty text for none."
+            f"`policy`={policy!r} names {unknown[0]!r}, which is not an augmentation; use any of "
+            f"{allowed}, separated by commas, or leave it empty for none."
         )
     return parts
 

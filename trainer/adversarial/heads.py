@@ -99,7 +99,7 @@ class Discriminator(nn.Module):
         expected = (len(embedded[0]), self.text_dim)
         if tuple(text.shape) != expected:
             raise ValueError(
-                f"`text` must have the shape {expected}, one vector a frame, got "
+                f"`text` must have the shape {expected}, one vector per frame, got "
                 f"{tuple(text.shape)}; repeat the text of a clip for each of its frames."
             )
         # Text encoders differ in scale by orders of magnitude. Per sample, so it couples nothing.

@@ -43,7 +43,7 @@ def gan_loss(kind: str) -> GanLoss:
     """The entry of :data:`GAN_LOSSES`; ``ValueError`` with the allowed names otherwise."""
     if kind not in GAN_LOSSES:
         allowed = ", ".join(repr(name) for name in GAN_LOSSES)
-        raise ValueError(f"`kind`={kind!r} is no adversarial loss; use one of {allowed}.")
+        raise ValueError(f"`kind`={kind!r} is not an adversarial loss; use one of {allowed}.")
     return GAN_LOSSES[kind]
 
 

@@ -18,9 +18,10 @@ SCALE = 2.5
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 OFF = (
-    "The caption loss is off: no CLIP was found. Without it a style can push things and colours "
-    "of the prompt aside. Give the folder of a CLIP (openai/clip-vit-base-patch32, 600 MB, MIT) "
-    "as `adversarial.clip`, or run `hf download openai/clip-vit-base-patch32` once."
+    "The caption loss is off because no CLIP model was found. Without it, a style can override "
+    "objects and colours of the prompt. Set `adversarial.clip` to the folder of a CLIP model "
+    "(openai/clip-vit-base-patch32, 600 MB, MIT), or run `hf download "
+    "openai/clip-vit-base-patch32` once."
 )
 
 

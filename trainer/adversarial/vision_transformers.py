@@ -107,7 +107,7 @@ def build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     if folder is None or not all((folder / file).is_file() for file in DINOV2_FILES):
         place = f"the folder {folder}" if folder else "the local Hugging Face cache"
         raise FileNotFoundError(
-            f"No DINOv2 in {place}; nothing is downloaded on its own. Put config.json and "
+            f"No DINOv2 in {place}; nothing is downloaded automatically. Put config.json and "
             f"model.safetensors of '{DINOV2_REPOSITORY}' into a folder and give its path (or that "
             f"of a CLIP vision folder or file), or `hf download {DINOV2_REPOSITORY}`, or choose "
             "'efficientnet-lite0'."

@@ -86,7 +86,7 @@ class ContentCache:
     def path(self, key: str) -> Path:
         """The file of `key`, whether or not it exists."""
         if not _KEY.fullmatch(key):
-            raise ValueError(f"`key`={key!r} is no sha256 in hex; use `ContentCache.key(...)`.")
+            raise ValueError(f"`key`={key!r} is not a sha256 in hex; use `ContentCache.key(...)`.")
         return self.root / key[:2] / f"{key}.safetensors"
 
     def load(self, key: str) -> dict[str, Tensor] | None:
@@ -100,7 +100,9 @@ class ContentCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            logger.warning("cache file %s cannot be read (%s); it is computed again", path, error)
+            logger.warning(
+                "cache file %s cannot be read (%s); it will be computed again", path, error
+            )
             return None
         try:
             tensors = load(data)
@@ -108,7 +110,7 @@ class ContentCache:
         except (SafetensorError, ValueError, KeyError, TypeError):
             sound = False
         if not sound:
-            logger.warning("cache file %s is damaged; it is computed again", path)
+            logger.warning("cache file %s is damaged; it will be computed again", path)
             self._remove(path)
             return None
         self._touch(path)
@@ -192,7 +194,7 @@ class ContentCache:
         try:
             os.utime(path)
         except OSError as error:
-            logger.debug("the use of cache file %s cannot be noted: %s", path, error)
+            logger.debug("the access time of cache file %s cannot be updated: %s", path, error)
 
     def _remove(self, path: Path) -> bool:
         try:

@@ -64,7 +64,7 @@ class CaptionRules:
                 "the only field is [trigger]. Remove the braces or use [trigger]."
             )
         if (self.count_tokens is None) != (self.max_tokens is None):
-            raise DataError("`count_tokens` and `max_tokens` belong together; give both or none.")
+            raise DataError("`count_tokens` and `max_tokens` belong together; set both or none.")
 
     def read(self, path: Path, root: Path | None = None) -> Caption:
         """The caption of the image or video at `path`; see :func:`read_caption`."""
@@ -90,7 +90,7 @@ class CaptionRules:
         tokens = self.count_tokens(text)
         if tokens <= self.max_tokens:
             return ()
-        return (f"too long: {tokens} tokens, only {self.max_tokens} of them are read",)
+        return (f"too long: {tokens} tokens, but the model reads only {self.max_tokens}",)
 
 
 def read_caption(
@@ -141,7 +141,7 @@ def _stored(path: Path, text: str) -> bytes:
     try:
         data = (text.strip() + "\n").encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"The caption of {path.name} is no valid text: {error}.") from error
+        raise DataError(f"The caption of {path.name} is not valid text: {error}.") from error
     if b"\0" in data:
         raise DataError(f"The caption of {path.name} holds a NUL character; remove it.")
     return data
@@ -164,7 +164,7 @@ def _raw(path: Path, root: Path) -> tuple[str, str, tuple[str, ...]]:
         problems += [remark] if remark else []
         if text.strip():
             return text.strip(), sidecar.suffix.lower().lstrip("."), tuple(problems)
-        problems += [] if remark else [f"{sidecar.name} is empty, not used"]
+        problems += [] if remark else [f"{sidecar.name} is empty and not used"]
     listed, remark = table_caption(path, root)
     problems += [remark] if remark else []
     return (listed or "").strip(), "table", tuple(problems)

@@ -129,7 +129,7 @@ def _container_frames(path: Path, start: float) -> Generator[Frame, None, None]:
         frames = container.decode(stream)
         first = next(frames, None)
         if first is None:
-            raise DataError("it has zero frames that can be decoded")
+            raise DataError("none of its frames can be decoded")
         origin = _presented(first)
         found = chain([first], frames) if start <= 0 else _seek(container, stream, origin, start)
         if found is not None:
@@ -196,11 +196,11 @@ def _probe_container(path: Path) -> Probe:
         stream = _video_stream(container)
         first = next(container.decode(stream), None)
         if first is None:
-            raise DataError("it has zero frames that can be decoded")
+            raise DataError("none of its frames can be decoded")
         _check_times_are_kept(container, stream)
         notes = []
         if stream.codec_context.color_trc in _HIGH_DYNAMIC_RANGE:
-            notes.append("high dynamic range, read without tone mapping")
+            notes.append("high dynamic range (HDR), used without tone mapping")
         aspect = float(stream.sample_aspect_ratio or 1)
     ticks, frames, time_base = _span(path, _presented(first))
     width, height = first.width, first.height
@@ -240,13 +240,13 @@ def _check_whole(stream: Any, packets: list[tuple[int | None, int, bool]], ticks
     the stream's time base.
     """
     if packets[-1][2]:
-        raise DataError(f"truncated: it breaks off after {len(packets)} of {stream.frames} frames")
+        raise DataError(f"truncated: it ends after {len(packets)} of {stream.frames} frames")
     declared = stream.duration or 0
     longest = max(duration for _, duration, _ in packets)
     quarter_second = 0.25 / float(stream.time_base)
     if declared - ticks > max(0.05 * declared, 3 * longest, quarter_second):
         here, promised = (float(count * stream.time_base) for count in (ticks, declared))
-        raise DataError(f"truncated: {here:.1f} of {promised:.1f} s are there")
+        raise DataError(f"truncated: it has {here:.1f} of {promised:.1f} s")
 
 
 def _animation_frames(path: Path) -> Generator[Frame, None, None]:

@@ -84,8 +84,8 @@ class ImageFolder(MediaFolder[ImageRecord]):
             groups.setdefault(record.sha256, []).append(record)
         if len(groups) < 2:
             raise DataError(
-                f"'{self.root}' has {len(groups)} different image(s); at least 2 are needed to "
-                "hold half of them out. Add images."
+                f"'{self.root}' has {len(groups)} different image(s); at least 2 are needed, "
+                "because half are kept for measuring. Add images."
             )
         order = np.random.default_rng(seed).permutation(len(groups))
         half = (len(groups) + 1) // 2
@@ -221,7 +221,7 @@ class ImageSet:
                 return place, self._covered(place)
             except DataError as error:
                 self.dropped[record.path] = str(error)
-                logger.warning("left out from now on: %s", error)
+                logger.warning("not used from now on: %s", error)
         raise self._none_left()
 
     def _covered(self, index: int) -> np.ndarray:
@@ -239,7 +239,8 @@ class ImageSet:
     def _none_left(self) -> DataError:
         reasons = "\n".join(self.dropped.values())
         return DataError(
-            f"No image of '{self.folder.root}' can be read any more; is its disk there?\n{reasons}"
+            f"No image of '{self.folder.root}' can be read any more; is its disk still "
+            f"connected?\n{reasons}"
         )
 
 
@@ -248,7 +249,7 @@ def _hidden_image(path: Path) -> str:
     what = content_of(path)
     if what not in READABLE:
         return ""
-    return f"its content is {what}; give its name the suffix {READABLE[what]} to use it"
+    return f"its content is {what}; rename it to end in {READABLE[what]} to use it"
 
 
 def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dic
         raise Refused(_plain(error)) from error
     if min(width, height) < min_side:
         raise Refused(
-            f"{width}x{height} px is too small, the smallest side allowed is {min_side} px; use a "
+            f"{width}x{height} px is too small: the smallest side allowed is {min_side} px; use a "
             "larger version"
         )
     return {"width": width, "height": height, "notes": notes}
@@ -279,17 +280,17 @@ def _checked(
     frames = getattr(image, "n_frames", 1)
     # Cameras store a preview as a second MPO frame: that is no animation.
     animated = frames > 1 and image.format != "MPO"
-    notes = [f"the first of {frames} frames is used"] if animated else []
+    notes = [f"only the first of {frames} frames is used"] if animated else []
     width, height = image.size
     if width * height > LARGE_PIXELS:
-        notes.append(f"{width * height / 1e6:.0f} megapixels: shrunk when used, which takes time")
+        notes.append(f"{width * height / 1e6:.0f} megapixels: it is scaled down, which takes time")
     size = (height, width) if orientation(image) in SIDEWAYS else (width, height)
     # JPEGs are checked at an eighth of their size: all bytes are read, in a third of the time.
     image.draft("", (max(1, width // 8), max(1, height // 8)))
     rgb, changes = to_rgb(image, background)
     thumbnail = np.asarray(rgb.resize((16, 16), Image.Resampling.BOX), np.float32)
     if thumbnail.std(axis=(0, 1)).max() < BLANK:
-        changes.append("looks blank: one colour and nothing else")
+        changes.append("looks blank: a single colour")
     elif thumbnail.max() < NEARLY_BLACK:
         changes.append("is nearly black")
     return size, [*notes, *changes]

@@ -32,7 +32,7 @@ _TURNS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_HEIC, _AVIF = "a HEIC image, as phones take them", "an AVIF image"
+_HEIC, _AVIF = "a HEIC image, as phones make them", "an AVIF image"
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), _HEIC),
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
@@ -60,7 +60,7 @@ _MARKUP = (
     (b"<html", "a web page"),
     (b"<?xml", "an SVG drawing or another XML file"),
     (b"<svg", "an SVG drawing"),
-    (b"version https://git-lfs", "a pointer of git-lfs, not the picture itself"),
+    (b"version https://git-lfs", "a git-lfs pointer, not the picture itself"),
 )
 READABLE = {
     "a PNG": ".png", "a JPEG": ".jpg", "a GIF": ".gif", "a BMP": ".bmp", "a TIFF": ".tif",
@@ -90,9 +90,9 @@ def open_image(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         what = content_of(path)
         raise PixelError(
-            f"it is {what}, which is not read; export it as PNG or JPEG"
+            f"it is {what}, which is not supported; export it as PNG or JPEG"
             if what
-            else "its content is no image, or of a kind that is not read; export it as PNG or JPEG"
+            else "it is not an image, or of a kind that is not supported; export it as PNG or JPEG"
         ) from error
     width, height = image.size
     if width * height > (MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS):
@@ -182,7 +182,7 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     if before in _TURNS:
         notes.append("turned upright by its EXIF orientation")
     if before is None:
-        notes.append("its EXIF data is broken, so that its orientation is unknown")
+        notes.append("its EXIF data is broken, so its orientation is unknown")
     after = orientation(image)
     return image.transpose(_TURNS[after]) if after in _TURNS else image
 
@@ -238,13 +238,14 @@ def _grey_to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     full = 1.0 if image.mode == "F" else 65535.0
     if not (lowest >= 0 and highest <= full):
         raise PixelError(
-            f"its values run from {lowest:g} to {highest:g}, not in 0..{full:g}; export as 8 bit"
+            f"its values run from {lowest:g} to {highest:g}, not from 0 to {full:g}; export it as "
+            "8 bit"
         )
     notes.append("16 bit or float, scaled to 8 bit")
     # From 13 bits on it may just be a dark picture.
     bits = int(highest).bit_length()
     if image.mode != "F" and bits <= 12:
-        notes.append(f"uses {bits} of its 16 bits only and so looks dark; export it as 8 bit")
+        notes.append(f"uses only {bits} of its 16 bits, so it looks dark; export it as 8 bit")
     grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
     key = image.info.get("transparency")
     if isinstance(key, int):
@@ -267,6 +268,6 @@ def _in_srgb(
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image.convert("RGB"), [
             *notes,
-            "its colour profile is broken or of another kind, left out",
+            "its colour profile is broken or does not fit, so it was ignored",
         ]
     return turned if turned is not None else image, notes

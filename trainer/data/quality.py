@@ -69,11 +69,13 @@ def findings(
     found: list[Finding] = []
     for record in records:
         if record.height < height or record.width < width:
-            text = f"{record.width}x{record.height} px is enlarged to {width}x{height}"
+            text = f"{record.width}x{record.height} px will be enlarged to {width}x{height}"
             found.append(Finding(record.path, "small", text))
         look = seen.get(record.path)
         if look is not None and look.sharpness < BLURRED:
-            found.append(Finding(record.path, "blurred", "looks blurred; the LoRA would learn it"))
+            found.append(
+                Finding(record.path, "blurred", "looks blurred; the LoRA would learn the blur")
+            )
     return found + _copies(records, seen)
 
 

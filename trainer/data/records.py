@@ -97,7 +97,7 @@ class MediaFolder(Generic[R]):
             cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
             lines.append("  ".join([*cells, row[4]]))
         if left:
-            lines.append(f"... and {len(left)} more that are used and have no note")
+            lines.append(f"... and {len(left)} more that are used, without notes")
         return "\n".join(lines) + "\n"
 
     def _with(self, status: str) -> list[R]:

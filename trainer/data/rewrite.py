@@ -38,7 +38,7 @@ class Rewrite:
     def __post_init__(self) -> None:
         if self.kind != "trigger" and not self.text.strip():
             what = "look for" if self.kind == "replace" else "add"
-            raise DataError(f"There is nothing to {what}; type the words first.")
+            raise DataError(f"There is nothing to {what}; enter the words first.")
 
     def __call__(self, caption: str) -> str:
         if self.kind == "trigger":

@@ -65,9 +65,12 @@ def scan_folder(
         if settled is None and path.suffix.lower() in SUFFIXES:
             if path in owners:
                 continue
-            settled = ("ignored", f"no caption: there is not {kind.label} of that name")
+            settled = ("ignored", f"not a caption: there is not {kind.label} of that name")
         elif settled is None and path.name in TABLES:
-            settled = ("ignored", "a table of captions; a caption file beside a picture goes first")
+            settled = (
+                "ignored",
+                "a table of captions; caption files beside the pictures take precedence",
+            )
         record = scan.record(path, settled)
         sharers = owners.get(find_sidecar(path) or path, ())
         if record.status == "used" and len(sharers) > 1:
@@ -156,7 +159,7 @@ def _repeat_notes(root: Path, records: list[R]) -> list[str]:
     for parent in sorted({record.path.parent for record in records if record.repeats != 1}):
         repeats, name = repeats_of(parent / "x", root)
         note = (
-            f"'{parent.name}': every file counts {repeats} times; '{name}' is not used as a caption"
+            f"'{parent.name}': each file is used {repeats} times; '{name}' is not used as a caption"
         )
         if repeats > MANY_REPEATS:
             note += "; rename the folder if the number is not a repeat count"
@@ -169,7 +172,7 @@ def _checked_root(folder: Path | str) -> Path:
     if not root.exists():
         raise DataError(f"The folder '{root}' does not exist; check the spelling of the path.")
     if not root.is_dir():
-        raise DataError(f"'{root}' is a file; give the folder that contains it.")
+        raise DataError(f"'{root}' is a file; choose the folder that contains it.")
     return root
 
 
@@ -199,12 +202,12 @@ def _settled(path: Path, root: Path, is_folder: bool = False) -> tuple[str, str]
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
-        return "refused", "a link to nothing; restore its target or delete it"
+        return "refused", "a broken link; restore its target or delete it"
     if not target.is_relative_to(root.resolve()):
-        return "refused", "a link that leaves the folder; copy what it points to into the folder"
+        return "refused", "a link out of this folder; copy its target into the folder"
     # To Python 3.10 and 3.11 a Windows junction is no symlink, but it resolves to another place.
     if is_folder and target != root.resolve() / path.relative_to(root):
-        return "ignored", "a link to a folder that is scanned anyway"
+        return "ignored", "a link to a folder that is already scanned"
     if not is_folder and not path.is_file():
         return "ignored", "not a regular file"
     return None

@@ -51,7 +51,7 @@ def read_sidecar(sidecar: Path, root: Path) -> tuple[str, str]:
     then).
     """
     if not sidecar.resolve().is_relative_to(root.resolve()):
-        return "", f"{sidecar.name} is a link that leaves the folder; put the caption itself there"
+        return "", f"{sidecar.name} is a link out of this folder; replace it by the caption itself"
     try:
         with sidecar.open("rb") as file:
             data = file.read(MAX_CAPTION_BYTES + 1)
@@ -94,7 +94,7 @@ def table_caption(path: Path, root: Path) -> tuple[str | None, str]:
             if not table.is_file():
                 continue
             if table.is_symlink() and not table.resolve().is_relative_to(root.resolve()):
-                remark = remark or f"{name} is a link that leaves the folder; not read"
+                remark = remark or f"{name} is a link out of this folder; not read"
                 continue
             status = table.stat()
             captions, problem = _table(table, status.st_mtime_ns, status.st_size)
@@ -168,7 +168,7 @@ def parse_table(name: str, data: bytes) -> tuple[Mapping[str, str], str]:
             for key in (str(inside), str(inside.with_suffix("")), inside.name, inside.stem):
                 found.setdefault(folded(key), caption)
     except (ValueError, RecursionError) as error:
-        return found, f"{name} is damaged ({error}); {count} captions of it were read"
+        return found, f"{name} is damaged ({error}); {count} captions were read from it"
     return found, ""
 
 

@@ -33,7 +33,7 @@ SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
     | {".wmv", ".flv", ".ogv", ".3gp", ".gif", ".webp"}
 )
-UNSUPPORTED = dict.fromkeys((".apng", ".avif", ".y4m", ".h264"), "not read; convert it to MP4")
+UNSUPPORTED = dict.fromkeys((".apng", ".avif", ".y4m", ".h264"), "not supported; convert it to MP4")
 BAR_SAMPLES = 7
 CUT_THRESHOLD = 0.12
 CUT_TRIES = 4
@@ -130,7 +130,7 @@ def load_clip(
             fit(pixels, height, width, record.box, record.pixel_aspect) for pixels in pictures
         ]
     except ValueError as error:
-        raise DataError(f"'{record.path}' changes its picture size midway: {error}") from error
+        raise DataError(f"'{record.path}' changes its picture size partway: {error}") from error
     return np.stack(fitted)
 
 
@@ -178,7 +178,7 @@ class VideoSet:
                 return self._clip(record, rng), record.caption
             except DataError as error:
                 self.dropped[record.path] = str(error)
-                logger.warning("left out from now on: %s", error)
+                logger.warning("not used from now on: %s", error)
 
     def _pick(self, rng: np.random.Generator) -> VideoRecord:
         weights = np.array([r.repeats * (r.path not in self.dropped) for r in self.records], float)
@@ -203,7 +203,7 @@ class VideoSet:
             if least <= CUT_THRESHOLD:
                 return best
         assert best is not None
-        note = f"no clip without a shot cut in {CUT_TRIES} draws"
+        note = f"found no clip without a cut in {CUT_TRIES} tries"
         if record.path not in self.cut_notes:
             logger.info("%s: %s", record.path, note)
         self.cut_notes[record.path] = note
@@ -223,10 +223,10 @@ def _inspect(path: Path, frames: int, fps: float, min_side: int) -> dict[str, An
     width, height = found.width, found.height
     if box is not None:
         width, height = box[2] - box[0], box[3] - box[1]
-        notes.append(f"black bars cut off, {width}x{height} px are left")
+        notes.append(f"black bars were cut off; {width}x{height} px are left")
     if min(width, height) < min_side:
         small = f"{width}x{height} px is too small"
-        raise DataError(f"{small}, the smallest side allowed is {min_side} px")
+        raise DataError(f"{small}: the smallest side allowed is {min_side} px")
     return {
         "width": found.width,
         "height": found.height,
@@ -245,7 +245,7 @@ def _find_box(path: Path, found: Probe) -> Box | None:
     for time in np.linspace(0.05, 0.95, BAR_SAMPLES) * found.seconds:
         frame = nearest_frames(path, np.array([time]))[0]
         if frame.shape[:2] != (found.height, found.width):
-            raise DataError("its picture changes size midway; convert it to MP4")
+            raise DataError("its picture changes size partway; convert it to MP4")
         frames.append(frame.max(axis=2))
     return find_bars(np.stack(frames))
 
@@ -263,5 +263,6 @@ def _latest_start(seconds: float, rate: float, frames: int, fps: float) -> float
 def _check_clip(frames: int, fps: float) -> None:
     if frames < 1 or not fps > 0:
         raise DataError(
-            f"`frames`={frames} at `fps`={fps} is no clip; use 1 frame or more and a rate above 0."
+            f"`frames`={frames} at `fps`={fps} is not a clip; use 1 frame or more and a rate above "
+            "0."
         )

@@ -290,7 +290,7 @@ def _prepare(
         )
     if level.ndim == 1 and len(level) not in (1, len(a)):
         raise ValueError(
-            f"`level` has {len(level)} values for a batch of {len(a)}; give one level a video."
+            f"`level` has {len(level)} values for a batch of {len(a)}; give one level per video."
         )
     dtype = functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)
     alpha, sigma = path.alpha_sigma(level, a.ndim, dtype)

@@ -234,7 +234,7 @@ def _generators(options: SamplingOptions, batch: int) -> list[torch.Generator]:
     if generator is None:
         generator = [torch.Generator().manual_seed(number) for number in seed or ()]
     if len(generator) != batch:
-        raise ValueError(f"got {len(generator)} seeds for {batch} videos; give one a video.")
+        raise ValueError(f"got {len(generator)} seeds for {batch} videos; give one per video.")
     return list(generator)
 
 

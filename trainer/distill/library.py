@@ -162,12 +162,13 @@ def fetch_library(
     store = _Store(recipe, student, ContentCache(config.data.cache))
     found = store.read(clips)
     if len(found) == len(clips):
-        log(f"All {len(clips)} clips of the {STAGE} are there already.")
+        log(f"All {len(clips)} example clips ({STAGE}) were made earlier.")
     else:
         made = -(-recipe.steps // recipe.stride)
         log(
-            f"The teacher rolls out {len(clips) - len(found)} of {len(clips)} clips in {made} "
-            "steps, once for every later style; each is kept as soon as it is made."
+            f"The base model makes {len(clips) - len(found)} of {len(clips)} example clips in "
+            f"{made} sampling steps each. They are made once for all styles, and each is saved at "
+            "once."
         )
         found |= _make_shares(store, clips, found, accelerator, progress)
     states = torch.stack([found[place] for place in range(len(clips))])
@@ -277,7 +278,7 @@ def read_shipped(file: Path) -> dict[str, Tensor]:
             keys, states = json.loads(opened.metadata()["keys"]), opened.get_tensor("states")
         return dict(zip(keys, states, strict=True))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read (%s); its clips are made again", file, error)
+        logger.warning("%s cannot be read (%s); its clips will be made again", file, error)
         return {}
 
 

@@ -39,7 +39,8 @@ from .session import Session, build_session
 from .waits import FIRST_PREVIEW, PREVIEW, SAVING, Waits
 
 STATE_SECONDS = 1.0
-NO_STEP = "No step was taken yet: there is nothing to export, and the next start begins anew."
+NO_STEP = "No training step was done yet: there is nothing to export, and the next start begins "
+"from zero."
 BAR_VALUES = ("consistency", "adversarial", "caption")
 
 
@@ -212,9 +213,9 @@ class Loop:
         found = load_checkpoint(checkpoint_path(self.run, best), self.session.model.device)
         self.session.ema.load_state_dict(found.tensors["ema"])
         self.log(
-            f"The previews of step {best} have more motion and style than those of step "
-            f"{self.step}: step {best} is exported. The last one is written by `python -m trainer "
-            f"export {self.run.path} --checkpoint {self.step}`."
+            f"Step {best} is exported: its previews have more motion and style than those of step "
+            f"{self.step}. To export the last step, run `python -m trainer export {self.run.path} "
+            f"--checkpoint {self.step}`."
         )
         return best
 
@@ -248,8 +249,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     found = Accelerator(mixed_precision="no", cpu=wanted == "cpu", kwargs_handlers=[patience])
     if wanted not in ("auto", found.device.type):
         raise ValueError(
-            f"The device {wanted} is not there: PyTorch sees {found.device.type} only. Install a "
-            "PyTorch that is built for your card (README, Install), or take the device auto."
+            f"The device {wanted} is not available: PyTorch finds only {found.device.type}. "
+            "Install a PyTorch built for your card (README, Install), or set the device to auto."
         )
     return found
 

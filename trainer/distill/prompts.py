@@ -92,7 +92,7 @@ def read_prompts(file: Path) -> list[Prompt]:
             text = text.strip()
             prompts.append(Prompt(text, frame.strip() or text, text))
     if not prompts:
-        raise PromptError(f"'{file}' holds no prompt; write one prompt a line.")
+        raise PromptError(f"'{file}' has no prompts; write one prompt per line.")
     return prompts
 
 
@@ -101,9 +101,9 @@ def prompts_from_captions(captions: Sequence[str]) -> list[Prompt]:
     distinct = [c for c in dict.fromkeys(captions) if c.strip()]
     if not distinct:
         raise PromptError(
-            "The images have no captions and the base model brings no prompts; give a prompts "
-            "file (`prompts`), one "
-            "prompt a line, of what the clips should show."
+            "The images have no captions and the base model has no prompts of its own. Set "
+            "`prompts` to a text file with one prompt per line that says what the clips should "
+            "show."
         )
     texts = [(f"{caption}, {phrase}", caption) for caption in distinct for phrase in MOTION_PHRASES]
     return [Prompt(text, caption, text) for text, caption in texts]

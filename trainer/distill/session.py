@@ -115,8 +115,12 @@ def new_memory(config: TrainConfig) -> LossMemory:
 def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
     """What judges captions in this run, or what it costs that nothing does."""
     if features.reads:
-        return f"Caption loss: by the feature network {features.name}."
-    return OFF if reader is None else f"Caption loss: CLIP score of frames, {reader.side} pixels."
+        return f"Caption loss: uses the feature network {features.name}."
+    return (
+        OFF
+        if reader is None
+        else f"Caption loss: uses CLIP scores of frames at {reader.side} pixels."
+    )
 
 
 def build_student(

@@ -62,7 +62,7 @@ def checkpoint_folder(run: Run, step: int | None = None) -> Path:
     if step is None:
         return newest
     steps = ", ".join(str(found) for found in checkpoint_steps(run))
-    raise RunError(f"{run.name} has no checkpoint of step {step}; there are {steps}.")
+    raise RunError(f"{run.name} has no checkpoint of step {step}; it has {steps}.")
 
 
 def best_checkpoint(run: Run) -> int:
@@ -70,8 +70,8 @@ def best_checkpoint(run: Run) -> int:
     step = best_step(read_events(run.events_path, "preview"), checkpoint_steps(run))
     if step is None:
         raise RunError(
-            f"No checkpoint of {run.name} has a preview that measured its style; name a step, one "
-            f"of {', '.join(map(str, checkpoint_steps(run))) or 'none'}."
+            f"No checkpoint of {run.name} has a preview that measured its style; choose one of the "
+            f"steps {', '.join(map(str, checkpoint_steps(run))) or 'none'}."
         )
     return step
 

@@ -28,7 +28,9 @@ def caption_hits(
     ``ValueError`` when there is not one caption a clip.
     """
     if len(clips) != len(captions):
-        raise ValueError(f"{len(clips)} clips came with {len(captions)} captions; give one a clip.")
+        raise ValueError(
+            f"{len(clips)} clips came with {len(captions)} captions; give one per clip."
+        )
     parsed = [parse_caption(text) for text in captions]
     seen: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
     for part in clips.split(BATCH):

@@ -108,7 +108,7 @@ def _load(kind: Any, folder: Path, model_type: str) -> Any:
         found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"'{folder}' is no model folder ({error}); give one with config.json and "
+            f"'{folder}' is not a model folder ({error}); choose one with config.json and "
             "model.safetensors, as `hf download` makes it."
         ) from error
     if found != model_type:

@@ -115,7 +115,7 @@ def evaluate(
     """
     prompts = prompts or model.brought("prompts.txt")
     if prompts is None:
-        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt a line.")
+        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt per line.")
     if not steps or min(*steps, teacher_steps) < 1:
         raise ValueError(f"`steps`={steps} and `teacher_steps`={teacher_steps} must be 1 or more.")
     device = model.device

@@ -49,14 +49,13 @@ def family_of(path: Path) -> Family:
     titles = ", ".join(family.title for family in FAMILIES)
     if path.is_file():
         raise ModelError(
-            f"'{path}' is no weights file. A Stable Diffusion 1.5 checkpoint ends in .safetensors "
-            "or .ckpt."
+            f"'{path}' is not a weights file. A Stable Diffusion 1.5 checkpoint ends in "
+            ".safetensors or .ckpt."
         )
     raise ModelError(
-        f"'{path}' is not a text-to-video model this version knows ({titles}): its "
-        "unet/config.json is missing "
-        "or names another class. Point at the folder that holds unet/, vae/, text_encoder/, "
-        "tokenizer/, scheduler/."
+        f"'{path}' is not a text-to-video model that this version supports ({titles}): its "
+        "unet/config.json is missing or names another class. Choose the folder that contains "
+        "unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
     )
 
 

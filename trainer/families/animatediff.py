@@ -56,7 +56,7 @@ LICENCE = (
     "Stable Diffusion 1.5"
 )
 HOW = (
-    "Give one with `--motion-module`: a file such as mm_sd_v15_v2.ckpt or v3_sd15_mm.ckpt, or the "
+    "Set one with `--motion-module`: a file such as mm_sd_v15_v2.ckpt or v3_sd15_mm.ckpt, or the "
     "folder of a diffusers MotionAdapter (docs/models.md)."
 )
 
@@ -120,7 +120,7 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
     """Motion module, VAE and text encoder, where neither ``path`` nor ``companions`` bring them."""
     needs = []
     if companions.motion_module is None:
-        about = f"'{path.name}' is an image model; a motion module makes a video model of it."
+        about = f"'{path.name}' is an image model; a motion module turns it into a video model."
         needs.append(Need("Motion module", "motion_module", about, MOTION_MODULES))
     has_text, has_vae = _parts_inside(path)
     if not has_vae and companions.vae is None:

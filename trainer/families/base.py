@@ -217,8 +217,8 @@ def read_schedule(config: Mapping[str, Any], source: Path) -> VariancePreserving
     if float(schedule.alphas_cumprod[-1]) == 0:
         raise ModelError(
             f"'{source}' has a zero terminal SNR schedule (`rescale_betas_zero_snr`): its last "
-            "level holds no signal, and that is where sampling in a few steps begins. Use the "
-            "model without it."
+            "noise level has no signal, and few-step sampling begins there. Use the model without "
+            "it."
         )
     return schedule
 

@@ -101,9 +101,9 @@ def convert(
     "animatediff-evolved" only. Raises LoraError or MotionModuleError; nothing is left half written.
     """
     if to not in TARGETS:
-        raise LoraError(f"`to`={to!r} is no known form; use {', '.join(TARGETS)}.")
+        raise LoraError(f"`to`={to!r} is not a known format; use {', '.join(TARGETS)}.")
     if motion_module is not None and to != EVOLVED:
-        raise LoraError(f"`motion_module` is merged for '{EVOLVED}' only; leave it out.")
+        raise LoraError(f"`motion_module` is only used with '{EVOLVED}'; leave it out.")
     found = read_source(Path(source))
     pairs = cast_pairs(found.pairs, dtype)
     return TARGETS[to](replace(found, pairs=pairs, motion_module=motion_module), Path(out))
@@ -124,7 +124,7 @@ def _webui(source: Source, out: Path) -> Converted:
     spatial = source.part(motion=False)
     done = export_kohya(spatial, out, source.metadata, dtype=KEEP, name_of=webui_name)
     left = len(source.pairs) - done.modules
-    note = f"{left} layers of the motion module were left out: an image model has none."
+    note = f"{left} layers of the motion module were left out, because image models have none."
     return Converted({out: done.modules}, note if left else "")
 
 
@@ -168,7 +168,7 @@ def _evolved(source: Source, out: Path) -> Converted:
         os.replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Converted(counts, "Strengths of both LoRAs must be equal; 1 is what they are made for.")
+    return Converted(counts, "Use the same strength for both LoRAs; they are made for 1.")
 
 
 def _motion_lora(pairs: Mapping[str, LoraPair], path: Path, metadata: Mapping[str, str]) -> None:
@@ -237,7 +237,7 @@ def _write(
     def check(written: Path) -> None:
         back = read_source(written).pairs
         if back.keys() != wanted.keys() or not all(_equal(back[p], wanted[p]) for p in wanted):
-            raise LoraError(f"`{path.name}` came back changed; nothing was replaced.")
+            raise LoraError(f"`{path.name}` changed when it was read back; nothing was replaced.")
 
     write_whole(path, safetensors_bytes(tensors, with_hashes(metadata, tensors)), check)
 

@@ -118,8 +118,8 @@ def export_kohya(
         _compare(back, stored)
         if back.metadata != told or not back.hash_ok:
             raise LoraError(
-                f"The metadata of `{path.name}` came back changed; nothing was replaced. "
-                "Export again."
+                f"The metadata of `{path.name}` changed when it was read back; nothing was "
+                "replaced. Export again."
             )
 
     write_whole(path, safetensors_bytes(tensors, told), check)
@@ -217,7 +217,8 @@ def _compare(back: LoraFile, stored: Mapping[str, LoraPair]) -> None:
     if set(back.pairs) != set(stored):
         odd = sorted(set(back.pairs) ^ set(stored))
         raise LoraError(
-            f"The export came back with other modules (first: {odd[0]}); nothing was replaced."
+            f"The export had other modules when it was read back (first: {odd[0]}); nothing was "
+            "replaced."
         )
     for path, pair in stored.items():
         read = back.pairs[path]
@@ -229,7 +230,7 @@ def _compare(back: LoraFile, stored: Mapping[str, LoraPair]) -> None:
         )
         if not same:
             raise LoraError(
-                f"`{path}` came back changed; nothing was replaced. Check the disk and "
+                f"`{path}` changed when it was read back; nothing was replaced. Check the disk and "
                 "export again."
             )
 

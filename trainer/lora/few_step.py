@@ -87,19 +87,20 @@ def fit_few_step(
     if not wanted and not report.complete:
         raise LoraError(
             f"'{file_name}' covers {len(report.matched)} layers of the MODEL and leaves out "
-            f"{len(report.missing)}: it is made for {describe_base(pair_widths(found.pairs))} and "
-            f"is no few-step LoRA, or a part of one is missing (then download it again). {STYLE}"
+            f"{len(report.missing)}: either it is not a few-step LoRA (it is made for "
+            f"{describe_base(pair_widths(found.pairs))}), or part of it is missing (then download "
+            f"it again). {STYLE}"
         )
     if few_step_kind(found) is None:
         raise LoraError(
-            f"'{file_name}' is no few-step LoRA of this pack: its metadata is another trainer's "
-            f"and says nothing of few steps. {STYLE}"
+            f"'{file_name}' is not a few-step LoRA: its metadata comes from another trainer and "
+            f"does not mention few steps. {STYLE}"
         )
     return pairs
 
 
 STYLE = (
-    "A style LoRA goes into ComfyUI's own 'LoraLoaderModelOnly', beside a few-step LoRA (with "
-    "AnimateDiff: before the motion module)."
+    "Load style LoRAs with ComfyUI's own 'LoraLoaderModelOnly', in addition to a few-step LoRA "
+    "(with AnimateDiff: before the motion module)."
 )
 """What to do with a LoRA that is not for few steps."""

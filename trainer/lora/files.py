@@ -64,7 +64,9 @@ def read_header(path: Path) -> dict[str, Any]:
     over 32 MiB.
     """
     if not path.is_file():
-        raise LoraError(f"No LoRA file at `{path}`; give a .safetensors file or a PEFT folder.")
+        raise LoraError(
+            f"There is no LoRA at `{path}`; choose a .safetensors file or a PEFT folder."
+        )
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(32)

@@ -46,7 +46,7 @@ def with_paths(pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
     for name, pair in pairs.items():
         path = module_path(name) if name.startswith(KOHYA_PREFIX) else name
         if path is None or path in found:
-            why = "is no layer of a UNet" if path is None else f"is `{path}`, which is there twice"
+            why = "is not a layer of a UNet" if path is None else f"is `{path}`, which occurs twice"
             raise LoraError(f"`{name}` {why}; export the LoRA again.")
         found[path] = pair
     return found
@@ -56,7 +56,7 @@ def webui_name(path: str) -> str:
     """The name of an image layer by its place in the original checkpoint. Raises LoraError."""
     original = original_name(path)
     if original is None:
-        raise LoraError(f"`{path}` is no layer of Stable Diffusion 1.5.")
+        raise LoraError(f"`{path}` is not a layer of Stable Diffusion 1.5.")
     return kohya_name(original)
 
 

@@ -68,12 +68,16 @@ def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
     """Markdown for the graph of a LoRA: what it is, and where its files go."""
     lines = [f"## {_plain(card.title)}", ""]
     if card.trigger:
-        lines += [f"Its word for the prompt: {_bold(card.trigger)}", ""]
-    lines += ["Below ComfyUI's **models**:", "", f"* {_bold(f'{LORAS}/{file_name}')} (this file)"]
+        lines += [f"Trigger word for the prompt: {_bold(card.trigger)}", ""]
+    lines += [
+        "Files in ComfyUI's **models** folder:",
+        "",
+        f"* {_bold(f'{LORAS}/{file_name}')} (this file)",
+    ]
     for entry in base_files:
         lines.append(f"* {_bold(entry['directory'] + '/' + _shown(entry))}{_where(entry)}")
     if not base_files:
-        lines.append(f"* the base model {_bold(card.base_model)} comes with this pack")
+        lines.append(f"* the base model {_bold(card.base_model)} is included in this pack")
     if base_files and card.base_hash:
         lines += ["", f"SHA-256 of the base UNet's weights: {card.base_hash[:10]}..."]
     if base_files and card.base_license:

@@ -44,7 +44,7 @@ def enable_checkpointing(network: nn.Module, kinds: tuple[type[nn.Module], ...])
         block.forward = functools.partial(_forward, block)  # type: ignore[method-assign]
     if not found:
         raise ValueError(
-            "`hardware.gradient_checkpointing` finds no block it knows in "
+            "`hardware.gradient_checkpointing` does not support the blocks of "
             f"{type(network).__name__}; turn it off."
         )
     return len(fresh)

@@ -114,8 +114,8 @@ def _clip_l_config(plain: Mapping[str, Tensor], source: Path) -> Any:
     first = "encoder.layers.0.mlp.fc1.weight"
     if not layers or any(key not in plain for key in (words, places, first)):
         raise ModelError(
-            f"'{source}' holds no complete CLIP text encoder; use a whole checkpoint of Stable "
-            "Diffusion 1.5."
+            f"'{source}' has no complete CLIP text encoder; use a full Stable Diffusion 1.5 "
+            "checkpoint."
         )
     vocabulary, width = plain[words].shape
     return CLIPTextConfig(

@@ -28,9 +28,9 @@ LAION_WIDTH = 1280
 """ViT-H and wider: trained by LAION with the exact GELU and 16 heads; narrower ones are OpenAI's.
 Source: the configurations of the published models."""
 FOREIGN = (
-    ("resblocks.", "has the key names of open_clip; take the file in transformers' names"),
+    ("resblocks.", "has open_clip's key names; use the file with transformers' key names"),
     ("vision_model.head.", "is a SigLIP model, not CLIP"),
-    ("text_model.", "holds CLIP's text half only"),
+    ("text_model.", "holds only CLIP's text encoder"),
 )
 # What files of the whole CLIP, and old ones, hold beside the vision model.
 _IGNORED = ("position_ids",)
@@ -45,7 +45,9 @@ def read_clip_vision(path: Path) -> nn.Module:
         config = _folder_config(path)
         return _built(read_weights(path), path, config)
     if path.suffix.lower() != ".safetensors":
-        raise ModelError(f"'{path}' is no .safetensors file; use the one of this CLIP vision.")
+        raise ModelError(
+            f"'{path}' is not a .safetensors file; use this CLIP vision model's .safetensors file."
+        )
     return _built(read_file(path), path, None)
 
 

@@ -64,8 +64,8 @@ def _known(told: object, path: Path) -> str:
 
 def _zero_snr(path: Path, mark: str) -> ModelError:
     return ModelError(
-        f"'{path}' has a zero terminal SNR schedule (`{mark}`): its last noise level holds no "
-        "signal, and that is where sampling in a few steps begins. Use a model without it."
+        f"'{path}' has a zero terminal SNR schedule (`{mark}`): its last noise level has no "
+        "signal, and few-step sampling begins there. Use a model without it."
     )
 
 

@@ -64,13 +64,14 @@ def _cause(network: nn.Module, dtype: torch.dtype | None, otherwise: str) -> str
     broken = [name for name, value in state.items() if not _finite(value)]
     if broken:
         return (
-            f"{len(broken)} of {len(state)} weights of the {kind} do so already (first: "
+            f"{len(broken)} of {len(state)} weights of the {kind} are NaN or infinite (first: "
             f"{broken[0]}). The file is damaged, or a LoRA with such weights was merged in."
         )
     dtype = dtype or next((v.dtype for v in state.values() if v.is_floating_point()), None)
     if dtype == torch.float16:
         return (
-            f"the {kind} computes in fp16, which ends at 65504, and overflowed. Use bf16 or fp32."
+            f"the {kind} computes in fp16, whose largest number is 65504, and overflowed. Use bf16 "
+            "or fp32."
         )
     return otherwise
 

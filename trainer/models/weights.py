@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"Cannot read '{path}': {error}. Download the model again.") from error
     if not isinstance(found, dict):
-        raise ModelError(f"'{path}' is no model config. Download the model again.")
+        raise ModelError(f"'{path}' is not a model config. Download the model again.")
     return found
 
 
@@ -139,7 +139,7 @@ def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dic
     or foreign file.
     """
     if not path.is_file():
-        raise ModelError(f"'{path}' does not exist or is no file. Check the path.")
+        raise ModelError(f"'{path}' does not exist or is not a file. Check the path.")
     with file_errors(path):
         found = _safetensors(path, keep) if is_safetensors(path) else _pickled(path, keep)
     if not found:

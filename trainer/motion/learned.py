@@ -229,6 +229,7 @@ def _check_keys(name: str, got: Mapping[str, Tensor], own: Mapping[str, Tensor])
     if mine != theirs:
         wrong = sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k))
         raise ValueError(
-            f"this state is not one of the motion representation {name!r}: {wrong[:4]} differ "
-            "in presence or shape; resume with the `motion_representation` that the run began with."
+            f"this state is not one of the motion representation {name!r}: {wrong[:4]} are missing "
+            "or have another shape; resume with the `motion_representation` that the run began "
+            "with."
         )

@@ -64,7 +64,7 @@ def check(
             needed = step_memory(config, model, machine)
             found.append(memory_finding(config, needed, machine))
         except (ValueError, RuntimeError) as error:
-            text = f"a training step cannot be taken with these settings: {error}"
+            text = f"a training step fails with these settings: {error}"
             found.append(Finding("Training step", "bad", text))
     return Readiness((*found, *disk_findings(config, model, needed)))
 
@@ -73,7 +73,7 @@ def require_ready(
     config: TrainConfig, say: Callable[[str], None], disk: Disk | None = None
 ) -> None:
     """`check`, its findings told to ``say``; raises `NotReadyError` unless a training can start."""
-    say("Checking that everything is there ...")
+    say("Checking that nothing is missing ...")
     readiness = check(config, disk)
     readiness.require()
     say(readiness.text())

@@ -71,7 +71,7 @@ class Readiness:
         if self.ready:
             return self
         reports = textwrap.indent("\n".join(finding.report() for finding in self.bad), "  ")
-        raise NotReadyError(f"The training cannot start, {_count(len(self.bad))}:\n{reports}")
+        raise NotReadyError(f"The training cannot start; {_count(len(self.bad))}:\n{reports}")
 
     def to_json(self) -> dict[str, Any]:
         return {"ready": self.ready, "findings": [asdict(finding) for finding in self.findings]}

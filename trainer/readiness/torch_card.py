@@ -88,7 +88,7 @@ def card_finding(wanted: str, machine: Machine) -> Finding:
     if wanted == "cuda" and not machine.sees and not machine.cards:
         return _bad("There is no NVIDIA card here; set `hardware.device` to auto or cpu.")
     if machine.sees or not machine.cards or wanted == "mps":
-        where = machine.cards[0] if machine.sees and wanted != "cpu" else "the processor"
+        where = machine.cards[0] if machine.sees and wanted != "cpu" else "the CPU"
         if machine.mps and wanted in ("auto", "mps"):
             where = "Apple's card"
         return Finding(PART, "ok", f"{version} computes on {where}.")
@@ -99,11 +99,11 @@ def card_finding(wanted: str, machine: Machine) -> Finding:
             "NVIDIA driver and restart, or install a PyTorch for an older CUDA."
         )
     else:
-        text = f"{version} is a build for the processor only and cannot use the {card}. To install "
+        text = f"{version} is built for the CPU only and cannot use the {card}. To install "
         text += f"one that can: {_line(machine.system)}."
     states: dict[str, State] = {"cuda": "bad", "cpu": "note"}
     state = states.get(wanted, "warn")
-    slow = "" if state == "bad" else " Until then it trains on the processor, many times slower."
+    slow = "" if state == "bad" else " Until then it trains on the CPU, many times slower."
     return Finding(PART, state, text + slow, "hardware.device")
 
 

@@ -160,10 +160,10 @@ def _read_files(folder: Path) -> tuple[int, dict[str, bytes]]:
         files = {name: (folder / name).read_bytes() for name in listed}
         step = int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is torn: {error!r}.") from error
+        raise CheckpointError(f"{folder} is damaged: {error!r}.") from error
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != listed[name]:
-            raise CheckpointError(f"{folder} is torn: {name} is not what was saved.")
+            raise CheckpointError(f"{folder} is damaged: {name} is not what was saved.")
     return step, files
 
 
@@ -178,13 +178,13 @@ def latest_checkpoint(run: Run) -> Path | None:
         try:
             _read_files(folder)
         except CheckpointError as error:
-            warnings.warn(f"{error} The one before it is used.", stacklevel=2)
+            warnings.warn(f"{error} The previous one is used.", stacklevel=2)
         else:
             return folder
     if folders:
         raise CheckpointError(
-            f"None of the {len(folders)} checkpoints in {run.checkpoints} is whole; copy one back, "
-            "or start a new run."
+            f"None of the {len(folders)} checkpoints in {run.checkpoints} is complete; restore one "
+            "from a backup, or start a new run."
         )
     return None
 

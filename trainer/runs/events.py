@@ -58,7 +58,7 @@ def _event(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
         problem = "not an object with a kind"
     except ValueError as error:
         problem = str(error)
-    warnings.warn(f"{path}: line {number} is damaged and left out ({problem}).", stacklevel=3)
+    warnings.warn(f"{path}: line {number} is damaged and was skipped ({problem}).", stacklevel=3)
     return None
 
 

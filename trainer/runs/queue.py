@@ -62,7 +62,8 @@ class Queue:
         Raises `RunError` for a run that is not in ``root``.
         """
         if run.path.parent.resolve() != self.root.resolve() or not run.config_path.is_file():
-            raise RunError(f"'{run.name}' is not a run in {self.root}; give the name of one.")
+            raise RunError(f"'{run.name}' is not a run in {self.root}; use the name of a run in "
+            "it.")
         jobs = self.jobs()
         for job in jobs:
             if job.run == run.name:
@@ -144,5 +145,5 @@ def _explain(run: Run, begun: float) -> None:
         return
     console = run.path / "console.txt"
     words = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    error = "\n".join(words[-12:]) or "The process ended without a word."
+    error = "\n".join(words[-12:]) or "The process ended without a message."
     write_state(run, RunState(status="failed", step=state.step, steps=state.steps, error=error))

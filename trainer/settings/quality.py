@@ -18,7 +18,7 @@ class Speed:
 
 
 SPEEDS = {
-    "mini": Speed(0.7, 0.0, "two processor cores"),
+    "mini": Speed(0.7, 0.0, "two CPU cores"),
     "modelscope": Speed(6.1, 2.2, "an H100; most cards are slower"),
     "animatediff": Speed(5.5, 4.3, "an H100; most cards are slower"),
 }
