@@ -10,13 +10,13 @@ from .settings.cards import CARD_PRESETS, CARDS, card_presets
 def card_settings(model: str, gigabytes: int | None) -> dict[str, Any]:
     """Settings, by dotted name, for base model ``model`` on a card of ``gigabytes``.
 
-    ``model`` is a path, or the bare name of a family in place of one. Empty without a card size,
-    and for a model that brings its own settings, such as the embedded one: it fits everywhere.
-    Raises ValueError for a size without a preset, ModelError for a model that is not there.
+    ``model`` is a path, or the name of a family. Empty without a card size, and for a model that
+    brings its own settings, such as the embedded one: it fits everywhere. Raises ValueError for a
+    size without a preset, ModelError for a model that does not exist.
     """
     if gigabytes is None:
         return {}
-    from .families import family_of, resolve_model  # PyTorch: only where a card is named
+    from .families import family_of, resolve_model  # imports PyTorch: only if a card is given
 
     path = None if model in CARD_PRESETS else resolve_model(model)
     presets = card_presets(model if path is None else family_of(path).name)

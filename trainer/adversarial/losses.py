@@ -49,9 +49,9 @@ def gan_loss(kind: str) -> GanLoss:
 
 @dataclass(frozen=True)
 class DiscriminatorLoss:
-    """Scalars of one discriminator step; only ``total`` is meant for ``backward``.
+    """Scalars of one discriminator step; call ``backward`` on ``total`` only.
 
-    ``mismatched`` and ``r1`` are 0 where they were not asked for; ``r1`` is unweighted.
+    ``mismatched`` and ``r1`` are 0 if not requested; ``r1`` is unweighted.
     """
 
     total: Tensor
@@ -64,7 +64,7 @@ class DiscriminatorLoss:
 
 
 R1_EVERY = 8
-"""Steps from one R1 penalty to the next: lazy regularisation (StyleGAN2, arXiv 1912.04958, B)."""
+"""Steps between R1 penalties: lazy regularisation (StyleGAN2, arXiv 1912.04958, B)."""
 
 
 def discriminator_loss(
@@ -83,8 +83,8 @@ def discriminator_loss(
     ``feats_*`` are lists of maps (N, C_i, h_i, w_i), real and fake may differ in N; ``text_*`` (N,
     D). Everything is detached here: no gradient leaves the discriminator. ``mismatched_text``
     (N_real, D) judges the real maps with another image's text as a second kind of negative (Reed et
-    al. 2016, GAN-CLS); ``mismatched_mask`` (N_real,) bool leaves rows out. The two kinds share the
-    weight of the negatives half and half, so that real and false stay balanced. ``r1`` is taken on
+    al. 2016, GAN-CLS); ``mismatched_mask`` (N_real,) bool leaves rows out. The two kinds of
+    negatives have half the weight each, so that real and fake stay balanced. ``r1`` is computed on
     the real maps with their own text, see :func:`r1_penalty`.
     """
     loss = gan_loss(kind)
@@ -100,7 +100,7 @@ def discriminator_loss(
         each = loss.fake(disc.judge(embedded, mismatched_text.detach()).float()).mean(1)
         mask = torch.ones_like(each) if mismatched_mask is None else mismatched_mask.to(each)
         mismatched = (each * mask).sum() / mask.sum().clamp(min=1)
-        # A batch in which no pair could be mismatched keeps all the weight on the fakes.
+        # If no pair could be mismatched, the fakes get all the weight.
         share = 0.5 * mask.amax()
         negatives = (1 - share) * fake + share * mismatched
     return DiscriminatorLoss(
@@ -134,7 +134,8 @@ def generator_loss(logits: Tensor, kind: str = "hinge") -> Tensor:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Inside, ``module`` passes gradients on but keeps none, and a forward leaves no trace in it.
+    """Inside, ``module`` passes gradients through but stores none, and a forward does not change
+    it.
 
     Without this the student's backward fills the discriminator's gradients. Eval mode stops the
     power iterations of the spectral norm. Both are put back on leaving; backward may be called
@@ -157,7 +158,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 @dataclass(frozen=True)
 class Mismatch:
     """Row i takes the text of row ``permutation[i]`` (N,) long; where ``possible`` (N,) bool is
-    False, only an equal caption was left. Both on the CPU.
+    False, only an equal caption was available. Both on the CPU.
     """
 
     permutation: Tensor
@@ -168,7 +169,8 @@ def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) ->
     """A random permutation that gives as many rows as can be a caption that differs from their own.
 
     It is a true permutation: mismatched texts are as frequent as matched ones, so the discriminator
-    cannot tell a negative by its text alone. Captions are compared without case and extra spaces.
+    cannot recognise a negative by its text alone. Captions are compared without case and extra
+    spaces.
     """
     count = len(captions)
     keys = [" ".join(text.split()).casefold() for text in captions]
@@ -177,9 +179,7 @@ def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) ->
     for row in shuffled:
         groups.setdefault(keys[row], []).append(row)
     ordered = [row for rows in groups.values() for row in rows]
-    # Equal captions lie side by side, so a turn by the largest group carries every row out of its
-    # own group; when that group holds more than half of all rows, some land in it again and are
-    # marked.
+    # Equal captions are adjacent, so rotating by the size of the largest group moves every row out of its own group. If that group has more than half of all rows, some land in it again and are marked.
     turn = max(map(len, groups.values()), default=0)
     permutation = [0] * count
     for place, row in enumerate(ordered):
@@ -193,12 +193,13 @@ def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) ->
 class GradientRatio:
     """Adaptive adversarial weight ``ratio * |g_consistency| / |g_adversarial|``.
 
-    Both gradients are those by the predicted latents, so what comes after them costs nothing twice.
+    Both gradients are with respect to the predicted latents, so nothing after them is computed
+    twice.
 
     After VQGAN's adaptive weight (Esser et al. 2021, equation 7). Both norms are smoothed before
-    they are divided: smoothing the quotient would let one batch with a vanishing adversarial
-    gradient rule the weight for the next twenty. ``decay`` of the moving average; the weight is
-    clamped to [``minimum``, ``maximum``]. Norms are of the whole batch. All state is two numbers.
+    they are divided: if the quotient were smoothed, one batch with a vanishing adversarial gradient
+    would dominate the weight for the next twenty. ``decay`` of the moving average; the weight is
+    clamped to [``minimum``, ``maximum``]. Norms are of the whole batch. The state is two numbers.
     """
 
     def __init__(

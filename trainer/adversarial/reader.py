@@ -63,7 +63,7 @@ class ClipReader(nn.Module):
 
     def forward(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """1 - CLIP score (N,) of frames (N, 3, H, W) in [-1, 1] with ``targets`` (N, D), on one
-        device; lower is better. Frames are squeezed to CLIP's square, so nothing is cut off.
+        device; lower is better. Frames are resized to CLIP's square without cropping.
         """
         square = functional.interpolate(
             pixels.float() * 0.5 + 0.5, (self.side, self.side), mode="bilinear",

@@ -33,8 +33,9 @@ COMMANDS = {
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 """Errors that carry a message for the user; anything else is a bug and keeps its traceback."""
 BUGS = (RuntimeError, NotImplementedError, RecursionError)
-"""Of those, what PyTorch and Python raise themselves: the message alone leads nowhere. Our own are
-subclasses, as is running out of memory."""
+"""Of those, errors that PyTorch and Python raise themselves, whose message alone does not help. Our
+own errors are subclasses, as is running out of memory.
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:

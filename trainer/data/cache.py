@@ -1,4 +1,6 @@
-"""A cache of tensors on disk that is never stale: its keys are hashes of all that matters."""
+"""A cache of tensors on disk that is never stale: its keys are hashes of everything the tensors
+depend on.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ class ContentCache:
     def key(*parts: KeyPart) -> str:
         """sha256 of all `parts` (content hash, encoder hash, size, ...) and of `CACHE_VERSION`.
 
-        Types count (1 is not "1") and so do borders ("ab", "c" is not "a", "bc").
+        Types count (1 is not "1"), and so do boundaries ("ab", "c" is not "a", "bc").
 
         Raises:
             TypeError: for a part that is not a str, bytes, int, float, bool or None.
@@ -138,7 +140,7 @@ class ContentCache:
     def fetch(self, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of `key`, from the cache or else from `compute()`, which is then stored.
 
-        A cache that cannot be written costs time, not the run: the error is logged.
+        If the cache cannot be written, the error is logged and the run continues.
         """
         found = self.load(key)
         if found is not None:
@@ -148,7 +150,7 @@ class ContentCache:
         return tensors
 
     def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """`store`, where a cache that cannot be written is logged and costs no more than time."""
+        """`store`, but a cache that cannot be written is only logged."""
         try:
             self.store(key, tensors)
         except OSError as error:
@@ -161,7 +163,8 @@ class ContentCache:
     def prune(self, keep: Path | None = None) -> list[Path]:
         """Delete the files not used for longest until `max_gib` is kept; never `keep`.
 
-        Returns the deleted files. Left-overs of writers that crashed more than a day ago go, too.
+        Returns the deleted files. Files left by writers that crashed more than a day ago are
+        deleted too.
         """
         for leftover in self.root.glob("??/.*.tmp"):
             if _modified(leftover) < time.time() - _STALE_SECONDS:
@@ -190,7 +193,7 @@ class ContentCache:
         return found
 
     def _touch(self, path: PurePath) -> None:
-        """Note the use in the modification time; access times are off on many systems."""
+        """Record the use in the modification time; many systems do not record access times."""
         try:
             os.utime(path)
         except OSError as error:

@@ -21,7 +21,7 @@ from .records import DataError
 
 MAX_NEW_TOKENS = 40
 KINDS = ("blip", "blip-2", "git", "vision-encoder-decoder")
-"""``model_type`` of the captioners that write a caption without a question."""
+"""``model_type`` of captioning models that need no question."""
 
 
 @dataclass(frozen=True)

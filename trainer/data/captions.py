@@ -22,12 +22,12 @@ _TOKEN = re.compile(r"\[trigger\]|\{trigger\}", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Caption:
-    """What the model is told about one file.
+    """The prompt for one file.
 
     `text` is the prompt, white space collapsed. `source` is "txt" or "caption" (a sidecar), "table"
-    (an entry of `metadata.jsonl` and its like), "template" (none of them, or an empty one: the
-    prompt template was used) or "neutral" (the same, but without a trigger word the template has
-    nothing to say, and the prompt is ""). `problems` are for a person to read.
+    (an entry of `metadata.jsonl` or a similar file), "template" (none of them, or an empty one: the
+    prompt template was used) or "neutral" (the same, but the template needs a trigger word and
+    there is none, so the prompt is ""). `problems` are for a person to read.
     """
 
     text: str
@@ -71,7 +71,7 @@ class CaptionRules:
         return self.prompt(*_raw(path, root or path.parent))
 
     def prompt(self, raw: str, source: str = "txt", problems: tuple[str, ...] = ()) -> Caption:
-        """What the model is told where ``raw`` is written; `source` and `problems` are of that."""
+        """The prompt for the written caption ``raw``, with its `source` and `problems`."""
         if not raw.strip():
             return self._from_template(problems)
         if _TOKEN.search(raw) and not self.trigger:
@@ -115,9 +115,9 @@ def read_caption(
 def write_caption(path: Path, text: str) -> Path:
     """Write `text` as the caption of the image or video at `path`; returns the sidecar.
 
-    The file that :func:`read_caption` reads is replaced (`x.txt` if there is none yet), so that
-    an edit is never hidden by an older file. It is written atomically, in UTF-8 without a byte
-    order mark, one line break at the end.
+    The file that :func:`read_caption` reads is replaced (`x.txt` if there is none yet), so that no
+    older file hides an edit. It is written atomically, in UTF-8 without a byte order mark, with one
+    line break at the end.
 
     Raises:
         DataError: if `text` cannot be stored as UTF-8 or holds NUL characters.
@@ -148,7 +148,7 @@ def _stored(path: Path, text: str) -> bytes:
 
 
 def raw_caption(path: Path, root: Path) -> str:
-    """The caption of `path` as it is written, to be edited; "" where there is none to be read."""
+    """The caption of `path` as written, for editing; "" if there is none."""
     return _raw(path, root)[0]
 
 

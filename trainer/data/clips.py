@@ -37,7 +37,7 @@ Frame = tuple[float, Callable[[], np.ndarray]]  # seconds, and a function that m
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file says of itself. `seconds` is the time from the first to the last frame."""
+    """What the file's headers say. `seconds` is the time from the first to the last frame."""
 
     width: int
     height: int
@@ -51,7 +51,7 @@ def probe(path: Path) -> Probe:
     """Read the time of every frame of a video, and decode the first.
 
     Raises:
-        DataError: with the reason, if the file is no video, is cut off, or has no frames.
+        DataError: with the reason, if the file is not a video, is cut off, or has no frames.
     """
     try:
         return _probe_animation(path) if is_animation(path) else _probe_container(path)
@@ -114,7 +114,7 @@ def _frames(path: Path, start: float) -> Generator[Frame, None, None]:
 
 
 def _open(path: Path) -> Any:
-    # Titles in another encoding than UTF-8 are no reason to refuse a video.
+    # Do not refuse a video because of a title that is not UTF-8.
     return av.open(str(path), options=_OPTIONS, metadata_errors="replace")
 
 
@@ -222,7 +222,7 @@ def _span(path: Path, origin: int) -> tuple[int, int, Fraction]:
     """From all packets: ticks from `origin` to the last frame, number of frames, seconds a tick."""
     with _open(path) as container:
         stream = _video_stream(container)
-        # Numbers only: to keep the packets would be to keep the whole file in memory.
+        # Numbers only: keeping the packets would keep the whole file in memory.
         packets = [
             (packet.pts, packet.duration or 0, packet.is_corrupt)
             for packet in container.demux(stream)

@@ -50,7 +50,7 @@ SUFFIXES = frozenset(
 OTHER_IMAGES = frozenset(
     {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".xcf", ".kra", ".exr", ".dng", ".cr2"}
 )
-"""Kinds whose owner expects them to count; opened all the same, because names lie."""
+"""Kinds that users expect to work; opened in any case, because names can be wrong."""
 UNSUPPORTED = {".tga": "a Targa image, which is not read; export it as PNG"}
 MIB = 2**20
 BLANK = 2.0
@@ -105,12 +105,12 @@ def scan_images(
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> ImageFolder:
-    """Open every file below `folder` once, and say of each whether and how it is used.
+    """Open every file below `folder` once and record whether and how it is used.
 
     In a folder called `10_name` every image counts ten times (the nearest such folder decides,
     `0_name` leaves its images out). The name is never used as a caption: an image without one gets
     the prompt template, and the folder's notes say so. Images whose shorter side is under
-    `min_side` pixels are refused. What a file is decides its content, not its name. `background`
+    `min_side` pixels are refused. The content decides what a file is, not its name. `background`
     ("#rrggbb" or a colour's name) fills what is transparent. `count_tokens` and `max_tokens` make
     the report list prompts that the text encoder would cut off.
 
@@ -261,9 +261,9 @@ def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dic
                 notes.append(f"named {path.suffix}, but it is a {image.format}")
     except OSError as error:
         if error.errno is not None:
-            raise  # the disk or the rights, not the content
+            raise  # the disk or permissions, not the content
         raise Refused(f"broken or cut off: {_plain(error)}") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on broken files
         raise Refused(_plain(error)) from error
     if min(width, height) < min_side:
         raise Refused(
@@ -301,7 +301,7 @@ def _load_cover(record: ImageRecord, height: int, width: int) -> np.ndarray:
         with open_image(record.path) as image:
             read_smaller(image, height, width)
             return cover(to_rgb(image, record.background)[0], height, width)
-    except Exception as error:  # as in `_inspect`; the reason goes on
+    except Exception as error:  # as in `_inspect`; the reason is passed on
         raise DataError(f"'{record.path}' cannot be read any more: {_plain(error)}") from error
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 MAX_PIXELS = 400_000_000
-"""A scan of 20 000 x 20 000 px, 1.6 GB while it is read. A JPEG may have more: it is shrunk."""
+"""An image of 20 000 x 20 000 px takes 1.6 GB while it is read. A JPEG may have more: it is scaled
+down.
+"""
 MAX_JPEG_PIXELS = 64 * MAX_PIXELS
 LARGE_PIXELS = 50_000_000
-"""Images beyond this are said to be large and shrunk to it, JPEGs as they are read."""
+"""Larger images are reported and scaled down to this, JPEGs while they are read."""
 _PILLOWS_LIMIT = threading.Lock()
 WHITE = (255, 255, 255)
 # Only these decoders run: Pillow would hand an EPS named .png to ghostscript.
@@ -66,22 +68,21 @@ READABLE = {
     "a PNG": ".png", "a JPEG": ".jpg", "a GIF": ".gif", "a BMP": ".bmp", "a TIFF": ".tif",
     "a WebP": ".webp", _AVIF: ".avif",
 }  # fmt: skip
-"""The answers of `content_of` for images that are read, and the suffix they should have."""
+"""Results of `content_of` for supported images, with the suffix they should have."""
 STARTS = 512
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error)
 
 
 class PixelError(ValueError):
-    """An image that Pillow can open but whose pixels have no fair 8-bit RGB version."""
+    """An image that Pillow can open but that cannot be converted well to 8-bit RGB."""
 
 
 def open_image(path: Path) -> Image.Image:
     """Open the header of an image file; pixels are read later. Close it, or use it in `with`.
 
     Raises:
-        PixelError: if it is no image (naming what it is, where that is known), or has more than
-            `MAX_PIXELS` pixels.
-        OSError: from the system and from Pillow.
+        PixelError: if it is not an image (with what it is, if known), or has more than `MAX_PIXELS`
+            pixels. OSError: from the system and from Pillow.
     """
     Image.init()  # registers the decoders; builds of Pillow differ in what they have
     try:
@@ -106,7 +107,7 @@ def open_image(path: Path) -> Image.Image:
 
 @contextmanager
 def _own_limit() -> Iterator[None]:
-    """Pillow refuses large images by a number of the whole process, which others rely on."""
+    """Pillow limits image sizes by a process-wide number, which other code relies on."""
     with _PILLOWS_LIMIT:
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -119,7 +120,7 @@ def rgb_of(colour: str) -> tuple[int, int, int]:
     """(R, G, B) in 0..255 of "#rrggbb", "rgb(...)" or a name such as "black".
 
     Raises:
-        ValueError: for what is no colour.
+        ValueError: for text that is not a colour.
     """
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return red, green, blue
@@ -192,7 +193,7 @@ def _shrunk(image: Image.Image) -> Image.Image:
     scale = (LARGE_PIXELS / (image.width * image.height)) ** 0.5
     if scale >= 1:
         return image
-    # Colours by number, or one that stands for transparent, cannot be averaged.
+    # Palette indices, or a colour that means transparent, cannot be averaged.
     if image.has_transparency_data and not image.mode.startswith("I"):
         image = image.convert("RGBA")
     elif image.mode in ("1", "P"):

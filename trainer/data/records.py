@@ -1,4 +1,4 @@
-"""What a scan finds: one record a file, and the folder's report."""
+"""The result of a scan: one record per file, and the folder's report."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class MediaRecord:
     "ignored" (not of the kind that was looked for). `caption` is the prompt as the model will see
     it, `caption_source` is "txt", "caption", "table", "template" or "neutral" (see
     :class:`~trainer.data.captions.Caption`). `width` and `height` are upright pixels, 0 if unknown.
-    `repeats` weighs the drawing. `notes` say what a person should know about a used file: what was
-    converted, what is odd about its caption, which file is its double.
+    `repeats` is the sampling weight. `notes` tell a person about a used file: what was converted,
+    problems of its caption, which file it duplicates.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class MediaFolder(Generic[R]):
         )
 
     def report(self) -> str:
-        """A table of files with their prompt or the reason against them, under the counts.
+        """The counts, then a table of files with their prompt or the reason why they are not used.
 
         Every file that is not used or has a note is in it, and the first of the others.
         """

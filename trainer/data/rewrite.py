@@ -1,4 +1,6 @@
-"""One change to many captions: words before or after, words replaced, the trigger word added."""
+"""One change to many captions: add words at the start or end, replace words, add the trigger
+word.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,10 @@ _NO_COMMA = (" ", ",", ";", ":", ".", "\n")
 class Rewrite:
     """A change, called with a caption.
 
-    "before" and "after" put `text` there, parted by a comma, unless it is there already. "replace"
-    puts `new` where `text` stands as whole words ("ink" is not in "pink"), in any case of letters.
-    "trigger" puts `[trigger]` before captions that have neither it nor the word `trigger`.
+    "before" and "after" add `text` there, separated by a comma, unless it is already there.
+    "replace" puts `new` in place of `text`, matched as whole words ("ink" is not in "pink") and
+    ignoring case. "trigger" puts `[trigger]` before captions that have neither it nor the word
+    `trigger`.
 
     Raises:
         DataError: if there is no text to put or to look for.

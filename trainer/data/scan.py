@@ -1,4 +1,4 @@
-"""Walking a data folder so that every file is accounted for: used, refused or ignored."""
+"""Scans a data folder; every file gets a record as used, refused or ignored."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class MediaKind(Generic[R]):
 
     `suffixes` (lower case) are opened by `inspect(path)`, which returns the record's extra fields
     or raises :class:`Refused`. Suffixes in `unsupported` are refused with the reason given there,
-    because the owner of such a file expects it to count. Everything else is ignored, with the
-    reason that `hidden(path)` gives, if any.
+    because users expect such files to work. Everything else is ignored, with the reason that
+    `hidden(path)` gives, if any.
     """
 
     label: str
@@ -134,7 +134,7 @@ class _Scan(Generic[R]):
 
 
 def _caption_files(paths: list[Path]) -> dict[Path, list[Path]]:
-    """Every caption file and whose it is."""
+    """Every caption file with the file it belongs to."""
     owners: dict[Path, list[Path]] = {}
     for path in paths:
         for sidecar in find_sidecars(path):
@@ -154,7 +154,7 @@ def repeats_of(path: Path, root: Path) -> tuple[int, str]:
 
 
 def _repeat_notes(root: Path, records: list[R]) -> list[str]:
-    """What repeat folders do, said once per folder; their names never become captions."""
+    """Notes on repeat folders, one per folder; their names never become captions."""
     notes = []
     for parent in sorted({record.path.parent for record in records if record.repeats != 1}):
         repeats, name = repeats_of(parent / "x", root)
@@ -177,7 +177,7 @@ def _checked_root(folder: Path | str) -> Path:
 
 
 def _walk(root: Path) -> list[tuple[Path, tuple[str, str] | None]]:
-    """Every file below `root` with None, or with the (status, reason) that settles it already."""
+    """Every file below `root`, with None, or with a (status, reason) if that is already known."""
     found: list[tuple[Path, tuple[str, str] | None]] = []
 
     def unreadable(error: OSError) -> None:

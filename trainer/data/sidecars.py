@@ -1,5 +1,4 @@
-"""Files that hold captions: which one belongs to an image or video, and its text whatever its
-encoding.
+"""Caption files: which one belongs to an image or video, and its text in any encoding.
 
 `x.png` is described by `x.txt` or `x.caption`, else by `x.png.txt` or `x.png.caption`, in any case
 of the suffix and in either Unicode form of the name (macOS stores letters with accents in two
@@ -116,7 +115,7 @@ def listed_caption(captions: Mapping[str, str], inside: PurePath) -> str | None:
 
 
 def folded(name: str) -> str:
-    """One spelling for names that a person takes for the same, whatever system wrote them."""
+    """One spelling for names that look the same, whichever system wrote them."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -139,7 +138,9 @@ def _listed(folder: Path, _changed: int) -> Mapping[str, tuple[str, ...]]:
 
 
 def forget_listings() -> None:
-    """After a caption file was written: the clock of some disks is too coarse to tell."""
+    """Call after writing a caption file: the clock of some disks is too coarse to show the
+    change.
+    """
     _listed.cache_clear()
 
 

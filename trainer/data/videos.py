@@ -78,7 +78,7 @@ def scan_videos(
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> VideoFolder:
-    """Probe every file below `folder` and say of each whether and how clips are cut from it.
+    """Probe every file below `folder` and record whether and how clips are cut from it.
 
     Refused are files that are truncated, have no video stream or no frames, are shorter than a clip
     of `frames` frames at `fps` frames a second, or have a side under `min_side` pixels. Captions,
@@ -139,7 +139,7 @@ class VideoSet:
 
     A file that fails to decode is left out from then on with a logged reason (`dropped`), and
     another one is drawn. A clip across a shot cut is drawn again, up to `CUT_TRIES` times; then the
-    weakest cut is taken and `cut_notes` says so. Not safe to share between threads.
+    one with the weakest cut is used and noted in `cut_notes`. Not safe to share between threads.
 
     Raises:
         DataError: if `folder` has no usable video.
@@ -240,7 +240,7 @@ def _inspect(path: Path, frames: int, fps: float, min_side: int) -> dict[str, An
 
 
 def _find_box(path: Path, found: Probe) -> Box | None:
-    """Black bars by frames from all over the file, which also shows that they decode."""
+    """Black bars from frames across the whole file, which also checks that they decode."""
     frames = []
     for time in np.linspace(0.05, 0.95, BAR_SAMPLES) * found.seconds:
         frame = nearest_frames(path, np.array([time]))[0]

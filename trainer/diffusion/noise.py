@@ -1,9 +1,9 @@
-"""How a base model mixes clip and noise, and how its network's output is read.
+"""How a base model mixes clip and noise, and what its network's output means.
 
-A point of a trajectory is ``z = alpha x0 + sigma eps``. How much noise it holds is its *level*: an
-integer timestep of a variance-preserving model, a number from 0 to 1 of a flow. Levels are tensors
-(B,) or (), and 0 is the clean end. Everything else in the trainer asks a `NoisePath` and does not
-know which kind it has.
+A point of a trajectory is ``z = alpha x0 + sigma eps``. The amount of noise in it is its *level*:
+an integer timestep of a variance-preserving model, a number from 0 to 1 of a flow. Levels are
+tensors (B,) or (), and 0 is the clean end. All other code uses a `NoisePath` and does not depend on
+its kind.
 
 Arithmetic is done in float32, or float64 when an input is float64: half precision comes back as
 float32.
@@ -23,7 +23,7 @@ from torch import Tensor
 TRAJECTORY_STEPS = 50
 TRAIN_TIMESTEPS = 1000
 TIMESTEP_SCALING = 4.0
-"""MCM's value. diffusers' own default is 10; samplers must be given the one trained with."""
+"""MCM's value; diffusers' default is 10. Samplers must use the value of the training."""
 SIGMA_DATA = 0.5
 
 SCHEDULE_KEYS = (
@@ -60,7 +60,7 @@ class NoisePath(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What makes it differ from others of its kind."""
+        """The parameters that distinguish it from others of its kind."""
         ...
 
     def levels(self, count: int) -> Tensor:
@@ -106,7 +106,7 @@ class NoisePath(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> NoisePath:
-        """A copy with its tables on ``device``; levels given to it must be there too."""
+        """A copy with its tables on ``device``; levels passed to it must be on that device too."""
         ...
 
 
@@ -142,7 +142,7 @@ class VariancePreserving:
         """Path of a ``scheduler_config.json``, computed by diffusers' `DDIMScheduler`.
 
         The defaults of the scheduler classes differ (linear or scaled_linear betas), so a config
-        that leaves them to the class is refused.
+        without explicit values is refused.
 
         Raises:
             ValueError: the betas are not given, their schedule is unknown to diffusers, or the

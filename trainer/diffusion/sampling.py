@@ -60,9 +60,9 @@ class SamplingOptions:
     seed: int | Sequence[int] | None = None
     """One seed a video, or one number ``s`` for the seeds ``s, s + 1, ...`` of the batch."""
     generator: torch.Generator | Sequence[torch.Generator] | None = None
-    """In place of ``seed``: one generator a video, or one that serves them in turn."""
+    """Instead of ``seed``: one generator per video, or one for all in turn."""
     init_latents: Tensor | None = None
-    """(B, C, F, h, w) to start from in place of noise, at the noise level of the first step."""
+    """(B, C, F, h, w) to start from instead of noise, at the noise level of the first step."""
     on_step: Callable[[SamplerStep], None] | None = None
     """Called after each step. An exception raised in it stops the run and is passed on."""
 
@@ -118,7 +118,7 @@ def sample_ode(
     """
     check_steps(steps, TRAIN_TIMESTEPS)
     run = _Run(predict, path, text, shape, path.levels(steps).flip(0), options)
-    earlier: tuple[Tensor, Tensor] | None = None  # what the step before read, and its length
+    earlier: tuple[Tensor, Tensor] | None = None  # prediction and length of the step before
     for level, following in run.pairs():
         x0, eps = path.read(run.latents, run.predict(run.latents, level), level)
         if order == 1:

@@ -39,7 +39,7 @@ class Distiller:
         self.guard = guard
 
     def step(self, step: int, done: float = 0.0) -> StepReport:
-        """Optimizer step ``step`` (from 0) of a run of which the share ``done`` (0 to 1) is over.
+        """Optimizer step ``step`` (from 0) of a run that is ``done`` (0 to 1) complete.
 
         Gradients of all its micro-batches, the NaN check, both updates.
         """
@@ -58,7 +58,7 @@ class Distiller:
             logs.append(outcome.logs)
             made.append((outcome.prediction, batch.rows, batch.origins))
         report = self.update(logs)
-        if report.taken:  # one NaN in an average would be in every later step
+        if report.taken:  # a NaN in an average would stay in all later steps
             s.memory = memory
         for prediction in made:  # only now: the copy to the host waits for the device
             s.replay.add(*prediction)
@@ -164,7 +164,7 @@ def sizes_of(session: Session) -> Sizes:
 
 
 def shared_values(means: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Scalars by name as numbers, each the mean over all processes: one NaN is everybody's."""
+    """Scalars by name as numbers, each the mean over all processes, so a NaN in one reaches all."""
     stacked = torch.stack(list(means.values()))
     if accelerator.num_processes > 1:
         stacked = accelerator.reduce(stacked, reduction="mean")

@@ -1,4 +1,4 @@
-"""Exponential moving average of the adapter: what is previewed, measured and exported."""
+"""Exponential moving average of the adapter; it is what previews, measurements and exports use."""
 
 from __future__ import annotations
 

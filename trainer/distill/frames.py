@@ -39,8 +39,8 @@ class ClipFrames:
     """Single frames of clean clips ``latents`` (N, C, f, h, w) of ``frames`` frames, decoded when
     they are drawn.
 
-    ``decoder`` is the step's own decoder, on ``device``: the discriminator must not tell real from
-    fake by rounding.
+    ``decoder`` is the step's own decoder, on ``device``: rounding must not let the discriminator
+    distinguish real from fake.
     """
 
     def __init__(

@@ -143,7 +143,7 @@ class Loop:
             )  # fmt: skip
 
     def _occasionally(self) -> None:
-        """Preview and checkpoint when their turn comes; the end of the run makes its own."""
+        """Make a preview and a checkpoint when due; the end of the run makes its own."""
         over = self.done >= 1 or self.stop.requested
         if over or not self.session.accelerator.is_main_process:
             return
@@ -154,7 +154,9 @@ class Loop:
             self.checkpoint()
 
     def first_preview(self) -> None:
-        """What the student begins with, so that there is something to see before the first step."""
+        """A preview of the untrained student, so that there is something to see before the first
+        step.
+        """
         wanted = self.config.preview.every and not self.step and not self.stop.requested
         if wanted and self.session.accelerator.is_main_process:
             self.preview(FIRST_PREVIEW)
@@ -162,7 +164,7 @@ class Loop:
     def preview(self, what: str = PREVIEW, stop: Callable[[], bool] | None = None) -> Path | None:
         """Write a preview; one that fails is reported and never ends the run.
 
-        ``stop`` says whether to leave it half made; a request to stop the run if not given.
+        ``stop`` says whether to abort it; by default, if the run was asked to stop.
         """
         folder = self.run.samples / f"step-{self.step:06d}"
         waits = Waits(self.log, self.update, stop or (lambda: self.stop.requested))
@@ -171,7 +173,7 @@ class Loop:
         except StopRequested:
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        except Exception as error:  # whatever a preview meets, it is no reason to lose a run
+        except Exception as error:  # no error in a preview may end the run
             reason = disk_full(error, folder) or error
             self.log(f"The preview at step {self.step} failed: {reason}")
             self.log.exception(error)
@@ -258,7 +260,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
     """Train the run at ``run`` to its end in this process and return its last state.
 
-    First everything it needs is looked up, unless that was ``checked`` a moment ago. Any failure is
+    It first checks that nothing is missing, unless that was already ``checked``. Any failure is
     written to ``state.json`` and ``log.txt`` before it is raised again; checkpoints stay.
     """
     config = run.config()
@@ -284,7 +286,9 @@ def train(run: Run, *, resume: bool = False, checked: bool = False) -> RunState:
 
 
 def _note_failure(error: BaseException, run: Run, log: RunLog, board: StateBoard) -> None:
-    """The traceback to the log, the reason to the state. A disk that is full is called that."""
+    """Write the traceback to the log and the reason to the state; a full disk is reported as
+    such.
+    """
     reason = disk_full(error, run.path) or error
     status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     with suppress(DiskFullError):  # then there is no room for the log either

@@ -1,4 +1,4 @@
-"""What each part computes in: frozen weights in half precision, trained ones in fp32.
+"""Precision of each part: frozen weights in half precision, trained ones in fp32.
 
 There is no autocast. It would turn every normalisation of the UNet to fp32 and keep those copies
 for the gradient, and it would round the UNet's last convolution, which stays fp32 on purpose.

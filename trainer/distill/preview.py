@@ -29,7 +29,7 @@ from .session import Session
 from .sources import Sources
 
 MOTION_ALARM = 0.5
-"""A student whose flow magnitude falls under this part of the teacher's is losing its motion."""
+"""Below this fraction of the teacher's flow magnitude, the student moves too little."""
 STRENGTH_STEPS = 4
 STYLE_IMAGES = 64
 """At most so many style images, spread over the folder, are compared with."""
@@ -56,7 +56,7 @@ class Preview:
 
     @property
     def alarm(self) -> str | None:
-        """A sentence when motion dies; None while it lives."""
+        """A warning if there is too little movement; else None."""
         low = {steps: kept for steps, kept in self.motion_kept.items() if kept < MOTION_ALARM}
         if not low:
             return None

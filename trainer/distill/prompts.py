@@ -1,12 +1,12 @@
 """The prompts a run trains on, and what one frame of each shows.
 
-A clip prompt names a motion that no still can show. The discriminator and the caption loss look at
-single frames, so every prompt carries a second text for them: "a red circle moving left" is shown
-as "a red circle".
+A clip prompt names a motion, which a still image cannot show. The discriminator and the caption
+loss look at single frames, so every prompt carries a second text for them: "a red circle moving
+left" is shown as "a red circle".
 
-The trigger word is the student's alone. The teacher has never met it, so its clips are made without
-(and serve every later style), and frames are judged without: images that name it and clips that do
-not would be told apart by the word.
+Only the student gets the trigger word. The teacher does not know it, so its clips are made without
+it (and serve all later styles). Frames are judged without it, because otherwise the discriminator
+could distinguish images from clips by that word.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PromptSet:
     their text, and ``trigger`` is the word that is left out of it.
 
     Judging with text is only fair when images and clips share their captions: otherwise the
-    discriminator tells the two apart by the words and never looks at the picture.
+    discriminator distinguishes the two by their words and ignores the picture.
     """
 
     prompts: tuple[Prompt, ...]

@@ -1,4 +1,4 @@
-"""A student as one of its run's checkpoints holds it: to sample, to look at, to export."""
+"""A student loaded from a checkpoint of its run, to sample, view or export."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def best_checkpoint(run: Run) -> int:
 
 
 def load_student(run: Run, step: int | None = None) -> StoredStudent:
-    """The student of a checkpoint, on the run's device. Raises what loading its parts raises."""
+    """The student of a checkpoint, on the run's device. Raises the errors of loading its parts."""
     config = run.config()
     found = load_checkpoint(checkpoint_folder(run, step))
     device = make_accelerator(config).device

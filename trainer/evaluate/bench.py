@@ -1,4 +1,4 @@
-"""Clips made and looked at once, then measured against as many references as one likes."""
+"""Clips that are made and analysed once, then measured against any number of references."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors, and the intervals that say how far to trust them.
 
-Plain functions of float arrays (N, D); the features come from elsewhere, and every number that
-leaves the house names the network behind it.
+Plain functions of float arrays (N, D); the features come from elsewhere, and every published number
+names the network behind it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def bootstrap(
 
     Percentiles of ``fn`` on ``resamples`` draws with replacement (Efron 1979), moved so that their
     mean lies on ``fn(arange(n))``: distances grow when a sample repeats, and without the move the
-    interval would lie above the number it belongs to. A draw of one unit alone is drawn again:
+    interval would lie above the number it belongs to. Draws of a single unit are repeated, because
     most measures need two. Raises ``ValueError`` for n < 2 or a level outside (0, 1).
     """
     if n < 2 or not 0 < level < 1:

@@ -132,7 +132,7 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
 
 
 def _parts_inside(path: Path) -> tuple[bool, bool]:
-    """Whether a text encoder and a VAE are in it; True also of files that `load` refuses anyway."""
+    """Whether a text encoder and a VAE are in it; also True for files that `load` refuses."""
     if path.is_dir():
         return (path / "text_encoder").is_dir(), (path / "vae").is_dir()
     try:
@@ -202,7 +202,7 @@ def _check_text(text_encoder: Any, image: ImageModel) -> None:
 
 
 def denoise(unet: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
-    """UNetMotionModel wants the text once a frame, the frames of one clip in a row."""
+    """UNetMotionModel needs the text once per frame, with the frames of a clip in a row."""
     rows = text.repeat_interleave(latents.shape[2], dim=0)
     return unet(latents, time, encoder_hidden_states=rows).sample
 

@@ -91,7 +91,7 @@ class VideoModel:
     motion_module: str = ""
     """File or folder name of the motion module; empty where the model has none of its own."""
     subjects: tuple[str, ...] = ()
-    """The words of all that it can draw, where that is next to nothing; empty for most models."""
+    """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False
     """Whether text encoder and autoencoder wait in main memory while they are not needed."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -121,14 +121,14 @@ class VideoModel:
 
     @property
     def judge(self) -> Path | None:
-        """Folder of a network that sees what its clips show, which no training uses."""
+        """Folder of a network that recognises what its clips show; training never uses it."""
         return self.brought("judge")
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
         """Move every network, resting ones to main memory.
 
         Two parts keep fp32: the autoencoder, whose decoder overflows in fp16, and the network's
-        last convolution. x0 is the prediction divided by alpha, so rounding there grows fifteenfold
+        last convolution. x0 is the prediction divided by alpha, so rounding errors grow fifteenfold
         at the noisiest timestep.
         """
         nn.Module.to(self.network, device, dtype)

@@ -1,4 +1,4 @@
-"""How long a prompt is for a base model, without loading its networks."""
+"""Counts a prompt's tokens for a base model, without loading its networks."""
 
 from __future__ import annotations
 
