@@ -177,12 +177,12 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
 
 
 class CommonLoss(FrameMemory):
-    """How far the average of the student's frames is from the average of the real ones.
+    """Distance between the average of the student's frames and the average of the real ones.
 
-    What differs from frame to frame is gone in an average. What is the same in all of them, as a
-    watermark is, stands out there, however faint it is in each: the averages are of whole maps, at
-    full resolution. Each place counts in units of the deviation of the real frames there, with a
-    pseudo-Huber norm, so that a background far off does not outweigh all the rest.
+    An average removes what differs between frames and keeps what all share, such as a watermark,
+    however faint. The averages are of whole maps at full resolution. Each location is scaled by the
+    deviation of the real frames there, with a pseudo-Huber norm, so that a very different
+    background does not dominate.
     """
 
     def __call__(self, ours: Sequence[Tensor], real: Sequence[Tensor], level: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class Mismatch:
 
 
 def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) -> Mismatch:
-    """A random permutation that gives as many rows as can be a caption that differs from their own.
+    """A random permutation that gives as many rows as possible a caption different from their own.
 
     It is a true permutation: mismatched texts are as frequent as matched ones, so the discriminator
     cannot recognise a negative by its text alone. Captions are compared without case and extra
@@ -179,7 +179,9 @@ def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) ->
     for row in shuffled:
         groups.setdefault(keys[row], []).append(row)
     ordered = [row for rows in groups.values() for row in rows]
-    # Equal captions are adjacent, so rotating by the size of the largest group moves every row out of its own group. If that group has more than half of all rows, some land in it again and are marked.
+    # Equal captions are adjacent, so rotating by the size of the largest group moves every row
+    # out of its own group. If that group has more than half of all rows, some land in it again
+    # and are marked.
     turn = max(map(len, groups.values()), default=0)
     permutation = [0] * count
     for place, row in enumerate(ordered):
@@ -237,10 +239,11 @@ class GradientRatio:
         return quotient.clamp(self.minimum, self.maximum).nan_to_num(nan=self.minimum)
 
     def update(self, consistency_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
-        """New weight from both losses' gradients by the predicted latents, (B, C, F, h, w) each.
+        """The new weight from both losses' gradients with respect to the predicted latents, (B, C,
+        F, h, w) each.
 
-        A batch with a NaN or infinite norm leaves the averages as they were; nothing is read back
-        from the device to find out.
+        A batch with a NaN or infinite norm does not change the averages; nothing is read back from
+        the device.
         """
         norms = torch.stack(
             [g.detach().float().norm() for g in (consistency_gradient, adversarial_gradient)]
@@ -268,9 +271,10 @@ class GradientRatio:
 
 
 def latent_gradient(loss: Tensor, latents: Tensor) -> Tensor:
-    """Gradient of ``loss`` by ``latents``, shaped like them, without freeing the graph.
+    """Gradient of ``loss`` with respect to ``latents``, shaped like them, without freeing the
+    graph.
 
-    With the gradients of both losses at hand, one ``latents.backward(g_cd + weight * g_adv)`` walks
-    the student once, and the decoder and discriminator are not walked a second time.
+    With the gradients of both losses, one ``latents.backward(g_cd + weight * g_adv)`` passes
+    through the student once, and not again through decoder and discriminator.
     """
     return torch.autograd.grad(loss, latents, retain_graph=True)[0]

@@ -26,10 +26,10 @@ OFF = (
 
 
 class ClipReader(nn.Module):
-    """How well frames show what their captions say.
+    """Measures how well frames show what their captions say.
 
-    The image half moves with the module. The text half stays in main memory, where each caption is
-    read once.
+    The image encoder moves with the module. The text encoder stays in main memory and encodes each
+    caption once.
     """
 
     mean: Tensor

@@ -96,9 +96,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Bars:
-    """One bar after another, by what is told: ``bars(what, clips done, clips in all)``.
+    """Shows one progress bar after another: ``bars(what, clips done, clips in all)``.
 
-    The first line says what comes; where there is no terminal, a line follows every 30 seconds.
+    The first line says what comes; without a terminal, a line follows every 30 seconds.
     """
 
     def __init__(self, line_seconds: float = 30.0) -> None:

@@ -1,7 +1,7 @@
-"""What the model is told about an image or a video: its caption, with the trigger word in place.
+"""The prompt for an image or a video: its caption, with the trigger word filled in.
 
-A caption that cannot be read, is empty or too long is a problem that the report lists; it never
-costs the picture. What the model will see is exactly :attr:`Caption.text`.
+A caption that cannot be read, is empty or too long is a problem that the report lists; the picture
+is still used. The model sees exactly :attr:`Caption.text`.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def _container_frames(path: Path, start: float) -> Generator[Frame, None, None]:
 
 
 def _seek(container: Any, stream: Any, origin: int, start: float) -> Iterator[Any] | None:
-    """Decoded frames from a key frame at or before `start` on; None if there is no way to one.
+    """Decoded frames from a key frame at or before `start` on; None if none can be reached.
 
     MPEG streams have no index and may land past the target: then try from further back.
     """

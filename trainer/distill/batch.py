@@ -1,7 +1,7 @@
-"""The host's half of a step: everything that is read, decided or encoded before the device starts.
+"""The CPU part of a step: everything that is read, decided or encoded before the device starts.
 
-What comes out lies on the device and needs no further copy, so the device's half (`step`) never
-waits for the host.
+The result is on the device and needs no further copy, so the device part (`step`) never waits for
+the host.
 """
 
 from __future__ import annotations

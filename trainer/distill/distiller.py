@@ -22,10 +22,7 @@ from .step import Outcome, gradients
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step tells the event log.
-
-    Plain numbers by name, and whether its optimizer step was taken.
-    """
+    """What a step writes to the event log: numbers by name, and whether its optimizer step was applied."""
 
     values: dict[str, float]
     taken: bool
@@ -69,10 +66,10 @@ class Distiller:
         return gradients(self.session.parts, batch, memory, share)
 
     def update(self, logs: list[dict[str, Tensor]]) -> StepReport:
-        """Average over processes, check for NaN, clip, and take both optimizer steps or neither.
+        """Average over processes, check for NaN, clip, and apply both optimizer steps or neither.
 
-        Losses and gradient norms are read here, in one copy: the only time a step waits for the
-        device. They are the same in all processes, which so decide alike.
+        Losses and gradient norms are read here in one copy, the only time a step waits for the
+        device. They are equal in all processes, so all decide alike.
         """
         s, clip = self.session, self.session.config.optim.grad_clip
         trained = [p for group in s.optimizer.param_groups for p in group["params"]]
@@ -96,9 +93,8 @@ class Distiller:
         return StepReport(values | {"lr": s.optimizer.param_groups[0]["lr"]}, taken)
 
     def _synchronise(self, parameters: list[nn.Parameter]) -> None:
-        """Mean of the gradients over all processes, in one message.
-
-        Nothing to do with a single one.
+        """Average the gradients over all processes, in one message; does nothing with a single
+        process.
         """
         accelerator = self.session.accelerator
         if accelerator.num_processes == 1:

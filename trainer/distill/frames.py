@@ -1,7 +1,4 @@
-"""What the discriminator calls real.
-
-The style folder's images or, without one, frames of the motion source.
-"""
+"""The discriminator's real frames: the style folder's images or, without one, frames of the motion source."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The loop.
+"""The training loop.
 
-Repeat the step, and keep a run folder that any viewer can follow and any process can resume.
+It repeats the step and keeps a run folder that viewers can follow and any process can resume.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Loop:
         self.log(f"Resumed at step {self.step} from {folder.name}.")
 
     def train(self) -> str:
-        """Steps until the goal, the time budget or a stop.
+        """Train until the goal, the time limit or a stop.
 
-        Returns the status that the run ends with.
+        Returns the final status.
         """
         with Progress(self.config.steps, self.run.name, self.step, log=self.log) as progress:
             while not self._is_over():
@@ -118,7 +118,7 @@ class Loop:
     def _agree(self) -> None:
         """Make all processes stop at the same step.
 
-        One that left alone would leave the others waiting for its gradients.
+        If one stopped alone, the others would wait for its gradients.
         """
         self.stopping, accelerator = self.stop.requested, self.session.accelerator
         if accelerator.num_processes > 1:
@@ -205,9 +205,9 @@ class Loop:
         return best_step(previews, checkpoint_steps(self.run))
 
     def _take_the_best(self) -> int:
-        """Put the averaged adapter of the best checkpoint in place for the export.
+        """Load the averaged adapter of the best checkpoint for the export.
 
-        Returns its step: the last one, unless the previews say that an earlier one is better.
+        Returns its step: the last one, unless previews show that an earlier one is better.
         """
         best = self._best()
         if best is None or best == self.step:

@@ -1,7 +1,4 @@
-"""Previews of a run.
-
-Teacher beside student at each number of steps, and how much of the motion is left.
-"""
+"""Previews of a run: teacher beside student at each number of steps, and how much motion is left."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a base model is to the rest of the trainer.
-
-One record per family, one loaded object per model.
-"""
+"""The interface of base models: one record per family, one loaded object per model."""
 
 from __future__ import annotations
 
