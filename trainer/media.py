@@ -1,4 +1,4 @@
-"""Clips on disk: mp4, webm, animated webp, gif or a folder of PNGs, written whole or not at all.
+"""Clips on disk: mp4, webm, animated webp, gif or a folder of PNGs, written atomically.
 
 The suffix of the path decides the format. mp4 and webm go through the ffmpeg binary of
 imageio-ffmpeg, the rest through Pillow. A clip is written under a temporary name in its own folder
@@ -43,7 +43,7 @@ _EXIF_TAGS = {"prompt": 0x0110, "workflow": 0x010F}
 
 
 class MediaError(ValueError):
-    """A clip that cannot be written or read; the message names the file and the way out."""
+    """A clip that cannot be written or read; the message names the file and what to do."""
 
 
 def to_frames(pixels: torch.Tensor) -> np.ndarray:
@@ -282,7 +282,7 @@ def _read_folder(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename onto ``path``. A folder is replaced only when it holds nothing but frames of ours."""
+    """Rename onto ``path``. A folder is replaced only if it contains nothing but our frames."""
     if temporary.is_dir() and path.is_dir():
         strangers = [p.name for p in path.iterdir() if not p.match("frame_*.png")]
         if strangers:

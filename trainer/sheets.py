@@ -1,4 +1,4 @@
-"""Clips laid out for the eye: labelled grids that play in step, and film strips on one still page.
+"""Comparison pictures: labelled grids of clips that play in sync, and film strips on a still page.
 
 Everything takes and returns uint8 frames (F, H, W, 3). Small clips are enlarged by a whole factor
 with the nearest neighbour, so that every pixel that is seen is a pixel the model made.
@@ -49,7 +49,7 @@ def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
 def side_by_side(
     columns: list[Column], *, scale: int | None = None, loops: int = 1, title: str = ""
 ) -> np.ndarray:
-    """Clips beside each other under their labels, playing in step: (F * loops, H, W, 3) uint8.
+    """Clips side by side under their labels, playing in sync: (F * loops, H, W, 3) uint8.
 
     Arguments and errors as :func:`grid`; ``title`` stands above the labels.
     """

@@ -22,7 +22,7 @@ from .step import Outcome, gradients
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step writes to the event log: numbers by name, and whether its optimizer step was applied."""
+    """Log entry of a step: numbers by name, and whether its optimizer step was applied."""
 
     values: dict[str, float]
     taken: bool

@@ -1,4 +1,6 @@
-"""The discriminator's real frames: the style folder's images or, without one, frames of the motion source."""
+"""The discriminator's real frames: style images or, without a folder, frames of the motion
+source.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LoRA from any known file form into any other, every number unchanged.
+"""Converts a LoRA between all known file formats without changing its values.
 
 For AnimateDiff-Evolved one LoRA becomes two files: the image layers for ComfyUI's own loader, the
 motion layers as a motion LoRA in the keys of the AnimateDiff authors, and on request a motion
@@ -50,7 +50,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class Source:
-    """A LoRA under module paths, and what its file says of it.
+    """A LoRA under module paths, with its file's metadata.
 
     ``motion_module`` is to be merged with its motion layers.
     """
@@ -185,7 +185,7 @@ def _motion_lora(pairs: Mapping[str, LoraPair], path: Path, metadata: Mapping[st
 
 
 def _fold(pair: LoraPair) -> Tensor:
-    """`up` with alpha / rank in it, for readers that know no alpha; fp32 where that would round."""
+    """`up` multiplied by alpha / rank, for readers without alpha; fp32 if that would round."""
     if pair.alpha == pair.rank:
         return pair.up
     wide = pair.up.float() * (pair.alpha / pair.rank)
@@ -257,4 +257,4 @@ TARGETS: dict[str, Callable[[Source, Path], Converted]] = {
     "diffusers": _diffusers,
     EVOLVED: _evolved,
 }
-"""Form -> how it is written."""
+"""Format -> function that writes it."""

@@ -1,5 +1,5 @@
-"""Write a LoRA for others: one kohya file for ComfyUI, or a PEFT folder as the reference publishes.
-Both are read back.
+"""Exports a LoRA: one kohya file for ComfyUI, or a PEFT folder like the published ones. Both are
+read back.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _pairs_of(source: nn.Module | Mapping[str, LoraPair]) -> Mapping[str, LoraPa
 
 
 def _compare(back: LoraFile, stored: Mapping[str, LoraPair]) -> None:
-    """Raise LoraError unless what was read is what was meant: the same modules, values, dtypes and
+    """Raise LoraError unless the file that was read back has the same modules, values, dtypes and
     alphas.
     """
     if set(back.pairs) != set(stored):

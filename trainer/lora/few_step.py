@@ -1,4 +1,4 @@
-"""May this file be a few-step LoRA of a model? The one check of sampler, trainer and nodes."""
+"""Checks whether a file is a few-step LoRA of a model; shared by sampler, trainer and nodes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ EVERYWHERE = ("resnets", "samplers", "attn1", "attn2", "ff", "time_emb_proj", "m
 """Pieces of the module names that the official LoRAs have beside motion layers; a style LoRA for
 images lacks the motion, one for motion alone all of these."""
 HASH = "modelspec.hash_sha256"
-"""Metadata that a conversion adds to a file which else says nothing."""
+"""Metadata that a conversion adds to a file that otherwise has none."""
 
 
 def few_step_kind(found: LoraFile) -> str | None:
-    """How we know that ``found`` is a few-step LoRA; None for any other, such as a style LoRA.
+    """Why ``found`` counts as a few-step LoRA; None for any other, such as a style LoRA.
 
-    "declared": its own metadata says so (``mcm.*``). "official": it says nothing of itself, as the
-    published MCM LoRAs do, and updates the layers that they do, in every part of a video model.
-    What another trainer has signed (``ss_*``, ``modelspec.*``) is no official LoRA.
+    "declared": its own metadata says so (``mcm.*``). "official": it has no metadata, like the
+    published MCM LoRAs, and updates the same layers, in every part of a video model. A LoRA with
+    another trainer's metadata (``ss_*``, ``modelspec.*``) is not official.
     """
     if declares_few_step(found.metadata):
         return DECLARED
@@ -64,9 +64,9 @@ def fit_few_step(
     """The pairs of ``found`` by module path of ``model`` (a UNet, or its `weight_shapes`), all of
     them. ``prediction`` is what the model predicts.
 
-    A file that says nothing of itself, as the official ones do, must cover every module that they
-    cover. Raises LoraError for a LoRA of another family, prediction or of other shapes, for a part
-    of one, and for a style LoRA that another trainer signed; the message says which base it wants.
+    A file without metadata, like the official ones, must cover every module that they cover. Raises
+    LoraError for a LoRA of another family, prediction or of other shapes, for an incomplete one,
+    and for a style LoRA of another trainer; the message names the base it needs.
     """
     made_for = read_recommended(found.metadata, file_name).prediction_type
     if made_for != prediction:
@@ -103,4 +103,4 @@ STYLE = (
     "Load style LoRAs with ComfyUI's own 'LoraLoaderModelOnly', in addition to a few-step LoRA "
     "(with AnimateDiff: before the motion module)."
 )
-"""What to do with a LoRA that is not for few steps."""
+"""How to use a LoRA that is not for few steps."""

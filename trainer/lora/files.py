@@ -1,6 +1,4 @@
-"""Safetensors files read with suspicion and written whole: header checks, hashes, temp + fsync +
-rename.
-"""
+"""Safetensors files: header checks when reading, atomic writes (temp, fsync, rename), hashes."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ PICKLES = (
     (b"\x80", "a Python pickle (.pt/.ckpt/.bin), which can run code when opened"),
     (b"PK\x03\x04", "a zip archive or a PyTorch .pt/.ckpt file (pickle inside)"),
 )
-"""What is no LoRA file here but a model's weights file elsewhere, by the first bytes."""
+"""Other kinds of weights files, which are not LoRA files, by their first bytes."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_whole(path: Path, data: bytes, check: Callable[[Path], None] | None = None) -> None:
-    """Write bytes so that `path` is either the old file or the new one, never a piece: temp, fsync,
+    """Write bytes atomically, so that `path` is either the old file or the new one: temp, fsync,
     rename.
 
     `check` sees the finished temporary file; when it raises, `path` is left as it was. A full disk

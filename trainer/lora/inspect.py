@@ -1,4 +1,4 @@
-"""What is this LoRA file? Family, format, ranks, metadata and hashes, without loading any model."""
+"""Describes a LoRA file: family, format, ranks, metadata and hashes, without loading a model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HASH_WORDS = {
 
 @dataclass(frozen=True)
 class InspectReport:
-    """Everything known of one file. `unresolved` are names no module path was found for, when paths
-    were given.
+    """Everything known about a file. `unresolved` are names no module path was found for, when
+    paths were given.
     """
 
     path: Path

@@ -1,4 +1,5 @@
-"""One layer has many names: diffusers' path, kohya's, the original checkpoint's, a motion LoRA's.
+"""Converts between the names of a layer: diffusers' path, kohya's, the original checkpoint's, a
+motion LoRA's.
 
 Underscore names are turned back into paths by the words that layers are made of, so that no base
 model is needed to read them.
@@ -13,7 +14,7 @@ from ..models.motion_module import MODULE, diffusers_path, original_path
 from ..models.sd15 import diffusers_name, original_name
 from .pairs import KOHYA_PREFIX, LoraError, LoraPair, kohya_name
 
-# Words with an underscore of their own; every other underscore was a dot.
+# Words that contain an underscore; every other underscore was a dot.
 WORDS = re.compile(
     "conv_(?:in|out|norm_out|shortcut)|(?:down|up|input|output|mid|middle|transformer)_blocks?"
     "|(?:in|emb|out)_layers|linear_[12]|motion_modules|proj_(?:in|out)|skip_connection"
@@ -27,7 +28,7 @@ LORA = "_lora"
 
 
 def module_path(name: str) -> str | None:
-    """The diffusers path that an underscore name means; None for one that is none.
+    """The diffusers path of an underscore name; None for an unknown name.
 
     `lora_unet_down_blocks_0_attentions_0_proj_in`, and the same layer by its original name,
     `lora_unet_input_blocks_1_1_proj_in`.

@@ -1,9 +1,10 @@
-"""Model files that a graph needs, as ComfyUI's frontend wants them told (``properties.models``).
+"""Model files that a graph needs, in the form that ComfyUI's frontend expects
+(``properties.models``).
 
 The frontend lists an entry as missing where its ``name`` is the value of a widget that does not
 offer it, under its ``directory``, and offers a download where the ``url`` is a file of Hugging Face
-or Civitai. An entry without a URL fails the frontend's check of the whole graph, so a file that
-nobody publishes has the address of ComfyUI's page on model folders, which is no download.
+or Civitai. An entry without a URL fails the frontend's check of the whole graph, so an unpublished
+file gets the address of ComfyUI's page on model folders, which is not a download.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PUBLIC_FILES = {
     "mm_sd15_v2.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
     "mm_sd15_v3.safetensors": "conrevo/AnimateDiff-A1111/resolve/main/motion_module",
 }
-"""Where base models and motion modules of these names lie on Hugging Face."""
+"""Where these base models and motion modules are on Hugging Face."""
 PUBLIC_FOLDERS = {
     "text-to-video-ms-1.7b": "ali-vilab/text-to-video-ms-1.7b",
     "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",
@@ -55,8 +56,9 @@ def needed_files(name: str, directory: str) -> list[Entry]:
 def needed_folder(name: str, directory: str = FOLDERS) -> list[Entry]:
     """The entry for the diffusers folder ``name``, of a whole model or of a motion adapter.
 
-    It names a file inside: the frontend cannot see whether a folder is there, and would ask for it
-    always. `web/js/mcm_missing.js` says that it is missing, the note in the graph where to get it.
+    It names a file inside, because the frontend cannot see whether a folder exists and would always
+    ask for it. `web/js/mcm_missing.js` says that it is missing, the note in the graph where to get
+    it.
     """
     place = PUBLIC_FOLDERS.get(name)
     url = f"{HUB}/{place}" if place else NOT_PUBLISHED
@@ -86,12 +88,14 @@ def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
 
 
 def _bold(text: str) -> str:
-    """Markdown for a name; Nodes 2.0 draws code in blue on the note's brown: nobody can read it."""
+    """Markdown for a name. Not code: Nodes 2.0 draws code in blue on the note's brown, which is
+    unreadable.
+    """
     return f"**{_plain(text)}**"
 
 
 def _plain(text: str) -> str:
-    """Markdown that shows ``text`` as it is, whatever signs a file name or a word holds."""
+    """Markdown that shows ``text`` unchanged, with any special characters escaped."""
     return re.sub(r"([\\`*\[\]<>])", r"\\\1", " ".join(text.split()))
 
 

@@ -89,5 +89,5 @@ def _shape(plain: Mapping[str, Tensor], source: Path) -> dict:
 
 
 def _finished(vae: nn.Module) -> nn.Module:
-    # A fifth faster on a CPU, more on a card.
+    # A fifth faster on a CPU, more on a graphics card.
     return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 as people have it: one checkpoint file, or a diffusers folder."""
+"""Reads Stable Diffusion 1.5 from a checkpoint file or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .weights import ModelError, read_file, read_json, read_weights
 
 WANTED = "AnimateDiff needs a checkpoint of Stable Diffusion 1.5."
 
-# What people really choose by mistake: (piece of a key, what the file is, what to do).
+# Files that are often chosen by mistake: (part of a key, what the file is, what to do).
 FOREIGN = (
     ("motion_modules.", "an AnimateDiff motion module", "Set it as `motion_module`."),
     ("lora", "a LoRA", "Set a full checkpoint as `model`, and the LoRA as `start_from`."),
@@ -103,7 +103,7 @@ def _refuse_foreign(keys: Iterable[str], path: Path) -> None:
 def refuse_few_step(keys: Iterable[str], path: Path) -> None:
     """Raise ModelError for a checkpoint that is distilled for few steps already, by its ``keys``.
 
-    It would lack its guidance input here, and there would be nothing left to distil.
+    Its guidance input would be missing here, and there is nothing left to distil.
     """
     if any(piece in f".{key}" for key in keys for piece in GUIDED):
         raise ModelError(

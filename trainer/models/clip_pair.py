@@ -1,4 +1,4 @@
-"""A whole CLIP, images and texts in one space, from the files that people have.
+"""Reads a complete CLIP model (image and text encoder) from the usual files.
 
 A folder as `transformers` writes it, one file with both halves, or ComfyUI's two: an image half in
 `clip_vision/` with a text half that has its projection in `text_encoders/` or `clip/` beside it.

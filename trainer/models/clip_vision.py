@@ -32,7 +32,7 @@ FOREIGN = (
     ("vision_model.head.", "is a SigLIP model, not CLIP"),
     ("text_model.", "holds only CLIP's text encoder"),
 )
-# What files of the whole CLIP, and old ones, hold beside the vision model.
+# Keys besides the vision model in files of the complete CLIP, and in old files.
 _IGNORED = ("position_ids",)
 
 
@@ -120,7 +120,7 @@ def _config_of(plain: Mapping[str, Tensor]) -> Any:
 
 
 def _smallest() -> Any:
-    """A smallest possible model of the same class, only to see how it names its weights."""
+    """A minimal model of the same class, only to get the names of its weights."""
     return CLIPVisionConfig(
         hidden_size=8,
         intermediate_size=8,

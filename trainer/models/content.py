@@ -1,10 +1,10 @@
-"""What a file holds, by its first bytes: people's downloads are often not what their names say."""
+"""Recognises a file by its first bytes: downloads are often not what their names say."""
 
 from __future__ import annotations
 
 AGAIN = "Download it again."
 
-# What people really have under the name of a weights file, by its first bytes, and what to do.
+# Other contents of files named like weights, by their first bytes, and what to do.
 FOREIGN = (
     (b"version https://git-lfs", "only a pointer of git-lfs, not the weights",
      "Run `git lfs pull` in its folder, or download the file with a browser."),

@@ -1,6 +1,6 @@
-"""What a person has to fetch by hand: name, size, licence, where from, and where to put it.
+"""Files to download by hand: name, size, licence, source, and the folder to put them in.
 
-Repositories are those of Hugging Face. Nothing here is ever fetched by the program itself.
+Repositories are those of Hugging Face. The program itself never downloads anything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AnimateDiff motion modules: every published file layout read into one form.
+"""Reads AnimateDiff motion modules of all published file layouts.
 
 Two layouts exist. The authors' files (`mm_sd_v14`, `mm_sd_v15`, `mm_sd_v15_v2`, `v3_sd15_mm` and
 most community modules) wrap each layer in `temporal_transformer` and store the positional encoding

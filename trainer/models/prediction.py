@@ -1,7 +1,7 @@
-"""What the network of a base model predicts, by its scheduler config or its checkpoint.
+"""Finds what a base model's network predicts, from its scheduler config or its checkpoint.
 
-Most models predict the noise ("epsilon"), some the velocity ("v_prediction"). Nothing in the
-weights' shapes tells them apart, and the one read as the other gives grey mud without an error.
+Most models predict the noise ("epsilon"), some the velocity ("v_prediction"). The shapes of the
+weights are the same, and confusing the two gives grey clips without an error.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ from .content import AGAIN, FIRST_BYTES, PICKLES, begins_as_safetensors, foreign
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
-"""In order of preference: safetensors cannot carry code, full precision can become any other."""
+"""In order of preference: safetensors cannot contain code, and full precision converts to any
+other.
+"""
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes only", default=False)
 _SMALL = 1 << 17
@@ -61,7 +63,7 @@ def shapes_only() -> Iterator[None]:
 
 
 class ModelCheckpoint:
-    """An empty stand-in for the class that training left in the first Stable Diffusion files.
+    """An empty replacement for a class stored in the first Stable Diffusion files.
 
     They name PyTorch Lightning's callback; `weights_only` would refuse the whole file for it.
     """
@@ -166,10 +168,10 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the content of ``path`` is to be read as safetensors, whatever its suffix.
+    """Whether the content of ``path`` is safetensors, whatever its suffix.
 
-    Raises ModelError for what people have in place of weights: a web page, a Git LFS pointer, an
-    archive. OSError when there is no such file.
+    Raises ModelError for files that are not weights: a web page, a Git LFS pointer, an archive.
+    OSError when there is no such file.
     """
     with path.open("rb") as file:
         first = file.read(FIRST_BYTES)
@@ -277,7 +279,7 @@ def build_network(
     source: Path,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """``network()`` with ``weights`` in ``dtype``, without ever holding random ones.
+    """``network()`` with ``weights`` in ``dtype``, without allocating random ones.
 
     Buffers that no file stores keep what the constructor computed. Raises ModelError when the
     weights are not exactly the network's.

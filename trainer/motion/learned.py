@@ -1,8 +1,8 @@
 """Learned motion heads, and one object for every kind of representation.
 
 MCM (arXiv 2406.06890, section 3.2) learns a small head together with the student and gives the
-target a slow copy of it. The head mixes no frames, so nothing forbids that it collapses to a
-constant, which makes every loss on it zero: watch `MotionRepresentation.target_variance`.
+target a slow copy of it. The head does not mix frames, so nothing prevents it from collapsing to a
+constant, which makes its loss zero: watch `MotionRepresentation.target_variance`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIANCE_FLOOR = 1e-12
 
 
 class MotionRepresentation(Protocol):
-    """What the training step sees of a representation, fixed or learned."""
+    """The interface of a representation, fixed or learned, in the training step."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Sizes, disk and memory: does what the settings ask for fit?"""
+"""Checks whether sizes, disk space and memory fit the settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEAST_FREE = GIB // 4
 
 
 def size_findings(config: TrainConfig, model: VideoModel) -> list[Finding]:
-    """Frames and sides that the model or a loss cannot take."""
+    """Checks for clip sizes that the model or a loss does not support."""
     data = config.data
     height, width = data.height or model.height, data.width or model.width
     frames = data.frames or model.frames
@@ -83,7 +83,7 @@ def optimizer_finding(config: TrainConfig, machine: Machine) -> list[Finding]:
 
 
 def is_small(config: TrainConfig, model: VideoModel) -> bool:
-    """Whether a step takes so little memory that nobody needs an estimate of it."""
+    """Whether a step needs so little memory that no estimate is needed."""
     data = config.data
     height, width = data.height or model.height, data.width or model.width
     pixels = data.batch_size * (data.frames or model.frames) * height * width
@@ -142,7 +142,7 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
 
 
 def speed_finding(machine: Machine, config: TrainConfig) -> list[Finding]:
-    """A word on a large model without a card."""
+    """A warning about a large model without a graphics card."""
     if machine.uses_card(config.hardware.device) or machine.mps:
         return []
     text = "a training step of a model this large takes minutes on the CPU; use a graphics card."

@@ -1,4 +1,4 @@
-"""Does this PyTorch see the graphics card of this machine?"""
+"""Checks whether PyTorch can use this machine's graphics card."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LINES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What the check is about: ``cards`` are names of NVIDIA cards that the driver reports.
+    """The machine to check: ``cards`` are names of NVIDIA cards that the driver reports.
 
     ``cuda`` is the CUDA version PyTorch was built for, "" for a CPU build, ``sees`` whether it can
     use a card; ``mps`` the same for Apple's. ``card_gib`` and ``ram_gib``: memory of the card that

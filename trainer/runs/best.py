@@ -1,4 +1,4 @@
-"""Which state of a run is the best one, by motion and style together, from its previews."""
+"""Finds the best step of a run, in motion and style together, from its previews."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 MARGIN = 1.1
-"""An earlier state must score so many times the last one's to be taken in its place: a preview has
-only two or three clips."""
+"""An earlier step must score this many times the last one's score to be preferred: a preview has
+only two or three clips.
+"""
 
 
 def preview_score(event: Mapping[str, Any]) -> float | None:

@@ -115,8 +115,8 @@ class Run:
 
         Raises `RunError` for a name that some file system refuses, and when the folder holds a
         run already, unless ``resume``; that only replaces the configuration. A run that ended
-        before its first step is none yet: it begins anew. Raises ConfigError for settings that no
-        new run may have.
+        before its first step does not count: it starts again. Raises ConfigError for settings that
+        no new run may have.
         """
         run = cls(_absolute(path))
         check_name(run.path)
@@ -152,7 +152,7 @@ class Run:
         return any(file.exists() for file in files) or any(self.checkpoints.glob("*"))
 
     def _ended_without_step(self) -> bool:
-        """Whether a process worked on this run, is gone, and took no step."""
+        """Whether a process worked on this run and ended before the first step."""
         if any(self.checkpoints.glob("*")) or self.export_path.exists():
             return False
         try:
@@ -185,7 +185,7 @@ class Run:
         return True
 
     def clear_stop(self) -> None:
-        """Take the request back; a run that starts or resumes does so after it has the lock."""
+        """Cancel the request; a run does this when it starts or resumes, after it has the lock."""
         self.stop_path.unlink(missing_ok=True)
 
 

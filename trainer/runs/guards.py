@@ -1,4 +1,4 @@
-"""What ends a run in good order: a full disk, a diverging loss, a request to stop."""
+"""Conditions that end a run cleanly: a full disk, a diverging loss, a request to stop."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ GIB = 2**30
 _FULL = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EFBIG", "EDQUOT")}
 
 _FULL_PHRASES = ("No space left on device", "(os error 28)", "(os error 112)")
-"""How libraries in other languages say it; 112 is Windows' number."""
+"""Messages of libraries in other languages; 112 is Windows' error number."""
 
 
 class DiskFullError(OSError):
-    """There is no room for what has to be written; nothing that was there before is harmed."""
+    """There is not enough disk space; existing files are not damaged."""
 
 
 class StopRequested(Exception):  # noqa: N818  (a request, no error)
-    """Somebody asked to stop while something long was under way, before the first step."""
+    """A stop was requested during long work before the first step."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -86,7 +86,7 @@ def disk_full(error: BaseException, path: Path) -> DiskFullError | None:
 
 
 class NanGuard:
-    """Tells before each optimizer step whether it may be taken.
+    """Decides before each optimizer step whether to apply it.
 
     A step with a loss or gradient norm that is not finite must be skipped; after ``max_in_a_row``
     of them the run ends. Keep ``last_checkpoint`` up to date: the error names it.
@@ -121,7 +121,7 @@ class NanGuard:
 
 
 class StopSignal:
-    """A request to stop: the STOP file of a viewer, Ctrl+C, or a polite kill.
+    """A request to stop: a viewer's STOP file, Ctrl+C, or SIGTERM.
 
     Use as a context manager around the training loop and ask `requested` between steps. The first
     signal asks for a stop with save and export; a second one raises KeyboardInterrupt at once.

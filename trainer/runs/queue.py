@@ -57,7 +57,7 @@ class Queue:
         return sorted(found, key=lambda job: (job.order, job.id))
 
     def add(self, run: Run) -> Job:
-        """Put a run at the end; one that waits already keeps its place.
+        """Add a run at the end; one that already waits keeps its place.
 
         Raises `RunError` for a run that is not in ``root``.
         """
@@ -73,7 +73,7 @@ class Queue:
         return job
 
     def remove(self, job_id: str) -> None:
-        """Forget a job; its run stays. Nothing happens when it is gone already."""
+        """Remove a job; its run stays. Does nothing if the job no longer exists."""
         if not _ID.fullmatch(job_id):
             raise RunError(f"{job_id!r} is not a job; choose one from the list.")
         (self.folder / f"{job_id}.json").unlink(missing_ok=True)
@@ -108,8 +108,8 @@ class Queue:
     def work(self) -> int:
         """Train every job in turn, in processes of their own; the number of jobs done.
 
-        Raises `RunLockedError` when another worker is at it. A run that fails does not hold up the
-        next one.
+        Raises `RunLockedError` if another worker is active. A failed run does not stop the next
+        one.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         done = 0
@@ -139,7 +139,7 @@ def _train(path: Path) -> None:
 
 
 def _explain(run: Run, begun: float) -> None:
-    """A process that ended before it could say why leaves its last words as the run's error."""
+    """Store the last output of a process that ended without an error message as the run's error."""
     state = read_state(run)
     if state.updated is not None and state.updated >= begun - 1:
         return

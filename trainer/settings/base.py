@@ -29,7 +29,7 @@ Colour = Annotated[str, AfterValidator(colour)]
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: names the field, what was given and what is allowed."""
+    """A setting that cannot be used; the message names the field, its value and what is allowed."""
 
 
 class Part(BaseModel):

@@ -1,4 +1,4 @@
-"""Presets by card: what one of 8, 12, 16, 24 or 48 GB can train.
+"""Presets by graphics card, for 8, 12, 16, 24 and 48 GB.
 
 They are starting points, to be changed setting by setting. ``python benchmarks/memory.py`` computes
 the memory of each from its shapes; `python -m trainer preflight` measures it.

@@ -88,7 +88,7 @@ class TrajectoryConfig(Part):
 
 
 class MotionConfig(Part):
-    """The loss on motion, and the terms that hold colour and movement."""
+    """The loss on motion, and the losses that keep colour and movement."""
 
     target: Literal["endpoint", "consistency"] = Field(
         default="endpoint",
@@ -150,7 +150,7 @@ class MotionConfig(Part):
 
 
 class AdversarialConfig(Part):
-    """The frame discriminator, which brings the look of the image folder."""
+    """The frame discriminator, which teaches the look of the style images."""
 
     weight_mode: Literal["gradient_ratio", "fixed"] = Field(
         default="gradient_ratio",

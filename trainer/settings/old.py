@@ -17,14 +17,14 @@ CONSTANTS: dict[str, Any] = {
     "adversarial.head_channels": 64,
     "optim.betas": (0.9, 0.99),
 }
-"""Once settings, constants now: the only value with which an old file can be loaded."""
+"""Former settings that are constants now, with the only value that an old file may have."""
 RETIRED = (*CONSTANTS, "lora.alpha", "init_lora", "warm_start")
 
 
 def of_today(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Settings by name with earlier spellings as today's.
+    """Settings by name, with old names converted to current ones.
 
-    Raises ConfigError, which begins with ``where``, for one that cannot be had any more.
+    Raises ConfigError, which begins with ``where``, for a setting that no longer exists.
     """
     values = {name.removeprefix(RECIPE): value for name, value in given.items()}
     for name, constant in CONSTANTS.items():

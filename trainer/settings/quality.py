@@ -1,4 +1,4 @@
-"""How long and how carefully a run trains, as three choices for people who want no numbers."""
+"""Training length as three choices, for people who do not want numbers."""
 
 from __future__ import annotations
 
