@@ -136,7 +136,7 @@ HELD_OUT = StyleLook(
 
 
 def random_style(rng: np.random.Generator) -> StyleLook:
-    """A style nobody drew.
+    """A random style.
 
     Palette, background, outline, hatching, glow, shadow and grain at random.
     """

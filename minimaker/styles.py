@@ -1,4 +1,4 @@
-"""The example style folders: crisp stills with captions, as an artist would hand them in.
+"""The example style folders: crisp stills with captions, like an artist's folder.
 
 Each folder holds ``NN_colour_shape.png`` and ``NN_colour_shape.txt``, balanced over shapes and
 colours. The captions name no motion and no style: the look is what a LoRA has to learn.
@@ -46,7 +46,7 @@ def write_style_folder(
 
 
 def regenerate(root: Path | None = None, names: tuple[str, ...] = tuple(_SEEDS)) -> list[Path]:
-    """Draw the bundled folders anew, into ``root/<name>`` or in place, where old files go."""
+    """Draw the bundled folders again, into ``root/<name>`` or in place, replacing old files."""
     folders = [root / name if root else style_folder(name) for name in names]
     for name, folder in zip(names, folders, strict=True):
         for old in (*folder.glob("*.png"), *folder.glob("*.txt")):

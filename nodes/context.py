@@ -9,7 +9,7 @@ from .native.context import FUSE_METHODS, SCHEDULES
 
 
 class ContextWindows(io.ComfyNode):
-    """Core's own Context Windows nodes do not know frames-as-batch latents."""
+    """ComfyUI's own Context Windows nodes do not support latents that are a batch of frames."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

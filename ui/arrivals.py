@@ -1,4 +1,4 @@
-"""Under which names uploaded files are kept: none is lost, and image and caption stay together.
+"""Chooses names for uploaded files, so that none is lost and images keep their captions.
 
 Names are cleaned for every system, so that different ones may become equal: they are numbered.
 Every image gets a stem of its own in its folder, and its caption, wherever that stood, follows it
@@ -22,12 +22,12 @@ from trainer.data.sidecars import TABLES, folded, listed_caption, parse_table
 from trainer.runs.folder import slug
 
 IMAGES = SUFFIXES | OTHER_IMAGES | UNSUPPORTED.keys()
-"""Also those that are not read: the report of the folder then names them, for good."""
+"""Also unsupported kinds: the folder's report then lists them."""
 _NUMBER_LETTERS = 6
 
 
 class Readable(Protocol):
-    """What of a binary stream is used."""
+    """The part of a binary stream's interface that is used."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -48,7 +48,7 @@ class Arrival:
 
 @dataclass
 class Plan:
-    """Where files go (``copies``), captions from tables (``texts``), and what a person should know.
+    """Where files go (``copies``), captions from tables (``texts``), and remarks.
 
     ``left_out`` and ``notes`` are lines "name: why". ``images`` counts pictures.
     """
@@ -95,7 +95,9 @@ def plan(arrivals: Sequence[Arrival], existing: Path | None = None) -> Plan:
 
 
 def _kind(arrival: Arrival, made: Plan) -> tuple[str, str]:
-    """ "image" with its suffix, "caption", "table", or "" for what is left out and said."""
+    """ "image" with its suffix, "caption", "table", or "" for files that are left out and
+    reported.
+    """
     name, suffix = arrival.inside.name, arrival.inside.suffix.lower()
     if any(part.startswith(".") or part == "__MACOSX" for part in arrival.inside.parts):
         made.left_out.append(f"{name}: a hidden file")

@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line at ``y`` that means something."""
+    """A labelled horizontal line at ``y``."""
 
     label: str
     y: float

@@ -1,4 +1,4 @@
-"""The form as it was last seen, kept on the server: a reload or another browser finds it again."""
+"""The form's last state, stored on the server for reloads and other browsers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Drafts:
         self.save(draft)
 
     def from_config(self, config: TrainConfig, name: str) -> tuple[Draft, list[str]]:
-        """A draft of a loaded config, and what had to be left out because it is not here."""
+        """A draft of a loaded config, and what was left out because it is not on this machine."""
         values, left = to_form(config), []
         for key in PATHS:
             if values[key] and not self._is_here(values[key]):

@@ -1,4 +1,4 @@
-"""Exported LoRAs of a run: which there are, what their headers say, and where they can go."""
+"""Exported LoRAs of a run: the files, their headers, and where to copy them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way to a first real style: what of a real model is on this machine, and where the rest is."""
+"""First real style: which parts of a real model are on this machine, and where to get the rest."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .places import PlaceError, Places
 from .presets import card_values
 
 NOT_IN_FORM = ("run", "data.cache")
-"""The page decides where runs and caches go."""
+"""The page sets the folders of runs and caches."""
 RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
 NAMES = tuple(RECORDS)
 PATHS = ("images", "videos", "prompts", "motion_module", "vae")
@@ -74,7 +74,7 @@ LABELS = {
     "checkpoint.every": "Training steps between checkpoints",
     "checkpoint.keep": "Checkpoints to keep",
 }
-"""Where the name of the field alone would be jargon."""
+"""Labels for fields whose own name would be unclear."""
 
 
 def label(name: str) -> str:
@@ -166,7 +166,7 @@ def model_path(text: str, places: Places) -> str:
 
 
 def base_values(model: str, preset: str, card: str, quality: str) -> dict[str, Any]:
-    """What the four choosers together propose, as component values."""
+    """The values that the four choosers together propose, by component."""
     overrides = {"model": model, "preset": preset if preset in PRESETS else "recipe"}
     changes = {**card_values(card, model), **QUALITY_PRESETS[quality].values}
     return to_form(load_config(overrides={**overrides, **changes}))

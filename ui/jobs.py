@@ -29,7 +29,7 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task stands; ``label`` is for whom it runs, ``output`` its last lines."""
+    """The state of a task; ``label`` names what it works on, ``output`` is its last lines."""
 
     kind: str
     label: str = ""
@@ -129,7 +129,7 @@ def _tail(path: Path) -> str:
 
 
 class Keeper:
-    """Sees to it that a waiting queue has a worker, also after a restart of the machine."""
+    """Ensures that a waiting queue has a worker, also after a restart of the machine."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue

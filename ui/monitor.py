@@ -12,7 +12,7 @@ from .status import RunStatus, duration, notice, problem
 
 LOG_BYTES = 24_000
 MOTION_ALARM = 0.5
-"""As in the trainer's previews: under this part of the original's flow there is too little."""
+"""Below this fraction of the original's flow there is too little movement, as in the trainer."""
 Events = Sequence[dict[str, Any]]
 
 
@@ -111,7 +111,7 @@ def measured(status: RunStatus, events: Events) -> str:
 
 
 def losses(status: RunStatus | None, events: Events) -> str:
-    """What training brings down, as charts."""
+    """The losses, as charts."""
     steps = [event for event in events if event["kind"] == "step"]
     if status is None or not steps:
         return '<p class="quiet">The curves begin with the first training step.</p>'

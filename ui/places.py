@@ -1,4 +1,4 @@
-"""Which folders the web page may read and write; every path that a visitor types ends up here."""
+"""The folders that the web page may read and write; every path from a visitor is checked here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
 class PlaceError(ValueError):
-    """A path or name that is not allowed; the message says what is."""
+    """A path or name that is not allowed; the message says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Places:
 
     @property
     def web(self) -> Path:
-        """What the page itself keeps: uploads, thumbnails, the form."""
+        """Folder for the page's own files: uploads, thumbnails, the form."""
         return self.runs / "_web"
 
     @property

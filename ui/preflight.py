@@ -64,7 +64,7 @@ def is_testing(site: Site) -> bool:
 
 
 def preflight_warnings(site: Site) -> list[str]:
-    """A sentence when the last test tried the form's settings and they do not fit."""
+    """A warning if the last test found that the form's current settings do not fit."""
     report = _report(site)
     if report is None or report.get("fits") or not _is_of_the_form(site):
         return []

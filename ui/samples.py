@@ -14,7 +14,7 @@ from trainer.runs.folder import Run
 _FOLDER = re.compile(r"(step|own)-(\d{6,})(?:-(\d{3,}))?")
 _CLIP = re.compile(r"prompt-(\d+)-(?:(teacher)|(steps|strength)-(\d+))\.mp4")
 PAUSE = '<button type="button" class="pause">Pause clips</button>'
-"""The page's script does it, and gives it its word."""
+"""The page's script handles this button and sets its label."""
 Method = tuple[int, int]
 """What made a clip, in the order of columns: (0, 0) the original, (1, sampling steps) the student,
 (2, percent) the student at that strength of its LoRA."""
@@ -42,7 +42,7 @@ def samples(
     references: Sequence[Path] = (),
     exported: int | None = None,
 ) -> str:
-    """The clips of one preview: a row for every prompt, a column for every method; above them the
+    """The clips of one preview: a row per prompt, a column per method; above them the
     ``references``, pictures of the style. The ``exported`` step is named.
     """
     folders = sample_folders(run, exported)
@@ -91,7 +91,7 @@ def _which(folder: str, exported: int | None) -> str:
 
 
 def _over_time(run: Run, names: list[str], exported: int | None) -> str:
-    """The first prompt at the most usual number of steps, from the oldest preview to the newest."""
+    """The first prompt at the usual number of steps, from the oldest preview to the newest."""
     cells = []
     for name in sorted(name for name in names if name.startswith("step-"))[-8:]:
         _, clips = _read(run.samples / name)

@@ -27,7 +27,7 @@ REFUSED = re.compile(
     r"|run-history|runs|process_recording|monitoring|profiling|openapi|info|call|api/|dev/"
     r"|custom_component|svelte)"
 )
-"""Doors of Gradio that this page does not use."""
+"""Gradio endpoints that this page does not use."""
 SERVED = {".mp4", ".webp", ".png", ".jpg", ".jpeg", ".gif", ".safetensors", ".json", ".toml"}
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
@@ -43,7 +43,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class OptionError(ValueError):
-    """Options that do not go together."""
+    """Options that contradict each other."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,7 +99,7 @@ def credentials(options: argparse.Namespace) -> tuple[str, str] | None:
 
 
 def opens_browser(options: argparse.Namespace) -> bool:
-    """Whether to show the page at once: not to others, and not where there is no screen."""
+    """Whether to open a browser: not if the page is open to others, and not without a screen."""
     screen = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )

@@ -68,7 +68,7 @@ class Site:
         for run in self.runs():
             try:
                 images = run.config().images
-            except EXPECTED:  # a run that cannot be read trains on nothing
+            except EXPECTED:  # a run that cannot be read uses no folder
                 continue
             if images is None or not images.resolve().is_relative_to(folder.resolve()):
                 continue

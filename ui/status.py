@@ -1,4 +1,4 @@
-"""What a run is doing, in words: status, progress, time left, and what to do after a failure."""
+"""A run's state as text: status, progress, time left, and what to do after a failure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RunStatus:
 
     @property
     def can_stop(self) -> bool:
-        """Before the trainer has the run's lock it would forget a request to stop."""
+        """A request to stop is lost before the trainer has the run's lock."""
         return self.status in ("running", "preflight") or (
             self.status == "starting" and self.state.live and self.state.pid is not None
         )

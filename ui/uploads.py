@@ -1,6 +1,7 @@
-"""Uploaded images and zip archives become a set, a folder of this page; sets grow, shrink and go.
+"""Turns uploaded images and zip archives into a set, a folder of this page; also adds to, removes
+from and deletes sets.
 
-What could harm the machine is refused; everything else is kept, or listed with the reason.
+Harmful content is refused; everything else is kept, or listed with the reason.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MAX_FILES = 5000
 MAX_FILE_BYTES = 256 * MIB
 MAX_TOTAL_BYTES = 4096 * MIB
 MAX_RATIO = 100
-"""A zip entry that grows more than this when unpacked is a bomb: images hardly shrink in a zip."""
+"""A zip entry that grows by more than this factor is a zip bomb: images hardly compress."""
 RATIO_FREE_BYTES = 10 * MIB
 SPARE_BYTES = 512 * MIB
 """What has to be left free on the disk."""

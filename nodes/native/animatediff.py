@@ -28,9 +28,9 @@ PREFIX = "diffusion_model."
 def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool = False) -> Any:
     """A new MODEL of clips from `model`, a MODEL of Stable Diffusion 1.5, and a motion module.
 
-    Weights are shared where they lie on the offload device in the model's type already; with
-    dynamic VRAM a checkpoint keeps its file's type, and they are copied. `model` stays as it was.
-    Raises MotionModuleError, with nothing changed, when the two do not belong together.
+    Weights are shared if they are already on the offload device in the model's type; with dynamic
+    VRAM a checkpoint keeps its file's type, and they are copied. `model` is not changed. Raises
+    MotionModuleError, with nothing changed, if the two do not fit.
     """
     from .motion_unet import NativeMotionUNet
 
@@ -54,8 +54,8 @@ def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool 
 
 
 def _loader(model: Any, module: MotionModule) -> tuple | None:
-    """``(function, arguments)`` that makes the same MODEL once more, for core; None where the image
-    model's own loader is not known.
+    """``(function, arguments)`` that makes the same MODEL again, for core; None if the image
+    model's loader is unknown.
     """
     again = getattr(model, "cached_patcher_init", None)
     return (_apply_again, (again, module)) if again else None
@@ -159,7 +159,7 @@ def fill_weights(unet: Any, model: Any, module: MotionModule, names: Mapping[str
 def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
     """LoRAs and options applied to `model` before the motion module act on `out` too.
 
-    What cannot act on a clip model is named in one warning and left out.
+    What does not work on a video model is named in one warning and left out.
     """
     lost = []
     for key, patches in model.patches.items():
@@ -188,7 +188,7 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
 
 
 def motion_info(module: MotionModule, scheduler: dict[str, Any]) -> VideoInfo:
-    """What the nodes know of the clip model; lengths up to the module's last position."""
+    """The video model's `VideoInfo`; lengths up to the module's last position."""
     return VideoInfo(
         family="animatediff",
         name=f"AnimateDiff {module.name}",

@@ -1,4 +1,4 @@
-"""Image batches beside each other, as the trainer's own comparisons lay them out."""
+"""Image batches side by side, in the layout of the trainer's own comparisons."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ...trainer.sheets import side_by_side
 
 
 def compare(batches: list[tuple[str, Tensor]], title: str = "") -> Tensor:
-    """IMAGE (F, H, W, 3) in 0..1 of labelled IMAGE batches (F_i, H_i, W_i, 3), playing in step.
+    """IMAGE (F, H, W, 3) in 0..1 of labelled IMAGE batches (F_i, H_i, W_i, 3), playing in sync.
 
-    The longest batch decides F; shorter ones start again. Raises ValueError without a batch.
+    The longest batch decides F; shorter ones repeat. Raises ValueError without a batch.
     """
     if not batches:
         raise ValueError("Side by Side has nothing to show; connect at least one image batch.")

@@ -89,7 +89,7 @@ def _filled(residuals: list[Residual], count: int) -> tuple[Residual, ...]:
 
 
 def check_rows(residuals: Residuals, rows: int) -> None:
-    """Raise ValueError when a residual has neither one row nor one a frame."""
+    """Raise ValueError if a residual has neither one row nor one per frame."""
     found = (*residuals.inputs, residuals.middle, *residuals.skips)
     for residual in found:
         if residual is not None and residual.shape[0] not in (1, rows):
@@ -105,7 +105,7 @@ def refuse_control_loras(model: Any) -> None:
 
 
 def _without_control_loras(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Around `CFGGuider.outer_sample`; raises ValueError before core takes the model apart.
+    """Around `CFGGuider.outer_sample`; raises ValueError before core copies the model's weights.
 
     A Control-LoRA fills its network with the image UNet's own weights by ComfyUI's names, which a
     clip model does not have.

@@ -1,4 +1,4 @@
-"""What this pack uses of ComfyUI that has changed between versions, or may: one place for all of it.
+"""All parts of ComfyUI that this pack uses and that change between versions.
 
 | of core | since | what stands in where it is missing or other |
 |---|---|---|
@@ -23,14 +23,14 @@ from typing import Any
 import torch
 
 QUANTISED = ("quant_config", "layer_quant_config", "scaled_fp8", "custom_operations")
-"""Where a model config says that its layers are quantised, by the ComfyUI's age."""
+"""Config attributes for quantised layers, by version of ComfyUI."""
 
 
 def new_patcher(base_model: Any, loader: tuple | None = None, disable_dynamic: bool = False) -> Any:
     """MODEL (ModelPatcher) of BaseModel `base_model` on ComfyUI's devices, of the class that core
     uses for its own models, with `VideoPatcher`'s two methods.
 
-    `loader` is ``(function, arguments)`` that loads the same MODEL once more and takes
+    `loader` is ``(function, arguments)`` that loads the same MODEL again and takes
     ``disable_dynamic``; core calls it for a second GPU. None where that is not possible.
     """
     from comfy import model_management
@@ -108,8 +108,8 @@ def core_moves_step_seed() -> bool:
 
 
 def wrap(model: Any, place: str, key: str, function: Callable[..., Any]) -> None:
-    """Put `function` around what `place` (a name in `WrappersMP`) stands for, on MODEL `model` and
-    its later clones; what stood there under `key` goes.
+    """Wrap `function` around the call named `place` (a name in `WrappersMP`), on MODEL `model` and
+    its later clones. It replaces an earlier wrapper with the same `key`.
     """
     from comfy.patcher_extension import WrappersMP
 

@@ -1,4 +1,4 @@
-"""What a text-to-video MODEL is, as far as the nodes need to know; travels with the MODEL."""
+"""Facts about a text-to-video MODEL that the nodes need; attached to the MODEL."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class VideoInfo:
 
 
 def attach_info(base_model: Any, info: VideoInfo) -> None:
-    """Let ``base_model`` (a comfy BaseModel) and its UNet carry ``info``, shared by every clone of
-    its MODEL.
+    """Attach ``info`` to ``base_model`` (a comfy BaseModel) and its UNet; all clones of its MODEL
+    share it.
     """
     base_model.mcm_info = info
     base_model.diffusion_model.info = info

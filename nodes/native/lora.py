@@ -1,4 +1,6 @@
-"""Few-step LoRAs on a native MODEL: every file format, all of it or nothing, with its sampling."""
+"""Applies few-step LoRAs of all file formats to a native MODEL, completely or not at all, with
+their sampling.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ HASH_BYTES = 2**28
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What a LoRA recommends: by its own metadata, or what the official LoRAs were made for.
+    """Recommended settings: from the LoRA's metadata, or those of the official LoRAs.
 
     None where a LoRA that is not for few steps recommends nothing.
     """
@@ -40,7 +42,7 @@ class LoraSettings:
     height: int | None = None
     frames: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """What `apply_model_sampling` needs to know of the distillation."""
+    """Arguments of `apply_model_sampling`."""
     steps_allowed: tuple[int, ...] = ()
 
 
@@ -83,9 +85,7 @@ def resolve_lora(name: str) -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """Changes when the file behind ``name`` does, for ComfyUI's cache: a LoRA trained again is
-    loaded again.
-    """
+    """Changes when file ``name`` changes, so that ComfyUI loads a retrained LoRA again."""
     from ...trainer.lora.formats import locate
 
     try:
@@ -126,8 +126,8 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
 
 
 def note_student(model: Any, name: str) -> None:
-    """Remember on MODEL ``model`` that it carries few-step LoRA ``name``, and say what becomes of a
-    second one. Style LoRAs of core's loader are not noted.
+    """Record on MODEL ``model`` that it has few-step LoRA ``name``, and warn about a second one.
+    Style LoRAs from core's loader are not recorded.
     """
     before = model.get_attachment(STUDENTS) or ()
     model.set_attachments(STUDENTS, (*before, name))
@@ -187,7 +187,7 @@ def plain_settings(metadata: Mapping[str, str]) -> LoraSettings:
 
 
 def _warn(found: Any, info: VideoInfo, name: str) -> None:
-    """Say what is allowed but may disappoint."""
+    """Warn about things that are allowed but may give poor results."""
     from ...trainer.lora.few_step import OFFICIAL, as_published, few_step_kind
 
     if few_step_kind(found) == OFFICIAL and not as_published(found):
@@ -231,11 +231,11 @@ def lora_info(name: str) -> tuple[LoraSettings, str]:
 
 
 def read_or_why(path: Path) -> Any:
-    """The LoraFile at ``path``; or, for a whole file that is not this pack's, why it is not read:
-    style LoRAs come in forms (text encoder, LoHa) that only core's loader knows.
+    """The LoraFile at ``path``; or, for an intact file of another kind, why it is not read: style
+    LoRAs have formats (text encoder, LoHa) that only core's loader supports.
 
-    Raises LoraError for a missing or damaged file, a PEFT folder that is not whole, and a few-step
-    LoRA that cannot be read.
+    Raises LoraError for a missing or damaged file, an incomplete PEFT folder, and a few-step LoRA
+    that cannot be read.
     """
     from ...trainer.lora.few_step import declares_few_step
     from ...trainer.lora.formats import read_lora

@@ -1,4 +1,6 @@
-"""Where motion modules lie: ComfyUI's model folders, as names for the node and back to paths."""
+"""Motion modules in ComfyUI's model folders: their names for the node, and the paths of these
+names.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def resolve_motion_module(name: str) -> Path:
 
 
 def register_folders() -> None:
-    """Make the two folder types known, next to whatever other packs and extra_model_paths added."""
+    """Register the two folder types, in addition to folders from other packs and
+    extra_model_paths.
+    """
     import folder_paths
 
     for folder in FOLDERS:

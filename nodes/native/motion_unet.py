@@ -1,4 +1,6 @@
-"""AnimateDiff's UNet as ComfyUI calls it: text a frame, ControlNet and T2I-Adapter residuals."""
+"""AnimateDiff's UNet with ComfyUI's interface: text per frame, ControlNet and T2I-Adapter
+residuals.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Few-step sampling as the LoRAs were trained for it: noise levels, consistency function, noise.
+"""Few-step sampling as in the LoRAs' training: noise levels, consistency function, noise.
 
-A distilled student knows 50 noise levels (``original_steps``). ComfyUI's sampler ``lcm`` with the
-scheduler ``simple`` over a table of just these levels takes exactly the steps of diffusers'
-`LCMScheduler`, which is the trainer's sampler.
+A distilled student is trained on 50 noise levels (``original_steps``). ComfyUI's sampler ``lcm``
+with the scheduler ``simple`` over a table of just these levels takes exactly the steps of
+diffusers' `LCMScheduler`, which is the trainer's sampler.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def prediction_of(model: Any) -> str:
     import comfy.model_sampling as kinds
 
     sampling = model.get_model_object("model_sampling")
-    others = (kinds.EDM, kinds.X0)  # of the same base classes, so they are asked first
+    others = (kinds.EDM, kinds.X0)  # have the same base classes, so they are checked first
     if isinstance(sampling, kinds.EPS) and not isinstance(sampling, others):
         return "V_PREDICTION" if isinstance(sampling, kinds.V_PREDICTION) else "EPS"
     found = type(sampling).__mro__[1:3]
@@ -104,7 +104,7 @@ def _sampling_class(prediction: str) -> type:
             super().__init__(model_config)
             levels = diffusers_sigmas(scheduler_config)
             self.timestep_scaling, self.original_steps = timestep_scaling, original_steps
-            self.boundary = boundary  # core's own `sigma_data` is another thing
+            self.boundary = boundary  # core's own `sigma_data` means something else
             self.stride = len(levels) // original_steps
             self.set_sigmas(levels[self.stride - 1 :: self.stride][:original_steps])
 

@@ -1,4 +1,6 @@
-"""Diffusers video UNets that speak ComfyUI: frames-as-batch latents, one video or many."""
+"""Diffusers video UNets with ComfyUI's interface: latents as a batch of frames, one or several
+videos.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ class NativeVideoUNet:
 
     info: VideoInfo | None = None
     text_rows_per_video = 1
-    """1 where the UNet repeats the text for each frame itself, 0 where it wants every row."""
+    """1 if the UNet repeats the text for each frame itself, 0 if it needs every row."""
     compute_dtype: torch.dtype | None = None
 
     @property

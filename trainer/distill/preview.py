@@ -1,4 +1,4 @@
-"""Previews of a run: teacher beside student at each number of steps,and the motion that is left."""
+"""Previews of a run: teacher beside student at each number of steps, and the motion left."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ CHANGES = {
     "trigger": "Add the trigger word",
 }
 KEEP = "(text, path, kept) => path ? { ...(kept || {}), [path]: text } : kept"
-"""What is typed or pasted is kept in the browser, so that a reload loses nothing.
+"""Typed and pasted text is kept in the browser, so that a reload loses nothing.
 
-`page.js` presses the hidden buttons: Gradio's own event tells of typed letters only.
+`page.js` presses the hidden buttons: Gradio's own event fires for typed letters only.
 """
 SURE = """(...given) => {
   given[given.length - 1] = confirm("Delete this picture and its caption from the set?");
@@ -194,7 +194,7 @@ class Captions:
         return gr.update(value=items, label=title, selected_index=selected)
 
     def _seen(self, scan: Scan, index: int, text: str) -> str:
-        """The prompt that ``text`` becomes, with what is odd about it."""
+        """The prompt made from ``text``, with its problems."""
         record = scan.used[index]
         written = raw_caption(record.path, scan.folder.root)
         told = scan.rules.prompt(text)
@@ -251,7 +251,7 @@ class Captions:
         if step == 0 or index + 1 == len(scan.used):
             tell("Caption saved.")
         changed = self._changed(scan, index + step, kept)
-        if step == 0:  # somebody may be typing on
+        if step == 0:  # somebody may still be typing
             changed[5 + self.shown.index(self.caption)] = gr.skip()
         return changed
 

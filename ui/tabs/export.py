@@ -120,7 +120,7 @@ class ExportTab:
         tell("The checkpoint is being exported.")
 
     def _shown(self, moment: Moment) -> tuple[Any, Any, Any, str]:
-        """Description, both downloads, and the proposed name; of nothing where there is no file."""
+        """Description, both downloads, and the proposed name; empty without a file."""
         run = None if moment.status is None else moment.status.run
         names = lora_files(run)
         if run is None or not names:
