@@ -164,7 +164,7 @@ def mirrored(
 
 
 def roughen(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, contrast, brightness and noise at random, one draw a clip: (B, 3, F, H, W) to same."""
+    """Random blur, contrast, brightness and noise, one draw per clip: (B, 3, F, H, W) to same."""
 
     def draw(low: float, high: float, chance: float = 1.0) -> Tensor:
         value = low + (high - low) * torch.rand(len(pixels), generator=generator)

@@ -61,7 +61,7 @@ def write_clip(
     metadata: dict[str, str] | None = None,
     quality: int | None = None,
 ) -> Path:
-    """Write uint8 ``frames`` (F, H, W, 3) to ``path`` at ``fps`` frames a second; returns the path.
+    """Write uint8 ``frames`` (F, H, W, 3) to ``path`` at ``fps``; returns the path.
 
     ``.mp4`` (H.264), ``.webm`` (VP9), ``.webp`` (animated, lossless unless ``quality`` 1-100 is
     given), ``.gif`` (one palette for all frames); a path without suffix, or an existing folder,
@@ -99,7 +99,7 @@ def write_clip(
 
 
 def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
-    """Uint8 frames (F, H, W, 3) and frames a second of a clip that :func:`write_clip` can write.
+    """Uint8 frames (F, H, W, 3) and frames per second of a clip that :func:`write_clip` can write.
 
     The rate of a folder of PNGs is in the first file's text, else 8. Webp and gif store a run of
     equal frames as one long frame; it is unrolled again, except where a clip is still as a whole.

@@ -57,7 +57,7 @@ def side_by_side(
 
 
 def grid(rows: list[Row], *, scale: int | None = None, loops: int = 1) -> np.ndarray:
-    """An animated comparison: one labelled row a prompt, one clip a column: (F * loops, H, W, 3).
+    """Animated comparison: one labelled row per prompt, one clip per column: (F * loops, H, W, 3).
 
     Labels are written once on top when all rows have the same ones, else above every clip.
     ``scale`` None picks a factor that makes the lowest clip about 192 pixels high; shorter clips
@@ -87,7 +87,7 @@ def grid(rows: list[Row], *, scale: int | None = None, loops: int = 1) -> np.nda
 def contact_sheet(
     rows: list[Row], *, scale: int | None = None, max_frames: int | None = None
 ) -> Image.Image:
-    """A still page: under each caption one film strip a column, time running to the right.
+    """A still page: under each caption one film strip per column, time running to the right.
 
     ``scale`` None makes the lowest frame about 96 pixels high; ``max_frames`` keeps so many
     frames of a longer clip, evenly spread from first to last. Errors as :func:`grid`.

@@ -28,10 +28,10 @@ class Part:
 
 
 def model_parts(places: Places, typed: str = "") -> list[Part]:
-    """Image model, motion module and feature network, in this order, looked up anew in the known
+    """Image model, motion module and feature network, in this order, looked up again in the known
     ComfyUI or in the one whose folder was ``typed``.
 
-    Raises `PlaceError` for a folder that is no folder, or that the page may not read.
+    Raises `PlaceError` for a path that is not a folder, or that the page may not read.
     """
     comfyui = places.comfyui
     if comfyui is None and typed.strip():

@@ -37,7 +37,7 @@ class Task:
     begun: float = 0.0
     output: str = ""
     stopped: bool = False
-    """Whether somebody stopped it."""
+    """Whether the user stopped it."""
 
     @property
     def failed(self) -> bool:

@@ -33,7 +33,7 @@ class Places:
     model_folders: tuple[Path, ...] = ()
 
     def models(self) -> list[FoundModel]:
-        """Base models on this machine, looked up anew."""
+        """Base models on this machine, looked up again on each call."""
         return find_models(self.comfyui, self.model_folders)
 
     def motion_modules(self) -> list[tuple[str, str]]:

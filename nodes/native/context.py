@@ -1,7 +1,7 @@
 """Clips longer than the model's own length: overlapping windows, blended in every step.
 
 Core has context windows too, but their handler takes one timestep for the batch, where latents of
-frames-as-batch have one a row; it would treat several videos as one; and it changes often. So the
+frames-as-batch have one per row; it would treat several videos as one; and it changes often. So the
 windows here use one wrapper around core's ``calc_cond_batch`` and our own code for the schedules
 (those of AnimateDiff, as in core).
 """

@@ -39,7 +39,7 @@ class NativeMotionUNet(NativeVideoUNet, UNetMotionModel):
 
 
 def every_row(context: Tensor, videos: int, frames: int) -> Tensor:
-    """Text (videos * F, L, D) from that, from one row a video, or from one row (1, L, D).
+    """Text (videos * F, L, D) from that, from one row per video, or from one row (1, L, D).
 
     Raises ValueError for another number of rows.
     """

@@ -81,7 +81,7 @@ def start_player(guider: Any) -> Player | None:
 
 
 def preview_frames(previewer: Any, x0: Tensor, frames: int | None) -> list[Any]:
-    """One PIL image a frame of latents ``x0`` (videos * F, 4, h, w), the videos side by side."""
+    """One PIL image per frame of latents ``x0`` (videos * F, 4, h, w), the videos side by side."""
     count = frames if frames and x0.shape[0] % frames == 0 else x0.shape[0]
     videos = x0.unflatten(0, (-1, count))[:MAX_VIDEOS]
     wide = videos.permute(1, 2, 3, 0, 4).flatten(-2)  # (F, 4, h, videos * w)

@@ -18,7 +18,7 @@ from .patches import core_patches
 def split_rows(rows: int, options: dict[str, Any]) -> tuple[int, int]:
     """``(videos, frames)`` of a batch of ``rows`` frames.
 
-    ``options`` are ComfyUI's transformer options: ``cond_or_uncond`` has one entry a conditioning
+    ``options`` are ComfyUI's transformer options: ``cond_or_uncond`` has one entry per conditioning
     chunk (prompt, negative prompt, ...), each with the same videos; ``mcm_frames`` is the length of
     one video, which `latents.sample_videos` sets. Without it a chunk is one video. Raises
     ValueError when the rows do not divide.
@@ -87,7 +87,7 @@ class NativeVideoUNet:
     ) -> Tensor:
         """Model output (videos * F, 4, h, w) in ``x``'s dtype.
 
-        ``timesteps`` and ``context`` (rows, L, D) have one row a frame, a video, or one for all.
+        ``timesteps`` and ``context`` (rows, L, D) have one row per frame, a video, or one for all.
         Other packs' DIFFUSION_MODEL wrappers run around it, as around core's own UNet.
         """
         from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers

@@ -24,7 +24,7 @@ PROMPTS = (
 )
 
 LIBRARY_CLIPS = 128
-"""Half of what the model recommends: a minute less before the first training step."""
+"""Half of the recommended number: saves a minute before the first training step."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 SUFFIXES = (".txt", ".caption")
 TABLES = ("metadata.jsonl", "captions.json", "metadata.json", "meta_cap.json")
-"""Hugging Face's imagefolder (one JSON object a line); kohya's and others' JSON by file name."""
+"""Hugging Face's imagefolder (one JSON object per line); kohya's and others' JSON by file name."""
 MAX_CAPTION_BYTES = 64 * 1024
 MAX_TABLE_BYTES = 64 * 2**20
 _FILE_FIELDS = ("file_name", "file", "image", "image_path", "path", "filename")

@@ -81,7 +81,7 @@ def scan_videos(
     """Probe every file below `folder` and record whether and how clips are cut from it.
 
     Refused are files that are truncated, have no video stream or no frames, are shorter than a clip
-    of `frames` frames at `fps` frames a second, or have a side under `min_side` pixels. Captions,
+    of `frames` frames at `fps` frames per second, or have a side under `min_side` pixels. Captions,
     repeat folders, links and hidden files are treated as in
     :func:`~trainer.data.images.scan_images`.
 

@@ -35,7 +35,7 @@ pass, whose output the model's `NoisePath` reads."""
 
 @dataclass(frozen=True)
 class SamplerStep:
-    """What ``on_step`` is told after a step: ``latents`` and ``x0`` are (B, C, F, h, w) float32."""
+    """Argument of ``on_step`` after a step: ``latents`` and ``x0`` are (B, C, F, h, w) float32."""
 
     index: int
     """0 for the first step, ``steps - 1`` for the last."""
@@ -58,7 +58,7 @@ class SamplingOptions:
     """The usual CFG scale, ``eps_u + g (eps_c - eps_u)``. At 1 the model is called on the prompts
     only, otherwise on both halves in one batch of 2B, the prompts first."""
     seed: int | Sequence[int] | None = None
-    """One seed a video, or one number ``s`` for the seeds ``s, s + 1, ...`` of the batch."""
+    """One seed per video, or one number ``s`` for the seeds ``s, s + 1, ...`` of the batch."""
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     """Instead of ``seed``: one generator per video, or one for all in turn."""
     init_latents: Tensor | None = None

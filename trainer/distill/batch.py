@@ -20,7 +20,7 @@ from .session import Session
 
 @dataclass(frozen=True)
 class StyleBatch:
-    """What the discriminator's side needs, K frames a clip and N = B * K images.
+    """What the discriminator's side needs, K frames per clip and N = B * K images.
 
     ``frames`` (B, K); ``text`` (N, D) and ``captions`` of the student's frames; ``pixels``
     (N, 3, H, W) of real frames with ``real_text`` (N, D), their ``wrong_text`` (N, D) and ``mask``

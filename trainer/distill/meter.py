@@ -86,7 +86,7 @@ def module_bytes(module: nn.Module | None, device: torch.device | str) -> int:
 @contextmanager
 def fused_attention() -> Iterator[None]:
     """Inside, attention on "meta" keeps what the fused kernels of cards keep: queries, keys,
-    values, the result and one number a row.
+    values, the result and one number per row.
 
     On "meta" PyTorch uses the plain formula with the full attention matrix, which cards never
     allocate.

@@ -113,7 +113,7 @@ class _Stages:
 
 def preflight(config: TrainConfig, say: Callable[[str], None] = print) -> PreflightReport:
     """Build the session of ``config`` with one or two clips of its library, take two steps, make
-    one preview, and measure each. ``say`` is told every stage as "[2/5] ...".
+    one preview, and measure each. ``say`` receives each stage as "[2/5] ...".
 
     An out-of-memory error of the device becomes a report that does not fit, with the memory that
     shapes alone ask for (`estimate`) and with advice. Raises what `build_session` raises.

@@ -107,7 +107,7 @@ class Previewer:
         self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Preview:
         """Sample the averaged adapter at every number of steps and write clips, grid and poster to
-        ``folder``; ``progress`` is told how many of all columns are done, and may raise.
+        ``folder``; ``progress`` receives the number of finished columns and of all, and may raise.
         """
         s = self.session
         total = 1 + len(s.config.preview.steps)
@@ -216,7 +216,7 @@ def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path,
     """``path``.webp (moving) and ``path``.png (film strips): a row for each prompt, a column for
     each method.
 
-    ``clips`` holds uint8 (N, F, H, W, 3) by label, one clip a prompt.
+    ``clips`` holds uint8 (N, F, H, W, 3) by label, one clip per prompt.
     """
     rows: list[Row] = [
         (prompt, [(label, frames[index]) for label, frames in clips.items()])

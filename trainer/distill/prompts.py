@@ -74,7 +74,7 @@ class PromptSet:
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """Prompts from a UTF-8 text file, one a line; after a tab may follow what one frame shows.
+    """Prompts from a UTF-8 text file, one per line; after a tab may follow what one frame shows.
 
     Empty lines and lines that begin with ``#`` are left out; ``[trigger]`` stays as it is. Raises
     PromptError.

@@ -31,7 +31,7 @@ SEEDS_PER_RUN = 1_000_000
 """Distance of the noise seeds of two evaluation seeds, so that their clips share no noise."""
 
 Progress = Callable[[str, int, int], None]
-"""Told ``(what, clips done, clips in all)``."""
+"""Called with ``(what, clips done, clips in all)``."""
 
 TrueClips = Callable[[Sequence[str], int], np.ndarray]
 """Gives uint8 clips (N, F, H, W, 3) that show N captions, from a seed."""

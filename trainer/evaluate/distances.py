@@ -78,7 +78,7 @@ class ClipKid:
 def frame_consistency(features: np.ndarray) -> np.ndarray:
     """Mean cosine of neighbouring frames' features: (B, F, D) to (B,).
 
-    1 for a frozen clip, so it is to be read beside the optical flow, never alone.
+    1 for a frozen clip, so read it together with the optical flow, never alone.
     """
     if features.ndim != 3 or features.shape[1] < 2:
         raise ValueError(

@@ -58,7 +58,7 @@ class References:
 class Observation:
     """What the networks see in N clips, once: everything that measures are made of.
 
-    ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels a frame,
+    ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels per frame,
     ``hits`` has (N,) of 1, 0 or NaN by attribute (empty where no judge reads captions).
     ``watermark`` (N,) is the mini world's stamp; None for other models. ``clipsim`` (N,) is the
     similarity of clip and prompt; None without a CLIP.

@@ -15,7 +15,7 @@ MAX_STYLE_IMAGES = 1000
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one a line; empty and # lines are left out.
+    """The prompts of a UTF-8 text file, one per line; empty and # lines are left out.
 
     Raises ``ValueError`` when the file cannot be read or holds none.
     """

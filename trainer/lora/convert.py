@@ -52,7 +52,7 @@ class Converted:
 class Source:
     """A LoRA under module paths, with its file's metadata.
 
-    ``motion_module`` is to be merged with its motion layers.
+    Its motion layers will be merged into ``motion_module``.
     """
 
     pairs: dict[str, LoraPair]

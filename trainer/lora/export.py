@@ -23,7 +23,7 @@ from .pairs import LoraError, LoraPair, check_pair, kohya_name
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEEP = "keep"
-"""In place of a dtype: each tensor's own."""
+"""Instead of a dtype: keep each tensor's own."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class InspectReport:
         return one_value(self.ranks)
 
     def text(self) -> str:
-        """The report for a terminal, one fact a line."""
+        """The report for a terminal, one fact per line."""
         rows = [
             ("file", f"{self.path.name} ({self.size / 2**20:.2f} MiB)"),
             ("format", self.format),

@@ -51,7 +51,7 @@ class LoraCard:
     height: int
     """Pixels."""
     fps: int
-    """Frames a second."""
+    """Frames per second."""
     steps: int = 4
     """Recommended sampling steps; one of `steps_allowed`."""
     steps_allowed: tuple[int, ...] = ALLOWED_STEPS
@@ -200,7 +200,7 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
 
 
 def thumbnail_data_uri(image: Image.Image | np.ndarray | str | Path) -> str:
-    """A JPEG of at most 256 pixels a side and 48 kB as `data:image/jpeg;base64,...`.
+    """A JPEG of at most 256 pixels per side and 48 kB as `data:image/jpeg;base64,...`.
 
     `image`: Pillow image, uint8 frame (H, W, 3), or a path.
     """

@@ -34,7 +34,7 @@ _SMALL = 1 << 17
 class ModelError(ValueError):
     """A base model that cannot be found, read or used; the message says what to do.
 
-    ``part`` is the setting that mends it.
+    ``part`` is the setting that fixes it.
     """
 
     part = "model"

@@ -1,4 +1,4 @@
-"""Losses on predictions and targets of one shape, each a value a sample (B,), in float32.
+"""Losses on predictions and targets of one shape, each a value per sample (B,), in float32.
 
 A target never receives a gradient. Values are means over all axes but the first, so that they do
 not depend on the size of a clip, and one weight a sample can be applied before the batch is
@@ -49,7 +49,7 @@ MOTION_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 
 def motion_loss(name: str, pred: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
-    """The loss ``name`` of `MOTION_LOSSES` on two representations (B, ...), a value a sample (B,).
+    """Loss ``name`` of `MOTION_LOSSES` on two representations (B, ...), a value per sample (B,).
 
     Raises:
         ValueError: unknown ``name``, or the shapes differ.

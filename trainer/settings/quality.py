@@ -22,8 +22,10 @@ SPEEDS = {
     "modelscope": Speed(6.1, 2.2, "an H100; most cards are slower"),
     "animatediff": Speed(5.5, 4.3, "an H100; most cards are slower"),
 }
-"""By family, four clips a step: from benchmarks/results/gpu.json (one clip a step, recomputing, and
-a clip in 50 steps) and quality.md (mini). The example clips of the mini model come with it."""
+"""By family, for four clips per step: from benchmarks/results/gpu.json (one clip per step, gradient
+checkpointing, and a clip in 50 steps) and quality.md (mini). The mini model includes its example
+clips.
+"""
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class DataTab:
         deleted.success(**look)
 
     def look(self, images: str, *given: Any) -> list[Any]:
-        """Scan the folder; a folder that cannot be used becomes a message in place of pictures."""
+        """Scan the folder; for a folder that cannot be used, show a message instead of pictures."""
         *rest, kept = given
         try:
             folder = self.site.places.folder(images)
@@ -223,7 +223,7 @@ class DataTab:
             return [gr.skip()] * len(self.outputs)
         scan = told_anew(scan, rules)
         shown = self.captions.show(scan, index, kept)
-        if index is not None:  # somebody may be typing on
+        if index is not None:  # somebody may still be typing
             shown[self.captions.shown.index(self.captions.caption)] = gr.skip()
         return [scan, summary(scan), REMARKS, 0, report(scan), *shown]
 
