@@ -308,7 +308,8 @@ def _base_nodes(card: LoraCard) -> list[Node]:
         named = {"model_name": card.base_model, "weight_dtype": "default"}
         folder = [] if bundled(card.base_model) else needed_folder(card.base_model)
         return [Node("MCM_LoadVideoModel", named, models=folder)]
-    # ComfyUI has no loader for a diffusers folder of an image model, so name the single-file version of the same weights.
+    # ComfyUI has no loader for a diffusers folder of an image model, so name the single-file
+    # version of the same weights.
     checkpoint = card.base_file or f"{card.base_model}.safetensors"
     loader = Node(
         "CheckpointLoaderSimple",
