@@ -28,6 +28,8 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 """For handlers that answer at once."""
 SHOWN: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
 """For handlers that may take seconds."""
+ASKED: dict[str, Any] = {**SHOWN, "trigger_mode": "multiple"}
+"""For handlers behind a question: a "no" still on its way must not swallow the next click."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from typing import Any
 
 import psutil
 from browsing import load_settings, opened, ready, start, tab, toast, wait_status
@@ -170,6 +171,7 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
         page.locator("#samples .clip", has_text="strength 0.75").wait_for()
         shown = page.locator("#samples .samples .clip span").all_inner_texts()
         assert shown == ["strength 0", "strength 0.5", "strength 0.75", "strength 1"]
+        page.locator(".notice.live", has_text="Sampling side").wait_for(state="hidden")
 
         tab(page, "Runs")
         page.locator("#clone").click()
@@ -185,10 +187,16 @@ def test_check_first_sample_now_clone_and_delete(trainer, chromium, tmp_path):
             dialog.accept() if next(answers) else dialog.dismiss()
 
         page.on("dialog", answer)
+        held: list[Any] = []
+        page.route("**/queue/join*", lambda route: held.append(route))
         page.locator("#delete").click()
-        wait_for(page, lambda: len(asked) == 1)
+        wait_for(page, lambda: len(asked) == 1 and held)
         assert '"side"' in asked[0] and run.path.exists()
-        page.locator("#delete").click()
+        page.locator("#delete").click()  # while the first answer is still on its way
+        wait_for(page, lambda: len(held) == 2)
+        for route in held:
+            route.continue_()
+        page.unroute("**/queue/join*")
         wait_for(page, lambda: not run.path.exists())
         wait_for(page, lambda: "side" not in page.locator("#runs").inner_text())
 

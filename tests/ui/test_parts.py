@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from patience import wait_until
 
@@ -227,3 +229,24 @@ def test_a_task_is_found_again_and_its_failure_is_a_sentence(site, tmp_path):
     wait_until(lambda: not site.tasks.status("export").running, "the export")
     task = Tasks(site.places.web / "tasks", PACK).status("export")
     assert task.failed and not task.running and "does not exist" in task.problem
+
+
+def test_a_run_whose_clips_are_being_made_is_not_deleted(site):
+    import gradio as gr
+
+    from ui.tabs.runs import RunsTab
+    from ui.watch import Watch
+
+    run = make_run(site, "sampled", status="finished")
+    with gr.Blocks():
+        tab = RunsTab(site, Watch(site))
+    folder = site.tasks.folder("preview")
+    folder.mkdir(parents=True)
+    own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "label": "sampled"}
+    (folder / "task.json").write_text(json.dumps({**own, "begun": 0.0}), encoding="utf-8")
+    with pytest.raises(ValueError, match="A preview of 'sampled' is being made; wait until"):
+        tab._delete("sampled")
+    assert run.path.is_dir()
+    (folder / "task.json").unlink()
+    tab._delete("sampled")
+    assert not run.path.exists()

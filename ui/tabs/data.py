@@ -16,7 +16,7 @@ from trainer.settings.base import colour
 from ..data import Scan, ScanOptions, told_anew
 from ..form import component, label
 from ..report import REMARKS, VIEWS, arrived, page_count, report, summary
-from ..site import EXPECTED, QUIET, SHOWN, Site, reporting, tell
+from ..site import ASKED, EXPECTED, QUIET, SHOWN, Site, reporting, tell
 from ..status import notice
 from ..uploads import copy_folder, delete_set, receive
 from ..watch import Moment, Watch
@@ -191,7 +191,7 @@ class DataTab:
         copied = self.copy.click(reporting(self._copy), images, sets, **SHOWN)
         copied.success(**look)
         deleted = self.delete.click(
-            reporting(self._delete), [images, self.sure], sets, js=SURE, **SHOWN
+            reporting(self._delete), [images, self.sure], sets, js=SURE, **ASKED
         )
         deleted.success(**look)
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from trainer.runs.files import remove_folder
 
-from ..site import QUIET, SHOWN, Site, heading, reporting, tell
+from ..site import ASKED, QUIET, SHOWN, Site, heading, reporting, tell
 from ..status import RunStatus, chip, run_status
 from ..watch import Moment, Watch
 from .train import TrainTab
@@ -55,7 +55,7 @@ class RunsTab:
         self.clone.click(
             reporting(self._clone), run_choice, [*train.outputs, train.loaded, tabs], **SHOWN
         )
-        self.delete.click(reporting(self._delete), run_choice, run_choice, js=CONFIRM, **SHOWN)
+        self.delete.click(reporting(self._delete), run_choice, run_choice, js=CONFIRM, **ASKED)
         self.up.click(reporting(self._up), self.job, None, **QUIET)
         self.remove.click(reporting(self._remove), self.job, self.job, **QUIET)
 
@@ -106,6 +106,10 @@ class RunsTab:
         run = self.site.places.run(name)
         if run_status(run, self.site.queue).busy:
             raise ValueError(f"'{run.name}' is training or waiting; stop it first.")
+        for kind in ("preview", "export"):
+            task = self.site.tasks.status(kind)
+            if task.running and task.label == run.name:
+                raise ValueError(f"A {kind} of '{run.name}' is being made; wait until it is done.")
         if run.path.is_symlink():
             raise ValueError(f"'{run.name}' is a link; delete it by hand.")
         remove_folder(run.path)
