@@ -17,7 +17,8 @@ class DataConfig(Part):
     )
 
     frames: int | None = Field(
-        default=None, ge=2, le=128, description="Frames per clip. Not set: the model's own number."
+        default=None, ge=2, le=128, description="Length of a clip in frames. Not set: the model's "
+        "own."
     )
     height: int | None = Field(
         default=None,
@@ -39,14 +40,15 @@ class DataConfig(Part):
         default=None,
         ge=1,
         le=60,
-        description="Frames per second of clips and previews. Not set: the model's own.",
+        description="Frame rate of clips and previews, in frames per second. Not set: the model's "
+        "own.",
     )
     batch_size: int = Field(
         default=4,
         ge=1,
         le=256,
-        description="Clips per batch. If memory runs out, lower it and raise `optim.accumulation` "
-        "instead.",
+        description="Clips computed at once. If memory runs out, lower it and raise "
+        "`optim.accumulation` instead.",
     )
     frames_per_clip: int = Field(
         default=2,
@@ -166,8 +168,8 @@ class OptimConfig(Part):
         default=1,
         ge=1,
         le=256,
-        description="Batches per training step. Raise it for a larger effective batch in the same "
-        "memory.",
+        description="Batches whose gradients are added up in a training step. Raise it for a "
+        "larger effective batch in the same memory.",
     )
 
     @model_validator(mode="after")

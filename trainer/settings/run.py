@@ -64,13 +64,14 @@ class TrainConfig(Part):
         default="[trigger]",
         description="Caption for images without one.",
     )
-    steps: int = Field(default=300, ge=1, le=10_000_000, description="Training steps of the run.")
+    steps: int = Field(default=300, ge=1, le=10_000_000, description="Length of the run in "
+    "training steps.")
     minutes: float | None = Field(
         default=None,
         ge=0.01,
         le=100_000.0,
-        description="Time limit in minutes. The run ends when it is reached, or at the last step "
-        "if that comes first. Not set: no limit.",
+        description="The run ends after this many minutes, or at its last step if that comes "
+        "first. Not set: no limit.",
     )
     seed: int = Field(
         default=0,
