@@ -62,7 +62,7 @@ class FoundModel:
 
 def comfyui_folder(pack: Path, setting: Path | None = None) -> Path | None:
     """ComfyUI's folder: ``setting``, ``COMFYUI_PATH``, or two levels above a pack that lies in
-    ``custom_nodes``. None when there is none.
+    ``custom_nodes``. None if it was not found.
 
     Raises ValueError for a setting without ``models``.
     """

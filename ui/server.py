@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def places_of(options: argparse.Namespace) -> Places:
-    """The folders that ``options`` allow. Raises ValueError for a ComfyUI that is none."""
+    """The folders that ``options`` allow. Raises ValueError for a folder that is not ComfyUI's."""
     remote = options.listen not in LOCAL
     return Places(
         pack=PACK,

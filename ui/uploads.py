@@ -107,7 +107,7 @@ def own_set(folder: Path, uploads: Path) -> Path:
 
 
 def remove_image(image: Path, uploads: Path) -> None:
-    """Delete an image of a set and the captions that are its alone."""
+    """Delete an image of a set, and captions that belong to no other image."""
     real = image.resolve()
     inside = next((folder for folder in real.parents if folder.parent == uploads.resolve()), None)
     own_set(inside or real.parent, uploads)

@@ -78,7 +78,7 @@ def build_reader(
     setting: str, features: FeatureNetwork, dtype: torch.dtype = torch.float32
 ) -> ClipReader | None:
     """The CLIP that `adversarial.clip` names, on the CPU; None where ``features`` read captions
-    themselves, or where there is none. Raises ModelError.
+    themselves, or if there is no CLIP. Raises ModelError.
     """
     path: Path | None = None if features.reads else find_clip(setting)
     return None if path is None else ClipReader(*read_clip(path), dtype)

@@ -50,12 +50,10 @@ def default_cache_dir(
 class ContentCache:
     """Dicts of tensors in safetensors files, written atomically and checked when read.
 
-    Args:
-        root: folder of the cache, made when first needed; default :func:`default_cache_dir`.
-        max_gib: when the files grow beyond this many GiB, those not used for longest are deleted.
+    `root`: folder of the cache, made when first needed; default :func:`default_cache_dir`.
+    `max_gib`: when the files grow beyond this many GiB, those not used for longest are deleted.
 
-    Raises:
-        ValueError: if `max_gib` is not positive.
+    Raises ValueError if `max_gib` is not positive.
     """
 
     def __init__(self, root: Path | None = None, *, max_gib: float = 10.0) -> None:
@@ -71,8 +69,7 @@ class ContentCache:
 
         Types count (1 is not "1"), and so do boundaries ("ab", "c" is not "a", "bc").
 
-        Raises:
-            TypeError: for a part that is not a str, bytes, int, float, bool or None.
+        Raises TypeError for a part that is not a str, bytes, int, float, bool or None.
         """
         digest = hashlib.sha256()
         for part in (CACHE_VERSION, *parts):
@@ -121,8 +118,7 @@ class ContentCache:
     def store(self, key: str, tensors: Mapping[str, Tensor]) -> Path:
         """Write `tensors` under `key`, then prune the cache if it is too big.
 
-        Raises:
-            OSError: if the folder cannot be written or the disk is full.
+        Raises OSError if the folder cannot be written or the disk is full.
         """
         path = self.path(key)
         # safetensors refuses views that share memory

@@ -39,16 +39,13 @@ class Caption:
 class CaptionRules:
     """How captions become prompts.
 
-    Args:
-        trigger: the word that replaces `[trigger]` (or `{trigger}`, in any case of letters) in
-            captions and in the template; may be "".
-        prompt_template: the prompt for files without a caption.
-        count_tokens: length of a prompt in tokens, in the same counting as `max_tokens` (both or
-            neither).
-        max_tokens: longest prompt that the text encoder reads.
+    `trigger`: the word that replaces `[trigger]` (or `{trigger}`, in any case of letters) in
+    captions and in the template; may be "". `prompt_template`: the prompt for files without a
+    caption. `count_tokens`: length of a prompt in tokens, in the same counting as `max_tokens`
+    (both or neither). `max_tokens`: longest prompt that the text encoder reads.
 
-    Raises:
-        DataError: for a template with an unknown `{field}`, or only one of the two token arguments.
+    Raises DataError for a template with an unknown `{field}`, or only one of the two token
+    arguments.
     """
 
     trigger: str = ""
@@ -106,8 +103,7 @@ def read_caption(
 
     Line breaks and runs of blanks become one blank (text encoders do not see them).
 
-    Raises:
-        DataError: see :class:`CaptionRules`.
+    Raises DataError as `CaptionRules`.
     """
     return CaptionRules(trigger, prompt_template, count_tokens, max_tokens).read(Path(path))
 
@@ -119,9 +115,8 @@ def write_caption(path: Path, text: str) -> Path:
     older file hides an edit. It is written atomically, in UTF-8 without a byte order mark, with one
     line break at the end.
 
-    Raises:
-        DataError: if `text` cannot be stored as UTF-8 or holds NUL characters.
-        OSError: if the folder cannot be written.
+    Raises DataError if `text` cannot be stored as UTF-8 or holds NUL characters; OSError if the
+    folder cannot be written.
     """
     return write_captions([(Path(path), text)])[0]
 

@@ -50,8 +50,7 @@ class Probe:
 def probe(path: Path) -> Probe:
     """Read the time of every frame of a video, and decode the first.
 
-    Raises:
-        DataError: with the reason, if the file is not a video, is cut off, or has no frames.
+    Raises DataError with the reason, if the file is not a video, is cut off, or has no frames.
     """
     try:
         return _probe_animation(path) if is_animation(path) else _probe_container(path)
@@ -68,8 +67,7 @@ def nearest_frames(path: Path, times: np.ndarray) -> list[np.ndarray]:
 
     Returns len(times) upright pictures, uint8 (H, W, 3).
 
-    Raises:
-        DataError: if the file cannot be decoded there, or ends before the last time.
+    Raises DataError if the file cannot be decoded there, or ends before the last time.
     """
     try:
         with closing(_frames(path, float(times[0]))) as frames:

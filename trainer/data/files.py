@@ -17,8 +17,7 @@ def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], str]:
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hex.
 
-    Raises:
-        OSError: if the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:

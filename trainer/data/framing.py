@@ -37,8 +37,7 @@ def fit(pixels: np.ndarray, height: int, width: int, box: Box | None, aspect: fl
     `pixels` (h, w, 3) uint8; `box` as from :func:`find_bars`; `aspect` is the width of a source
     pixel over its height. Returns uint8 (height, width, 3).
 
-    Raises:
-        ValueError: if `box` does not lie inside the picture.
+    Raises ValueError if `box` does not lie inside the picture.
     """
     left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
     if left < 0 or top < 0 or bottom > pixels.shape[0] or right > pixels.shape[1]:

@@ -76,8 +76,7 @@ class ImageFolder(MediaFolder[ImageRecord]):
     def halves(self, seed: int) -> tuple[ImageFolder, ImageFolder]:
         """Two folders, to train on and to hold out, that share no image, not even as a copy.
 
-        Raises:
-            DataError: if there are fewer than two different images.
+        Raises DataError if there are fewer than two different images.
         """
         groups: dict[str, list[ImageRecord]] = {}
         for record in self.used:
@@ -114,9 +113,8 @@ def scan_images(
     ("#rrggbb" or a colour's name) fills what is transparent. `count_tokens` and `max_tokens` make
     the report list prompts that the text encoder would cut off.
 
-    Raises:
-        DataError: if the folder is missing or holds no usable image; the message contains the
-            report.
+    Raises DataError if the folder is missing or holds no usable image; the message contains the
+    report.
     """
     captions = CaptionRules(trigger, prompt_template, count_tokens, max_tokens)
 
@@ -143,9 +141,8 @@ def load_image(
 ) -> np.ndarray:
     """The image as uint8 (height, width, 3): resized (Lanczos, aspect kept) to cover, then cropped.
 
-    Raises:
-        DataError: if the file can no longer be read.
-        ValueError: for `crop="random"` without a `generator`, or an unknown `crop`.
+    Raises DataError if the file can no longer be read; ValueError for `crop="random"` without a
+    `generator`, or an unknown `crop`.
     """
     covered = _load_cover(record, height, width)
     return np.array(_crop(covered, height, width, crop, generator))
@@ -159,8 +156,8 @@ class ImageSet:
     logged reason (see `dropped`) and the next image takes its place. Not safe to share between
     threads.
 
-    Raises:
-        DataError: if `folder` has no usable image, or (later) when the last one became unreadable.
+    Raises DataError if `folder` has no usable image, or (later) when the last one became
+    unreadable.
     """
 
     def __init__(
@@ -198,9 +195,8 @@ class ImageSet:
 
         `generator` places random crops.
 
-        Raises:
-            DataError: if no image is left that can be read.
-            ValueError: for random crops without a `generator`.
+        Raises DataError if no image is left that can be read; ValueError for random crops without a
+        `generator`.
         """
         frames, captions = [], []
         for index in indices:

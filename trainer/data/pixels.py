@@ -80,9 +80,8 @@ class PixelError(ValueError):
 def open_image(path: Path) -> Image.Image:
     """Open the header of an image file; pixels are read later. Close it, or use it in `with`.
 
-    Raises:
-        PixelError: if it is not an image (with what it is, if known), or has more than `MAX_PIXELS`
-            pixels. OSError: from the system and from Pillow.
+    Raises PixelError if it is not an image (with what it is, if known), or has more than
+    `MAX_PIXELS` pixels; OSError from the system and from Pillow.
     """
     Image.init()  # registers the decoders; builds of Pillow differ in what they have
     try:
@@ -119,8 +118,7 @@ def _own_limit() -> Iterator[None]:
 def rgb_of(colour: str) -> tuple[int, int, int]:
     """(R, G, B) in 0..255 of "#rrggbb", "rgb(...)" or a name such as "black".
 
-    Raises:
-        ValueError: for text that is not a colour.
+    Raises ValueError for text that is not a colour.
     """
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return red, green, blue
@@ -161,9 +159,8 @@ def to_rgb(
     composited on `background` (R, G, B in 0..255), 16-bit and float grey is scaled to 8 bit. Of an
     animation the current frame is taken.
 
-    Raises:
-        PixelError: for a fully transparent image, and for integers or floats of unknown range.
-        OSError, ValueError, SyntaxError: from Pillow, if the pixels are broken or cut off.
+    Raises PixelError for a fully transparent image, and for integers or floats of unknown range;
+    OSError, ValueError, SyntaxError from Pillow, if the pixels are broken or cut off.
     """
     notes: list[str] = []
     image = _shrunk(_upright(image, notes))

@@ -127,8 +127,7 @@ def shorten(text: str, letters: int = SHOWN_LETTERS) -> str:
 def check_usable(folder: MediaFolder[R], plural: str, hint: str) -> None:
     """Do nothing if `folder` has something to draw from.
 
-    Raises:
-        DataError: with counts, `hint` and the whole report, if no file of `folder` can be used.
+    Raises DataError with counts, `hint` and the whole report, if no file of `folder` can be used.
     """
     if not folder.used:
         raise DataError(

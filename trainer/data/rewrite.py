@@ -29,8 +29,7 @@ class Rewrite:
     ignoring case. "trigger" puts `[trigger]` before captions that have neither it nor the word
     `trigger`.
 
-    Raises:
-        DataError: if there is no text to put or to look for.
+    Raises DataError if there is no text to put or to look for.
     """
 
     kind: Kind

@@ -51,8 +51,7 @@ def scan_folder(
     is refused; hidden files and folders, and links to folders that are scanned anyway, are ignored.
     Captions of files of this kind get no record.
 
-    Raises:
-        DataError: if `folder` is missing or not a folder.
+    Raises DataError if `folder` is missing or not a folder.
     """
     root = _checked_root(folder)
     entries = _walk(root)

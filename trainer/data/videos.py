@@ -85,9 +85,8 @@ def scan_videos(
     repeat folders, links and hidden files are treated as in
     :func:`~trainer.data.images.scan_images`.
 
-    Raises:
-        DataError: if the folder is missing or holds no usable video; the message contains the
-            report.
+    Raises DataError if the folder is missing or holds no usable video; the message contains the
+    report.
     """
     _check_clip(frames, fps)
     captions = CaptionRules(trigger, prompt_template, count_tokens, max_tokens)
@@ -113,8 +112,7 @@ def load_clip(
     keep their speed. Rotation is applied, black bars are cut off, the aspect is kept and the centre
     is cut out.
 
-    Raises:
-        DataError: if the clip does not lie inside the video, or cannot be decoded.
+    Raises DataError if the clip does not lie inside the video, or cannot be decoded.
     """
     _check_clip(frames, fps)
     latest = _latest_start(record.seconds, record.fps, frames, fps)
@@ -141,8 +139,7 @@ class VideoSet:
     another one is drawn. A clip across a shot cut is drawn again, up to `CUT_TRIES` times; then the
     one with the weakest cut is used and noted in `cut_notes`. Not safe to share between threads.
 
-    Raises:
-        DataError: if `folder` has no usable video.
+    Raises DataError if `folder` has no usable video.
     """
 
     def __init__(
@@ -164,8 +161,7 @@ class VideoSet:
 
         Files are drawn by their repeats, clips evenly over a file's length.
 
-        Raises:
-            DataError: if no file is left that can be decoded; the message lists all reasons.
+        Raises DataError if no file is left that can be decoded; the message lists all reasons.
         """
         drawn = [self._draw(rng) for _ in range(n)]
         pixels = torch.from_numpy(np.stack([clip for clip, _ in drawn])).permute(0, 4, 1, 2, 3)

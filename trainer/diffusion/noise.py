@@ -144,9 +144,8 @@ class VariancePreserving:
         The defaults of the scheduler classes differ (linear or scaled_linear betas), so a config
         without explicit values is refused.
 
-        Raises:
-            ValueError: the betas are not given, their schedule is unknown to diffusers, or the
-                network predicts something else than `PREDICTIONS`.
+        Raises ValueError if the betas are not given, their schedule is unknown to diffusers, or the
+        network predicts something else than `PREDICTIONS`.
         """
         prediction = config.get("prediction_type") or PREDICTIONS[0]
         if prediction not in PREDICTIONS:
@@ -326,8 +325,7 @@ def few_step_places(steps: int, count: int = TRAJECTORY_STEPS) -> Tensor:
     """Which of ``count`` ascending levels sampling in ``steps`` steps calls the model at: (steps,)
     int64, from most noise down. They are `LCMScheduler.set_timesteps`'s own choice.
 
-    Raises:
-        ValueError: ``steps`` is not within 1 .. ``count``.
+    Raises ValueError if ``steps`` is not within 1 .. ``count``.
     """
     check_steps(steps, count)
     scheduler: Any = LCMScheduler(num_train_timesteps=count, original_inference_steps=count)
@@ -338,8 +336,7 @@ def few_step_places(steps: int, count: int = TRAJECTORY_STEPS) -> Tensor:
 def check_steps(steps: int, most: int) -> None:
     """Refuse a number of sampling steps outside 1 .. ``most``.
 
-    Raises:
-        ValueError: naming the value and the range.
+    Raises ValueError naming the value and the range.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
         raise ValueError(f"`steps`={steps!r} is not a number of sampling steps; use 1 to {most}.")

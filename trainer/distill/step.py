@@ -33,9 +33,9 @@ COMMON_SHARE = 2.0
 
 @dataclass(frozen=True)
 class Points:
-    """Where the student predicts: ``latents`` (B, C, f, h, w) at the batch's levels; ``target`` of
-    that shape, the end of the teacher's trajectory or ``stopgrad f(z)`` one step on; ``earlier``
-    the prediction that a replayed point was made from.
+    """The points where the student predicts: ``latents`` (B, C, f, h, w) at the batch's levels;
+    ``target`` of that shape, the end of the teacher's trajectory or ``stopgrad f(z)`` one step on;
+    ``earlier`` the prediction that a replayed point was made from.
     """
 
     latents: Tensor

@@ -133,7 +133,7 @@ class Bench:
 def fit_student(model: VideoModel, path: Path) -> LoraFile:
     """The few-step LoRA at ``path``, its pairs by the module paths of ``model``.
 
-    Raises LoraError for a file that is damaged, that is none, or that belongs to another model.
+    Raises LoraError for a file that is damaged, not a LoRA, or for another model.
     """
     found = read_lora(path, model.network)
     names = (model.family.name, model.name, path.name)

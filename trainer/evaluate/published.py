@@ -35,7 +35,7 @@ def with_videomae(network: Measuring, folder: Path) -> Measuring:
     """``network`` with clip features (B, E) by the VideoMAE in ``folder``: the mean of its last
     tokens, for as many frames as it takes, spread over the clip, at its own size.
 
-    Raises ``ValueError`` for a folder that is none.
+    Raises ``ValueError`` for a folder without such a model.
     """
     from transformers import VideoMAEModel
 
@@ -63,7 +63,7 @@ def with_clip(network: Measuring, folder: Path) -> Measuring:
     """``network`` with CLIPSIM by the CLIP in ``folder``: cosine of prompt and frame, averaged over
     the frames of a clip (Wu et al. 2021, arXiv 2104.14806).
 
-    Raises ``ValueError`` for a folder that is none.
+    Raises ``ValueError`` for a folder without such a model.
     """
     from transformers import CLIPModel, CLIPTokenizer
 

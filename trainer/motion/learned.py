@@ -203,8 +203,7 @@ def build_representation(
     ``hidden`` (channels), ``ema_decay`` and ``seed`` (of the head's initial weights) concern
     learned heads.
 
-    Raises:
-        ValueError: unknown ``name``, or an ``ema_decay`` outside [0, 1).
+    Raises ValueError for an unknown ``name``, or an ``ema_decay`` outside [0, 1).
     """
     if name in REPRESENTATIONS:
         return FixedRepresentation(name, REPRESENTATIONS[name])

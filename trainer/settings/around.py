@@ -17,8 +17,10 @@ class DataConfig(Part):
     )
 
     frames: int | None = Field(
-        default=None, ge=2, le=128, description="Length of a clip in frames. Not set: the model's "
-        "own."
+        default=None,
+        ge=2,
+        le=128,
+        description="Length of a clip in frames. Not set: the model's own.",
     )
     height: int | None = Field(
         default=None,

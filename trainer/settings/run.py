@@ -64,8 +64,9 @@ class TrainConfig(Part):
         default="[trigger]",
         description="Caption for images without one.",
     )
-    steps: int = Field(default=300, ge=1, le=10_000_000, description="Length of the run in "
-    "training steps.")
+    steps: int = Field(
+        default=300, ge=1, le=10_000_000, description="Length of the run in training steps."
+    )
     minutes: float | None = Field(
         default=None,
         ge=0.01,
