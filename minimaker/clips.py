@@ -28,7 +28,7 @@ CELLS = 8
 
 
 def random_look(scene: Scene, size: int = SIZE) -> np.ndarray:
-    """A :data:`Look` that gives every scene a random style of its own, by the scene's seed."""
+    """A `Look` that gives every scene a random style of its own, by the scene's seed."""
     return random_style(np.random.default_rng((scene.seed, 5)))(scene, size)
 
 
@@ -63,7 +63,7 @@ def render_clips(
 ) -> Clips:
     """``count`` clips of ``length`` frames cut from full motions; the looks take turns.
 
-    A look is a name of :data:`LOOKS` or a callable, which is labelled as the look "other".
+    A look is a name of `LOOKS` or a callable, which is labelled as the look "other".
     """
     rng = np.random.default_rng(seed)
     frames = np.empty((count, length, SIZE, SIZE, 3), np.uint8)

@@ -1,7 +1,7 @@
 """How a scene of the mini world looks on screen.
 
 ``public_video`` imitates what motion data sets are made of: a dull textured background, blur,
-noise, block compression and a watermark. A :class:`StyleLook` is an artist's style; three are named
+noise, block compression and a watermark. A `StyleLook` is an artist's style; three are named
 and shipped as example folders, ``random_style`` draws an endless number of others, and ``HELD_OUT``
 has half-tone dots of a size that no random style has, so that the autoencoder can be judged on
 something it never saw.

@@ -69,7 +69,7 @@ def write_clip(
     one repeated row or column in mp4 and webm. ``metadata`` is carried in each format, in the place
     ComfyUI reads for mp4, webm, webp and PNG. ``quality`` has no effect on gif and PNG.
 
-    Raises :class:`MediaError` for a suffix that is not known, a place that cannot be written,
+    Raises `MediaError` for a suffix that is not known, a place that cannot be written,
     frames of the wrong kind and a video that does not hold every frame.
     """
     path = Path(path)
@@ -99,11 +99,11 @@ def write_clip(
 
 
 def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
-    """Uint8 frames (F, H, W, 3) and frames per second of a clip that :func:`write_clip` can write.
+    """Uint8 frames (F, H, W, 3) and frames per second of a clip that `write_clip` can write.
 
     The rate of a folder of PNGs is in the first file's text, else 8. Webp and gif store a run of
     equal frames as one long frame; it is unrolled again, except where a clip is still as a whole.
-    Raises :class:`MediaError` when the file is missing, broken or of an unknown kind.
+    Raises `MediaError` when the file is missing, broken or of an unknown kind.
     """
     path = Path(path)
     _writer(path)
@@ -124,7 +124,7 @@ def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts that :func:`write_clip` stored; keys in lower case (Matroska keeps no case)."""
+    """The texts that `write_clip` stored; keys in lower case (Matroska keeps no case)."""
     path = Path(path)
     if path.suffix.lower() in (".mp4", ".webm"):
         with av.open(str(path)) as container:

@@ -51,7 +51,7 @@ def side_by_side(
 ) -> np.ndarray:
     """Clips side by side under their labels, playing in sync: (F * loops, H, W, 3) uint8.
 
-    Arguments and errors as :func:`grid`; ``title`` stands above the labels.
+    Arguments and errors as `grid`; ``title`` stands above the labels.
     """
     return grid([(title, columns)], scale=scale, loops=loops)
 
@@ -90,7 +90,7 @@ def contact_sheet(
     """A still page: under each caption one film strip per column, time running to the right.
 
     ``scale`` None makes the lowest frame about 96 pixels high; ``max_frames`` keeps so many
-    frames of a longer clip, evenly spread from first to last. Errors as :func:`grid`.
+    frames of a longer clip, evenly spread from first to last. Errors as `grid`.
     """
     rows = _scaled(rows, scale, goal=SMALL_CLIP // 2)
     if max_frames is not None:

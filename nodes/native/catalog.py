@@ -22,7 +22,7 @@ def list_models() -> list[str]:
 
 
 def resolve_model_name(name: str) -> Path:
-    """The folder that ``name`` of :func:`list_models` means.
+    """The folder that ``name`` of `list_models` means.
 
     Raises ValueError for an unknown name, or one outside the model folders.
     """

@@ -16,7 +16,7 @@ class VideoInfo:
 
     ``frames`` are the clip lengths it was made for, ``default_frames`` the one to offer first.
     ``scheduler_config`` is diffusers' dict (``beta_schedule``, ``beta_start``, ...).
-    ``weight_files`` are the UNet's files on disk; they are read only when :attr:`base_hash` is.
+    ``weight_files`` are the UNet's files on disk; they are read only when `base_hash` is.
     """
 
     family: str

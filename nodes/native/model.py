@@ -76,7 +76,7 @@ def build_native_model(
 ) -> Any:
     """A comfy BaseModel around ``unet_class(**options)``, its weights still on meta.
 
-    ``unet_class`` is a diffusers UNet with the mixin :class:`~.unet.NativeVideoUNet`; ``dtype`` is
+    ``unet_class`` is a diffusers UNet with the mixin `NativeVideoUNet`; ``dtype`` is
     what its weights will be stored in, and the computation's dtype follows from the device as for
     core's own models. ``latent_format`` None means Stable Diffusion's.
     """

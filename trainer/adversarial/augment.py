@@ -1,7 +1,7 @@
 """Differentiable augmentation of the discriminator's input (DiffAugment, Zhao et al. 2020).
 
 The style folder is small; without augmentation the discriminator memorises it. All randomness is
-drawn first, into :class:`AugmentDraws`, as fractions of the frame: the same draws can be applied to
+drawn first, into `AugmentDraws`, as fractions of the frame: the same draws can be applied to
 real and fake frames and to frames of any size. Written in plain tensor operations: kornia's
 versions draw from the global generator and clip to [0, 1], which stops the gradient.
 """
@@ -22,7 +22,7 @@ CUTOUT = 1 / 2
 
 @dataclass(frozen=True)
 class AugmentDraws:
-    """Draws for N frames, made by :func:`draw_augment`: uniform in [0, 1), generator's device.
+    """Draws for N frames, made by `draw_augment`: uniform in [0, 1), generator's device.
 
     ``brightness``, ``saturation``, ``contrast`` (N,); ``shift`` and ``hole`` (N, 2) as (y, x).
     """

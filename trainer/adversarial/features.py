@@ -4,7 +4,7 @@ A feature network turns frames into four feature maps, shallow to deep. It is ne
 gradient passes through it to the pixels. A projected discriminator (Sauer et al. 2021, StyleGAN-T
 2023; MCM, arXiv 2406.06890, section 3.3) puts small trained heads on such maps.
 
-A new network is one subclass and one line in :data:`FEATURE_NETWORKS`. Nothing is downloaded.
+A new network is one subclass and one line in `FEATURE_NETWORKS`. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FeatureNetwork(nn.Module):
     """A frozen network with four feature maps. It stays in eval mode even if its parent is set to
     train.
 
-    ``name`` (key of :data:`FEATURE_NETWORKS`), ``channels`` of the four maps, ``hash`` (sha256 of
+    ``name`` (key of `FEATURE_NETWORKS`), ``channels`` of the four maps, ``hash`` (sha256 of
     the weights as loaded, before any cast, to record which network a number was measured with).
     """
 
@@ -191,7 +191,7 @@ FEATURE_NETWORKS: dict[str, Callable[[Path | None, torch.dtype], FeatureNetwork]
 
 
 def resolve_features(name: str, own: Path | None, path: str | Path | None = None) -> str:
-    """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a path or "auto".
+    """The key of `FEATURE_NETWORKS` that ``name`` stands for: a key, a path or "auto".
 
     A path is a folder with DINOv2 or CLIP vision, or a CLIP vision file.
     "auto": what lies at ``path`` when it is given; the frame network in the folder ``own`` that the
@@ -232,7 +232,7 @@ def build_features(
     path: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> FeatureNetwork:
-    """The frozen feature network ``name``, on the CPU; see :func:`resolve_features` for names.
+    """The frozen feature network ``name``, on the CPU; see `resolve_features` for names.
 
     ``own`` is the folder of the frame network that the video model brings, None where it brings
     none; ``path`` where the weights of "dinov2", "clip-vision" or "mini" are, where not the usual

@@ -1,7 +1,7 @@
 """Adversarial losses: pure functions of feature maps, text vectors and logits, in fp32.
 
 The discriminator is any object with ``embed(features)`` and ``judge(embedded, text)`` as in
-:class:`.heads.Discriminator`.
+`Discriminator`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Judge(Protocol):
-    """What the losses need of a discriminator; see :class:`.heads.Discriminator`."""
+    """What the losses need of a discriminator; see `Discriminator`."""
 
     def embed(self, features: Sequence[Tensor]) -> Any: ...
     def judge(self, embedded: Any, text: Tensor) -> Tensor: ...
@@ -40,7 +40,7 @@ GAN_LOSSES: dict[str, GanLoss] = {
 
 
 def gan_loss(kind: str) -> GanLoss:
-    """The entry of :data:`GAN_LOSSES`; ``ValueError`` with the allowed names otherwise."""
+    """The entry of `GAN_LOSSES`; ``ValueError`` with the allowed names otherwise."""
     if kind not in GAN_LOSSES:
         allowed = ", ".join(repr(name) for name in GAN_LOSSES)
         raise ValueError(f"`kind`={kind!r} is not an adversarial loss; use one of {allowed}.")
@@ -260,7 +260,7 @@ class GradientRatio:
         return {"norms": None if norms is None else norms.detach().cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Inverse of :meth:`state_dict`; ``ValueError`` for a state of another kind."""
+        """Inverse of `state_dict`; ``ValueError`` for a state of another kind."""
         if set(state) != {"norms"}:
             raise ValueError(
                 f"The state of `GradientRatio` has the one key 'norms', got {sorted(state)}; "

@@ -50,7 +50,7 @@ def default_cache_dir(
 class ContentCache:
     """Dicts of tensors in safetensors files, written atomically and checked when read.
 
-    `root`: folder of the cache, made when first needed; default :func:`default_cache_dir`.
+    `root`: folder of the cache, made when first needed; default `default_cache_dir`.
     `max_gib`: when the files grow beyond this many GiB, those not used for longest are deleted.
 
     Raises ValueError if `max_gib` is not positive.

@@ -1,7 +1,7 @@
 """The prompt for an image or a video: its caption, with the trigger word filled in.
 
 A caption that cannot be read, is empty or too long is a problem that the report lists; the picture
-is still used. The model sees exactly :attr:`Caption.text`.
+is still used. The model sees exactly `text`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class CaptionRules:
             raise DataError("`count_tokens` and `max_tokens` belong together; set both or none.")
 
     def read(self, path: Path, root: Path | None = None) -> Caption:
-        """The caption of the image or video at `path`; see :func:`read_caption`."""
+        """The caption of the image or video at `path`; see `read_caption`."""
         return self.prompt(*_raw(path, root or path.parent))
 
     def prompt(self, raw: str, source: str = "txt", problems: tuple[str, ...] = ()) -> Caption:
@@ -111,7 +111,7 @@ def read_caption(
 def write_caption(path: Path, text: str) -> Path:
     """Write `text` as the caption of the image or video at `path`; returns the sidecar.
 
-    The file that :func:`read_caption` reads is replaced (`x.txt` if there is none yet), so that no
+    The file that `read_caption` reads is replaced (`x.txt` if there is none yet), so that no
     older file hides an edit. It is written atomically, in UTF-8 without a byte order mark, with one
     line break at the end.
 
@@ -122,7 +122,7 @@ def write_caption(path: Path, text: str) -> Path:
 
 
 def write_captions(captions: Sequence[tuple[Path, str]]) -> list[Path]:
-    """:func:`write_caption` for many; all are checked before the first is written."""
+    """`write_caption` for many; all are checked before the first is written."""
     staged = [(find_sidecar(p) or p.with_suffix(".txt"), _stored(p, text)) for p, text in captions]
     try:
         for sidecar, data in staged:

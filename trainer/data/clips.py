@@ -210,7 +210,7 @@ def _probe_container(path: Path) -> Probe:
 
 
 def _check_times_are_kept(container: Any, stream: Any) -> None:
-    """Raise :class:`DataError` for AVI files that do not say when a frame is shown."""
+    """Raise `DataError` for AVI files that do not say when a frame is shown."""
     reordered = stream.codec_context.has_b_frames or stream.codec_context.name in ("h264", "hevc")
     if container.format.name == "avi" and reordered:
         raise DataError("AVI keeps no time stamps of B-frames; convert it to MP4")
@@ -232,7 +232,7 @@ def _span(path: Path, origin: int) -> tuple[int, int, Fraction]:
 
 
 def _check_whole(stream: Any, packets: list[tuple[int | None, int, bool]], ticks: int) -> None:
-    """Raise :class:`DataError` if there is less of a stream than its header promises.
+    """Raise `DataError` if there is less of a stream than its header promises.
 
     `packets` are (presentation time, duration, corrupt) and `ticks` the time they span, in units of
     the stream's time base.

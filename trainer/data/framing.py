@@ -34,7 +34,7 @@ def find_bars(brightness: np.ndarray) -> Box | None:
 def fit(pixels: np.ndarray, height: int, width: int, box: Box | None, aspect: float) -> np.ndarray:
     """Cut the largest centred part of `box` that has the target's shape, and resize it (Lanczos).
 
-    `pixels` (h, w, 3) uint8; `box` as from :func:`find_bars`; `aspect` is the width of a source
+    `pixels` (h, w, 3) uint8; `box` as from `find_bars`; `aspect` is the width of a source
     pixel over its height. Returns uint8 (height, width, 3).
 
     Raises ValueError if `box` does not lie inside the picture.

@@ -61,7 +61,7 @@ NEARLY_BLACK = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord(MediaRecord):
-    """One file of a style folder; see :class:`~trainer.data.records.MediaRecord`.
+    """One file of a style folder; see `MediaRecord`.
 
     `background` (R, G, B) fills what is transparent in it, here and wherever it is loaded.
     """
@@ -249,7 +249,7 @@ def _hidden_image(path: Path) -> str:
 
 
 def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dict[str, Any]:
-    """Decode the image once; its upright size and notes, or :class:`Refused`."""
+    """Decode the image once; its upright size and notes, or `Refused`."""
     try:
         with open_image(path) as image:
             (width, height), notes = _checked(image, background)

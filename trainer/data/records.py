@@ -25,7 +25,7 @@ class MediaRecord:
     `status` is "used", "refused" (it is of the right kind, `reason` says what is wrong) or
     "ignored" (not of the kind that was looked for). `caption` is the prompt as the model will see
     it, `caption_source` is "txt", "caption", "table", "template" or "neutral" (see
-    :class:`~trainer.data.captions.Caption`). `width` and `height` are upright pixels, 0 if unknown.
+    `Caption`). `width` and `height` are upright pixels, 0 if unknown.
     `repeats` is the sampling weight. `notes` tell a person about a used file: what was converted,
     problems of its caption, which file it duplicates.
     """

@@ -29,7 +29,7 @@ class MediaKind(Generic[R]):
     """What one scan looks for; `label` is "an image" or "a video".
 
     `suffixes` (lower case) are opened by `inspect(path)`, which returns the record's extra fields
-    or raises :class:`Refused`. Suffixes in `unsupported` are refused with the reason given there,
+    or raises `Refused`. Suffixes in `unsupported` are refused with the reason given there,
     because users expect such files to work. Everything else is ignored, with the reason that
     `hidden(path)` gives, if any.
     """

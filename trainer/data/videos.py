@@ -42,7 +42,7 @@ _HINT = "Put MP4, MOV, MKV, WebM or animated GIF files that are long enough into
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRecord(MediaRecord):
-    """One file of a video folder; more in :class:`~trainer.data.records.MediaRecord`.
+    """One file of a video folder; more in `MediaRecord`.
 
     `seconds` is the time from the first to the last frame, `frames` their number, `fps` their mean
     rate. `box` is the picture inside black bars, as (left, top, right, bottom) upright pixels, or
@@ -83,7 +83,7 @@ def scan_videos(
     Refused are files that are truncated, have no video stream or no frames, are shorter than a clip
     of `frames` frames at `fps` frames per second, or have a side under `min_side` pixels. Captions,
     repeat folders, links and hidden files are treated as in
-    :func:`~trainer.data.images.scan_images`.
+    `scan_images`.
 
     Raises DataError if the folder is missing or holds no usable video; the message contains the
     report.

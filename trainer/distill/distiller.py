@@ -1,4 +1,4 @@
-"""One training step on a :class:`Session`: points, student, discriminator, in that order."""
+"""One training step on a `Session`: points, student, discriminator, in that order."""
 
 from __future__ import annotations
 

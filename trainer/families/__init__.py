@@ -1,4 +1,4 @@
-"""Base models by family, and how a name or a path becomes a loaded :class:`VideoModel`."""
+"""Base models by family, and how a name or a path becomes a loaded `VideoModel`."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that :func:`read_weights` reads; raises ModelError when there are none."""
+    """The files that `read_weights` reads; raises ModelError when there are none."""
     for ending in ENDINGS:
         for stem in STEMS:
             single = folder / f"{stem}.{ending}"
