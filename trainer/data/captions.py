@@ -1,7 +1,7 @@
 """The prompt for an image or a video: its caption, with the trigger word filled in.
 
 A caption that cannot be read, is empty or too long is a problem that the report lists; the picture
-is still used. The model sees exactly `text`.
+is still used. The model sees exactly `Caption.text`.
 """
 
 from __future__ import annotations
