@@ -80,7 +80,7 @@ def test_half_a_clip_is_refused_with_what_is_missing(clip, tmp_path):
     with pytest.raises(ModelError, match="no CLIP image encoder"):
         read_clip(tmp_path / "text.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}', encoding="utf-8")
-    with pytest.raises(ModelError, match="'dinov2', not a whole CLIP"):
+    with pytest.raises(ModelError, match="'dinov2', not a complete CLIP"):
         read_clip(tmp_path)
 
 

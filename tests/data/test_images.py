@@ -67,7 +67,7 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
         "whole.jpg": ("used", ""),
         "cut.jpg": ("refused", "cut off"),
         "zero.png": ("refused", "0 bytes"),
-        "text.png": ("refused", "no image"),
+        "text.png": ("refused", "not an image"),
         "bomb.png": ("refused", "bomb"),
         "large.png": ("refused", "bomb"),
         "hollow.png": ("refused", "cut off"),

@@ -186,7 +186,7 @@ def _vae(image: ImageModel, chosen: Path | None) -> nn.Module:
         return read_autoencoder(image.path / "vae")
     if not image.vae:
         raise ModelError(
-            f"'{image.path}' holds no VAE. Give one with `--vae`, such as "
+            f"'{image.path}' has no VAE. Set one with `--vae`, such as "
             "vae-ft-mse-840000-ema-pruned.safetensors, or use a checkpoint that has one."
         )
     return build_autoencoder(image.vae, image.path)

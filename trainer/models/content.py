@@ -6,7 +6,7 @@ AGAIN = "Download it again."
 
 # Other contents of files named like weights, by their first bytes, and what to do.
 FOREIGN = (
-    (b"version https://git-lfs", "only a pointer of git-lfs, not the weights",
+    (b"version https://git-lfs", "only a git-lfs pointer, not the weights",
      "Run `git lfs pull` in its folder, or download the file with a browser."),
     (b"<", "a web page, not weights",
      "Download the file itself: most pages have a button for it or a link that ends in its name."),
