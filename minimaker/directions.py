@@ -1,4 +1,4 @@
-"""The teacher's second stage: the words that only pure noise needs.
+"""The teacher's second stage: learning words for directions from pure noise.
 
 At the last timestep a noised clip still holds a signal (alpha^2 = .0047 over 2048 values), enough
 to read where things are and where they go. So the first stage learns directions from the clip and
@@ -7,7 +7,7 @@ starts from pure noise, where only the caption could tell, and directions come o
 flaw is that of Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed";
 here the schedule stays and the training changes.)
 
-Four things mend it: half of the samples at high noise lose a random part of their signal while the
+Four changes fix it: half of the samples at high noise lose a random part of their signal while the
 goal stays the whole clip; near the last timestep half lose all of it, and their goal is what the
 loss converges to there anyway, the mean clip of their caption (measured from the data, so that no
 single clip's variance hides what left and right differ in); the words of direction start apart; a

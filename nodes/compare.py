@@ -15,7 +15,7 @@ COLUMNS = 5
 
 
 class SideBySide(io.ComfyNode):
-    """Batches of different length and size play in step under their labels."""
+    """Shows clips of different length and size in sync, with labels above them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,11 +38,11 @@ class SideBySide(io.ComfyNode):
             category="MCM/utils",
             **found_by("compare", "comparison", "video grid", "labels"),
             description=(
-                "Up to five image batches beside each other under labels, as one batch for Create "
-                "Video or Preview Image. Shorter ones start again until the longest has ended."
+                "Puts up to five clips side by side with labels, as one image batch for Create "
+                "Video or Preview Image. Shorter clips repeat until the longest ends."
             ),
             inputs=inputs,
-            outputs=[io.Image.Output(tooltip="The comparison, one image a frame.")],
+            outputs=[io.Image.Output(tooltip="The comparison, one image per frame.")],
         )
 
     @classmethod
@@ -57,9 +57,9 @@ NODES = (SideBySide,)
 
 
 def compare(batches: list[tuple[str, Tensor]], title: str = "") -> Tensor:
-    """IMAGE (F, H, W, 3) in 0..1 of labelled IMAGE batches (F_i, H_i, W_i, 3), playing in step.
+    """IMAGE (F, H, W, 3) in 0..1 of labelled IMAGE batches (F_i, H_i, W_i, 3), playing in sync.
 
-    The longest batch decides F; shorter ones start again. Raises ValueError without a batch.
+    The longest batch decides F; shorter ones repeat. Raises ValueError without a batch.
     """
     if not batches:
         raise ValueError("Side by Side has nothing to show; connect at least one image batch.")

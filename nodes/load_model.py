@@ -28,9 +28,9 @@ class LoadVideoModel(io.ComfyNode):
             category="MCM/loaders",
             **found_by(*VIDEO, "video model", "modelscope", "zeroscope", "diffusers", "mcm"),
             description=(
-                "Loads a diffusers text-to-video model (ModelScopeT2V, ZeroScope, or the embedded "
-                "'mini') for the core nodes: CLIP Text Encode, KSampler, VAE Decode. Latents are "
-                "batches of frames."
+                "Loads a diffusers text-to-video model (ModelScopeT2V, ZeroScope, or the included "
+                "'mini') for ComfyUI's own nodes: CLIP Text Encode, KSampler, VAE Decode. A clip "
+                "is a batch of frames."
             ),
             inputs=[
                 io.Combo.Input(
@@ -39,7 +39,7 @@ class LoadVideoModel(io.ComfyNode):
                     tooltip=(
                         "'mini' needs no download (Apache-2.0, 64 px). Others are diffusers "
                         "folders in models/diffusers; press R after adding one. ModelScopeT2V and "
-                        "ZeroScope weights are CC-BY-NC-4.0: no commercial use."
+                        "ZeroScope are CC-BY-NC-4.0: no commercial use."
                     ),
                 ),
                 io.Combo.Input(
@@ -47,9 +47,9 @@ class LoadVideoModel(io.ComfyNode):
                     options=WEIGHT_DTYPES,
                     default=WEIGHT_DTYPES[0],
                     tooltip=(
-                        "How the UNet's weights are stored. 'default' is ComfyUI's choice for "
-                        "this machine; fp8 halves memory again at some loss of quality; fp32 also "
-                        "keeps the text encoder in fp32."
+                        "Precision of the UNet's weights. 'default' lets ComfyUI choose; fp8 "
+                        "halves the memory of fp16 but loses some quality; fp32 keeps the text "
+                        "encoder in fp32 too."
                     ),
                 ),
             ],
@@ -62,7 +62,7 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
-        """ComfyUI does not check V3 combos itself; None is a value that another node will give."""
+        """ComfyUI does not check V3 combos itself. None means that another node supplies it."""
         try:
             return model_name is None or bool(resolve_model_name(model_name))
         except ValueError as error:

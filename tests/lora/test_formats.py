@@ -280,7 +280,7 @@ def header_only(length: int, body: bytes) -> bytes:
     [
         (pickle.dumps({"x": list(range(20))}), "a Python pickle"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "pointer of git-lfs"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git-lfs pointer"),
         (b"", "0 bytes that do not begin with a safetensors header"),
         (b"\x02\x00", "2 bytes that do not begin"),
         (header_only(2**40, b"{}" + b" " * 40), r"a header of 1099511627776 bytes \(allowed"),
@@ -307,7 +307,7 @@ def test_a_zip_and_a_pickle_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(LoraError, match="found adapter_model.bin, a pickle"):
         read_lora(tmp_path)
-    with pytest.raises(LoraError, match="No LoRA file at"):
+    with pytest.raises(LoraError, match="There is no LoRA at"):
         read_lora(tmp_path / "absent.safetensors")
 
 

@@ -44,7 +44,7 @@ def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, 
         page.get_by_role("button", name="Losses, for experts").click()
         page.locator("#losses .chart polyline").first.wait_for()
         exported = read_events(run.events_path, "export")[-1]["step"]
-        assert f"is of step {exported}" in page.locator("#monitor").inner_text()
+        assert f"is from step {exported}" in page.locator("#monitor").inner_text()
         assert "Exported" in page.locator("#log").inner_text()
 
         tab(page, "Samples")

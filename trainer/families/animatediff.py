@@ -84,7 +84,7 @@ LICENCE = (
     "Stable Diffusion 1.5"
 )
 HOW = (
-    "Give one with `--motion-module`: a file such as mm_sd_v15_v2.ckpt or v3_sd15_mm.ckpt, or the "
+    "Set one with `--motion-module`: a file such as mm_sd_v15_v2.ckpt or v3_sd15_mm.ckpt, or the "
     "folder of a diffusers MotionAdapter (docs/models.md)."
 )
 
@@ -148,7 +148,7 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
     """Motion module, VAE and text encoder, where neither ``path`` nor ``companions`` bring them."""
     needs = []
     if companions.motion_module is None:
-        about = f"'{path.name}' is an image model; a motion module makes a video model of it."
+        about = f"'{path.name}' is an image model; a motion module turns it into a video model."
         needs.append(Need("Motion module", "motion_module", about, MOTION_MODULES))
     has_text, has_vae = _parts_inside(path)
     if not has_vae and companions.vae is None:
@@ -160,7 +160,7 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
 
 
 def _parts_inside(path: Path) -> tuple[bool, bool]:
-    """Whether a text encoder and a VAE are in it; True also of files that `load` refuses anyway."""
+    """Whether a text encoder and a VAE are in it; also True for files that `load` refuses."""
     if path.is_dir():
         return (path / "text_encoder").is_dir(), (path / "vae").is_dir()
     try:
@@ -214,7 +214,7 @@ def _vae(image: ImageModel, chosen: Path | None) -> nn.Module:
         return read_autoencoder(image.path / "vae")
     if not image.vae:
         raise ModelError(
-            f"'{image.path}' holds no VAE. Give one with `--vae`, such as "
+            f"'{image.path}' has no VAE. Set one with `--vae`, such as "
             "vae-ft-mse-840000-ema-pruned.safetensors, or use a checkpoint that has one."
         )
     return build_autoencoder(image.vae, image.path)
@@ -230,7 +230,7 @@ def _check_text(text_encoder: Any, image: ImageModel) -> None:
 
 
 def denoise(unet: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
-    """UNetMotionModel wants the text once a frame, the frames of one clip in a row."""
+    """UNetMotionModel needs the text once per frame, with the frames of a clip in a row."""
     rows = text.repeat_interleave(latents.shape[2], dim=0)
     return unet(latents, time, encoder_hidden_states=rows).sample
 

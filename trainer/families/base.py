@@ -1,4 +1,4 @@
-"""What a loaded base model is to the rest of the trainer; its family's record is in `record`."""
+"""The interface of a loaded base model; its family's record is in `record`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class VideoModel:
     motion_module: str = ""
     """File or folder name of the motion module; empty where the model has none of its own."""
     subjects: tuple[str, ...] = ()
-    """The words of all that it can draw, where that is next to nothing; empty for most models."""
+    """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False
     """Whether text encoder and autoencoder wait in main memory while they are not needed."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -82,14 +82,14 @@ class VideoModel:
 
     @property
     def judge(self) -> Path | None:
-        """Folder of a network that sees what its clips show, which no training uses."""
+        """Folder of a network that recognises what its clips show; training never uses it."""
         return self.brought("judge")
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
         """Move every network, resting ones to main memory.
 
         Two parts keep fp32: the autoencoder, whose decoder overflows in fp16, and the network's
-        last convolution. x0 is the prediction divided by alpha, so rounding there grows fifteenfold
+        last convolution. x0 is the prediction divided by alpha, so rounding errors grow fifteenfold
         at the noisiest timestep.
         """
         nn.Module.to(self.network, device, dtype)
@@ -178,8 +178,8 @@ def read_schedule(config: Mapping[str, Any], source: Path) -> VariancePreserving
     if float(schedule.alphas_cumprod[-1]) == 0:
         raise ModelError(
             f"'{source}' has a zero terminal SNR schedule (`rescale_betas_zero_snr`): its last "
-            "level holds no signal, and that is where sampling in a few steps begins. Use the "
-            "model without it."
+            "noise level has no signal, and few-step sampling begins there. Use the model without "
+            "it."
         )
     return schedule
 

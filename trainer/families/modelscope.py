@@ -113,15 +113,15 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
     lacking = [part for part in PARTS if not (path / part).is_dir()]
     if not lacking:
         return ()
-    about = f"'{path}' is not whole: it lacks {', '.join(lacking)}. Copy the whole folder."
+    about = f"'{path}' is incomplete: {', '.join(lacking)} is missing. Copy the whole folder."
     return (Need("Base model", "model", about, VIDEO_MODELS),)
 
 
 def _check_parts(path: Path, companions: Companions) -> None:
     if companions.motion_module is not None:
         raise ModelError(
-            f"'{path}' is a video model and takes no `motion_module`; leave it out, or give a "
-            "Stable Diffusion 1.5 checkpoint as `model`."
+            f"'{path}' is a video model and needs no `motion_module`; remove that setting, or use "
+            "a Stable Diffusion 1.5 checkpoint as `model`."
         )
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if missing:
