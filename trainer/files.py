@@ -22,11 +22,11 @@ GIB = 2**30
 _FULL = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EFBIG", "EDQUOT")}
 
 _FULL_PHRASES = ("No space left on device", "(os error 28)", "(os error 112)")
-"""How libraries in other languages say it; 112 is Windows' number."""
+"""Messages of libraries in other languages; 112 is Windows' error number."""
 
 
 class DiskFullError(OSError):
-    """There is no room for what has to be written; nothing that was there before is harmed."""
+    """There is not enough disk space; existing files are not damaged."""
 
 
 def require_disk(path: Path, needed: int) -> None:
