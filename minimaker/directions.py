@@ -164,8 +164,8 @@ def teach_directions(
     if course is DIRECTIONS:  # the words of direction are moved apart once
         separate_words(text_encoder, tokenizer)
     head = nn.Linear(WIDTH, len(MOTIONS))
-    module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "head": head})
-    module.requires_grad_(True)
+    trained = {"unet": unet, "text_encoder": text_encoder, "head": head}
+    module = nn.ModuleDict(trained).requires_grad_(True)
     optimizer = torch.optim.AdamW(module.parameters(), course.lr, (0.9, 0.98), weight_decay=0.01)
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
     weight = noise_weight(alphas, WEIGHT_CAP)
@@ -182,12 +182,11 @@ def teach_directions(
         words = caption_loss(head, states.float(), captions)
         pure = (error / alphas[t] * (1 - alphas[t]))[keep == 0].mean()
         measures = {"eps": error.mean(), "words": words, "mean_clip": pure}
-        measures = {name: round(value.item(), 5) for name, value in measures.items()}
-        return (weight[t] * error).mean() + CAPTION_WEIGHT * words, measures
+        rounded = {name: round(value.item(), 5) for name, value in measures.items()}
+        return (weight[t] * error).mean() + CAPTION_WEIGHT * words, rounded
 
     with float_output(unet):
         named: dict[str, Any] = {"steps": steps, "work": work, "lr": course.lr, "ema_decay": 0.998}
         ema = run_stage(course.name, module, optimizer, loss_of, **named)
     assert ema is not None
-    module.load_state_dict(ema.shadow)
-    module.eval()
+    module.eval().load_state_dict(ema.shadow)

@@ -84,8 +84,7 @@ def discriminator_loss(
     D). Everything is detached here: no gradient leaves the discriminator. ``mismatched_text``
     (N_real, D) judges the real maps with another image's text as a second kind of negative (Reed et
     al. 2016, GAN-CLS); ``mismatched_mask`` (N_real,) bool leaves rows out. The two kinds of
-    negatives have half the weight each, so that real and fake stay balanced. ``r1`` is computed on
-    the real maps with their own text, see :func:`r1_penalty`.
+    negatives have half the weight each, so that real and fake stay balanced. See `r1_penalty`.
     """
     loss = gan_loss(kind)
     feats_real = [f.detach().requires_grad_(r1_weight > 0) for f in feats_real]
@@ -116,7 +115,7 @@ def _negatives(fake: Tensor, each: Tensor | None, mask: Tensor | None) -> tuple[
         return torch.zeros_like(fake), fake
     mask = torch.ones_like(each) if mask is None else mask.to(each)
     mismatched = (each * mask).sum() / mask.sum().clamp(min=1)
-    # A batch in which no pair could be mismatched keeps all the weight on the fakes.
+    # If no pair could be mismatched, the fakes get all the weight.
     share = 0.5 * mask.amax()
     return mismatched, (1 - share) * fake + share * mismatched
 

@@ -40,6 +40,15 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=3.0, help="the teacher's CFG scale (3.0)")
     parser.add_argument("--count", type=int, default=64, help="clips per row (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of prompts and noise (0)")
+    _add_networks(parser)
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="real videos to compare with")
+    add_device_argument(parser)
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="JSON file to write the results to"
+    )
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features",
         default="auto",
@@ -50,11 +59,6 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--videomae", type=Path, metavar="DIR", help="VideoMAE folder, for distances between clips"
     )
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP folder for CLIPSIM")
-    parser.add_argument("--videos", type=Path, metavar="DIR", help="real videos to compare with")
-    add_device_argument(parser)
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="JSON file to write the results to"
-    )
 
 
 def evaluate(options: argparse.Namespace) -> int:

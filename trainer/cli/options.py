@@ -30,6 +30,23 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
     Those for experts are in ``--help-expert`` alone.
     """
+    _add_presets(parser)
+    groups: dict[str, Any] = {"": parser.add_argument_group("run")}
+    for record in fields():
+        if record.part not in groups:
+            groups[record.part] = parser.add_argument_group(record.part)
+        argument = _add_flag(groups[record.part], record.name, _help(record), record.expert)
+        argument.metavar = record.type.upper()
+    for name in RETIRED:
+        _add_flag(parser, name, "", hidden=True)
+    parser.add_argument(
+        "--help-expert",
+        action=_ExpertHelp,
+        help="show every setting, including those of the method, and exit",
+    )
+
+
+def _add_presets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file with settings; flags override it"
     )
@@ -53,19 +70,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="set any setting by name, such as motion.weight=2; may be repeated",
-    )
-    groups: dict[str, Any] = {"": parser.add_argument_group("run")}
-    for record in fields():
-        if record.part not in groups:
-            groups[record.part] = parser.add_argument_group(record.part)
-        argument = _add_flag(groups[record.part], record.name, _help(record), record.expert)
-        argument.metavar = record.type.upper()
-    for name in RETIRED:
-        _add_flag(parser, name, "", hidden=True)
-    parser.add_argument(
-        "--help-expert",
-        action=_ExpertHelp,
-        help="show every setting, including those of the method, and exit",
     )
 
 

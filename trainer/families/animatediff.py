@@ -111,27 +111,18 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     image = read_image_model(path)
     with mended_by("motion_module"):
         check_pair(image, module)
-    folder = path if path.is_dir() else None
-    text_encoder = (
-        build_text_encoder(image.text, path, dtype=dtype)
-        if folder is None
-        else read_text_encoder(folder / "text_encoder", dtype)
-    )
-    _check_text(text_encoder, image)
-    stored = folder is not None and (folder / "tokenizer").is_dir()
+    text = _text(image, path, dtype)
     with mended_by("vae"):
         vae = _vae(image, companions.vae)
     unet, base_hash = _unet(image, module, dtype)
     scheduler = SCHEDULER_CONFIG | {"prediction_type": image.prediction}
     return VideoModel(
         family=FAMILY,
-        name=path.stem if folder is None else path.name,
+        name=path.name if path.is_dir() else path.stem,
         path=path,
         network=unet,
         codec=FrameCodec(vae),
-        text=ClipText(
-            text_encoder, read_tokenizer(path / "tokenizer") if stored else clip_tokenizer()
-        ),
+        text=text,
         noise=read_schedule(scheduler, path),
         frames=min(16, module.max_frames),
         height=512,
@@ -142,6 +133,17 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         max_frames=module.max_frames,
         motion_module=companions.motion_module.name,
     ).freeze()
+
+
+def _text(image: ImageModel, path: Path, dtype: torch.dtype) -> ClipText:
+    """The text encoder of a checkpoint or of a folder, with its tokenizer or CLIP-L's."""
+    if path.is_dir():
+        encoder = read_text_encoder(path / "text_encoder", dtype)
+    else:
+        encoder = build_text_encoder(image.text, path, dtype=dtype)
+    _check_text(encoder, image)
+    folder = path / "tokenizer"
+    return ClipText(encoder, read_tokenizer(folder) if folder.is_dir() else clip_tokenizer())
 
 
 def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
