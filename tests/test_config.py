@@ -261,7 +261,7 @@ def test_wrong_files_are_refused(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none.toml cannot be read"):
         load_config(tmp_path / "none.toml")
 
 

@@ -150,7 +150,7 @@ def test_a_colour_is_kept_in_one_form(given: str, kept: str) -> None:
 
 
 def test_what_is_no_colour_is_said() -> None:
-    with pytest.raises(ConfigError, match="'greenish' is no colour; use #rrggbb"):
+    with pytest.raises(ConfigError, match="'greenish' is not a colour; use #rrggbb"):
         load_config(overrides={"data.background": "greenish"})
 
 

@@ -229,7 +229,7 @@ def test_postscript_is_not_opened(tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.fromarray(quadrants()).save(data, format="EPS")
     path.write_bytes(data.getvalue())
-    with pytest.raises(PixelError, match="it is a PostScript file, which is not read"):
+    with pytest.raises(PixelError, match="it is a PostScript file, which is not supported"):
         open_image(path)
 
 

@@ -305,7 +305,7 @@ def test_unfit_timesteps_are_refused(t, message):
 
 
 def test_unfit_times_of_a_flow_are_refused():
-    with pytest.raises(ValueError, match="2 values for a batch of 3; give one level a video"):
+    with pytest.raises(ValueError, match="2 values for a batch of 3; give one level per video"):
         RectifiedFlow().add_noise(noise(0), noise(1), torch.tensor([0.1, 0.2]))
 
 

@@ -168,7 +168,7 @@ def test_peft_alpha_pattern_and_rslora(tmp_path: Path) -> None:
         ({"r": 8}, "has rank 2, but adapter_config.json says 8"),
         ({"r": "2"}, "`r` or `rank_pattern` of .* is not a number: '2'"),
         ({"rank_pattern": {"conv1": 5}}, "has rank 3, but adapter_config.json says 5"),
-        ({"lora_alpha": 0}, "alpha=0, which switches its update off"),
+        ({"lora_alpha": 0}, "alpha=0, which turns its update off"),
         ({"lora_alpha": "four"}, "not a number: 'four'"),
         ({"lora_alpha": None}, "not a number: None"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "not a plain module name"),
@@ -245,7 +245,7 @@ def test_a_left_over_key_is_refused_by_name(tmp_path: Path) -> None:
                 "x.lora_B.weight": torch.ones(4, 2),
                 "x.alpha": torch.zeros(()),
             },
-            "alpha=0, which switches its update off",
+            "alpha=0, which turns its update off",
         ),
         (
             {

@@ -110,7 +110,7 @@ def test_every_setting_of_the_recipe_has_a_flag(flags):
 
 
 def test_set_without_a_value_says_how():
-    with pytest.raises(ConfigError, match="--set motion.weight` has no value; write --set"):
+    with pytest.raises(ConfigError, match="--set motion.weight` has no value; write it like"):
         config_from(build_parser().parse_args(["train", "--set", "motion.weight"]))
 
 
