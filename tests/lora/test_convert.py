@@ -242,7 +242,7 @@ def test_what_cannot_be_converted_is_refused(kohya, pairs, tmp_path):
     refused("`dtype`='int8'", kohya, out, "peft", dtype="int8")
     refused("must end in .safetensors", kohya, out, "kohya")
     refused("must end in .safetensors", kohya, out, "diffusers")
-    refused("for 'animatediff-evolved' only", kohya, out, "peft", motion_module=kohya)
+    refused("only used with 'animatediff-evolved'", kohya, out, "peft", motion_module=kohya)
     refused("exists already", kohya, tmp_path, "animatediff-evolved")
     image = {path: pair for path, pair in pairs.items() if ".motion_modules." not in path}
     export_kohya(image, tmp_path / "image.safetensors", {})
