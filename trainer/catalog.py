@@ -39,7 +39,6 @@ class FoundModel:
 
     name: str
     model: str
-    family: str
     licence: str
     missing: tuple[str, ...] = ()
     for_trying_out: str = ""
@@ -88,7 +87,7 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     roots = [*folders, *(place / "diffusers" for place in models)]
     notes = _notes(MINI, "")
     title = f"{BUNDLED} ({notes['for_trying_out']}, for trying out)"
-    found = [FoundModel(title, BUNDLED, BUNDLED, speed=BUNDLED_SPEED, **notes)]
+    found = [FoundModel(title, BUNDLED, speed=BUNDLED_SPEED, **notes)]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:
@@ -218,7 +217,7 @@ def _found(family: Family, path: Path, name: str, motion: tuple[str, ...]) -> Fo
     notes = {"licence": family.licence} if shelf.takes_motion else _notes(path, family.licence)
     missing = motion if shelf.takes_motion else tuple(shelf.lacks(path))
     return FoundModel(
-        name, str(path), family.title, missing=missing, needs_motion=shelf.takes_motion,
+        name, str(path), missing=missing, needs_motion=shelf.takes_motion,
         speed=family.speed, **notes,
     )  # fmt: skip
 
