@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...trainer.models.prediction import EPSILON, VELOCITY
+from ...trainer.diffusion.noise import EPSILON, VELOCITY
 from ...trainer.paths import MINI
 from .advice import SAMPLER, SCHEDULER, advise
 from .info import VideoInfo, video_info

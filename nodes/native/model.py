@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainer.diffusion.noise import PREDICTIONS
 from ...trainer.models.about import read_about
-from ...trainer.models.prediction import PREDICTIONS
 from ...trainer.models.sound import check_latents
 from ...trainer.models.weights import (
     check_fit,

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from ...trainer.diffusion.noise import PREDICTIONS
 from ...trainer.models.checkpoint import refuse_few_step
-from ...trainer.models.prediction import PREDICTIONS, checkpoint_prediction
+from ...trainer.models.prediction import checkpoint_prediction
 from ...trainer.models.weights import FILE_SUFFIXES, file_keys
 from .notices import tell
 from .sampling import prediction_of

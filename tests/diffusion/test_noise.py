@@ -339,13 +339,6 @@ def test_guiding_outputs_is_guiding_their_readings(prediction):
     torch.testing.assert_close(both.eps, guided(cond.eps, uncond.eps, 6.5), **NEAR)
 
 
-def test_files_and_paths_know_the_same_predictions():
-    from trainer.diffusion.noise import PREDICTIONS as of_paths
-    from trainer.models.prediction import PREDICTIONS as of_files
-
-    assert of_paths == of_files
-
-
 def test_few_steps_are_taken_where_the_lcm_scheduler_takes_them():
     levels = VariancePreserving.from_config(MODELSCOPE).levels(50)
     assert levels[few_step_places(1)].tolist() == [999]

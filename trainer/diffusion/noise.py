@@ -38,7 +38,10 @@ SCHEDULE_KEYS = (
 )
 """Keys of a ``scheduler_config.json`` that define the schedule; all others concern one sampler."""
 
-PREDICTIONS = ("epsilon", "v_prediction")
+EPSILON, VELOCITY = "epsilon", "v_prediction"
+FLOW = "velocity"
+"""What the network of a flow predicts; its families say so themselves."""
+PREDICTIONS = (EPSILON, VELOCITY)
 """Values of ``prediction_type`` that can be read: noise, or the velocity of arXiv 2202.00512."""
 
 
@@ -124,7 +127,7 @@ class VariancePreserving:
     alphas_cumprod: Tensor
     final_alpha_cumprod: float = 1.0
     config: dict[str, Any] = field(default_factory=dict, repr=False)
-    prediction: str = "epsilon"
+    prediction: str = EPSILON
     timestep_scaling: float = TIMESTEP_SCALING
     sigma_data: float = SIGMA_DATA
     end: ClassVar[float] = -1
@@ -210,7 +213,7 @@ class VariancePreserving:
         appendix D). Not finite where alpha is 0: the last timestep of a zero terminal SNR schedule.
         """
         z, output, alpha, sigma = _prepare(self, z, output, level)
-        eps = alpha * output + sigma * z if self.prediction == "v_prediction" else output
+        eps = alpha * output + sigma * z if self.prediction == VELOCITY else output
         return Reading((z - sigma * eps) / alpha, eps)
 
     def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
@@ -237,7 +240,7 @@ class RectifiedFlow:
     """
 
     shift: float = 1.0
-    prediction: str = "velocity"
+    prediction: str = FLOW
     end: ClassVar[float] = 0
 
     @property

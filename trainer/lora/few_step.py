@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..models.prediction import EPSILON
+from ..diffusion.noise import EPSILON
 from .formats import LoraFile
 from .match import Model, describe_base, fit_pairs, match, pair_widths
 from .pairs import KOHYA_PREFIX, LoraError, LoraPair, layers_of, weight_shapes

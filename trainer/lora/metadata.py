@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..models.prediction import EPSILON, VELOCITY
+from ..diffusion.noise import EPSILON, VELOCITY
 from .files import tensor_hash
 from .pairs import LoraError, LoraPair
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.prediction import FLOW, PREDICTIONS
+from ..diffusion.noise import FLOW, PREDICTIONS
 from .metadata import MCM_VERSION, LoraCard
 from .pairs import LoraError
 

@@ -11,13 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.noise import EPSILON, VELOCITY
 from .weights import ModelError, file_metadata
 
-EPSILON, VELOCITY = "epsilon", "v_prediction"
-FLOW = "velocity"
-"""What the network of a flow predicts; its families say so themselves."""
-PREDICTIONS = (EPSILON, VELOCITY)
-"""Those of `diffusion.noise`, which does not import files' readers, nor they it."""
 WORDS = {EPSILON: EPSILON, "eps": EPSILON, "v": VELOCITY, VELOCITY: VELOCITY}
 """The same by its names in headers (ModelSpec) and in diffusers' configs."""
 MARKS = ("v_pred", "ztsnr")
