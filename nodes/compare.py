@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from comfy_api.latest import io
-from torch import Tensor, from_numpy
 
-from ..trainer.sheets import side_by_side
 from .native.core import found_by
 
 COLUMNS = 5
@@ -47,6 +42,7 @@ class SideBySide(io.ComfyNode):
 
     @classmethod
     def execute(cls, **columns: object) -> io.NodeOutput:
+        from .native.compare import compare
 
         numbers = range(1, COLUMNS + 1)
         shown = [(columns.get(f"label_{n}") or "", columns.get(f"images_{n}")) for n in numbers]
@@ -54,20 +50,3 @@ class SideBySide(io.ComfyNode):
 
 
 NODES = (SideBySide,)
-
-
-def compare(batches: list[tuple[str, Tensor]], title: str = "") -> Tensor:
-    """IMAGE (F, H, W, 3) in 0..1 of labelled IMAGE batches (F_i, H_i, W_i, 3), playing in sync.
-
-    The longest batch decides F; shorter ones repeat. Raises ValueError without a batch.
-    """
-    if not batches:
-        raise ValueError("Side by Side has nothing to show; connect at least one image batch.")
-    columns = [(label, _frames(images)) for label, images in batches]
-    page = side_by_side(columns, title=title)
-    return from_numpy(page.astype(np.float32) / 255)
-
-
-def _frames(images: Any) -> np.ndarray:
-    """Uint8 (F, H, W, 3); an alpha channel is dropped."""
-    return (images[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import torch
 from comfy_api.latest import io
 
 from .native.catalog import list_models, resolve_model_name
-from .native.clip import load_native_clip
 from .native.core import VIDEO, found_by
-from .native.model import load_native_model
-from .native.vae import latent_format, load_native_vae
 
 WEIGHT_DTYPES = ["default", "fp32", "fp16", "bf16", "fp8_e4m3fn"]
 
@@ -70,20 +63,9 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        from .native.bundle import load_video_model
 
         return io.NodeOutput(*load_video_model(resolve_model_name(model_name), weight_dtype))
 
 
 NODES = (LoadVideoModel,)
-
-
-def load_video_model(folder: Path, weight_dtype: str = "default") -> tuple[Any, Any, Any]:
-    """``(MODEL, CLIP, VAE)`` of ``folder``; the small parts first, so that a wrong folder fails
-    early.
-
-    Raises ValueError naming the part that is missing, damaged or of another kind.
-    """
-    vae = load_native_vae(folder / "vae")
-    clip = load_native_clip(folder, torch.float32 if weight_dtype == "fp32" else None)
-    model = load_native_model(folder, weight_dtype, latent_format(folder / "vae", vae))
-    return model, clip, vae

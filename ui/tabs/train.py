@@ -105,7 +105,7 @@ class TrainTab:
         with gr.Row(equal_height=True):
             self.name = gr.Textbox(
                 label="Run name",
-                info="Name of the run's folder and of the LoRA file.",
+                info="Name of the run's folder and of the LoRA file, at most 64 letters.",
                 max_length=64,
                 elem_id="run-name",
             )
