@@ -105,7 +105,7 @@ def test_the_best_preview_decides_what_is_exported_and_its_checkpoint_stays(
     assert checkpoint_steps(run) == [2, 5], "the best one stays beside the one that is kept"
     assert read_metadata(run.export_path)["ss_steps"] == "2"
     assert read_events(run.events_path, "export")[-1]["step"] == 2
-    assert "step 2 is exported" in run.log_path.read_text(encoding="utf-8")
+    assert "Step 2 is exported" in run.log_path.read_text(encoding="utf-8")
     out = tmp_path / "again.safetensors"
     assert main(["export", str(run.path), "--checkpoint", "best", "--out", str(out)]) == 0
     ours, theirs = load_file(out), load_file(run.export_path)
