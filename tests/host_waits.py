@@ -22,7 +22,7 @@ WITH_OFFLOADED_OPTIMIZER = {
     "trainer/distill/student.py:update": "the average is kept in main memory",
 }
 WITHOUT_IMAGES = {
-    "trainer/adversarial/frames.py:batch": "frames of the motion source, decoded when they are drawn",
+    "trainer/adversarial/frames.py:batch": "frames of the motion source, decoded when drawn",
 }
 BESIDE_STEPS = {
     **IN_A_STEP,

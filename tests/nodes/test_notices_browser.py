@@ -174,7 +174,7 @@ def test_it_names_the_sampler_that_was_chosen_and_nothing_that_is_right(
     run(page, comfy_server)
     page.locator(NOTICE).wait_for()
     text = page.locator(NOTICE).inner_text()
-    assert f"This run uses sampler {called}: expect" in text
+    assert f"This run uses sampler {called}, so expect" in text
 
 
 def test_it_works_inside_a_subgraph(page, comfy_server, sampler):

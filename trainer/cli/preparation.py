@@ -104,12 +104,11 @@ def _estimate(options: argparse.Namespace) -> int:
     print(found.text())
     if gigabytes is None:
         fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
-        print(
-            f"Fits a {fitting[0]} GB card." if fitting else f"Does not fit a {CARDS[-1]} GB card."
-        )
+        size = f"Fits a card with {fitting[0]}" if fitting else f"Does not fit one with {CARDS[-1]}"
+        print(f"{size} GB.")
         return 0
     fits = found.gib <= HEADROOM * gigabytes
-    print(f"The run {'fits' if fits else 'does NOT fit'} a {gigabytes} GB card.")
+    print(f"The run {'fits' if fits else 'does NOT fit'} a card with {gigabytes} GB.")
     return 0 if fits else 1
 
 
