@@ -84,8 +84,8 @@ def text_to_video() -> Graph:
     loader = load_mini()
     lora = load_lora((loader, "MODEL"), POSTER)
     told = note(
-        "## Video in 4 steps\n\nThe model and the LoRA come with the pack: press **Run**.\n\n"
-        "*Load MCM LoRA* sets the noise levels too, so KSampler needs **lcm**, **simple**, CFG 1."
+        "## Video in 4 steps\n\nThe model and the LoRA are included: press **Run**.\n\n"
+        "*Load MCM LoRA* sets the noise levels. Set KSampler to **lcm**, **simple**, CFG 1."
     )
     sampled = sample_nodes(
         loader, (lora, "MODEL"), "a red circle growing", size=MINI_SIZE, fps=8, steps=4, seed=3
@@ -139,9 +139,9 @@ def video_to_video() -> Graph:
         {"images_1": (shown, "IMAGE"), "images_2": (result, "IMAGE")},
     )  # fmt: skip
     told = note(
-        "## Video to video\n\nA clip is made in the base model's look, then sampled again with "
-        "the style LoRA at **denoise** 0.8. For your own clip put *Load Video* and *Get Video "
-        "Components* in place of the first sampler: 8 frames of 64x64 for this model."
+        "## Video to video\n\nThis makes a clip in the base model's look, then samples it again "
+        "with the style LoRA at **denoise** 0.8. To use your own clip, replace the first sampler "
+        "with *Load Video* and *Get Video Components*: 8 frames of 64x64 for this model."
     )
     saved = save_nodes((page, "IMAGE"), 8, "video/mcm-video-to-video")
     parts = [loader, lora, positive, negative, empty, source, shown, again, styled, result]
@@ -160,8 +160,8 @@ def long_clip() -> Graph:
     }
     windows = Node("MCM_ContextWindows", values, {"model": (lora, "MODEL")})
     told = note(
-        "## A clip longer than the model's\n\nThe mini model makes 8 frames; 24 are sampled here "
-        "in overlapping windows of 8."
+        "## A clip longer than the model's own\n\nThe mini model makes 8 frames. Here it makes "
+        "24, in overlapping windows of 8."
     )
     sampled = sample_nodes(
         loader,

@@ -28,7 +28,7 @@ CELLS = 8
 
 
 def random_look(scene: Scene, size: int = SIZE) -> np.ndarray:
-    """A :data:`Look` that gives every scene a random style of its own, by the scene's seed."""
+    """A `Look` that gives every scene a random style of its own, by the scene's seed."""
     return random_style(np.random.default_rng((scene.seed, 5)))(scene, size)
 
 
@@ -63,7 +63,7 @@ def render_clips(
 ) -> Clips:
     """``count`` clips of ``length`` frames cut from full motions; the looks take turns.
 
-    A look is a name of :data:`LOOKS` or a callable, which is labelled as the look "other".
+    A look is a name of `LOOKS` or a callable, which is labelled as the look "other".
     """
     rng = np.random.default_rng(seed)
     frames = np.empty((count, length, SIZE, SIZE, 3), np.uint8)
@@ -164,7 +164,7 @@ def mirrored(
 
 
 def roughen(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, contrast, brightness and noise at random, one draw a clip: (B, 3, F, H, W) to same."""
+    """Random blur, contrast, brightness and noise, one draw per clip: (B, 3, F, H, W) to same."""
 
     def draw(low: float, high: float, chance: float = 1.0) -> Tensor:
         value = low + (high - low) * torch.rand(len(pixels), generator=generator)

@@ -1,4 +1,4 @@
-"""The teacher's second stage: the words that only pure noise needs.
+"""The teacher's second stage: learning words for directions from pure noise.
 
 At the last timestep a noised clip still holds a signal (alpha^2 = .0047 over 2048 values), enough
 to read where things are and where they go. So the first stage learns directions from the clip and
@@ -7,7 +7,7 @@ starts from pure noise, where only the caption could tell, and directions come o
 flaw is that of Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed";
 here the schedule stays and the training changes.)
 
-Four things mend it: half of the samples at high noise lose a random part of their signal while the
+Four changes fix it: half of the samples at high noise lose a random part of their signal while the
 goal stays the whole clip; near the last timestep half lose all of it, and their goal is what the
 loss converges to there anyway, the mean clip of their caption (measured from the data, so that no
 single clip's variance hides what left and right differ in); the words of direction start apart; a
@@ -164,8 +164,8 @@ def teach_directions(
     if course is DIRECTIONS:  # the words of direction are moved apart once
         separate_words(text_encoder, tokenizer)
     head = nn.Linear(WIDTH, len(MOTIONS))
-    module = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder, "head": head})
-    module.requires_grad_(True)
+    trained = {"unet": unet, "text_encoder": text_encoder, "head": head}
+    module = nn.ModuleDict(trained).requires_grad_(True)
     optimizer = torch.optim.AdamW(module.parameters(), course.lr, (0.9, 0.98), weight_decay=0.01)
     alphas = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
     weight = noise_weight(alphas, WEIGHT_CAP)
@@ -182,12 +182,11 @@ def teach_directions(
         words = caption_loss(head, states.float(), captions)
         pure = (error / alphas[t] * (1 - alphas[t]))[keep == 0].mean()
         measures = {"eps": error.mean(), "words": words, "mean_clip": pure}
-        measures = {name: round(value.item(), 5) for name, value in measures.items()}
-        return (weight[t] * error).mean() + CAPTION_WEIGHT * words, measures
+        rounded = {name: round(value.item(), 5) for name, value in measures.items()}
+        return (weight[t] * error).mean() + CAPTION_WEIGHT * words, rounded
 
     with float_output(unet):
         named: dict[str, Any] = {"steps": steps, "work": work, "lr": course.lr, "ema_decay": 0.998}
         ema = run_stage(course.name, module, optimizer, loss_of, **named)
     assert ema is not None
-    module.load_state_dict(ema.shadow)
-    module.eval()
+    module.eval().load_state_dict(ema.shadow)

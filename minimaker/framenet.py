@@ -1,5 +1,4 @@
-"""The training of the frame network: what the mini model's discriminator looks through, and what
-its captions are read by.
+"""The training of the frame network, which the mini model's discriminator and caption loss use.
 
 A small ConvNet on single frames. It is frozen wherever it is used, but gradients flow through it to
 the pixels, hence smooth activations and GroupNorm, which never couples the samples of a batch. The
@@ -32,7 +31,7 @@ from .stage import run_stage
 BATCH = 64
 RENDERED = 16000
 DECODED = 2500
-_MIX = ("public", "other", "other", "public", "other")  # it must not know the artists
+_MIX = ("public", "other", "other", "public", "other")  # it must not have seen the example styles
 
 
 def train_framenet(
@@ -41,8 +40,8 @@ def train_framenet(
     """Train on rendered frames for two thirds of ``steps``, then with a third of them autoencoded.
 
     Resumable from ``work``. ``vae`` None leaves the second part out. Named styles are never shown:
-    the network is the discriminator's eye for a style it has not met, as the big feature networks
-    are.
+    the discriminator must work with styles that its network has not seen, as with the large feature
+    networks.
     """
     net, first = build_framenet(seed), steps * 2 // 3
     clean = render_clips(seed, RENDERED, _MIX, length=1)

@@ -1,8 +1,8 @@
 """The training of the judge: a small classifier of mini clips that no other training ever uses, so
 that it can measure all of them.
 
-It reads shape, colour and motion off a clip and gives features for Frechet and kernel distances.
-Its seed, its data and its architecture differ from those of the frame network that the
+It recognises shape, colour and motion in a clip and gives features for Frechet and kernel
+distances. Its seed, its data and its architecture differ from those of the frame network that the
 discriminator is built on.
 """
 

@@ -1,7 +1,7 @@
 """How a scene of the mini world looks on screen.
 
 ``public_video`` imitates what motion data sets are made of: a dull textured background, blur,
-noise, block compression and a watermark. A :class:`StyleLook` is an artist's style; three are named
+noise, block compression and a watermark. A `StyleLook` is an artist's style; three are named
 and shipped as example folders, ``random_style`` draws an endless number of others, and ``HELD_OUT``
 has half-tone dots of a size that no random style has, so that the autoencoder can be judged on
 something it never saw.
@@ -137,7 +137,7 @@ HELD_OUT = StyleLook(
 
 
 def random_style(rng: np.random.Generator) -> StyleLook:
-    """A style nobody drew.
+    """A random style.
 
     Palette, background, outline, hatching, glow, shadow and grain at random.
     """
@@ -268,7 +268,7 @@ def write_style_folder(
 
 
 def regenerate(root: Path | None = None, names: tuple[str, ...] = tuple(_SEEDS)) -> list[Path]:
-    """Draw the bundled folders anew, into ``root/<name>`` or in place, where old files go."""
+    """Draw the bundled folders again, into ``root/<name>`` or in place, replacing old files."""
     folders = [root / name if root else style_folder(name) for name in names]
     for name, folder in zip(names, folders, strict=True):
         for old in (*folder.glob("*.png"), *folder.glob("*.txt")):

@@ -20,9 +20,9 @@ SAVE_EVERY_SECONDS = 60.0
 
 
 def half_precision() -> torch.autocast:
-    """bfloat16 arithmetic where the processor has instructions for it, else none.
+    """bfloat16 arithmetic if the CPU has instructions for it.
 
-    It halves a step's time on such a processor and doubles it on others.
+    It halves a step's time on such a CPU and doubles it on others.
     """
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 

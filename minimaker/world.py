@@ -1,6 +1,6 @@
 """The mini world: one coloured shape that moves, with a caption that says how.
 
-A :class:`Scene` is pure geometry. How it looks on screen is decided by a *look* (``looks.py``), so
+A `Scene` is pure geometry. How it looks on screen is decided by a *look* (``looks.py``), so
 the same scene can be rendered as a poor public video, as a crisp still in some style, or as a true
 video in that style (which only tests and benchmarks may do: training never sees it).
 """

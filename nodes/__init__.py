@@ -21,7 +21,7 @@ FILES = (
 
 
 class McmExtension(ComfyExtension):
-    """What ComfyUI asks for the pack's nodes."""
+    """The entry through which ComfyUI gets the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         add_routes()

@@ -19,24 +19,25 @@ class AnimateDiff(io.ComfyNode):
             category="MCM/loaders",
             **found_by(*VIDEO, "animatediff", "animate diff", "motion", "mcm"),
             description=(
-                "Adds a motion module to a Stable Diffusion 1.5 checkpoint. LoRAs loaded before "
-                "it carry over. Latents are batches of frames; one clip is up to 32 frames."
+                "Adds a motion module to a Stable Diffusion 1.5 checkpoint, which then makes "
+                "video. LoRAs loaded before this node keep working. A clip is a batch of up to 32 "
+                "frames."
             ),
             inputs=[
                 io.Model.Input(
                     "model",
                     tooltip=(
-                        "MODEL of a Stable Diffusion 1.5 checkpoint from Load Checkpoint, with or "
-                        "without LoRAs and patches such as FreeU or PAG."
+                        "Stable Diffusion 1.5 MODEL from Load Checkpoint, with or without LoRAs "
+                        "and patches such as FreeU or PAG."
                     ),
                 ),
                 io.Combo.Input(
                     "motion_module",
                     options=list_motion_modules(),
                     tooltip=(
-                        "File in models/animatediff_models or models/motion_modules (mm_sd_v15_v2, "
-                        "v3_sd15_mm, ...), or the folder of a diffusers MotionAdapter there or in "
-                        "models/diffusers. Press R after adding one."
+                        "A file in models/animatediff_models or models/motion_modules "
+                        "(mm_sd_v15_v2, v3_sd15_mm, ...), or a diffusers MotionAdapter folder "
+                        "there or in models/diffusers. Press R after adding one."
                     ),
                 ),
             ],

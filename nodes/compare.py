@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from comfy_api.latest import io
-from torch import Tensor, from_numpy
 
-from ..trainer.sheets import side_by_side
 from .native.core import found_by
 
 COLUMNS = 5
 
 
 class SideBySide(io.ComfyNode):
-    """Batches of different length and size play in step under their labels."""
+    """Shows clips of different length and size in sync, with labels above them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,15 +33,16 @@ class SideBySide(io.ComfyNode):
             category="MCM/utils",
             **found_by("compare", "comparison", "video grid", "labels"),
             description=(
-                "Up to five image batches beside each other under labels, as one batch for Create "
-                "Video or Preview Image. Shorter ones start again until the longest has ended."
+                "Puts up to five clips side by side with labels, as one image batch for Create "
+                "Video or Preview Image. Shorter clips repeat until the longest ends."
             ),
             inputs=inputs,
-            outputs=[io.Image.Output(tooltip="The comparison, one image a frame.")],
+            outputs=[io.Image.Output(tooltip="The comparison, one image per frame.")],
         )
 
     @classmethod
     def execute(cls, **columns: object) -> io.NodeOutput:
+        from .native.compare import compare
 
         numbers = range(1, COLUMNS + 1)
         shown = [(columns.get(f"label_{n}") or "", columns.get(f"images_{n}")) for n in numbers]
@@ -54,20 +50,3 @@ class SideBySide(io.ComfyNode):
 
 
 NODES = (SideBySide,)
-
-
-def compare(batches: list[tuple[str, Tensor]], title: str = "") -> Tensor:
-    """IMAGE (F, H, W, 3) in 0..1 of labelled IMAGE batches (F_i, H_i, W_i, 3), playing in step.
-
-    The longest batch decides F; shorter ones start again. Raises ValueError without a batch.
-    """
-    if not batches:
-        raise ValueError("Side by Side has nothing to show; connect at least one image batch.")
-    columns = [(label, _frames(images)) for label, images in batches]
-    page = side_by_side(columns, title=title)
-    return from_numpy(page.astype(np.float32) / 255)
-
-
-def _frames(images: Any) -> np.ndarray:
-    """Uint8 (F, H, W, 3); an alpha channel is dropped."""
-    return (images[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -9,7 +9,7 @@ from .native.core import found_by
 
 
 class ContextWindows(io.ComfyNode):
-    """Core's own Context Windows nodes do not know frames-as-batch latents."""
+    """ComfyUI's own Context Windows nodes do not support latents that are a batch of frames."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,8 +19,8 @@ class ContextWindows(io.ComfyNode):
             category="MCM/sampling",
             **found_by("long video", "longer video", "context for animatediff", "loop"),
             description=(
-                "Samples long clips in overlapping windows that are blended in every step. Put it "
-                "before Empty Latent Video, and connect that node's `model`."
+                "Samples long clips in overlapping windows and blends them in every step. Put it "
+                "before Empty Latent Video, connected to that node's `model`."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Text-to-video MODEL, with or without a LoRA."),
@@ -29,34 +29,36 @@ class ContextWindows(io.ComfyNode):
                     default=16,
                     min=1,
                     max=32,
-                    tooltip="Frames of one window: what the model was made for (mini: 8, else 16).",
+                    tooltip="Frames per window. Use the model's own length (mini: 8, others: 16).",
                 ),
                 io.Int.Input(
                     "context_overlap",
                     default=4,
                     min=0,
                     max=31,
-                    tooltip="Frames shared by neighbouring windows. More is smoother and slower.",
+                    tooltip="Frames that neighbouring windows share. More is smoother but slower.",
                 ),
                 io.Combo.Input(
                     "context_schedule",
                     options=list(SCHEDULES),
                     default="standard_uniform",
                     tooltip=(
-                        "standard_uniform moves the windows from step to step, standard_static "
-                        "does not, looped_uniform lets them run over the end into the beginning."
+                        "standard_uniform moves the windows in every step, standard_static keeps "
+                        "them in place, looped_uniform lets them wrap from the end to the "
+                        "beginning."
                     ),
                 ),
                 io.Boolean.Input(
                     "closed_loop",
                     default=False,
-                    tooltip="With looped_uniform: a clip that can be played in a loop.",
+                    tooltip="Makes a clip that loops seamlessly. Only with looped_uniform.",
                 ),
                 io.Combo.Input(
                     "fuse_method",
                     options=list(FUSE_METHODS),
                     default=FUSE_METHODS[0],
-                    tooltip="Weights in an overlap: pyramid favours the middle of each window.",
+                    tooltip="How windows are weighted where they overlap. pyramid favours the "
+                    "middle of each window.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="MODEL for clips of any length.")],

@@ -1,6 +1,7 @@
-"""What may be wrong with how this pack was put into ComfyUI, and the words for it.
+"""Checks how this pack is installed in ComfyUI and says what is wrong.
 
-Said in ComfyUI's log when the pack loads; a missing package also by the node that needs it.
+The messages appear in ComfyUI's log when the pack loads. A node that needs a missing package shows
+that message too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 PACK = Path(__file__).parent.parent  # unresolved: a link below custom_nodes keeps its own name
 TITLE = "MCM few-step video"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_+~!&,;='-]+")
-"""Folder names whose pages ComfyUI serves and its frontend asks for; a dot ends the name there."""
+"""Folder names that ComfyUI can serve pages from; its frontend cuts the name at a dot."""
 
 
 def unmet(requirements: Path) -> list[str]:
@@ -64,8 +65,8 @@ def load_remarks(custom_nodes: Iterable[Path]) -> list[str]:
     if others := copies(PACK, custom_nodes):
         places = ", ".join(f"'{each}'" for each in (PACK, *others))
         remarks.append(
-            f"{TITLE} is installed more than once: {places}. Which one runs is chance; keep one "
-            "and move the others out of custom_nodes."
+            f"{TITLE} is installed more than once: {places}. ComfyUI may load any of them; keep "
+            "one and move the others out of custom_nodes."
         )
     if not PLAIN_NAME.fullmatch(PACK.name):
         remarks.append(
@@ -108,11 +109,11 @@ def explained(node: type) -> Any:
 
 
 def _lacks(missing: list[str]) -> str:
-    return f"this ComfyUI's Python lacks {', '.join(missing)}"
+    return f"ComfyUI's Python is missing {', '.join(missing)}"
 
 
 def _from_import(error: BaseException) -> bool:
-    """Whether diffusers wrapped an ImportError, as it does for what it imports late."""
+    """Whether diffusers wrapped an ImportError, as it does for lazy imports."""
     cause = error.__cause__
     return isinstance(cause, ImportError) or (cause is not None and _from_import(cause))
 
@@ -125,7 +126,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _project_name(folder: Path) -> str | None:
-    """The name in ``folder``'s pyproject.toml; None where there is none to read."""
+    """The project name in ``folder``'s pyproject.toml; None if it cannot be read."""
     try:
         text = (folder / "pyproject.toml").read_text(encoding="utf-8", errors="replace")
     except OSError:

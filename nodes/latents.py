@@ -1,4 +1,4 @@
-"""Empty Latent Video: the start of one or several clips."""
+"""Empty Latent Video: empty latents for one or several clips."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from .native.core import found_by
 
 
 class EmptyLatentVideo(io.ComfyNode):
-    """Latents are frames-as-batch: several videos lie one after another in the batch, and the
-    LATENT knows how long one is. The MODEL output is for LATENTs that do not (VAE Encode).
+    """Several videos follow each other in one batch of frames; the LATENT stores how long one is.
+    The MODEL output is for LATENTs that do not store it (VAE Encode).
     """
 
     @classmethod
@@ -20,8 +20,8 @@ class EmptyLatentVideo(io.ComfyNode):
             category="MCM/latent",
             **found_by("latent for t2v", "latent for text to video", "frames for animatediff"),
             description=(
-                "Empty frames for one or several videos. Connect MODEL and the size is checked "
-                "against what it can make; a new node takes over its size and frames."
+                "Starts one or several videos. With `model` connected, the size is checked before "
+                "sampling, and a new node takes over the model's size and frames."
             ),
             inputs=[
                 io.Int.Input(
@@ -36,8 +36,8 @@ class EmptyLatentVideo(io.ComfyNode):
                     min=1,
                     max=1024,
                     tooltip=(
-                        "Frames of one video: 8, 16, 24 or 32 for ModelScope, up to 32 for "
-                        "AnimateDiff; more with MCM Context Windows."
+                        "Frames per video: 8, 16, 24 or 32 for ModelScope, up to 32 for "
+                        "AnimateDiff. For more, add MCM Context Windows."
                     ),
                 ),
                 io.Int.Input(
@@ -45,23 +45,23 @@ class EmptyLatentVideo(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Videos in one batch, each with its own noise.",
+                    tooltip="Number of videos in the batch, each with its own noise.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
                     tooltip=(
-                        "Connect to take over the model's size and frames, and to check them "
-                        "before sampling."
+                        "Optional. Sets the model's own size and frames and checks them before "
+                        "sampling."
                     ),
                 ),
             ],
             outputs=[
-                io.Latent.Output(tooltip="(videos x frames) empty latents, for a sampler."),
+                io.Latent.Output(tooltip="Empty latents (videos x frames) for a sampler."),
                 io.Model.Output(
                     tooltip=(
-                        "`model` that knows `frames`, also for a LATENT of VAE Encode that holds "
-                        "several videos."
+                        "The `model` with `frames` set. Needed when a LATENT from VAE Encode "
+                        "holds several videos."
                     )
                 ),
             ],

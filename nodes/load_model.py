@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import torch
 from comfy_api.latest import io
 
 from .native.catalog import list_models, resolve_model_name
-from .native.clip import load_native_clip
 from .native.core import VIDEO, found_by
-from .native.model import load_native_model
-from .native.vae import latent_format, load_native_vae
 
 WEIGHT_DTYPES = ["default", "fp32", "fp16", "bf16", "fp8_e4m3fn"]
 
@@ -28,9 +21,9 @@ class LoadVideoModel(io.ComfyNode):
             category="MCM/loaders",
             **found_by(*VIDEO, "video model", "modelscope", "zeroscope", "diffusers", "mcm"),
             description=(
-                "Loads a diffusers text-to-video model (ModelScopeT2V, ZeroScope, or the embedded "
-                "'mini') for the core nodes: CLIP Text Encode, KSampler, VAE Decode. Latents are "
-                "batches of frames."
+                "Loads a diffusers text-to-video model (ModelScopeT2V, ZeroScope, or the included "
+                "'mini') for ComfyUI's own nodes: CLIP Text Encode, KSampler, VAE Decode. A clip "
+                "is a batch of frames."
             ),
             inputs=[
                 io.Combo.Input(
@@ -39,7 +32,7 @@ class LoadVideoModel(io.ComfyNode):
                     tooltip=(
                         "'mini' needs no download (Apache-2.0, 64 px). Others are diffusers "
                         "folders in models/diffusers; press R after adding one. ModelScopeT2V and "
-                        "ZeroScope weights are CC-BY-NC-4.0: no commercial use."
+                        "ZeroScope are CC-BY-NC-4.0: no commercial use."
                     ),
                 ),
                 io.Combo.Input(
@@ -47,9 +40,9 @@ class LoadVideoModel(io.ComfyNode):
                     options=WEIGHT_DTYPES,
                     default=WEIGHT_DTYPES[0],
                     tooltip=(
-                        "How the UNet's weights are stored. 'default' is ComfyUI's choice for "
-                        "this machine; fp8 halves memory again at some loss of quality; fp32 also "
-                        "keeps the text encoder in fp32."
+                        "Precision of the UNet's weights. 'default' lets ComfyUI choose; fp8 "
+                        "halves the memory of fp16 but loses some quality; fp32 keeps the text "
+                        "encoder in fp32 too."
                     ),
                 ),
             ],
@@ -62,7 +55,7 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
-        """ComfyUI does not check V3 combos itself; None is a value that another node will give."""
+        """ComfyUI does not check V3 combos itself. None means that another node supplies it."""
         try:
             return model_name is None or bool(resolve_model_name(model_name))
         except ValueError as error:
@@ -70,20 +63,9 @@ class LoadVideoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        from .native.bundle import load_video_model
 
         return io.NodeOutput(*load_video_model(resolve_model_name(model_name), weight_dtype))
 
 
 NODES = (LoadVideoModel,)
-
-
-def load_video_model(folder: Path, weight_dtype: str = "default") -> tuple[Any, Any, Any]:
-    """``(MODEL, CLIP, VAE)`` of ``folder``; the small parts first, so that a wrong folder fails
-    early.
-
-    Raises ValueError naming the part that is missing, damaged or of another kind.
-    """
-    vae = load_native_vae(folder / "vae")
-    clip = load_native_clip(folder, torch.float32 if weight_dtype == "fp32" else None)
-    model = load_native_model(folder, weight_dtype, latent_format(folder / "vae", vae))
-    return model, clip, vae

@@ -1,4 +1,4 @@
-"""Few-step LoRAs: load one with the sampling it needs, and read what it recommends."""
+"""Few-step LoRAs: load one with its sampling settings, and read what it recommends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def _name_input() -> io.Combo.Input:
         "lora_name",
         options=list_loras(),
         tooltip=(
-            "A .safetensors file (trained here, diffusers or kohya format) or a PEFT folder in "
-            "models/loras. Press R after adding one."
+            "A .safetensors file (from this trainer, or in diffusers or kohya format) or a PEFT "
+            "folder in models/loras. Press R after adding one."
         ),
     )
 
 
 class LoadLora(io.ComfyNode):
-    """All of the LoRA or nothing; core's loader would skip what does not fit."""
+    """Applies the whole LoRA or nothing. ComfyUI's own loader skips layers that do not fit."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,12 +30,12 @@ class LoadLora(io.ComfyNode):
             category="MCM/loaders",
             **found_by(*FEW_STEP, "style", "motion consistency", "mcm"),
             description=(
-                "Applies a few-step LoRA and the noise levels it was trained with: KSampler with "
-                "sampler 'lcm', scheduler 'simple', CFG 1 and 1 to 8 steps is then right."
+                "Applies a few-step LoRA with the noise levels it was trained for. Then use "
+                "KSampler with sampler 'lcm', scheduler 'simple', CFG 1 and 1 to 8 steps."
             ),
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="MODEL of Load Video Model or AnimateDiff Motion Module."
+                    "model", tooltip="MODEL from Load Video Model or AnimateDiff Motion Module."
                 ),
                 _name_input(),
                 io.Float.Input(
@@ -45,8 +45,8 @@ class LoadLora(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip=(
-                        "1 is what it was trained for. 0 switches the LoRA and its few-step "
-                        "sampling off, to compare with the base model."
+                        "The LoRA was trained for 1. 0 switches it and its few-step sampling off, "
+                        "to compare with the base model."
                     ),
                 ),
             ],
@@ -75,9 +75,9 @@ class LoraInfo(io.ComfyNode):
             category="MCM/utils",
             **found_by("settings for few step", "settings for style", "trigger word"),
             description=(
-                "What a few-step LoRA recommends, to connect to KSampler and Empty Latent Video. "
-                "Any other LoRA recommends no steps, CFG or size: a node connected to these stops "
-                "and says so."
+                "Outputs the settings that a few-step LoRA recommends, for KSampler and Empty "
+                "Latent Video. Other LoRAs recommend no steps, CFG or size; a node connected to "
+                "these outputs then stops with a message."
             ),
             inputs=[_name_input()],
             outputs=[
@@ -88,7 +88,7 @@ class LoraInfo(io.ComfyNode):
                 io.String.Output(
                     "trigger",
                     display_name="trigger",
-                    tooltip="Words that the prompt should hold, or empty.",
+                    tooltip="Words to put into the prompt; may be empty.",
                 ),
                 io.Int.Output("width", display_name="width", tooltip="Pixels it was trained on."),
                 io.Int.Output("height", display_name="height", tooltip="Pixels it was trained on."),
@@ -99,7 +99,7 @@ class LoraInfo(io.ComfyNode):
                 io.String.Output(
                     "summary",
                     display_name="summary",
-                    tooltip="All of it in words, for Preview Any.",
+                    tooltip="All of this as text, for Preview Any.",
                 ),
             ],
         )

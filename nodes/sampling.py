@@ -1,4 +1,4 @@
-"""Few-step sampling: the noise levels of a student, and noise in the order of the trainer."""
+"""Few-step sampling: a student's noise levels, and noise drawn in the trainer's order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from .native.core import found_by
 
 ORDERS = ["video", "frames", "core"]
 ORDER_TOOLTIP = (
-    "video: as `python -m trainer sample` and AnimateDiffPipeline, each video from its own seed. "
-    "frames: as diffusers' TextToVideoSDPipeline. core: as KSampler. Use the same in {other}."
+    "Draws the same noise as: video, `python -m trainer sample` and AnimateDiffPipeline (each "
+    "video has its own seed); frames, diffusers' TextToVideoSDPipeline; core, KSampler. Choose "
+    "the same in {other}."
 )
 
 
 class ModelSampling(io.ComfyNode):
-    """For LoRAs that were loaded with core's loader, which does not read their metadata."""
+    """For LoRAs loaded with ComfyUI's own loader, which does not read their metadata."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,9 +25,9 @@ class ModelSampling(io.ComfyNode):
             category="MCM/sampling",
             **found_by("sampling for few step", "sampling for lcm", "sampling for consistency"),
             description=(
-                "Sets the noise levels and the consistency function of few-step LoRAs. Then "
-                "KSampler with sampler 'lcm', scheduler 'simple' and CFG 1 is right. Load MCM LoRA "
-                "does this by itself."
+                "Sets the noise levels and the consistency function of few-step LoRAs. Then use "
+                "KSampler with sampler 'lcm', scheduler 'simple' and CFG 1. Load MCM LoRA already "
+                "does this."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="Text-to-video MODEL with a few-step LoRA."),
@@ -36,14 +37,16 @@ class ModelSampling(io.ComfyNode):
                     min=0.01,
                     max=1000.0,
                     step=0.01,
-                    tooltip="The LoRA's `mcm.timestep_scaling`. MCM LoRAs: 4. Plain LCM LoRAs: 10.",
+                    tooltip="`mcm.timestep_scaling` in the LoRA's metadata. MCM LoRAs: 4. Plain "
+                    "LCM LoRAs: 10.",
                 ),
                 io.Int.Input(
                     "original_steps",
                     default=50,
                     min=1,
                     max=1000,
-                    tooltip="The LoRA's `mcm.original_steps`: its number of noise levels, 50.",
+                    tooltip="`mcm.original_steps` in the LoRA's metadata: its number of noise "
+                    "levels, 50.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="MODEL for KSampler (lcm, simple, CFG 1).")],
@@ -68,13 +71,13 @@ class Scheduler(io.ComfyNode):
             **found_by("sigmas for few step", "sigmas for lcm", "sigmas for consistency"),
             description="The noise levels of few-step sampling, for SamplerCustomAdvanced.",
             inputs=[
-                io.Model.Input("model", tooltip="MODEL of Load MCM LoRA or MCM Model Sampling."),
+                io.Model.Input("model", tooltip="MODEL from Load MCM LoRA or MCM Model Sampling."),
                 io.Int.Input(
                     "steps",
                     default=4,
                     min=1,
                     max=1000,
-                    tooltip="Model calls: 1, 2, 4 or 8. More is slower and hardly better.",
+                    tooltip="Sampling steps: 1, 2, 4 or 8. More is slower and hardly better.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -82,7 +85,7 @@ class Scheduler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Below 1 an existing video is changed: the lower, the less.",
+                    tooltip="Below 1, an existing video is changed; lower values change it less.",
                 ),
             ],
             outputs=[io.Sigmas.Output(tooltip="For SamplerCustomAdvanced or SamplerCustom.")],
@@ -106,8 +109,8 @@ class Sampler(io.ComfyNode):
             category="MCM/sampling",
             **found_by("sampler for few step", "sampler for lcm", "sampler for consistency"),
             description=(
-                "Few-step sampler that draws noise as the trainer or a diffusers pipeline does: "
-                "the same seed gives the same clip there and here."
+                "Few-step sampler that draws noise like the trainer or a diffusers pipeline, so "
+                "the same seed gives the same clip."
             ),
             inputs=[
                 io.Combo.Input(
@@ -128,7 +131,7 @@ class Sampler(io.ComfyNode):
 
 
 class Noise(io.ComfyNode):
-    """The start noise that belongs to `Sampler`."""
+    """The start noise to use with `Sampler`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -137,7 +140,7 @@ class Noise(io.ComfyNode):
             display_name="MCM Noise",
             category="MCM/sampling",
             **found_by("noise for few step", "noise for video", "seed"),
-            description="Start noise in the order of the trainer or of a diffusers pipeline.",
+            description="Start noise, drawn like the trainer or a diffusers pipeline.",
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -145,7 +148,8 @@ class Noise(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Seed of the first video; in the order 'video' the next has seed + 1.",
+                    tooltip="Seed of the first video. With the order 'video', the next video uses "
+                    "seed + 1.",
                 ),
                 io.Combo.Input(
                     "noise_order",

@@ -60,8 +60,9 @@ def blueprints() -> dict[str, dict]:
     templates = _templates()
     made = {
         "MCM text to video": (
-            "A video in 1 to 8 steps with a few-step LoRA. Runs at once with the mini model; put a "
-            "diffusers folder of ModelScopeT2V or ZeroScope into models/diffusers for more.",
+            "A video in 1 to 8 steps with a few-step LoRA. Works with the mini model without a "
+            "download; for more, put a diffusers folder of ModelScopeT2V or ZeroScope into "
+            "models/diffusers.",
             templates.text_to_video(),
             [("model", "MCM_LoadVideoModel", "model_name")],
         ),

@@ -42,10 +42,10 @@ ALLOWED = {
         },
         "files": set(),
         "families": {"cards", "diffusion", "models", "paths", "words"},
-        "lora": {"families", "files", "models"},
+        "lora": {"diffusion", "families", "files", "models"},
         "media": {"sheets"},
         "mini": {"paths"},
-        "models": {"paths"},
+        "models": {"diffusion", "paths"},
         "motion": {"diffusion"},
         "paths": set(),
         "readiness": {

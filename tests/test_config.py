@@ -211,7 +211,7 @@ def test_home_is_expanded_and_relative_paths_stay() -> None:
         ({"optim.rank": 1}, r"did you mean `lora.rank`"),
         ({"stepz": 1}, r"did you mean `steps`"),
         ({"zzzzqq": 1}, r"`zzzzqq` is not a setting\.$"),
-        ({"motion": 3}, r"`motion` is a table"),
+        ({"motion": 3}, r"`motion` is a group of settings"),
         ({"steps.x": 3}, r"`steps.x` is not a setting"),
         ({"motion.huber_c": -1}, r"`motion.huber_c`=-1 is not allowed; use 1e-06 to 10\."),
         ({"motion.loss": "hubber"}, r"'hubber' is not allowed; use huber, l2 \(did you mean huber"),
@@ -219,7 +219,7 @@ def test_home_is_expanded_and_relative_paths_stay() -> None:
         ({"data.height": 100}, r"use 32 to 2048, a multiple of 8"),
         ({"preview.steps": (1, 99)}, r"`preview.steps`=99 is not allowed.*50"),
         ({"preview.steps": ()}, r"`preview.steps`=\(\) is not allowed"),
-        ({"recipe": 3}, r"`recipe` is a table"),
+        ({"recipe": 3}, r"`recipe` is a group of settings"),
         ({"memory": "small"}, r"`memory`='small' is not allowed; use fast, lean, tight"),
         ({"optim.lr": float("nan")}, r"`optim.lr`=nan is not allowed"),
         ({"trajectory.guidance_min": 9}, r"`trajectory.guidance_min`=9.0 is above"),
@@ -245,12 +245,12 @@ def test_all_wrong_settings_are_listed_at_once() -> None:
     ("content", "message"),
     [
         (b"[motion]\nhuber = 1\n", r"c.toml: `motion.huber` is not a setting"),
-        (b"motion = 3\n", r"c.toml: `motion` is a table"),
-        (b"steps = \n", r"c.toml: is not valid TOML: .*line 1"),
+        (b"motion = 3\n", r"c.toml: `motion` is a group of settings"),
+        (b"steps = \n", r"c.toml is not valid TOML: .*line 1"),
         (b'images = "C:\\Users\\me"\n', r"write Windows paths with / or in 'single' quotes"),
-        ('trigger = "Öl"\n'.encode("cp1252"), r"c.toml: is not UTF-8 text"),
-        ("steps = 3\n".encode("utf-16"), r"c.toml: is not UTF-8 text"),
-        (b"steps = 1\nsteps = 2\n", r"c.toml: is not valid TOML"),
+        ('trigger = "Öl"\n'.encode("cp1252"), r"c.toml is not UTF-8 text"),
+        ("steps = 3\n".encode("utf-16"), r"c.toml is not UTF-8 text"),
+        (b"steps = 1\nsteps = 2\n", r"c.toml is not valid TOML"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -261,7 +261,7 @@ def test_wrong_files_are_refused(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.toml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none.toml cannot be read"):
         load_config(tmp_path / "none.toml")
 
 

@@ -53,7 +53,7 @@ class CardPreset:
         step = f"{self.batch} x {self.accumulation}" if self.accumulation > 1 else f"{self.batch}"
         return (
             f"{self.gigabytes} GB: {self.frames} frames of {self.width} x {self.height} px, "
-            f"rank {self.rank}, {step} clips a step"
+            f"rank {self.rank}, {step} clips per step"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which base models lie on this machine, under which licence, and what is missing of them.
+"""The base models on this machine, with their licence and what is missing.
 
 Only file headers and config files are read, so that a list of hundreds of checkpoints is quick.
 """
@@ -40,13 +40,12 @@ class FoundModel:
 
     name: str
     model: str
-    family: str
     licence: str
     missing: tuple[str, ...] = ()
     for_trying_out: str = ""
-    """All that it can draw, where that is next to nothing; empty for most models."""
+    """What it can draw, for models that can draw very little; empty for most."""
     needs_motion: bool = False
-    """True for an image model, which takes a motion module beside it."""
+    """True for an image model, which needs a motion module."""
     speed: Speed | None = None
     """How fast models of its kind train, where that was measured."""
 
@@ -62,7 +61,7 @@ class FoundModel:
 
 def comfyui_folder(pack: Path, setting: Path | None = None) -> Path | None:
     """ComfyUI's folder: ``setting``, ``COMFYUI_PATH``, or two levels above a pack that lies in
-    ``custom_nodes``. None when there is none.
+    ``custom_nodes``. None if it was not found.
 
     Raises ValueError for a setting without ``models``.
     """
@@ -89,7 +88,7 @@ def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> li
     roots = [*folders, *(place / "diffusers" for place in models)]
     notes = _notes(MINI, "")
     title = f"{BUNDLED} ({notes['for_trying_out']}, for trying out)"
-    found = [FoundModel(title, BUNDLED, BUNDLED, speed=BUNDLED_SPEED, **notes)]
+    found = [FoundModel(title, BUNDLED, speed=BUNDLED_SPEED, **notes)]
     missing = () if find_motion_modules(comfyui, folders) else (NO_MOTION,)
     seen: set[Path] = set()
     for folder, name in [*_diffusers(roots), *_hub()]:
@@ -122,8 +121,8 @@ def find_motion_modules(
 def find_feature_networks(
     comfyui: Path | None = None, folders: Sequence[Path] = ()
 ) -> list[tuple[str, Path]]:
-    """(name, path) of networks that a discriminator can look through: DINOv2 folders, CLIP vision
-    folders and files, in ``clip_vision`` and ``dinov2`` below ComfyUI's models and ``folders``.
+    """(name, path) of feature networks for the discriminator: DINOv2 folders, CLIP vision folders
+    and files, in ``clip_vision`` and ``dinov2`` below ComfyUI's models and ``folders``.
     """
     found = []
     for root in _places(comfyui, folders, FEATURE_FOLDERS):
@@ -237,7 +236,7 @@ def _found(family: Family, path: Path, name: str, motion: tuple[str, ...]) -> Fo
     notes = {"licence": family.licence} if shelf.takes_motion else _notes(path, family.licence)
     missing = motion if shelf.takes_motion else tuple(shelf.lacks(path))
     return FoundModel(
-        name, str(path), family.title, missing=missing, needs_motion=shelf.takes_motion,
+        name, str(path), missing=missing, needs_motion=shelf.takes_motion,
         speed=family.speed, **notes,
     )  # fmt: skip
 

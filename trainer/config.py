@@ -1,8 +1,8 @@
 """Reading, writing and describing a `TrainConfig`; its fields are in `trainer.settings`.
 
-A value is looked up in eight places, later ones win: defaults, what the base model recommends (in
-its ``mcm.json``), preset of the method, of the card (in GB) and of the quality, what `memory`
-stands for, TOML file, overrides.
+A value can come from eight sources; later ones override earlier ones: defaults, what the base model
+recommends (in its ``mcm.json``), preset of the method, of the card (in GB) and of the quality, the
+settings that `memory` implies, TOML file, overrides.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def _of_card(model: str, card: int | None) -> dict[str, Any]:
 
 
 RECOMMENDABLE = ("bool", "int", "float", "choice", "ints")
-"""Types of settings that a base model may recommend; its folder may come from anybody."""
+"""Types of settings that a base model may recommend; its folder may be from an untrusted source."""
 
 
 def recommended(model: str) -> dict[str, Any]:
-    """Settings that the base model asks for: "recommended" in its folder's ``mcm.json``, by dotted
-    names.
+    """Settings that the base model recommends: "recommended" in its folder's ``mcm.json``, by
+    dotted names.
 
-    Empty for a folder without one, or one that is not there: loading the model says so later.
+    Empty for a folder without one, or a missing folder, which loading the model reports later.
     """
     folder = bundled(model) or Path(model).expanduser()
     file = folder / "mcm.json"
@@ -94,7 +94,7 @@ def recommended(model: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("recommended", {})
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{file}: is not a JSON object ({error}); copy it again.") from error
+        raise ConfigError(f"{file} is not a JSON object ({error}); copy it again.") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: `recommended` must be an object of settings by dotted name.")
     found = _known(found, f"{file}: ")
@@ -137,15 +137,15 @@ def _anchor(path: Path, folder: Path) -> Path:
 
 
 def refuse_uneven_timesteps(config: TrainConfig) -> None:
-    """Raise ConfigError for a number of trajectory timesteps that does not divide 1000: the last
-    of them would not be 999, where sampling begins. Runs that began so go on.
+    """Raise ConfigError for a number of trajectory timesteps that does not divide 1000: the last of
+    them would not be 999, where sampling begins. Existing runs with such a number may continue.
     """
     count = config.recipe.trajectory.ddim_timesteps
     if 1000 % count:
         allowed = ", ".join(str(n) for n in range(8, 251) if not 1000 % n)
         raise ConfigError(
-            f"`trajectory.ddim_timesteps`={count} is not allowed: it must divide 1000, or the "
-            f"trajectory ends below timestep 999, where sampling begins; use {allowed}."
+            f"`trajectory.ddim_timesteps`={count} is not allowed: it must divide 1000, so that the "
+            f"trajectory reaches timestep 999, where sampling begins; use {allowed}."
         )
 
 
@@ -156,15 +156,13 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomlkit.parse(text).unwrap()
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give an existing TOML file."
+            f"{path} cannot be read ({error.strerror}); choose an existing TOML file."
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: is not UTF-8 text; save it again with the encoding UTF-8."
-        ) from error
+        raise ConfigError(f"{path} is not UTF-8 text; save it with UTF-8 encoding.") from error
     except TOMLKitError as error:
         raise ConfigError(
-            f"{path}: is not valid TOML: {error}. Texts need quotes; write Windows paths with / or "
+            f"{path} is not valid TOML: {error}. Put text in quotes; write Windows paths with / or "
             "in 'single' quotes."
         ) from error
 
@@ -175,14 +173,16 @@ def values_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def _known(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``given`` under today's names; raises ConfigError for one that is no setting."""
+    """``given`` with current names; raises ConfigError for an unknown setting."""
     values, known = of_today(given, where), records()
     for name in values:
         if name in known:
             continue
         inside = (f.name for f in fields() if f"{f.path}.".startswith(f"{name}.") or f.part == name)
         if example := next(inside, None):
-            raise ConfigError(f"{where}`{name}` is a table; set its fields, such as `{example}`.")
+            raise ConfigError(
+                f"{where}`{name}` is a group of settings; set one of them, such as `{example}`."
+            )
         near = _near(name)
         hint = f"; did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else "."
         raise ConfigError(f"{where}`{name}` is not a setting{hint}")
@@ -190,7 +190,7 @@ def _known(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _near(name: str) -> list[str]:
-    """Up to three settings that ``name`` may have meant."""
+    """Up to three settings that ``name`` may mean."""
     known = list(records())
     leaf = name.rpartition(".")[2]
     same = [other for other in known if other.rpartition(".")[2] == leaf]
@@ -201,7 +201,9 @@ def _near(name: str) -> list[str]:
 
 
 def _build(below: Mapping[str, Any], above: Mapping[str, Any]) -> TrainConfig:
-    """The config of values by name; those of ``above`` win over what `memory` stands for."""
+    """The config from values by name; those in ``above`` override the settings that `memory`
+    implies.
+    """
     memory = {**below, **above}.get("memory", record("memory").default)
     try:
         values = {**below, **memory_values(str(memory)), **above}
@@ -229,8 +231,8 @@ def _wrong(name: str, got: Any, problem: str = "") -> str:
 
 
 def to_toml(config: TrainConfig) -> str:
-    """All settings as TOML, each under its help; those that are not set, or are as `memory` says,
-    as a comment.
+    """All settings as TOML, each with its help. Settings that are not set, or that follow `memory`,
+    are comments.
     """
     tables: dict[str, Any] = {"": tomlkit.document()}
     follow = memory_values(config.memory)
@@ -275,5 +277,5 @@ def _toml_value(value: Any) -> Any:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write ``config`` to a TOML file in one piece; an older file stays whole if that fails."""
+    """Write ``config`` to a TOML file atomically; an existing file is kept if that fails."""
     atomic_write(Path(path), to_toml(config).encode("utf-8"))

@@ -22,11 +22,11 @@ GIB = 2**30
 _FULL = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EFBIG", "EDQUOT")}
 
 _FULL_PHRASES = ("No space left on device", "(os error 28)", "(os error 112)")
-"""How libraries in other languages say it; 112 is Windows' number."""
+"""Messages of libraries in other languages; 112 is Windows' error number."""
 
 
 class DiskFullError(OSError):
-    """There is no room for what has to be written; nothing that was there before is harmed."""
+    """There is not enough disk space; existing files are not damaged."""
 
 
 def require_disk(path: Path, needed: int) -> None:
@@ -82,7 +82,7 @@ def disk_full(error: BaseException, path: Path) -> DiskFullError | None:
 
 
 def retry_denied(action: Callable[[], T], tries: int = 10, pause: float = 0.05) -> T:
-    """Call ``action`` until it is not refused; raises the last PermissionError.
+    """Call ``action`` until it succeeds; raises the last PermissionError.
 
     On Windows a file that a viewer or a virus scanner has open for a moment cannot be replaced or
     read.
@@ -98,7 +98,7 @@ def retry_denied(action: Callable[[], T], tries: int = 10, pause: float = 0.05) 
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` last through a power cut (Windows has no such call)."""
+    """Make renames inside ``folder`` survive a power cut (Windows has no such call)."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -159,7 +159,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def restore_set_aside(parent: Path) -> None:
-    """Bring back what a killed `staged_folder` had set aside, and remove its leftovers."""
+    """Restore what a killed `staged_folder` had set aside, and remove its leftovers."""
     if not parent.is_dir():
         return
     for entry in parent.iterdir():
@@ -174,7 +174,7 @@ def restore_set_aside(parent: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder so that a crash leaves no half folder under its name."""
+    """Delete a folder so that a crash leaves no partial folder under its name."""
     doomed = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
     retry_denied(lambda: os.replace(folder, doomed))
     shutil.rmtree(doomed, ignore_errors=True)
@@ -190,8 +190,7 @@ def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], str]:
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hex.
 
-    Raises:
-        OSError: if the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Clips on disk: mp4, webm, animated webp, gif or a folder of PNGs, written whole or not at all.
+"""Clips on disk: mp4, webm, animated webp, gif or a folder of PNGs, written atomically.
 
 The suffix of the path decides the format. mp4 and webm go through the ffmpeg binary of
 imageio-ffmpeg, the rest through Pillow. A clip is written under a temporary name in its own folder
@@ -43,7 +43,7 @@ _EXIF_TAGS = {"prompt": 0x0110, "workflow": 0x010F}
 
 
 class MediaError(ValueError):
-    """A clip that cannot be written or read; the message names the file and the way out."""
+    """A clip that cannot be written or read; the message names the file and what to do."""
 
 
 def to_frames(pixels: torch.Tensor) -> np.ndarray:
@@ -61,7 +61,7 @@ def write_clip(
     metadata: dict[str, str] | None = None,
     quality: int | None = None,
 ) -> Path:
-    """Write uint8 ``frames`` (F, H, W, 3) to ``path`` at ``fps`` frames a second; returns the path.
+    """Write uint8 ``frames`` (F, H, W, 3) to ``path`` at ``fps``; returns the path.
 
     ``.mp4`` (H.264), ``.webm`` (VP9), ``.webp`` (animated, lossless unless ``quality`` 1-100 is
     given), ``.gif`` (one palette for all frames); a path without suffix, or an existing folder,
@@ -69,7 +69,7 @@ def write_clip(
     one repeated row or column in mp4 and webm. ``metadata`` is carried in each format, in the place
     ComfyUI reads for mp4, webm, webp and PNG. ``quality`` has no effect on gif and PNG.
 
-    Raises :class:`MediaError` for a suffix that is not known, a place that cannot be written,
+    Raises `MediaError` for a suffix that is not known, a place that cannot be written,
     frames of the wrong kind and a video that does not hold every frame.
     """
     path = Path(path)
@@ -106,11 +106,11 @@ def _checked(
 
 
 def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
-    """Uint8 frames (F, H, W, 3) and frames a second of a clip that :func:`write_clip` can write.
+    """Uint8 frames (F, H, W, 3) and frames per second of a clip that `write_clip` can write.
 
     The rate of a folder of PNGs is in the first file's text, else 8. Webp and gif store a run of
     equal frames as one long frame; it is unrolled again, except where a clip is still as a whole.
-    Raises :class:`MediaError` when the file is missing, broken or of an unknown kind.
+    Raises `MediaError` when the file is missing, broken or of an unknown kind.
     """
     path = Path(path)
     _writer(path)
@@ -126,12 +126,12 @@ def read_clip(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
             rate = float(stream.average_rate or 0)
     except (OSError, av.FFmpegError, IndexError) as error:
-        raise MediaError(f"Cannot read '{path}': {error}. It is damaged or no clip.") from error
+        raise MediaError(f"Cannot read '{path}': {error}. It is damaged or not a clip.") from error
     return np.stack(frames), rate
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts that :func:`write_clip` stored; keys in lower case (Matroska keeps no case)."""
+    """The texts that `write_clip` stored; keys in lower case (Matroska keeps no case)."""
     path = Path(path)
     if path.suffix.lower() in (".mp4", ".webm"):
         with av.open(str(path)) as container:
@@ -289,7 +289,7 @@ def _read_folder(path: Path) -> tuple[np.ndarray, float]:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename onto ``path``. A folder is replaced only when it holds nothing but frames of ours."""
+    """Rename onto ``path``. A folder is replaced only if it contains nothing but our frames."""
     if temporary.is_dir() and path.is_dir():
         strangers = [p.name for p in path.iterdir() if not p.match("frame_*.png")]
         if strangers:

@@ -1,4 +1,4 @@
-"""Clips laid out for the eye: labelled grids that play in step, and film strips on one still page.
+"""Comparison pictures: labelled grids of clips that play in sync, and film strips on a still page.
 
 Everything takes and returns uint8 frames (F, H, W, 3). Small clips are enlarged by a whole factor
 with the nearest neighbour, so that every pixel that is seen is a pixel the model made.
@@ -49,15 +49,15 @@ def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
 def side_by_side(
     columns: list[Column], *, scale: int | None = None, loops: int = 1, title: str = ""
 ) -> np.ndarray:
-    """Clips beside each other under their labels, playing in step: (F * loops, H, W, 3) uint8.
+    """Clips side by side under their labels, playing in sync: (F * loops, H, W, 3) uint8.
 
-    Arguments and errors as :func:`grid`; ``title`` stands above the labels.
+    Arguments and errors as `grid`; ``title`` stands above the labels.
     """
     return grid([(title, columns)], scale=scale, loops=loops)
 
 
 def grid(rows: list[Row], *, scale: int | None = None, loops: int = 1) -> np.ndarray:
-    """An animated comparison: one labelled row a prompt, one clip a column: (F * loops, H, W, 3).
+    """Animated comparison: one labelled row per prompt, one clip per column: (F * loops, H, W, 3).
 
     Labels are written once on top when all rows have the same ones, else above every clip.
     ``scale`` None picks a factor that makes the lowest clip about 192 pixels high; shorter clips
@@ -87,10 +87,10 @@ def grid(rows: list[Row], *, scale: int | None = None, loops: int = 1) -> np.nda
 def contact_sheet(
     rows: list[Row], *, scale: int | None = None, max_frames: int | None = None
 ) -> Image.Image:
-    """A still page: under each caption one film strip a column, time running to the right.
+    """A still page: under each caption one film strip per column, time running to the right.
 
     ``scale`` None makes the lowest frame about 96 pixels high; ``max_frames`` keeps so many
-    frames of a longer clip, evenly spread from first to last. Errors as :func:`grid`.
+    frames of a longer clip, evenly spread from first to last. Errors as `grid`.
     """
     rows = _scaled(rows, scale, goal=SMALL_CLIP // 2)
     if max_frames is not None:

@@ -16,7 +16,7 @@ def allowed_frames(frames: tuple[int, ...]) -> str:
 
 
 def has_word(text: str, word: str) -> bool:
-    """Whether ``word`` stands in ``text`` by itself, in any case: "ink" is not in "pink"."""
+    """Whether ``text`` contains ``word`` as a whole word, ignoring case: "ink" is not in "pink"."""
     return bool(word.strip()) and _word(word).search(text) is not None
 
 

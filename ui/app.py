@@ -1,4 +1,4 @@
-"""The page: a header that stays in sight, the tabs, and one timer that keeps both up to date."""
+"""The page: a sticky header, the tabs, and one timer that updates both."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def build(site: Site) -> gr.Blocks:
 
 
 class Head:
-    """Which run is looked at, what it is doing, and the two buttons that reach it."""
+    """The header: the selected run, its state, and the Stop and Resume buttons."""
 
     def __init__(self, site: Site, watch: Watch) -> None:
         self.site = site
@@ -106,13 +106,13 @@ class Head:
         self.resume.click(reporting(self._resume), self.choice, None, **QUIET)
 
     def remembered(self, name: str | None) -> Any:
-        """The run that this browser looked at last, unless only others are being trained."""
+        """The run that this browser showed last, unless only others are training."""
         return gr.update(value=self.site.first_shown(name))
 
     def _choices(self, moment: Moment) -> Any:
-        """The runs to choose from, and a choice only where that of the page is none of them.
+        """The runs to choose from, and a choice only if the page's own is not among them.
 
-        A look takes time. What was chosen meanwhile, as by Start, must not be taken back.
+        Reading runs takes time. It must not undo a choice made meanwhile, such as by Start.
         """
         names = [run.name for run in self.site.runs()]
         if moment.name == moment.asked:
@@ -128,10 +128,10 @@ class Head:
     def _stop(self, name: str | None) -> None:
         run = self.site.places.run(name)
         run.request_stop()
-        tell(f"'{run.name}' saves, exports and ends after its present step.")
+        tell(f"'{run.name}' saves, exports and stops after the current training step.")
 
     def _resume(self, name: str | None) -> None:
         run = self.site.places.run(name)
         self.site.queue.add(run)
         self.site.keeper.wake()
-        tell(f"'{run.name}' goes on.")
+        tell(f"'{run.name}' continues.")

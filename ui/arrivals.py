@@ -1,4 +1,4 @@
-"""Under which names uploaded files are kept: none is lost, and image and caption stay together.
+"""Chooses names for uploaded files, so that none is lost and images keep their captions.
 
 Names are cleaned for every system, so that different ones may become equal: they are numbered.
 Every image gets a stem of its own in its folder, and its caption, wherever that stood, follows it
@@ -22,12 +22,12 @@ from trainer.files import natural_key
 from trainer.runs.folder import slug
 
 IMAGES = SUFFIXES | OTHER_IMAGES | UNSUPPORTED.keys()
-"""Also those that are not read: the report of the folder then names them, for good."""
+"""Also unsupported kinds: the folder's report then lists them."""
 _NUMBER_LETTERS = 6
 
 
 class Readable(Protocol):
-    """What of a binary stream is used."""
+    """The part of a binary stream's interface that is used."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -48,7 +48,7 @@ class Arrival:
 
 @dataclass
 class Plan:
-    """Where files go (``copies``), captions from tables (``texts``), and what a person should know.
+    """Where files go (``copies``), captions from tables (``texts``), and remarks.
 
     ``left_out`` and ``notes`` are lines "name: why". ``images`` counts pictures.
     """
@@ -95,7 +95,9 @@ def plan(arrivals: Sequence[Arrival], existing: Path | None = None) -> Plan:
 
 
 def _kind(arrival: Arrival, made: Plan) -> tuple[str, str]:
-    """ "image" with its suffix, "caption", "table", or "" for what is left out and said."""
+    """ "image" with its suffix, "caption", "table", or "" for files that are left out and
+    reported.
+    """
     name, suffix = arrival.inside.name, arrival.inside.suffix.lower()
     if any(part.startswith(".") or part == "__MACOSX" for part in arrival.inside.parts):
         made.left_out.append(f"{name}: a hidden file")
@@ -109,7 +111,7 @@ def _kind(arrival: Arrival, made: Plan) -> tuple[str, str]:
         with arrival.open() as stream:
             what = content_of_bytes(stream.read(STARTS))
         if what in READABLE:
-            made.notes.append(f"{name}: its content is {what}, so it is kept as {READABLE[what]}")
+            made.notes.append(f"{name}: its content is {what}, so it was saved as {READABLE[what]}")
             return "image", READABLE[what]
         it_is = f" (it is {what})" if what else ""
         made.left_out.append(f"{name}: not an image or a caption{it_is}")
@@ -137,7 +139,7 @@ def _owners(
             found[picture].append((rank, caption))
         if len(mine) > 1:
             made.notes.append(
-                f"{caption.inside.name}: the caption of {len(mine)} images; each has a copy of it"
+                f"{caption.inside.name}: the caption of {len(mine)} images; each got a copy"
             )
         if called and not mine:
             made.left_out.append(f"{caption.inside.name}: a second caption of that name")
@@ -202,7 +204,9 @@ def _place_pictures(
         stem = stems.free(folder, clean, caption is not None)
         stems.pictures.add(stems.key(folder, stem))
         if stem != clean:
-            made.notes.append(f"{inside.name}: kept as {stem}{picture.suffix}, the name was taken")
+            made.notes.append(
+                f"{inside.name}: saved as {stem}{picture.suffix}, because the name was taken"
+            )
         places[picture] = folder / f"{stem}{picture.suffix}"
         made.copies.append((picture.arrival, places[picture]))
         if caption is not None:
@@ -221,11 +225,13 @@ def _place_orphans(orphans: Sequence[Arrival], stems: _Stems, made: Plan) -> Non
             stem = _clean(whole.stem)
         if stems.key(folder, stem) in stems.before:
             if stems.key(folder, stem) in stems.captions:
-                made.left_out.append(f"{inside.name}: '{stem}' has a caption already; it stays")
+                made.left_out.append(
+                    f"{inside.name}: '{stem}' already has a caption, which was kept"
+                )
                 continue
         else:
             stem = stems.free(folder, stem, captioned=True)
-            made.notes.append(f"{inside.name}: kept, but there is no image of that name yet")
+            made.notes.append(f"{inside.name}: saved, but there is no image of that name yet")
         stems.captions.add(stems.key(folder, stem))
         made.copies.append((caption, folder / f"{stem}{inside.suffix.lower()}"))
 
@@ -252,7 +258,9 @@ def _read_tables(
                 stems.captions.add(key)
                 made.texts.append((place.with_name(f"{place.stem}.txt"), text.strip()))
                 count += 1
-        made.notes.append(f"{table.inside.name}: {count} captions of it written beside the images")
+        made.notes.append(
+            f"{table.inside.name}: {count} captions from it were written beside the images"
+        )
         made.left_out += [damage] if damage else []
 
 

@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line at ``y`` that means something."""
+    """A labelled horizontal line at ``y``."""
 
     label: str
     y: float
@@ -58,7 +58,7 @@ def line_chart(
     levels: Sequence[Level] = (),
     percent: bool = False,
     from_zero: bool = False,
-    empty: str = "Nothing to draw yet.",
+    empty: str = "No data yet.",
 ) -> str:
     """An HTML figure; ``empty`` is shown in place of a chart without points. ``y_title`` is the
     title of the vertical axis, the other one is `X_TITLE`.

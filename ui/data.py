@@ -1,4 +1,4 @@
-"""The image folder as the page holds it: its scan, thumbnails, and captions that change."""
+"""The page's image folder: its scan, thumbnails, and editable captions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = 24
 
 @dataclass(frozen=True)
 class Scan:
-    """A scanned folder with what is worth knowing of it."""
+    """A scanned folder with remarks."""
 
     folder: ImageFolder
     rules: CaptionRules
@@ -71,7 +71,7 @@ class ScanOptions:
 
 
 class Scans:
-    """Scans folders, keeps what the images look like, and makes thumbnails. Thread-safe."""
+    """Scans folders, caches image measurements, and makes thumbnails. Thread-safe."""
 
     def __init__(self, thumbs: Path) -> None:
         self._thumbs = thumbs

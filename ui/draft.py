@@ -1,4 +1,4 @@
-"""The form as it was last seen, kept on the server: a reload or another browser finds it again."""
+"""The form's last state, stored on the server for reloads and other browsers."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ class Drafts:
         self.save(draft)
 
     def from_config(self, config: TrainConfig, name: str) -> tuple[Draft, list[str]]:
-        """A draft of a loaded config, and what had to be left out because it is not here."""
+        """A draft of a loaded config, and what was left out because it is not on this machine."""
         values, left = to_form(config), []
         for key in PATHS:
             if values[key] and not self._is_here(values[key]):
-                left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
+                left.append(f"{key}: '{values[key]}' is not on this machine or may not be read")
                 values[key] = ""
         for key, known in NAMED.items():
             if values[key] not in known and not self._is_here(values[key]):
-                left.append(f"{key}: '{values[key]}' is not on this machine or not allowed here")
+                left.append(f"{key}: '{values[key]}' is not on this machine or may not be read")
                 values[key] = known[0]
         if values["model"] not in {found.model for found in self._places.models()}:
             left.append(f"model: '{values['model']}' was not found here; {BUNDLED} is chosen")

@@ -1,4 +1,4 @@
-"""Following ``events.jsonl`` without reading it anew at every look."""
+"""Follows ``events.jsonl`` without reading it again each time."""
 
 from __future__ import annotations
 

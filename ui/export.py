@@ -1,4 +1,4 @@
-"""Exported LoRAs of a run: which there are, what their headers say, and where they can go."""
+"""Exported LoRAs of a run: the files, their headers, and where to copy them."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def loras_folder(places: Places, typed: str = "") -> Path:
     folder = places.folder(typed)
     if not (folder / "models").is_dir():
         raise PlaceError(
-            f"'{folder}' is not ComfyUI's folder: it holds no folder 'models'. Type the folder in "
-            "which main.py lies."
+            f"'{folder}' is not ComfyUI's folder: it has no folder 'models'. Enter the folder that "
+            "contains main.py."
         )
     return folder / "models" / "loras"
 

@@ -1,4 +1,4 @@
-"""The way to a first real style: what of a real model is on this machine, and where the rest is."""
+"""First real style: which parts of a real model are on this machine, and where to get the rest."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Part:
 
 
 def model_parts(places: Places, typed: str = "") -> list[Part]:
-    """Image model, motion module and feature network, in this order, looked up anew in the known
+    """Image model, motion module and feature network, in this order, looked up again in the known
     ComfyUI or in the one whose folder was ``typed``.
 
-    Raises `PlaceError` for a folder that is no folder, or that the page may not read.
+    Raises `PlaceError` for a path that is not a folder, or that the page may not read.
     """
     comfyui = places.comfyui
     if comfyui is None and typed.strip():
@@ -52,8 +52,8 @@ def parts_panel(parts: Sequence[Part], places: Places, typed: str = "") -> str:
     """A row a part: what was found, or what to get and where to put it."""
     looked = places.comfyui or typed.strip()
     where = f"Looked in <code>{escape(str(looked))}</code>." if looked else (
-        "ComfyUI was not found by itself: type its folder below, or put the paths of the files "
-        "into the <b>Train</b> tab."
+        "ComfyUI was not found automatically. Enter its folder below, or enter the paths of the "
+        "files on the <b>Train</b> tab."
     )  # fmt: skip
     rows = "".join(map(_row, parts))
     return f'<div class="first">{rows}<p class="quiet">{where}</p></div>'

@@ -26,7 +26,7 @@ from trainer.settings.presets import memory_values
 from .places import PlaceError, Places
 
 NOT_IN_FORM = ("run", "data.cache")
-"""The page decides where runs and caches go."""
+"""The page sets the folders of runs and caches."""
 RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
 NAMES = tuple(RECORDS)
 PATHS = ("images", "videos", "prompts", "motion_module", "vae", "text_encoder", "tiny_vae")
@@ -53,14 +53,14 @@ LABELS = {
     "memory": "Saving memory",
     "preset": "Method",
     "data.library_clips": "Example clips",
-    "data.library_steps": "Sampling steps of an example clip",
-    "data.library_guidance": "Guidance of an example clip",
-    "data.batch_size": "Clips in a step",
-    "data.frames_per_clip": "Frames judged per clip",
+    "data.library_steps": "Sampling steps per example clip",
+    "data.library_guidance": "Guidance of example clips",
+    "data.batch_size": "Clips per batch",
+    "data.frames_per_clip": "Frames for the discriminator",
     "data.fps": "Frames per second",
     "data.min_side": "Smallest image side",
     "data.background": "Fill colour",
-    "preview.prompts": "Prompts of the previews",
+    "preview.prompts": "Prompts for the previews",
     "preview.teacher_steps": "Sampling steps of the original",
     "trajectory.ddim_timesteps": "Timesteps of the base model",
     "motion.weight": "Weight of motion",
@@ -69,15 +69,15 @@ LABELS = {
     "adversarial.features": "Feature network",
     "adversarial.lr": "Learning rate of the discriminator",
     "optim.lr": "Learning rate",
-    "optim.accumulation": "Batches in a step",
-    "hardware.gradient_checkpointing": "Compute twice (gradient checkpointing)",
-    "preview.every": "Steps between previews",
-    "preview.count": "Prompts in a preview",
+    "optim.accumulation": "Batches per training step",
+    "hardware.gradient_checkpointing": "Gradient checkpointing (saves memory)",
+    "preview.every": "Training steps between previews",
+    "preview.count": "Prompts per preview",
     "preview.steps": "Sampling steps shown",
-    "checkpoint.every": "Steps between checkpoints",
-    "checkpoint.keep": "Checkpoints kept",
+    "checkpoint.every": "Training steps between checkpoints",
+    "checkpoint.keep": "Checkpoints to keep",
 }
-"""Where the name of the field alone would be jargon."""
+"""Labels for fields whose own name would be unclear."""
 
 
 def label(name: str) -> str:
@@ -130,7 +130,7 @@ def to_config(values: Mapping[str, Any], places: Places, run: Path) -> TrainConf
         value = values.get(name)
         if value is None and not record.optional:
             if record.type in ("int", "float"):
-                raise ConfigError(f"{label(name)} is empty; type a number. {record.help}")
+                raise ConfigError(f"{label(name)} is empty; enter a number. {record.help}")
             value = record.default if record.type == "choice" else ""
         given[name] = value
     for name in PATHS:
@@ -169,7 +169,7 @@ def model_path(text: str, places: Places) -> str:
 
 
 def base_values(model: str, preset: str, card: str, quality: str) -> dict[str, Any]:
-    """What the four choosers together propose, as component values."""
+    """The values that the four choosers together propose, by component."""
     overrides = {"model": model, "preset": preset if preset in PRESETS else "recipe"}
     changes = {**card_values(card, model), **QUALITY_PRESETS[quality].values}
     return to_form(load_config(overrides={**overrides, **changes}))

@@ -29,7 +29,7 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task stands; ``label`` is for whom it runs, ``output`` its last lines."""
+    """The state of a task; ``label`` names what it works on, ``output`` is its last lines."""
 
     kind: str
     label: str = ""
@@ -37,7 +37,7 @@ class Task:
     begun: float = 0.0
     output: str = ""
     stopped: bool = False
-    """Whether somebody stopped it."""
+    """Whether the user stopped it."""
 
     @property
     def failed(self) -> bool:
@@ -77,7 +77,7 @@ class Tasks:
         """
         with self._lock:
             if self.status(kind).running:
-                raise TaskError(f"A {kind} is running already; wait until it has ended.")
+                raise TaskError(f"A {kind} is already running; wait until it ends.")
             folder = self.folder(kind)
             folder.mkdir(parents=True, exist_ok=True)
             console = folder / "console.txt"
@@ -129,7 +129,7 @@ def _tail(path: Path) -> str:
 
 
 class Keeper:
-    """Sees to it that a waiting queue has a worker, also after a restart of the machine."""
+    """Ensures that a waiting queue has a worker, also after a restart of the machine."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue

@@ -12,7 +12,7 @@ from .status import RunStatus, duration, notice, problem
 
 LOG_BYTES = 24_000
 MOTION_ALARM = 0.5
-"""As in the trainer's previews: under this part of the original's flow there is too little."""
+"""Below this fraction of the original's flow there is too little movement, as in the trainer."""
 Events = Sequence[dict[str, Any]]
 
 
@@ -20,8 +20,8 @@ def monitor(status: RunStatus | None, events: Events) -> str:
     """The numbers of the moment and what previews measured."""
     if status is None:
         return (
-            '<p class="empty">Nothing to watch yet. Start a training on the <b>Train</b> tab; its '
-            "curves appear here.</p>"
+            '<p class="empty">No data yet. Start a training on the <b>Train</b> tab; its curves '
+            "appear here.</p>"
         )
     alarm = _alarm(events) if status.busy else ""
     return "".join((problem(status), alarm, facts(status, events), measured(status, events)))
@@ -37,7 +37,7 @@ def _alarm(events: Events) -> str:
         return ""
     advice = (
         "Nothing, if the next preview moves again: the best step is exported, not the last. If it "
-        "stays low, press Stop & save, take 'Use these settings again' on the Runs tab, and lower "
+        "stays low, press Stop & save, then 'Use these settings again' on the Runs tab, and lower "
         "'Style against motion' on the Train tab."
     )
     return notice("warn", "Too little movement", str(alarms[-1].get("message", "")), advice)
@@ -47,7 +47,7 @@ def facts(status: RunStatus, events: Events) -> str:
     """The numbers of the moment."""
     state = status.state
     skipped = sum(event["kind"] == "skipped" for event in events)
-    pace = "-" if not state.seconds_per_step else f"{state.seconds_per_step:.2f} s a step"
+    pace = "-" if not state.seconds_per_step else f"{state.seconds_per_step:.2f} s per step"
     memory = "-" if not state.memory_gib else f"{state.memory_gib:.2f} GiB"
     rows = [
         ("Status", status.word),
@@ -61,7 +61,7 @@ def facts(status: RunStatus, events: Events) -> str:
     said = f'<p class="quiet">{escape(state.message)}</p>' if state.message else ""
     exported = exported_step(events)
     best = (
-        f'<p class="quiet">The exported LoRA is of <b>step {exported:,}</b>, the best by '
+        f'<p class="quiet">The exported LoRA is from <b>step {exported:,}</b>, the best in '
         "movement, style and content together.</p>"
         if exported is not None
         else ""
@@ -80,46 +80,47 @@ def measured(status: RunStatus, events: Events) -> str:
     previews = [event for event in events if event["kind"] == "preview"]
     waiting = "The first point comes with the first preview."
     if previews:
-        waiting = "The previews of this run did not measure it."
+        waiting = "This run's previews did not measure it."
     elif not status.busy:
-        waiting = "There was no preview."
+        waiting = "This run made no preview."
     drawn = (
         line_chart(
             "Movement kept", _by_steps(previews, "motion_kept"), percent=True, from_zero=True,
             levels=(Level("the original's", 1.0), Level("too little", MOTION_ALARM, alarm=True)),
             y_title="of the original's movement",
-            help_text="How much moves in your clips, against the original's in 50 steps. It "
+            help_text="How much your clips move, compared with the original in 50 steps. It "
             "should stay near or above 100 %.", empty=waiting,
         ),
         line_chart(
             "Style reached", _by_steps(previews, "style_reached"), percent=True,
             levels=(Level("your images", 1.0), Level("the original's look", 0.0)),
             y_title="of the way to your images",
-            help_text="How far the frames have come from the original's look (0 %) to that of "
-            "your images (100 %). It should rise; 70 to 90 % is good.", empty=waiting,
+            help_text="How close your frames are to the look of your images (100 %); the "
+            "original's look is 0 %. It should rise; 70 to 90 % is good.", empty=waiting,
         ),
         line_chart(
             "Content kept", _by_steps(previews, "content_kept"), percent=True,
             levels=(Level("nothing of it", 0.0),),
             y_title="of the original's content",
-            help_text="Whether your frames still show what the original's show, whatever the "
-            "style. It should stay level; a fall means that pictures dissolve.", empty=waiting,
+            help_text="Whether your frames still show the same content as the original, whatever "
+            "the style. It should stay level; if it falls, pictures lose their "
+            "shapes.", empty=waiting,
         ),
     )  # fmt: skip
     return f'<div class="charts">{"".join(drawn)}</div>'
 
 
 def losses(status: RunStatus | None, events: Events) -> str:
-    """What training brings down, as charts."""
+    """The losses, as charts."""
     steps = [event for event in events if event["kind"] == "step"]
     if status is None or not steps:
-        return '<p class="quiet">They begin with the first step of the training.</p>'
+        return '<p class="quiet">The curves begin with the first training step.</p>'
     drawn = (
         line_chart(
             "Motion loss", _loss(steps, "consistency", "motion consistency", 0), from_zero=True,
             y_title="loss",
-            help_text="How far few steps are from the original's many. It falls quickly, then "
-            "slowly. Thin: each step; bold: average.",
+            help_text="How far clips in few steps are from the original in many. It should fall "
+            "quickly, then slowly. Thin: each training step; bold: average.",
         ),
         line_chart(
             "Style losses",
@@ -127,8 +128,9 @@ def losses(status: RunStatus | None, events: Events) -> str:
              *_loss(steps, "discriminator", "discriminator", 2),
              *_loss(steps, "caption", "captions", 3)],
             y_title="loss",
-            help_text="Student and discriminator (it tells your images from the student's frames) "
-            "play against each other: both should stay level. One that runs away means trouble.",
+            help_text="The few-step model (student) and the discriminator, which tells your "
+            "images from the student's frames, compete. Both curves should stay level; if one "
+            "rises or falls steadily, style learning fails.",
         ),
     )  # fmt: skip
     return f'<div class="charts">{"".join(drawn)}</div>'
@@ -157,7 +159,7 @@ def _by_steps(previews: Events, name: str) -> list[Line]:
 def log_tail(path: Path | None) -> str:
     """The end of ``log.txt`` in a box that stays at the bottom while it grows."""
     if path is None or not path.is_file():
-        return '<div class="log"><pre>The log begins with the training.</pre></div>'
+        return '<div class="log"><pre>The log appears when training starts.</pre></div>'
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LOG_BYTES))
         text = file.read().decode("utf-8", errors="replace")

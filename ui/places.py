@@ -1,4 +1,4 @@
-"""Which folders the web page may read and write; every path that a visitor types ends up here."""
+"""The folders that the web page may read and write; every path from a visitor is checked here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
 class PlaceError(ValueError):
-    """A path or name that is not allowed; the message says what is."""
+    """A path or name that is not allowed; the message says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Places:
     model_folders: tuple[Path, ...] = ()
 
     def models(self) -> list[FoundModel]:
-        """Base models on this machine, looked up anew."""
+        """Base models on this machine, looked up again on each call."""
         return find_models(self.comfyui, self.model_folders)
 
     def motion_modules(self) -> list[tuple[str, str]]:
@@ -43,7 +43,7 @@ class Places:
 
     @property
     def web(self) -> Path:
-        """What the page itself keeps: uploads, thumbnails, the form."""
+        """Folder for the page's own files: uploads, thumbnails, the form."""
         return self.runs / "_web"
 
     @property
@@ -87,7 +87,10 @@ class Places:
         if any(not _is_hidden(path) for path in inside):
             return real
         if inside:
-            raise PlaceError(f"{_short(text)} is hidden (a part begins with a dot); not shown.")
+            raise PlaceError(
+                f"{_short(text)} is hidden (a part of the path begins with a dot), so "
+                "this page does not open it."
+            )
         raise PlaceError(
             f"{_short(text)} is outside the folders that this page may use: "
             f"{', '.join(str(root) for root in self.readable)}. Copy the files there, upload them, "
@@ -107,15 +110,15 @@ class Places:
         real = self.read(str(file))
         if real.is_relative_to((self.pack / "trainer").resolve()):
             raise PlaceError(
-                "The example styles come with the program and stay as they are. Press 'Make an "
-                "editable copy' first, then edit the copy."
+                "The included example styles cannot be edited. Press 'Make an editable copy' "
+                "first, then edit the copy."
             )
         return real
 
     def run(self, name: str | None) -> Run:
         """The run called ``name``; `PlaceError` for a name that is no run in ``runs``."""
         if not name:
-            raise PlaceError("No run is chosen; choose one at the top of the page.")
+            raise PlaceError("No run is selected; choose one at the top of the page.")
         if not isinstance(name, str) or name != slug(name):
             raise PlaceError(f"{_short(str(name))} is not the name of a run.")
         folder = self.runs / name
@@ -129,7 +132,7 @@ class Places:
     def new_run(self, name: str) -> Path:
         """The folder of a run to be made; any name becomes a safe one."""
         if not name or not name.strip():
-            raise PlaceError("Run name: there is none; type one, such as my-style.")
+            raise PlaceError("Run name: it is empty; enter one, such as my-style.")
         return self.runs / slug(name)
 
     def free_name(self, name: str) -> str:
@@ -152,13 +155,13 @@ def default_roots(pack: Path, given: Sequence[Path], remote: bool) -> tuple[Path
 def _plain_path(text: str, base: Path) -> Path:
     """``text`` as a path, relative ones below ``base``; `PlaceError` for what is no plain path."""
     if not isinstance(text, str) or not text.strip():
-        raise PlaceError("No folder is given; type one, or upload images.")
+        raise PlaceError("No folder is set; enter one, or upload images.")
     text = text.strip().strip('"')
     if len(text) > LONGEST or any(ord(letter) < 32 for letter in text):
         raise PlaceError(f"{_short(text)} is not a path.")
     # A share would make Windows send the user's password hash to whoever asks for it.
     if text.startswith(("\\\\", "//")) or _SCHEME.match(text):
-        raise PlaceError(f"{_short(text)} is an address, not a folder of this machine.")
+        raise PlaceError(f"{_short(text)} is a network address, not a folder on this machine.")
     path = Path(text)
     if text.startswith("~"):
         try:

@@ -15,8 +15,8 @@ from .watch import Moment
 STAGE = re.compile(r"^\[(\d+)/(\d+)\] (.*)$", re.MULTILINE)
 TITLE = "Test of memory and time"
 KILLED = (
-    "Its process was ended from outside before it was done. Most often main memory ran out: choose "
-    "a smaller card preset, or close other programs, and test again."
+    "The system ended its process before it was done. Usually main memory ran out: choose less "
+    "under Graphics memory, or close other programs, and test again."
 )
 
 
@@ -48,7 +48,7 @@ def preflight_panel(moment: Moment) -> str:
     if task.running:
         return _running(task.label, task.output)
     if not _is_of_the_form(site):
-        return '<p class="quiet">The last test was made with other settings: test again.</p>'
+        return '<p class="quiet">The last test used other settings: test again.</p>'
     if task.stopped:
         return notice("quiet", f"{TITLE}: stopped", "You stopped it. Nothing was changed.")
     report = _report(site)
@@ -64,12 +64,12 @@ def is_testing(site: Site) -> bool:
 
 
 def preflight_warnings(site: Site) -> list[str]:
-    """A sentence when the last test tried the form's settings and they do not fit."""
+    """A warning if the last test found that the form's current settings do not fit."""
     report = _report(site)
     if report is None or report.get("fits") or not _is_of_the_form(site):
         return []
     advice = " ".join(f"Try {hint}." for hint in report.get("advice", []))
-    return [f"The test says that these settings do not fit into memory or disk. {advice}"]
+    return [f"The test found that these settings do not fit into memory or onto the disk. {advice}"]
 
 
 def _is_of_the_form(site: Site) -> bool:
@@ -100,7 +100,7 @@ def _running(name: str, output: str) -> str:
 
 def _shown(name: str, report: dict[str, Any]) -> str:
     memory = report.get("memory_gib")
-    took = "more than there is" if memory is None else f"{memory:.2f} GiB"
+    took = "more than available" if memory is None else f"{memory:.2f} GiB"
     rows = [
         ("Device", str(report["device"])),
         ("Peak memory", f"{took} of {report['available_gib']:.1f} GiB"),

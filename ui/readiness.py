@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.readiness import Finding, Readiness
 
 AGAIN_SECONDS = 10.0
-"""Until what is missing is looked for again: a file may have been put there."""
+"""Seconds until missing files are looked for again."""
 MARKS = {"ok": "&#10003;", "note": "i", "warn": "!", "bad": "&#10007;"}
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
@@ -45,13 +45,13 @@ class Look:
 
     @property
     def bad(self) -> dict[str, Finding]:
-        """What is missing or wrong, by the setting that mends it."""
+        """What is missing or wrong, by the setting that fixes it."""
         found = () if self.readiness is None else self.readiness.bad
         return {finding.setting: finding for finding in found if finding.setting}
 
 
 class Readings:
-    """The look at the draft of this server. Thread-safe; `now` answers at once."""
+    """The check of this server's draft. Thread-safe; `now` answers at once."""
 
     def __init__(self, places: Places, drafts: Drafts) -> None:
         self._places, self._drafts = places, drafts
@@ -71,11 +71,13 @@ class Readings:
             self._look = Look(asked, busy=True) if fresh else replace(known, busy=True)
             thread = threading.Thread(target=self._work, args=(asked, draft), daemon=True)
             thread.start()
-            # Looking again is not worth a flicker.
+            # Avoid flicker while checking again.
             return self._look if fresh else known
 
     def _work(self, asked: str, draft: Draft) -> None:
-        look = Look(asked, problem="The check itself failed: the terminal of the page says how.")
+        look = Look(
+            asked, problem="The check itself failed; the terminal running this page shows why."
+        )
         try:
             config = to_config(draft.values, self._places, self._places.runs / "run")
             look = Look(asked, self.check(config))
@@ -87,7 +89,7 @@ class Readings:
 
     def check(self, config: TrainConfig) -> Readiness:
         """The readiness of ``config``, looked up now."""
-        # The whole trainer: imported here, for the page must not wait for it at its start.
+        # Imports the whole trainer: done here so that the page starts quickly.
         from trainer.readiness import check
         from trainer.readiness.parts import Disk
 
@@ -95,15 +97,15 @@ class Readings:
 
 
 def readiness_panel(look: Look) -> str:
-    """What is there and what is missing, with where to get it."""
+    """What was found and what is missing, with where to get it."""
     if look.problem:
         return notice("bad", "Not ready", look.problem)
     if look.readiness is None:
-        return notice("live", "Checking that everything is there ...", "This takes seconds.")
+        return notice("live", "Checking that nothing is missing ...", "This takes a few seconds.")
     found = look.readiness.findings
     wrong = [finding for finding in found if finding.state != "ok"]
     fine = [finding for finding in found if finding.state == "ok"]
-    title, colour = "Ready: everything a training needs is there", "good"
+    title, colour = "Ready: nothing is missing", "good"
     if look.readiness.bad:
         count = len(look.readiness.bad)
         title = f"Not ready: {count} {'thing is' if count == 1 else 'things are'} missing or wrong"
@@ -111,7 +113,7 @@ def readiness_panel(look: Look) -> str:
     elif look.readiness.warnings:
         title, colour = "Ready, with a warning", "warn"
     rows = "".join(map(_row, wrong))
-    rest = f"<details><summary>{len(fine)} parts are fine</summary>{''.join(map(_row, fine))}"
+    rest = f"<details><summary>{len(fine)} checks passed</summary>{''.join(map(_row, fine))}"
     return (
         f'<div class="notice {colour} ready" data-ready="{str(look.ready).lower()}">'
         f"<b>{title}</b>{rows}{rest}</details></div>"
@@ -139,7 +141,7 @@ def _row(finding: Finding) -> str:
 
 def find_label(setting: str) -> str:
     """The title of the field in which a missing part is pointed at."""
-    return f"{label(setting)}: find it on this disk"
+    return f"{label(setting)}: choose it on this disk"
 
 
 def placed(setting: str, text: Any, places: Places) -> str:

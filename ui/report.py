@@ -1,4 +1,4 @@
-"""What there is to say of a scanned folder: counts, and every file in a table that is paged."""
+"""The report of a scanned folder: counts, and a paged table of all files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def summary(scan: Scan) -> str:
     few = (
         ""
         if used >= FEW
-        else f'<p class="quiet">Fewer than {FEW} images: the LoRA may learn the pictures instead '
-        "of their look. More and varied ones help.</p>"
+        else f'<p class="quiet">Fewer than {FEW} images: the LoRA may learn the pictures '
+        "themselves instead of their look. Add more, and more varied, images.</p>"
     )
     return f'<div class="chips">{chips}</div>{few}'
 
@@ -78,7 +78,7 @@ def page_count(scan: Scan, view: str) -> int:
 
 
 def remarks(scan: Scan) -> dict[Path, list[str]]:
-    """What is remarkable about files, in sentences."""
+    """Remarks on files, as sentences."""
     said: dict[Path, list[str]] = {}
     for record in scan.folder.records:
         own = [record.reason] if record.status != "used" else record.notes

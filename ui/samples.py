@@ -14,7 +14,7 @@ from trainer.runs.folder import Run
 _FOLDER = re.compile(r"(step|own)-(\d{6,})(?:-(\d{3,}))?")
 _CLIP = re.compile(r"prompt-(\d+)-(?:(teacher)|(steps|strength)-(\d+))\.mp4")
 PAUSE = '<button type="button" class="pause">Pause clips</button>'
-"""The page's script does it, and gives it its word."""
+"""The page's script handles this button and sets its label."""
 Method = tuple[int, int]
 """What made a clip, in the order of columns: (0, 0) the original, (1, sampling steps) the student,
 (2, percent) the student at that strength of its LoRA."""
@@ -42,14 +42,14 @@ def samples(
     references: Sequence[Path] = (),
     exported: int | None = None,
 ) -> str:
-    """The clips of one preview: a row for every prompt, a column for every method; above them the
+    """The clips of one preview: a row per prompt, a column per method; above them the
     ``references``, pictures of the style. The ``exported`` step is named.
     """
     folders = sample_folders(run, exported)
     if run is None or not folders:
         return (
             '<p class="empty">No clips yet. They appear with the first preview of a training; '
-            "<b>Sample now</b> asks for one at once.</p>"
+            "press <b>Sample now</b> to get one at once.</p>"
         )
     known = [folder for _, folder in folders]
     folder = run.samples / (name if name in known else known[0])
@@ -75,23 +75,23 @@ def _references(pictures: Sequence[Path]) -> str:
         f'<img src="{file_address(path)}" alt="Style image {number} of {len(pictures)}">'
         for number, path in enumerate(pictures, 1)
     )
-    return f'<h3>Your style images, to compare with</h3><div class="references">{cells}</div>'
+    return f'<h3>Your style images, for comparison</h3><div class="references">{cells}</div>'
 
 
 def _which(folder: str, exported: int | None) -> str:
     """Which step the clips are of, and whether it is that of the LoRA used in ComfyUI."""
     match = _FOLDER.fullmatch(folder)
     step = int(match[2]) if match else 0
-    said = f"These clips are of step {step:,}"
+    said = f"These clips are from training step {step:,}"
     if exported == step:
         said += ", the exported LoRA"
     elif exported is not None:
-        said += f"; the exported LoRA is of step <b>{exported:,}</b>"
+        said += f"; the exported LoRA is from step <b>{exported:,}</b>"
     return f'<p class="quiet">{said}.</p>'
 
 
 def _over_time(run: Run, names: list[str], exported: int | None) -> str:
-    """The first prompt at the most usual number of steps, from the oldest preview to the newest."""
+    """The first prompt at the usual number of steps, from the oldest preview to the newest."""
     cells = []
     for name in sorted(name for name in names if name.startswith("step-"))[-8:]:
         _, clips = _read(run.samples / name)
@@ -103,7 +103,7 @@ def _over_time(run: Run, names: list[str], exported: int | None) -> str:
             cells.append(_cell(clips[1, (1, steps)], f"step {step}{mark}"))
     if len(cells) < 2:
         return ""
-    return f"<h3>Over the training</h3>{_row_of(cells)}"
+    return f"<h3>During the training</h3>{_row_of(cells)}"
 
 
 def _row_of(cells: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ REFUSED = re.compile(
     r"|run-history|runs|process_recording|monitoring|profiling|openapi|info|call|api/|dev/"
     r"|custom_component|svelte)"
 )
-"""Doors of Gradio that this page does not use."""
+"""Gradio endpoints that this page does not use."""
 SERVED = {".mp4", ".webp", ".png", ".jpg", ".jpeg", ".gif", ".safetensors", ".json", ".toml"}
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' "
@@ -43,7 +43,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class OptionError(ValueError):
-    """Options that do not go together."""
+    """Options that contradict each other."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,23 +57,23 @@ def parser() -> argparse.ArgumentParser:
         "--listen", metavar="ADDRESS", default="127.0.0.1",
         help="address to listen on (127.0.0.1: this machine only); others need --auth",
     )  # fmt: skip
-    made.add_argument("--auth", metavar="NAME:PASSWORD", help="who may use the page")
-    made.add_argument("--runs", type=Path, default=PACK / "runs", help="folder of the runs")
+    made.add_argument("--auth", metavar="NAME:PASSWORD", help="login for the page")
+    made.add_argument("--runs", type=Path, default=PACK / "runs", help="folder for the runs")
     made.add_argument(
         "--root", type=Path, action="append", default=[], metavar="FOLDER",
-        help="folder that images may be read from; may be given again (your home folder)",
+        help="folder that images may be read from; may be repeated (your home folder)",
     )  # fmt: skip
     made.add_argument("--comfyui", type=Path, metavar="FOLDER", help="ComfyUI's folder")
     made.add_argument(
         "--models", type=Path, action="append", default=[], metavar="FOLDER",
-        help="folder with base models in diffusers layout; may be given again",
+        help="folder with base models in diffusers layout; may be repeated",
     )  # fmt: skip
     made.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
     return made
 
 
 def places_of(options: argparse.Namespace) -> Places:
-    """The folders that ``options`` allow. Raises ValueError for a ComfyUI that is none."""
+    """The folders that ``options`` allow. Raises ValueError for a folder that is not ComfyUI's."""
     remote = options.listen not in LOCAL
     return Places(
         pack=PACK,
@@ -99,7 +99,7 @@ def credentials(options: argparse.Namespace) -> tuple[str, str] | None:
 
 
 def opens_browser(options: argparse.Namespace) -> bool:
-    """Whether to show the page at once: not to others, and not where there is no screen."""
+    """Whether to open a browser: not if the page is open to others, and not without a screen."""
     screen = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )
@@ -114,7 +114,7 @@ def _shown(options: argparse.Namespace) -> str:
 def check_port(address: str, port: int) -> None:
     """Raise `OptionError`, naming ``--server-port``, where the page could not listen."""
     if not 1 <= port <= 65535:
-        raise OptionError(f"--server-port {port} is no port; use 1024 to 65535.")
+        raise OptionError(f"--server-port {port} is not a port; use 1024 to 65535.")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         if os.name == "posix":  # elsewhere it would share the port of another program
@@ -123,15 +123,16 @@ def check_port(address: str, port: int) -> None:
             trial.bind((address, port))
         except PermissionError as error:
             raise OptionError(
-                f"Port {port} may not be used without more rights; use --server-port 7860 or "
-                "another above 1023."
+                f"Port {port} needs administrator rights; use --server-port 7860 or another above "
+                "1023."
             ) from error
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise OptionError(f"--listen {address} cannot be listened on: {error}.") from error
             raise OptionError(
-                f"Port {port} is in use. If it is this page, it is open at http://{address}:{port} "
-                f"already; else choose another port, as in --server-port {port % 65535 + 1}."
+                f"Port {port} is in use. If it is this page, it is already open at "
+                f"http://{address}:{port}; otherwise choose another port, such as --server-port "
+                f"{port % 65535 + 1}."
             ) from error
 
 
@@ -227,7 +228,7 @@ def serve(options: argparse.Namespace, block: bool = True) -> Any:
     hosts = LOCAL if options.listen in LOCAL else ()
     guard = Middleware(Guard, hosts=hosts, uploads=places.web)
     page = build(site)
-    print(f"The trainer's page: http://{_shown(options)} (Ctrl+C ends it)", flush=True)
+    print(f"The trainer's page: http://{_shown(options)} (Ctrl+C stops it)", flush=True)
     page.launch(
         server_name=options.listen, server_port=options.server_port, auth=auth, share=False,
         inbrowser=opens_browser(options), quiet=True, ssr_mode=False, strict_cors=True,

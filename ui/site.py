@@ -70,12 +70,14 @@ class Site:
         for run in self.runs():
             try:
                 images = run.config().images
-            except EXPECTED:  # a run that cannot be read trains on nothing
+            except EXPECTED:  # a run that cannot be read uses no folder
                 continue
             if images is None or not images.resolve().is_relative_to(folder.resolve()):
                 continue
             if run_status(run, self.queue).busy:
-                raise PlaceError(f"'{run.name}' trains on '{folder.name}'; stop that run first.")
+                raise PlaceError(
+                    f"The run '{run.name}' is using '{folder.name}'; stop that run first."
+                )
 
     def chosen(self, name: str | None) -> str | None:
         """``name`` if there is such a run, else what a page that is opened shows."""

@@ -1,4 +1,4 @@
-"""What a run is doing, in words: status, progress, time left, and what to do after a failure."""
+"""A run's state as text: status, progress, time left, and what to do after a failure."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ WORDS = {
 
 ADVICE = (
     ("DiskFullError", "Free some space (old runs and checkpoints are the largest), then press "
-     "Resume. Everything up to the last checkpoint is whole."),
-    ("OutOfMemory", "The device has too little memory for these settings. On the Train tab choose "
-     "less under Graphics memory, or Saving memory: tight, and start again."),
-    ("TrainingDivergedError", "The numbers ran away. Clone the run on the Runs tab, halve the "
-     "learning rate, and start the clone."),
-    ("RunLockedError", "Another process trains this run. Wait until it has ended."),
-    ("NotReadyError", "Get or correct what is named above (the Train tab has a field to point at "
-     "each file), then press Resume, or clone the run on the Runs tab."),
-    ("DataError", "Look at the Data tab: it names every image that cannot be used, and why."),
+     "Resume. Everything up to the last checkpoint is safe."),
+    ("OutOfMemory", "The device has too little memory for these settings. On the Train tab, choose "
+     "less under Graphics memory, or set Saving memory to tight, and start again."),
+    ("TrainingDivergedError", "Training diverged. Press 'Use these settings again' on the Runs "
+     "tab, halve the learning rate, and start again."),
+    ("RunLockedError", "Another process is training this run. Wait until it ends."),
+    ("NotReadyError", "Get or correct what is named above (the Train tab has a field for each "
+     "missing file), then press Resume, or 'Use these settings again' on the Runs tab."),
+    ("DataError", "Look at the Data tab: it lists every image that cannot be used, and why."),
     ("PromptError", "Give the images captions, or choose a prompts file on the Train tab."),
     ("ModelError", "Choose a base model that is marked ready on the Train tab."),
-    ("ConfigError", "Clone the run on the Runs tab and correct the setting that is named."),
+    ("ConfigError", "Press 'Use these settings again' on the Runs tab and correct the setting "
+     "named above."),
 )  # fmt: skip
 """Part of an error's name -> what to do."""
 
@@ -57,7 +58,7 @@ class RunStatus:
 
     @property
     def can_stop(self) -> bool:
-        """Before the trainer has the run's lock it would forget a request to stop."""
+        """A request to stop is lost before the trainer has the run's lock."""
         return self.status in ("running", "preflight") or (
             self.status == "starting" and self.state.live and self.state.pid is not None
         )
@@ -132,12 +133,12 @@ def problem(status: RunStatus) -> str:
     """The last error in full with what to do about it; empty when there is none."""
     error, kind = status.state.error, status.status
     if kind == "interrupted":
-        text = "The process is gone: a crash, a power cut, or somebody ended it."
-        advice = "Press Resume: it goes on from the last checkpoint, exactly."
+        text = "The process has ended: a crash, a power cut, or somebody stopped it."
+        advice = "Press Resume: it continues exactly from the last checkpoint."
         return notice("warn", "Interrupted", text, advice)
     if kind not in ("failed", "disk full") or not error:
         return ""
-    general = "The log below has the details. Resume goes on from the last checkpoint."
+    general = "The log below has the details. Resume continues from the last checkpoint."
     advice = next((text for name, text in ADVICE if name in error), general)
     return notice("bad", WORDS[kind][0], error, advice)
 

@@ -11,7 +11,7 @@ CSS = FOLDER / "page.css"
 SCRIPT = FOLDER / "page.js"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 INPUT_BORDER, INPUT_BORDER_DARK = "#8492a6", "#66758c"
-"""3 to 1 against the field and what is around it, as WCAG asks of what shows where a field is."""
+"""Contrast 3 to 1 against the field and its surroundings, as WCAG requires for field borders."""
 CODE_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 

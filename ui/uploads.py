@@ -1,6 +1,7 @@
-"""Uploaded images and zip archives become a set, a folder of this page; sets grow, shrink and go.
+"""Turns uploaded images and zip archives into a set, a folder of this page; also adds to, removes
+from and deletes sets.
 
-What could harm the machine is refused; everything else is kept, or listed with the reason.
+Harmful content is refused; everything else is kept, or listed with the reason.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MAX_FILES = 5000
 MAX_FILE_BYTES = 256 * MIB
 MAX_TOTAL_BYTES = 4096 * MIB
 MAX_RATIO = 100
-"""A zip entry that grows more than this when unpacked is a bomb: images hardly shrink in a zip."""
+"""A zip entry that grows by more than this factor is a zip bomb: images hardly compress."""
 RATIO_FREE_BYTES = 10 * MIB
 SPARE_BYTES = 512 * MIB
 """What has to be left free on the disk."""
@@ -98,14 +99,14 @@ def own_set(folder: Path, uploads: Path) -> Path:
     real = folder.resolve()
     if real.parent != uploads.resolve() or real.name.startswith("."):
         raise PlaceError(
-            f"'{folder.name}' is no set of this page: files in other folders are never deleted or "
-            "added here. Press 'Make an editable copy' first."
+            f"'{folder.name}' was not made on this page. This page never adds or deletes files in "
+            "other folders. Press 'Make an editable copy' first."
         )
     return real
 
 
 def remove_image(image: Path, uploads: Path) -> None:
-    """Delete an image of a set and the captions that are its alone."""
+    """Delete an image of a set, and captions that belong to no other image."""
     real = image.resolve()
     inside = next((folder for folder in real.parents if folder.parent == uploads.resolve()), None)
     own_set(inside or real.parent, uploads)
@@ -140,7 +141,7 @@ def _store(arrivals: Sequence[Arrival], name: str, uploads: Path, into: Path | N
     made = plan(arrivals, into and target)
     if not made.images and not (into and made.copies):
         reasons = "; ".join((*made.left_out, *made.notes)[:3])
-        raise PlaceError(f"The upload holds no images ({reasons}). PNG, JPEG, WebP are fine.")
+        raise PlaceError(f"The upload holds no images ({reasons}). Use PNG, JPEG or WebP.")
     if into is None:
         with staged_folder(target) as staged:
             _write(made, staged)
@@ -212,7 +213,7 @@ def _checked(file: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, numbe
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise PlaceError(f"The zip holds a link ({name[:80]!r}); put the file itself into it.")
     if entry.flag_bits & 1:
-        raise PlaceError("The zip has a password; make one without.")
+        raise PlaceError("The zip has a password; make one without a password.")
     limit = max(entry.compress_size * MAX_RATIO, RATIO_FREE_BYTES)
     if entry.file_size > limit:
         raise PlaceError(f"'{name[:80]}' would unpack to a hundred times its size; refused.")
@@ -248,7 +249,9 @@ def _telling(file: Path) -> Iterator[None]:
     try:
         yield
     except _BAD_ZIP as error:
-        raise PlaceError(f"'{file.name}' cannot be unpacked ({error}); zip it again.") from error
+        raise PlaceError(
+            f"'{file.name}' cannot be unpacked ({error}); zip the files again."
+        ) from error
 
 
 def _name(entry: zipfile.ZipInfo) -> str:

@@ -1,4 +1,4 @@
-"""What the page shows of a moving run: each component with a function of the moment."""
+"""Live view of a run: each component with a function that gives its value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .status import RunStatus
 
 @dataclass(frozen=True)
 class Moment:
-    """What is known at one look: the chosen run, its status and its events."""
+    """The state at one update: the chosen run, its status and its events."""
 
     site: Site
     asked: str | None

@@ -1,1 +1,1 @@
-"""How a diffusers video model becomes a native MODEL, CLIP and VAE; no node classes here."""
+"""Turns a diffusers video model into a native MODEL, CLIP and VAE; no node classes here."""

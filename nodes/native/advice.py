@@ -1,8 +1,8 @@
-"""Advice on the sampler node: is a few-step MODEL sampled with the values it was distilled for?
+"""Advice on the sampler node if a few-step MODEL is sampled with unsuitable values.
 
-A student knows one way to be sampled. KSampler's own defaults (20 steps, euler, CFG 8) give a
-burnt or blurred clip without any error, so the running sampler is looked at, and wrong values are
-told on its node with a button that sets the right ones.
+A student needs specific sampling settings. KSampler's defaults (20 steps, euler, CFG 8) give a
+burnt or blurred clip without any error. So the running sampler is checked, and its node shows wrong
+values with a button that sets the right ones.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ WRAPPER_KEY = "mcm_advice"
 SAMPLER, SCHEDULER = "lcm", "simple"
 MOST_STEPS = 8
 HIGHEST_CFG = 2.0
-"""Guidance above 1 asks for two model calls a step and is not what was distilled; up to here a
-clip still looks right."""
+"""Guidance above 1 needs two model calls per step and is not what was distilled; up to this value a
+clip still looks right.
+"""
 LEAVING_OUT = ("dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2")
-"""Samplers for which KSampler leaves out the last noise level but one of any scheduler."""
+"""Samplers for which KSampler drops the second to last noise level of any scheduler."""
 UNEVEN = 1.001
-"""Steps over the noise levels may differ by one level, which is rounding."""
+"""Steps over the noise levels may differ by one level because of rounding."""
 
 
 @dataclass(frozen=True)
 class Recommended:
-    """What a few-step LoRA is sampled with: ``steps`` up to ``most_steps``, guidance ``cfg``."""
+    """Recommended sampling of a few-step LoRA: ``steps`` up to ``most_steps``, guidance ``cfg``."""
 
     steps: int = 4
     cfg: float = 1.0
@@ -42,7 +43,7 @@ class Recommended:
 def advise(
     model: Any, steps: int = 4, cfg: float = 1.0, allowed: Sequence[int] = (MOST_STEPS,)
 ) -> None:
-    """Tell on the sampler node of MODEL ``model`` (in place) when it is sampled with wrong values.
+    """Make the sampler node of MODEL ``model`` (in place) show a notice when its values are wrong.
 
     ``steps`` and ``cfg`` are the LoRA's own, ``allowed`` its numbers of steps, as (1, 2, 4, 8). A
     later call replaces an earlier one.
@@ -133,9 +134,9 @@ def level_numbers(sigmas: Tensor, levels: Tensor) -> Sequence[float]:
 
 
 def sentence(recommended: Recommended, found: dict[str, tuple[Any, str]]) -> str:
-    """What the notice says."""
+    """The text of the notice."""
     return (
-        f"This MODEL is made for few steps: sampler '{SAMPLER}', scheduler '{SCHEDULER}', CFG "
-        f"{recommended.cfg:g}, 1 to {recommended.most_steps} steps (best: {recommended.steps}). "
-        f"This run has {', '.join(told for _, told in found.values())}: expect a poor clip."
+        f"This few-step MODEL needs sampler '{SAMPLER}', scheduler '{SCHEDULER}', CFG "
+        f"{recommended.cfg:g} and 1 to {recommended.most_steps} steps (best: {recommended.steps}). "
+        f"This run uses {', '.join(told for _, told in found.values())}, so expect a poor clip."
     )

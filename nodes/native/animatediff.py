@@ -30,9 +30,9 @@ SIZE = FAMILY.bases[0].size
 def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool = False) -> Any:
     """A new MODEL of clips from `model`, a MODEL of Stable Diffusion 1.5, and a motion module.
 
-    Weights are shared where they lie on the offload device in the model's type already; with
-    dynamic VRAM a checkpoint keeps its file's type, and they are copied. `model` stays as it was.
-    Raises MotionModuleError, with nothing changed, when the two do not belong together.
+    Weights are shared if they are already on the offload device in the model's type; with dynamic
+    VRAM a checkpoint keeps its file's type, and they are copied. `model` is not changed. Raises
+    MotionModuleError, with nothing changed, if the two do not fit.
     """
     from .unet import NativeMotionUNet
 
@@ -56,8 +56,8 @@ def apply_motion_module(model: Any, module: MotionModule, disable_dynamic: bool 
 
 
 def _loader(model: Any, module: MotionModule) -> tuple | None:
-    """``(function, arguments)`` that makes the same MODEL once more, for core; None where the image
-    model's own loader is not known.
+    """``(function, arguments)`` that makes the same MODEL again, for core; None if the image
+    model's loader is unknown.
     """
     again = getattr(model, "cached_patcher_init", None)
     return (_apply_again, (again, module)) if again else None
@@ -75,7 +75,7 @@ def check_base(model: Any, module: MotionModule) -> None:
     base = model.model
     if hasattr(base, "mcm_info"):
         raise MotionModuleError(
-            f"This MODEL is a clip model already ('{video_info(model).name}'). Connect the MODEL "
+            f"This MODEL is already a video model ('{video_info(model).name}'). Connect the MODEL "
             "of Load Checkpoint (Stable Diffusion 1.5), before any motion module."
         )
     config = getattr(base.model_config, "unet_config", {})
@@ -84,12 +84,13 @@ def check_base(model: Any, module: MotionModule) -> None:
         raise MotionModuleError(
             f"The MODEL is a {type(base.model_config).__name__} (text width {context}, "
             f"{inputs} input channels); motion modules are made for Stable Diffusion 1.5 (text "
-            f"width {TEXT_WIDTH}, 4 channels). Load an SD 1.5 checkpoint that is no inpainting one."
+            f"width {TEXT_WIDTH}, 4 channels). Load an SD 1.5 checkpoint that is not for "
+            "inpainting."
         )
     if quantised_as(base.model_config):
         raise MotionModuleError(
-            "The checkpoint's layers are quantised (GGUF, scaled fp8, nvfp4 or the like), which "
-            "cannot be renamed. Load it as fp32, fp16, bf16 or plain fp8."
+            "The checkpoint's layers are quantised (GGUF, scaled fp8, nvfp4 or similar), which "
+            "cannot be converted. Load it as fp32, fp16, bf16 or plain fp8."
         )
     widths = tuple(config["model_channels"] * factor for factor in config["channel_mult"])
     layers = tuple(config["num_res_blocks"])
@@ -149,7 +150,8 @@ def fill_weights(unet: Any, model: Any, module: MotionModule, names: Mapping[str
         check_fit(unet, state, Path(module.name))
     except ValueError as error:
         raise MotionModuleError(
-            f"Motion module '{module.name}' and the checkpoint make no complete model. {error}"
+            f"Motion module '{module.name}' and the checkpoint do not form a complete model. "
+            f"{error}"
         ) from error
     types = {path: value.dtype for path, value in unet.named_parameters()}
     state = {path: value.to(types.get(path, value.dtype)) for path, value in state.items()}
@@ -159,7 +161,7 @@ def fill_weights(unet: Any, model: Any, module: MotionModule, names: Mapping[str
 def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
     """LoRAs and options applied to `model` before the motion module act on `out` too.
 
-    What cannot act on a clip model is named in one warning and left out.
+    What does not work on a video model is named in one warning and left out.
     """
     lost = []
     for key, patches in model.patches.items():
@@ -181,14 +183,14 @@ def carry_over(model: Any, out: Any, names: Mapping[str, str]) -> None:
     lost += [*model.injections, *model.weight_wrapper_patches, *model.additional_models]
     if lost:
         tell(
-            "These changes made to the image model cannot act on the video model: "
-            f"{', '.join(sorted(set(map(str, lost))))}. Model sampling nodes go after AnimateDiff "
+            "These changes to the image model do not work on the video model: "
+            f"{', '.join(sorted(set(map(str, lost))))}. Put model sampling nodes after AnimateDiff "
             "Motion Module."
         )
 
 
 def motion_info(module: MotionModule, scheduler: dict[str, Any]) -> VideoInfo:
-    """What the nodes know of the clip model; lengths up to the module's last position."""
+    """The video model's `VideoInfo`; lengths up to the module's last position."""
     width, height, frames = SIZE
     return VideoInfo(
         family=FAMILY.name,

@@ -1,4 +1,5 @@
-"""The blocks of core's own UNet in a diffusers video UNet: where they begin and end, their names.
+"""Maps the blocks of core's UNet to a diffusers video UNet: where they begin and end, and their
+names.
 
 Core counts input blocks (the first convolution, then each residual layer and each downsampler), one
 middle block, and output blocks (each residual layer; the last of a level holds its upsampler).
@@ -94,7 +95,7 @@ def to_core_key(key: str, unet: Any) -> str:
 
     ``diffusion_model.mid_block.attentions.0.norm.weight`` becomes
     ``diffusion_model.middle_block.1.mid_block.attentions.0.norm.weight``: nodes that read core's
-    names (Model Merge Blocks) know where it lies, and `from_core_key` gives the key back.
+    names (Model Merge Blocks) can locate it, and `from_core_key` restores the key.
     """
     path = key.removeprefix(PREFIX)
     for outside, name in _OUTSIDE.items():
@@ -110,7 +111,7 @@ def to_core_key(key: str, unet: Any) -> str:
 
 
 def _numbered(match: re.Match[str], unet: Any) -> str:
-    """Core's name of the block that the path in `match` lies in."""
+    """Core's name of the block that contains the path in `match`."""
     way, level, kind, index = match[1], int(match[2]), match[3], int(match[4])
     blocks = getattr(unet, f"{way}_blocks")
     before = sum(len(block.resnets) for block in blocks[:level])

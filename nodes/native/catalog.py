@@ -1,4 +1,4 @@
-"""Which text-to-video models lie on this machine, as names for a list and back to folders."""
+"""Text-to-video models on this machine: their names for a list, and the folders of these names."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def list_models() -> list[str]:
 
 
 def resolve_model_name(name: str) -> Path:
-    """The folder that ``name`` of :func:`list_models` means.
+    """The folder that ``name`` of `list_models` means.
 
-    Raises ValueError for a name that is not there, or that leads outside the model folders.
+    Raises ValueError for an unknown name, or one outside the model folders.
     """
     ours = bundled(name)
     if ours is not None:

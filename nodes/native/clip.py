@@ -23,7 +23,7 @@ def load_native_clip(
 
     ``dtype`` is what the weights are stored in; None leaves the choice to ComfyUI.
     ``disable_dynamic`` asks for core's plain patcher. Raises ValueError for a text encoder that is
-    none of CLIP's, or whose weights do not fit.
+    not CLIP, or whose weights do not fit.
     """
     import comfy.sd
     from comfy.supported_models_base import ClipTarget
@@ -57,12 +57,12 @@ def load_native_clip(
 
 
 def load_clip_patcher(folder: Path, dtype: torch.dtype | None, disable_dynamic: bool = False):
-    """The patcher of a CLIP loaded once more, for core (hooks, a second GPU)."""
+    """The patcher of a CLIP loaded again, for core (hooks, a second GPU)."""
     return load_native_clip(folder, dtype, disable_dynamic).patcher
 
 
 def normalise_keys(weights: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Keys as ComfyUI's CLIPTextModel has them.
+    """Keys as in ComfyUI's CLIPTextModel.
 
     transformers 5 dropped the prefix ``text_model.``, transformers 4 also stored ``position_ids``.
     A missing ``text_projection`` becomes the identity: ComfyUI would leave it uninitialised.

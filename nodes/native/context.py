@@ -1,9 +1,9 @@
-"""Clips longer than the model: overlapping windows in every step, blended.
+"""Clips longer than the model's own length: overlapping windows, blended in every step.
 
 Core has context windows too, but their handler takes one timestep for the batch, where latents of
-frames-as-batch have one a row; it would window over several videos as if they were one; and it
-changes often. So the windows here stand on one wrapper around core's ``calc_cond_batch``, and the
-schedules (those of AnimateDiff, as core has them) are our own.
+frames-as-batch have one per row; it would treat several videos as one; and it changes often. So the
+windows here use one wrapper around core's ``calc_cond_batch`` and our own code for the schedules
+(those of AnimateDiff, as in core).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def add_context_windows(
     windows of that length, ``context_overlap`` frames of which are shared with the next.
 
     A clip that is not longer is sampled as without windows. Raises ValueError for a MODEL of
-    another pack, a length that it cannot make, and an overlap that leaves nothing to advance by.
+    another pack, a length that it cannot make, and an overlap as long as the window.
     """
     info = video_info(model)
     if context_length not in info.frames:
         raise ValueError(
-            f"`context_length`={context_length} is not a clip that '{info.name}' can make; use "
-            f"{allowed_frames(info.frames)}."
+            f"`context_length`={context_length} is not a clip length that '{info.name}' supports; "
+            f"use {allowed_frames(info.frames)}."
         )
     if not 0 <= context_overlap < context_length:
         raise ValueError(
@@ -112,7 +112,7 @@ def _stop_if_asked() -> None:
 
 
 def current_step(timestep: Tensor, levels: Tensor) -> int:
-    """The step that ``timestep`` (rows,) of noise levels lies in; ``levels`` fall to 0.
+    """The step that contains ``timestep`` (rows,) of noise levels; ``levels`` fall to 0.
 
     Samplers that call the model between two levels (heun, dpm_2, ...) stay in their step.
     """
@@ -166,7 +166,7 @@ class Window:
 
 
 def fuse_weights(options: ContextOptions) -> list[float]:
-    """What each frame of a window counts in an overlap: 1 2 3 3 2 1 (pyramid) or all the same."""
+    """The weight of each frame of a window in an overlap: 1 2 3 3 2 1 (pyramid) or all equal."""
     if options.fuse == "flat":
         return [1.0] * options.length
     return [float(min(i, options.length - 1 - i) + 1) for i in range(options.length)]
@@ -180,7 +180,7 @@ def static_windows(frames: int, options: ContextOptions, step: int) -> list[list
 
 
 def looped_windows(frames: int, options: ContextOptions, step: int) -> list[list[int]]:
-    """Windows that move from step to step and run over the end into the beginning."""
+    """Windows that move in every step and wrap from the end to the beginning."""
     moved = round(frames * halving(step))
     end = frames + moved - (0 if options.closed_loop else options.overlap)
     starts = range(moved, end, options.length - options.overlap)

@@ -54,8 +54,8 @@ def read_control(control: Mapping[str, Sequence[Residual]], layers: int) -> Resi
     for kind, limit in (("input", layers), ("middle", 1), ("output", layers)):
         if any(residual is not None for residual in popped[kind][limit:]):
             raise ValueError(
-                f"The ControlNet gives {len(popped[kind])} `{kind}` residuals, this model has "
-                f"{limit} places; use a ControlNet or T2I-Adapter for Stable Diffusion 1.5."
+                f"The ControlNet gives {len(popped[kind])} `{kind}` residuals, but this model "
+                f"takes {limit}; use a ControlNet or T2I-Adapter for Stable Diffusion 1.5."
             )
     middle = popped["middle"][0] if popped["middle"] else None
     inputs, skips = _filled(popped["input"], layers), _filled(popped["output"], layers)
@@ -89,13 +89,13 @@ def _filled(residuals: list[Residual], count: int) -> tuple[Residual, ...]:
 
 
 def check_rows(residuals: Residuals, rows: int) -> None:
-    """Raise ValueError when a residual has neither one row nor one a frame."""
+    """Raise ValueError if a residual has neither one row nor one per frame."""
     found = (*residuals.inputs, residuals.middle, *residuals.skips)
     for residual in found:
         if residual is not None and residual.shape[0] not in (1, rows):
             raise ValueError(
                 f"A ControlNet residual has {residual.shape[0]} rows, the batch {rows} frames; "
-                "give it one image, or one a frame of the clip."
+                "give the ControlNet one image, or one per frame of the clip."
             )
 
 
@@ -105,7 +105,7 @@ def refuse_control_loras(model: Any) -> None:
 
 
 def _without_control_loras(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """Around `CFGGuider.outer_sample`; raises ValueError before core takes the model apart.
+    """Around `CFGGuider.outer_sample`; raises ValueError before core copies the model's weights.
 
     A Control-LoRA fills its network with the image UNet's own weights by ComfyUI's names, which a
     clip model does not have.
@@ -118,8 +118,8 @@ def _without_control_loras(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
             while control is not None:
                 if isinstance(control, ControlLora):
                     raise ValueError(
-                        "A Control-LoRA borrows the weights of an image UNet, so it cannot act on "
-                        "a video model; load the complete ControlNet of the same kind instead."
+                        "A Control-LoRA uses the weights of an image UNet, so it does not work on "
+                        "a video model; load the full ControlNet of the same kind instead."
                     )
                 control = control.previous_controlnet
     return executor(*args, **kwargs)

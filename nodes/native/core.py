@@ -1,4 +1,4 @@
-"""What this pack uses of ComfyUI that has changed between versions, or may: one place for all of it.
+"""All parts of ComfyUI that this pack uses and that change between versions.
 
 | of core | since | what stands in where it is missing or other |
 |---|---|---|
@@ -24,14 +24,14 @@ import torch
 from comfy_api.latest import io
 
 QUANTISED = ("quant_config", "layer_quant_config", "scaled_fp8", "custom_operations")
-"""Where a model config says that its layers are quantised, by the ComfyUI's age."""
+"""Config attributes for quantised layers, by version of ComfyUI."""
 
 
 def new_patcher(base_model: Any, loader: tuple | None = None, disable_dynamic: bool = False) -> Any:
     """MODEL (ModelPatcher) of BaseModel `base_model` on ComfyUI's devices, of the class that core
     uses for its own models, with `VideoPatcher`'s two methods.
 
-    `loader` is ``(function, arguments)`` that loads the same MODEL once more and takes
+    `loader` is ``(function, arguments)`` that loads the same MODEL again and takes
     ``disable_dynamic``; core calls it for a second GPU. None where that is not possible.
     """
     from comfy import model_management
@@ -74,8 +74,9 @@ def video_patcher_class(kind: type) -> type:
             lost = [given for key, given in own.items() if key not in set(taken)]
             if lost and isinstance(patches[lost[0]], list):  # whole weights: a merge
                 raise ValueError(
-                    f"These MODELs cannot be merged: {lost[0]} is not a layer of both. Merge video "
-                    "models of one kind; image models are merged before AnimateDiff Motion Module."
+                    f"These MODELs cannot be merged: only one of them has the layer {lost[0]}. "
+                    "Merge video models of the same kind; merge image models before AnimateDiff "
+                    "Motion Module."
                 )
             return [own[key] for key in taken]
 
@@ -108,8 +109,8 @@ def core_moves_step_seed() -> bool:
 
 
 def wrap(model: Any, place: str, key: str, function: Callable[..., Any]) -> None:
-    """Put `function` around what `place` (a name in `WrappersMP`) stands for, on MODEL `model` and
-    its later clones; what stood there under `key` goes.
+    """Wrap `function` around the call named `place` (a name in `WrappersMP`), on MODEL `model` and
+    its later clones. It replaces an earlier wrapper with the same `key`.
     """
     from comfy.patcher_extension import WrappersMP
 
@@ -123,11 +124,11 @@ FEW_STEP = ("few step", "lcm", "consistency", "turbo", "lightning", "fast", "dis
 
 
 def found_by(*words: str) -> dict[str, list[str]]:
-    """Keyword arguments for `io.Schema`; none before ComfyUI 0.11, which has no such field.
+    """Keyword arguments for `io.Schema`; empty before ComfyUI 0.11, which has no such field.
 
-    Where a query is in no node's name, the frontend puts those first that have it as a whole word
-    of this list, and after them those that have it late in a phrase. Loaders begin a graph: they
-    have "lcm", the nodes behind them "sampler for lcm".
+    When no node's name matches a query, the frontend ranks whole-word matches in this list first
+    and matches late in a phrase after them. Loaders start a graph, so they have "lcm"; nodes
+    further along have "sampler for lcm".
     """
     if "search_aliases" not in io.Schema.__dataclass_fields__:
         return {}

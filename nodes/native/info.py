@@ -1,4 +1,4 @@
-"""What a text-to-video MODEL is, as far as the nodes need to know; travels with the MODEL."""
+"""Facts about a text-to-video MODEL that the nodes need; attached to the MODEL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class VideoInfo:
 
     ``frames`` are the clip lengths it was made for, ``default_frames`` the one to offer first.
     ``scheduler_config`` is diffusers' dict (``beta_schedule``, ``beta_start``, ...).
-    ``weight_files`` are the UNet's files on disk; they are read only when :attr:`base_hash` is.
+    ``weight_files`` are the UNet's files on disk; they are read only when `base_hash` is.
     """
 
     family: str
@@ -48,8 +48,8 @@ class VideoInfo:
 
 
 def attach_info(base_model: Any, info: VideoInfo) -> None:
-    """Let ``base_model`` (a comfy BaseModel) and its UNet carry ``info``, shared by every clone of
-    its MODEL.
+    """Attach ``info`` to ``base_model`` (a comfy BaseModel) and its UNet; all clones of its MODEL
+    share it.
     """
     base_model.mcm_info = info
     base_model.diffusion_model.info = info

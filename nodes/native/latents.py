@@ -1,7 +1,8 @@
-"""LATENTs of videos: frames as a batch of images, that know how long one video is.
+"""LATENTs of videos: a batch of frames that stores how long one video is.
 
-KSampler and its like hand on only the tensor of a LATENT, so the tensor itself carries its frames.
-What samples a MODEL of this pack reads them, and refuses LATENTs of another kind of model.
+KSampler and similar nodes pass on only the tensor of a LATENT, so the tensor itself stores the
+number of frames. What samples a MODEL of this pack reads them, and refuses LATENTs of another kind
+of model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _KEEPING = """
     __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __itruediv__ __neg__ __pow__
 """
 KEEPING = frozenset(_KEEPING.split())
-"""Functions of torch that nodes change latents with; what they give still knows its frames."""
+"""Torch functions that nodes use to change latents; their results keep the number of frames."""
 JOINING = ("cat", "concat")
 
 
@@ -61,8 +62,8 @@ class VideoLatents(Tensor):
 
 
 def video_latents(samples: Tensor, frames: int | None) -> Tensor:
-    """`samples` (videos * frames, C, h, w) that know their `frames`; as they are for None, and for
-    rows that are no whole videos.
+    """`samples` (videos * frames, C, h, w) with their `frames` stored; unchanged for None, and for
+    rows that are not whole videos.
     """
     if not frames or samples.ndim != 4 or samples.shape[0] % frames:
         return samples
@@ -72,7 +73,7 @@ def video_latents(samples: Tensor, frames: int | None) -> Tensor:
 
 
 def frames_of(samples: Any) -> int | None:
-    """Frames of one video of latents; None where they do not say, or are no whole videos."""
+    """Frames of one video of latents; None if not stored, or if the rows are not whole videos."""
     if not isinstance(samples, VideoLatents) or samples.ndim != 4:
         return None
     return None if samples.shape[0] % samples.frames else samples.frames
@@ -126,7 +127,7 @@ def sample_videos(executor: Any, noise: Tensor, latent_image: Tensor, *args: Any
         remark_on_guess(frames, info)
     options["mcm_frames"] = frames
     drawn = getattr(noise, "drawn_by", None)
-    if drawn is not None:  # MCM Noise could not know the MODEL
+    if drawn is not None:  # MCM Noise did not have the MODEL
         noise = drawn.draw(noise.shape, frames)
     plain = latent_image.as_subclass(Tensor)
     return video_latents(executor(noise, plain, *args, **named), frames)
@@ -146,7 +147,7 @@ def check_latents(latent_image: Tensor, info: VideoInfo, channels: int) -> None:
 def agreed_frames(of_latents: int | None, of_model: int | None, rows: int) -> int:
     """Frames of one video from what the LATENT and the MODEL say; `rows` where neither does.
 
-    Raises ValueError where they differ, or where `rows` is no whole number of videos.
+    Raises ValueError where they differ, or if `rows` is not a whole number of videos.
     """
     if of_latents and of_model and of_latents != of_model:
         raise ValueError(
@@ -164,13 +165,13 @@ def agreed_frames(of_latents: int | None, of_model: int | None, rows: int) -> in
 
 
 def remark_on_guess(frames: int, info: VideoInfo) -> None:
-    """Tell on the node that latents which do not say their frames are taken for one long video,
-    where they may as well be several.
+    """Show a notice that latents without a stored number of frames are sampled as one long video,
+    if they could also be several.
     """
     videos, rest = divmod(frames, info.default_frames)
     if videos > 1 and not rest:
         tell(
-            f"This LATENT has {frames} frames and does not say how long a video is, so they are "
+            f"This LATENT has {frames} frames and does not store how long one video is, so it is "
             f"sampled as one video. If they are {videos} videos of {info.default_frames} frames, "
             "connect the MODEL output of 'Empty Latent Video' here, or to the guider."
         )
@@ -180,8 +181,8 @@ def refuse_core_windows(options: dict[str, Any]) -> None:
     """Raise ValueError for the context windows of ComfyUI's own nodes in model ``options``."""
     if options.get("context_handler") is not None:
         raise ValueError(
-            "ComfyUI's own context windows cannot cut clips of this pack, whose frames are a batch "
-            "of images. Use the node 'MCM Context Windows' in its place."
+            "ComfyUI's own context windows do not work with this pack's clips, which are batches "
+            "of frames. Use the node 'MCM Context Windows' instead."
         )
 
 

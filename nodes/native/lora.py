@@ -1,4 +1,6 @@
-"""Few-step LoRAs on a native MODEL: every file format, all of it or nothing, with its sampling."""
+"""Applies few-step LoRAs of all file formats to a native MODEL, completely or not at all, with
+their sampling.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...trainer.models.prediction import EPSILON, VELOCITY
+from ...trainer.diffusion.noise import EPSILON, VELOCITY
 from ...trainer.paths import MINI
 from .advice import SAMPLER, SCHEDULER, advise
 from .info import VideoInfo, video_info
@@ -27,7 +29,7 @@ HASH_BYTES = 2**28
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What a LoRA recommends: by its own metadata, or what the official LoRAs were made for.
+    """Recommended settings: from the LoRA's metadata, or those of the official LoRAs.
 
     None where a LoRA that is not for few steps recommends nothing.
     """
@@ -40,7 +42,7 @@ class LoraSettings:
     height: int | None = None
     frames: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """What `apply_model_sampling` needs to know of the distillation."""
+    """Arguments of `apply_model_sampling`."""
     steps_allowed: tuple[int, ...] = ()
 
 
@@ -83,9 +85,7 @@ def resolve_lora(name: str) -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """Changes when the file behind ``name`` does, for ComfyUI's cache: a LoRA trained again is
-    loaded again.
-    """
+    """Changes when file ``name`` changes, so that ComfyUI loads a retrained LoRA again."""
     from ...trainer.lora.formats import locate
 
     try:
@@ -105,7 +105,9 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
 
     info = video_info(model)
     if not math.isfinite(strength):
-        raise ValueError(f"`strength`={strength} must be a number; 1 is what it was trained for.")
+        raise ValueError(
+            f"`strength`={strength} must be a finite number; the LoRA was trained for 1."
+        )
     if strength == 0:
         return model.clone()
     found = read_or_why(resolve_lora(name))
@@ -124,8 +126,8 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
 
 
 def note_student(model: Any, name: str) -> None:
-    """Remember on MODEL ``model`` that it carries few-step LoRA ``name``, and say what becomes of a
-    second one. Style LoRAs of core's loader are not noted.
+    """Record on MODEL ``model`` that it has few-step LoRA ``name``, and warn about a second one.
+    Style LoRAs from core's loader are not recorded.
     """
     before = model.get_attachment(STUDENTS) or ()
     model.set_attachments(STUDENTS, (*before, name))
@@ -134,7 +136,7 @@ def note_student(model: Any, name: str) -> None:
             f"'{name}' is the second few-step LoRA on this MODEL, after '{before[-1]}'. Two of "
             "them do not mix: at 0.5 + 0.5 the base model's own look comes back, at 1 + 1 shapes "
             "and motion suffer (docs/stacking.md). Use one, at strength 1, or train one LoRA on "
-            "images of the look you want. Style LoRAs without few steps can be added with "
+            "images of the look you want. Style LoRAs without few-step training can be added with "
             "ComfyUI's 'LoraLoaderModelOnly'."
         )
 
@@ -153,7 +155,7 @@ def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
     }
     missed = set(patches) - set(model.add_patches(patches, strength))
     if missed:
-        raise ValueError(f"ComfyUI did not take {len(missed)} layers (first: {min(missed)}).")
+        raise ValueError(f"ComfyUI did not accept {len(missed)} layers (first: {min(missed)}).")
 
 
 def settings_of(found: Any) -> LoraSettings:
@@ -185,24 +187,24 @@ def plain_settings(metadata: Mapping[str, str]) -> LoraSettings:
 
 
 def _warn(found: Any, info: VideoInfo, name: str) -> None:
-    """Say what is allowed but may disappoint."""
+    """Warn about things that are allowed but may give poor results."""
     from ...trainer.lora.few_step import OFFICIAL, as_published, few_step_kind
 
     if few_step_kind(found) == OFFICIAL and not as_published(found):
         tell(
-            f"'{name}' says nothing of itself. It updates the layers that the official MCM LoRAs "
-            "update, and is sampled as one of them: few steps, sampler lcm, CFG 1. If it is a "
-            "style LoRA, load it with ComfyUI's own 'LoraLoaderModelOnly'."
+            f"'{name}' has no metadata. It changes the same layers as the official MCM LoRAs, so "
+            "it is treated as one of them: few steps, sampler lcm, CFG 1. If it is a style LoRA, "
+            "load it with ComfyUI's own 'LoraLoaderModelOnly'."
         )
     if found.hash_ok is False:
-        tell(f"'{name}': the weights do not have the hash its metadata names.")
+        tell(f"'{name}': the weights do not match the hash in its metadata.")
     declared = found.metadata.get("mcm.base_hash")
     size = sum(file.stat().st_size for file in info.weight_files)
     if declared and 0 < size <= HASH_BYTES and declared != info.base_hash:
         base = found.metadata.get("mcm.base_model", info.name)
         tell(
-            f"'{name}' was trained on other weights of '{base}' than those loaded; expect a "
-            "difference."
+            f"'{name}' was trained on other weights of '{base}' than those loaded; results may "
+            "differ."
         )
 
 
@@ -224,16 +226,16 @@ def lora_info(name: str) -> tuple[LoraSettings, str]:
     lines += [PLAIN] if plain else _recommended(settings)
     lines += _file_lines(found, settings)
     if not plain and "mcm.version" not in told:
-        lines.append("It says nothing of itself: these are the values of the official MCM LoRAs.")
+        lines.append("It has no metadata: these are the values of the official MCM LoRAs.")
     return settings, "\n".join(lines)
 
 
 def read_or_why(path: Path) -> Any:
-    """The LoraFile at ``path``; or, for a whole file that is not this pack's, why it is not read:
-    style LoRAs come in forms (text encoder, LoHa) that only core's loader knows.
+    """The LoraFile at ``path``; or, for an intact file of another kind, why it is not read: style
+    LoRAs have formats (text encoder, LoHa) that only core's loader supports.
 
-    Raises LoraError for a missing or damaged file, a PEFT folder that is not whole, and a few-step
-    LoRA that cannot be read.
+    Raises LoraError for a missing or damaged file, an incomplete PEFT folder, and a few-step LoRA
+    that cannot be read.
     """
     from ...trainer.lora.few_step import declares_few_step
     from ...trainer.lora.formats import read_lora
@@ -290,11 +292,11 @@ def no_value(name: str) -> Any:
 
     return ExecutionBlocker(
         f"'{name}' is not a few-step LoRA: it recommends no steps, CFG or size. Type the value "
-        "here in place of the link from 'MCM LoRA Info', or choose a few-step LoRA there."
+        "here instead of connecting 'MCM LoRA Info', or choose a few-step LoRA there."
     )
 
 
 PLAIN = (
-    "Not a few-step LoRA: it recommends no steps, CFG or size, and 'Load MCM LoRA' does not take "
-    "it. Load it with ComfyUI's own LoRA loader (with AnimateDiff: before the motion module)."
+    "Not a few-step LoRA: it recommends no steps, CFG or size, and 'Load MCM LoRA' refuses it. "
+    "Load it with ComfyUI's own LoRA loader (with AnimateDiff: before the motion module)."
 )

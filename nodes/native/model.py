@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...trainer.diffusion.noise import PREDICTIONS
 from ...trainer.models.about import read_about
-from ...trainer.models.prediction import PREDICTIONS
 from ...trainer.models.sound import check_latents
 from ...trainer.models.weights import (
     check_fit,
@@ -76,7 +76,7 @@ def build_native_model(
 ) -> Any:
     """A comfy BaseModel around ``unet_class(**options)``, its weights still on meta.
 
-    ``unet_class`` is a diffusers UNet with the mixin :class:`~.unet.NativeVideoUNet`; ``dtype`` is
+    ``unet_class`` is a diffusers UNet with the mixin `NativeVideoUNet`; ``dtype`` is
     what its weights will be stored in, and the computation's dtype follows from the device as for
     core's own models. ``latent_format`` None means Stable Diffusion's.
     """
@@ -97,7 +97,7 @@ def build_native_model(
     def on_meta(operations: Any = None, **_config: Any) -> Any:
         with torch.device("meta"):
             unet = unet_class(**options)
-        for parameter in unet.parameters():  # ComfyUI notes these as the types to load into
+        for parameter in unet.parameters():  # ComfyUI records these as the types to load into
             parameter.data = parameter.data.to(storage_dtype(parameter, dtype))
         left = swap_operations(unet, operations)
         if left:
@@ -179,8 +179,8 @@ def wrap_model(
 
 
 def check_clip(executor: Any, *args: Any, **named: Any) -> Tensor:
-    """Around ``CFGGuider.outer_sample``: raise ValueError naming the cause for latents of NaN,
-    which a VAE would decode to black frames without a word.
+    """Around ``CFGGuider.outer_sample``: raise ValueError with the cause if latents are NaN, which
+    a VAE would decode to black frames without an error.
     """
     latents = executor(*args, **named)
     model = executor.class_obj.model_patcher.model
@@ -254,7 +254,7 @@ def load_native_model(
 
 
 def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -> VideoInfo:
-    """What ``folder`` says of itself (``mcm.json``), completed by its family's constants."""
+    """The entries of ``folder``'s ``mcm.json``, completed by its family's constants."""
     from ...trainer.families import family_of
 
     family = family_of(folder)

@@ -1,4 +1,6 @@
-"""Where motion modules lie: ComfyUI's model folders, as names for the node and back to paths."""
+"""Motion modules in ComfyUI's model folders: their names for the node, and the paths of these
+names.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def resolve_motion_module(name: str) -> Path:
     parts = Path(name.replace("\\", "/")).parts
     if not name or ".." in parts or Path(name).is_absolute():
         raise ValueError(
-            f"`motion_module`='{name}' is no name below the model folders; choose one of the list."
+            f"`motion_module`='{name}' is not in the model folders; choose one from the list."
         )
     for folder in FOLDERS:
         path = folder_paths.get_full_path(folder, name)
@@ -59,7 +61,9 @@ def resolve_motion_module(name: str) -> Path:
 
 
 def register_folders() -> None:
-    """Make the two folder types known, next to whatever other packs and extra_model_paths added."""
+    """Register the two folder types, in addition to folders from other packs and
+    extra_model_paths.
+    """
     import folder_paths
 
     for folder in FOLDERS:

@@ -13,14 +13,14 @@ NOTICE, PREVIEW_END = "mcm.notice", "mcm.preview_end"
 """Events that the pack's frontend extension listens to."""
 
 _told: dict[str, set[tuple[str, str]]] = {}
-"""Prompt id of the run in progress -> (node, text) pairs that were told in it."""
+"""Prompt id of the current run -> (node, text) pairs already shown."""
 
 
 def tell(text: str, settings: Mapping[str, Any] | None = None) -> None:
     """Show ``text`` on the node that is being executed, and as a warning in the log.
 
     ``settings`` maps names of widgets to values that would be right; the notice then has a button
-    that sets them. The same text is told once in a run of a node. Outside a run it is only logged.
+    that sets them. A text is shown once per run of a node. Outside a run it is only logged.
     """
     node = executed_node()
     if node is not None:
@@ -40,7 +40,8 @@ def executed_node() -> dict[str, str] | None:
     """``prompt_id``, the ``node`` on the canvas and the ``workflow`` id of the node that is being
     executed; None outside a run.
 
-    A node that another one made while it ran is not on the canvas: its maker is named instead.
+    A node created by another node during the run is not on the canvas; its creator is named
+    instead.
     """
     from comfy_execution.progress import get_progress_state
     from comfy_execution.utils import get_executing_context
@@ -65,7 +66,7 @@ def send(event: str, data: dict[str, Any]) -> None:
 
 
 def comfy_server() -> Any:
-    """ComfyUI's server; None where its parts are used without one (it is not imported for this)."""
+    """ComfyUI's server; None if ComfyUI is used without one (it is not imported for this)."""
     prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
     return getattr(prompt_server, "instance", None)
 

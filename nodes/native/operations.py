@@ -1,4 +1,4 @@
-"""Give a diffusers network ComfyUI's layers: casting, low-VRAM offload and LoRA patches."""
+"""Gives a diffusers network ComfyUI's layers, for casting, low-VRAM offload and LoRA patches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def swap_operations(module: nn.Module, operations: Any) -> list[str]:
     ``operations`` is what ComfyUI's BaseModel passes to the network it builds
     (``comfy.ops.disable_weight_init`` or a casting kind of it); names, shapes and tensors stay as
     they are. Returns the paths of the modules that own parameters or buffers and were left as they
-    were. The list must be empty: a partial load never moves what ComfyUI does not know.
+    were. The list must be empty, because a partial load never moves modules that ComfyUI does not
+    know.
     """
     left = []
     for path, layer in module.named_modules():

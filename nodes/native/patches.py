@@ -1,11 +1,11 @@
 """Core's model patches on a diffusers video UNet: FreeU, PAG, SAG, HyperTile, ToMe, Deep Shrink.
 
 Nodes of ComfyUI change attention and blocks of core's own UNet through functions in
-``transformer_options``. Here the same functions are called at the same places of a diffusers UNet,
-frames being rows of the batch: `blocks.py` knows the places. Kinds that have no such place are
-named by `unsupported`, so that they are reported and not lost.
+``transformer_options``. Here the same functions are called at the same points of a diffusers UNet,
+with frames as rows of the batch; `blocks.py` defines these points. `unsupported` names kinds of
+patches without such a point, so that they are reported.
 
-Source of what a patch gets and gives: ComfyUI's `ldm/modules/attention.py` and
+Source of the arguments and results of patches: ComfyUI's `ldm/modules/attention.py` and
 `ldm/modules/diffusionmodules/openaimodel.py`.
 """
 
@@ -30,14 +30,14 @@ ACTED = "mcm_acted"
 
 
 def unsupported(options: Mapping[str, Any]) -> list[str]:
-    """The kinds of patches in ``transformer_options`` `options` that have no place here."""
+    """The kinds of patches in ``transformer_options`` `options` that are not supported here."""
     lost = [kind for kind in options.get("patches", {}) if kind not in ATTENTION + BLOCKS]
     return lost + [kind for kind in options.get("patches_replace", {}) if kind not in REPLACED]
 
 
 def report_lost_patches(executor: Any, *args: Any, **named: Any) -> Any:
-    """Around ``CFGGuider.outer_sample``: say, in every run, which patches cannot act, and after it
-    which ones changed nothing.
+    """Around ``CFGGuider.outer_sample``: report, in every run, which patches do not work, and
+    afterwards which ones changed nothing.
     """
     from .notices import tell
 
@@ -46,21 +46,21 @@ def report_lost_patches(executor: Any, *args: Any, **named: Any) -> Any:
     if lost:
         tell(
             f"These model patches have no effect on a video model: {', '.join(sorted(lost))}. They "
-            "change parts of an image UNet that it does not have; remove the node that adds them."
+            "change parts that only an image UNet has; remove the node that adds them."
         )
     acted = options[ACTED] = set()
     result = executor(*args, **named)
     for name in idle_patches(options.get("patches", {}), acted):
         tell(
-            f"{name} changed nothing in this run: it leaves attention over so few places alone. "
-            "Make larger frames, or remove the node."
+            f"{name} changed nothing in this run, because the frames are too small for it. Make "
+            "larger frames, or remove the node."
         )
     return result
 
 
 def idle_patches(patches: Mapping[str, Any], acted: set[int]) -> list[str]:
-    """The nodes whose attention patches all gave back what they got; ``acted`` holds the ids of
-    those that did not.
+    """The nodes whose attention patches all returned their input unchanged; ``acted`` holds the ids
+    of those that did not.
     """
     nodes: dict[str, bool] = {}
     for kind in ATTENTION:
@@ -74,8 +74,8 @@ def idle_patches(patches: Mapping[str, Any], acted: set[int]) -> list[str]:
 def core_patches(unet: Any, options: Options, shape: torch.Size) -> Iterator[None]:
     """While open, the patches in ``transformer_options`` `options` act on `unet`.
 
-    `shape` is that of the latents (rows, C, h, w). Without patches nothing is touched. Layers are
-    as before on leaving, whatever happened inside.
+    `shape` is that of the latents (rows, C, h, w). Without patches nothing is changed. Layers are
+    restored on exit, also after an error.
     """
     patches, replaced = options.get("patches", {}), options.get("patches_replace", {})
     with ExitStack() as stack:
@@ -89,7 +89,9 @@ def core_patches(unet: Any, options: Options, shape: torch.Size) -> Iterator[Non
 
 
 def _patch_attention(unet: Any, options: Options, shape: torch.Size) -> Callable[[], None]:
-    """Give the spatial attention of `unet` processors that call patches; what undoes it."""
+    """Set processors that call patches on the spatial attention of `unet`; returns the undo
+    function.
+    """
     told = {k: v for k, v in options.items() if k not in ("patches", "patches_replace")}
     told["original_shape"] = list(shape)
     before: list[tuple[Any, Any]] = []
@@ -118,9 +120,9 @@ def _restore(processors: list[tuple[Any, Any]]) -> None:
 class PatchedAttention:
     """A diffusers attention processor that lets core's patches act, with core's attention.
 
-    ``kind`` is "attn1" (within a frame) or "attn2" (to the text), ``told`` what core tells patches
-    of the place (block, shapes, conditioning), ``replaced`` maps blocks to functions that compute
-    attention instead.
+    ``kind`` is "attn1" (within a frame) or "attn2" (to the text), ``told`` the options that core
+    passes to patches (block, shapes, conditioning), ``replaced`` maps blocks to functions that
+    compute attention instead.
     """
 
     def __init__(self, kind: str, told: Options, patches: Mapping, replaced: Mapping) -> None:

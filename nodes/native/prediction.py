@@ -1,7 +1,7 @@
 """What the network of a MODEL predicts: noise ("epsilon") or velocity ("v_prediction").
 
-ComfyUI tells the two apart for some kinds of models only; a Stable Diffusion 1.5 that predicts v is
-loaded as one that predicts noise. So its file is asked too, where the MODEL knows which it was.
+ComfyUI distinguishes the two for some kinds of models only; it loads a Stable Diffusion 1.5 that
+predicts v as one that predicts noise. So its file is checked too, if the MODEL stores its path.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from ...trainer.diffusion.noise import PREDICTIONS
 from ...trainer.models.checkpoint import refuse_few_step
-from ...trainer.models.prediction import PREDICTIONS, checkpoint_prediction
+from ...trainer.models.prediction import checkpoint_prediction
 from ...trainer.models.weights import FILE_SUFFIXES, file_keys
 from .notices import tell
 from .sampling import prediction_of
@@ -22,7 +23,7 @@ PATCH = "model_sampling"
 
 def image_prediction(model: Any) -> str:
     """What the network of MODEL `model`, an image model, predicts: as ComfyUI samples it, nodes
-    upstream included, or as its file says, which may know better.
+    upstream included, or as its file says, which is more reliable.
 
     Raises ValueError for another prediction, ModelError for a file of a kind that cannot be used
     (zero terminal SNR, LCM).
@@ -36,15 +37,15 @@ def image_prediction(model: Any) -> str:
     if said == own or PATCH in model.object_patches:  # the user's own node decides
         return own
     tell(
-        f"'{path.name}' says that it predicts {said}, ComfyUI loaded it as {own}: the video model "
-        f"is sampled as {said}. For images add ModelSamplingDiscrete ({said})."
+        f"'{path.name}' says that it predicts {said}, but ComfyUI loaded it as {own}. The video "
+        f"model is sampled as {said}. For images, add ModelSamplingDiscrete ({said})."
     )
     return said
 
 
 def checkpoint_path(model: Any) -> Path | None:
-    """The file that MODEL `model` was loaded from; None where ComfyUI (before 0.15) or another
-    pack's loader does not say.
+    """The file that MODEL `model` was loaded from; None if ComfyUI (before 0.15) or another pack's
+    loader does not store it.
     """
     again = getattr(model, "cached_patcher_init", None)
     path = again[1][0] if again and again[1] else None

@@ -2,8 +2,9 @@
 
 Core's previews show row 0 of a latent batch. Here a wrapper on the MODEL looks at the same
 intermediate results and plays all frames, one after another, until the next step or the end.
-Then the images go away (``web/js/mcm_previews.js``): what the clip became is shown elsewhere.
-Nothing of core is replaced: its callback still runs, draws the progress bar and can be interrupted.
+Then the images are removed (``web/js/mcm_previews.js``), because the finished clip is shown
+elsewhere. Nothing of core is replaced: its callback still runs, draws the progress bar and can be
+interrupted.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def start_player(guider: Any) -> Player | None:
 
 
 def preview_frames(previewer: Any, x0: Tensor, frames: int | None) -> list[Any]:
-    """One PIL image a frame of latents ``x0`` (videos * F, 4, h, w), the videos side by side."""
+    """One PIL image per frame of latents ``x0`` (videos * F, 4, h, w), the videos side by side."""
     count = frames if frames and x0.shape[0] % frames == 0 else x0.shape[0]
     videos = x0.unflatten(0, (-1, count))[:MAX_VIDEOS]
     wide = videos.permute(1, 2, 3, 0, 4).flatten(-2)  # (F, 4, h, videos * w)
@@ -90,8 +91,8 @@ def preview_frames(previewer: Any, x0: Tensor, frames: int | None) -> list[Any]:
 class Player:
     """Sends the latest images in a loop, from a thread, at ``fps`` frames per second.
 
-    ``send(value, total, preview_image=image)`` must not be core's progress hook: that one takes the
-    user's interrupt away from the thread that samples.
+    ``send(value, total, preview_image=image)`` must not be core's progress hook: that one consumes
+    the user's interrupt, which the sampling thread needs.
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class Player:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop; returns when nothing more will be sent. The browser then takes the last image away:
-        it would stay as a still, and cover what lies below the sampler.
+        """Stop; returns when nothing more will be sent. The browser then removes the last image,
+        which would stay as a still and cover nodes below the sampler.
         """
         self._stop.set()
         if self._thread.is_alive():

@@ -1,4 +1,4 @@
-"""What the pack's frontend extension asks the server: the size of a model's clips."""
+"""Server route for the pack's frontend extension: the size of a model's clips."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIDES = ("width", "height", "frames")
 def add_routes() -> None:
     """Answer ``GET /mcm/video_size?model_name=...`` (or ``motion_module``, and ``lora_name``).
 
-    Only once: a second copy of the pack must not end ComfyUI's start, which refuses one route
-    twice.
+    Only once: ComfyUI refuses a route twice, so a second copy of the pack would prevent it from
+    starting.
     """
     from aiohttp import web
 
@@ -31,7 +31,7 @@ def add_routes() -> None:
         names = {name: request.query.get(name, "") for name in NAMES}
         try:
             return web.json_response(await asyncio.to_thread(video_size, **names))
-        except (ValueError, OSError, KeyError):  # nothing of a file or folder is told
+        except (ValueError, OSError, KeyError):  # do not reveal anything about files or folders
             return web.json_response({"error": "unknown or unreadable name"}, status=404)
 
 

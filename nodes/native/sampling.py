@@ -1,8 +1,8 @@
-"""Few-step sampling as the LoRAs were trained for it: noise levels, consistency function, noise.
+"""Few-step sampling as in the LoRAs' training: noise levels, consistency function, noise.
 
-A distilled student knows 50 noise levels (``original_steps``). ComfyUI's sampler ``lcm`` with the
-scheduler ``simple`` over a table of just these levels takes exactly the steps of diffusers'
-`LCMScheduler`, which is the trainer's sampler.
+A distilled student is trained on 50 noise levels (``original_steps``). ComfyUI's sampler ``lcm``
+with the scheduler ``simple`` over a table of just these levels takes exactly the steps of
+diffusers' `LCMScheduler`, which is the trainer's sampler.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def apply_model_sampling(
     train_steps = int(info.scheduler_config.get("num_train_timesteps", 1000))
     if not (math.isfinite(timestep_scaling) and timestep_scaling > 0):
         raise ValueError(
-            f"`timestep_scaling`={timestep_scaling} must be a positive number; LoRAs of this pack "
-            f"are made with {TIMESTEP_SCALING:g}."
+            f"`timestep_scaling`={timestep_scaling} must be a positive number; this pack's LoRAs "
+            f"use {TIMESTEP_SCALING:g}."
         )
     if not 1 <= original_steps <= train_steps:
         raise ValueError(
-            f"`original_steps`={original_steps} is not within 1 to {train_steps}; LoRAs of this "
-            f"pack are made with {ORIGINAL_STEPS}."
+            f"`original_steps`={original_steps} is not within 1 to {train_steps}; this pack's "
+            f"LoRAs use {ORIGINAL_STEPS}."
         )
     if info.scheduler_config.get("rescale_betas_zero_snr"):
         raise ValueError(
             f"'{info.name}' has a zero terminal SNR schedule, whose last level holds no signal: "
-            "few-step LoRAs cannot be used with it. Take the base model without rescaling."
+            "few-step LoRAs cannot be used with it. Use the base model without rescaling."
         )
     sampling = _sampling_class(prediction_of(model))(
         model.model.model_config, info.scheduler_config, timestep_scaling, original_steps,
@@ -74,14 +74,14 @@ def prediction_of(model: Any) -> str:
     import comfy.model_sampling as kinds
 
     sampling = model.get_model_object("model_sampling")
-    others = (kinds.EDM, kinds.X0)  # of the same base classes, so they are asked first
+    others = (kinds.EDM, kinds.X0)  # have the same base classes, so they are checked first
     if isinstance(sampling, kinds.EPS) and not isinstance(sampling, others):
         return "V_PREDICTION" if isinstance(sampling, kinds.V_PREDICTION) else "EPS"
     found = type(sampling).__mro__[1:3]
     raise ValueError(
         f"The MODEL is sampled as {' with '.join(each.__name__ for each in found)}; clip models of "
-        "this pack predict noise (eps) or velocity (v_prediction). Take the model sampling node "
-        "before this one away."
+        "this pack predict noise (eps) or velocity (v_prediction). Remove the model sampling node "
+        "before this one."
     )
 
 
@@ -104,7 +104,7 @@ def _sampling_class(prediction: str) -> type:
             super().__init__(model_config)
             levels = diffusers_sigmas(scheduler_config)
             self.timestep_scaling, self.original_steps = timestep_scaling, original_steps
-            self.boundary = boundary  # core's own `sigma_data` is another thing
+            self.boundary = boundary  # core's own `sigma_data` means something else
             self.stride = len(levels) // original_steps
             self.set_sigmas(levels[self.stride - 1 :: self.stride][:original_steps])
 
@@ -160,8 +160,8 @@ def few_step_sigmas(model: Any, steps: int, denoise: float = 1.0) -> Tensor:
     sampling = model.get_model_object("model_sampling")
     if not hasattr(sampling, "original_steps"):
         raise ValueError(
-            "The MODEL has its teacher's noise levels. Connect the MODEL of 'Load MCM LoRA' or "
-            "'MCM Model Sampling' here (and to the sampler)."
+            "This MODEL still has the base model's noise levels. Connect the MODEL of 'Load MCM "
+            "LoRA' or 'MCM Model Sampling' here (and to the sampler)."
         )
     levels = int(sampling.original_steps * denoise)
     if denoise <= 0:
@@ -225,7 +225,7 @@ def noise_of(order: str, seed: int, shape: Sequence[int], frames: int | None) ->
     if len(shape) != 4 or shape[0] % (frames or shape[0]):
         raise ValueError(
             f"Latents of shape {tuple(shape)} are not whole videos of {frames or 'any'} frames "
-            "(videos * frames, C, h, w), or belong to another kind of model. Take them from Empty "
+            "(videos * frames, C, h, w), or belong to another kind of model. Make them with Empty "
             "Latent Video."
         )
     return NOISE_ORDERS[order](seed, shape, frames or shape[0])

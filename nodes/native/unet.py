@@ -1,4 +1,6 @@
-"""Diffusers video UNets that speak ComfyUI: frames-as-batch latents, one video or many."""
+"""Diffusers video UNets with ComfyUI's interface: latents as a batch of frames, one or several
+videos.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from .patches import core_patches
 def split_rows(rows: int, options: dict[str, Any]) -> tuple[int, int]:
     """``(videos, frames)`` of a batch of ``rows`` frames.
 
-    ``options`` are ComfyUI's transformer options: ``cond_or_uncond`` has one entry a conditioning
+    ``options`` are ComfyUI's transformer options: ``cond_or_uncond`` has one entry per conditioning
     chunk (prompt, negative prompt, ...), each with the same videos; ``mcm_frames`` is the length of
     one video, which `latents.sample_videos` sets. Without it a chunk is one video. Raises
     ValueError when the rows do not divide.
@@ -29,8 +31,8 @@ def split_rows(rows: int, options: dict[str, Any]) -> tuple[int, int]:
     if rest or per_chunk % frames:
         raise ValueError(
             f"The latent batch has {per_chunk} frames, which is not a whole number of videos of "
-            f"`frames`={frames}. Take LATENT and MODEL from the same 'Empty Latent Video' node, or "
-            "a MODEL that did not pass through one to sample a single video."
+            f"`frames`={frames}. Connect LATENT and MODEL of the same 'Empty Latent Video' node. "
+            "To sample a single video, connect a MODEL that did not pass through one."
         )
     return rows // frames, frames
 
@@ -66,7 +68,7 @@ class NativeVideoUNet:
 
     info: VideoInfo | None = None
     text_rows_per_video = 1
-    """1 where the UNet repeats the text for each frame itself, 0 where it wants every row."""
+    """1 if the UNet repeats the text for each frame itself, 0 if it needs every row."""
     compute_dtype: torch.dtype | None = None
 
     @property
@@ -87,7 +89,7 @@ class NativeVideoUNet:
     ) -> Tensor:
         """Model output (videos * F, 4, h, w) in ``x``'s dtype.
 
-        ``timesteps`` and ``context`` (rows, L, D) have one row a frame, a video, or one for all.
+        ``timesteps`` and ``context`` (rows, L, D) have one row per frame, a video, or one for all.
         Other packs' DIFFUSION_MODEL wrappers run around it, as around core's own UNet.
         """
         from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
@@ -158,7 +160,7 @@ class NativeMotionUNet(NativeVideoUNet, UNetMotionModel):
 
 
 def every_row(context: Tensor, videos: int, frames: int) -> Tensor:
-    """Text (videos * F, L, D) from that, from one row a video, or from one row (1, L, D).
+    """Text (videos * F, L, D) from that, from one row per video, or from one row (1, L, D).
 
     Raises ValueError for another number of rows.
     """

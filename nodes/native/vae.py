@@ -31,7 +31,7 @@ def load_native_vae(folder: Path) -> Any:
 
 
 def _check_frames(vae: Any) -> None:
-    """Let ``vae`` raise ValueError, naming the cause, where it decodes NaN, which is black."""
+    """Make ``vae`` raise ValueError with the cause if it decodes NaN, which would be black."""
     finish = vae.process_output
 
     def checked(pixels: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _check_frames(vae: Any) -> None:
 
 
 def load_vae_patcher(folder: Path, disable_dynamic: bool = False) -> Any:
-    """The patcher of a VAE loaded once more, for core (another device, a second GPU)."""
+    """The patcher of a VAE loaded again, for core (another device, a second GPU)."""
     from comfy.model_patcher import ModelPatcher
 
     patcher = load_native_vae(folder).patcher
@@ -145,10 +145,10 @@ def _load_tiny(folder: Path, config: dict[str, Any], weights: dict[str, Tensor])
 
 
 def quicken(network: nn.Module) -> None:
-    """Let the convolutions of ``network`` run faster on the CPU, in place; its numbers change by
-    rounding only.
+    """Make the convolutions of ``network`` faster on the CPU, in place; results change by rounding
+    only.
 
-    Channels come last in memory, as the CPU's convolutions want them: otherwise each of them moves
+    Channels come last in memory, as the CPU's convolutions need them: otherwise each of them moves
     its whole input and output. ReLUs overwrite what the convolution before them made.
     `benchmarks/vae_decode.py` measures both.
     """

@@ -299,7 +299,7 @@ def test_clip_vision_sees_frames_that_are_no_squares(clip_folder: Path) -> None:
     [
         (lambda k: f"visual.transformer.resblocks.{k}", "open_clip"),
         (lambda k: f"vision_model.head.{k}", "SigLIP"),
-        (lambda k: k.replace("vision_model", "text_model"), "text half"),
+        (lambda k: k.replace("vision_model", "text_model"), "text encoder"),
         (lambda k: f"unet.{k}", "no CLIP vision model"),
     ],
 )
@@ -329,7 +329,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_efficientnet_takes_no_path(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="takes no `path`"):
+    with pytest.raises(ValueError, match="needs no `path`"):
         build_features("efficientnet-lite0", None, tmp_path)
 
 

@@ -74,13 +74,13 @@ def test_one_file_and_comfyuis_two_files_are_read(clip, folder, tmp_path):
 
 def test_half_a_clip_is_refused_with_what_is_missing(clip, tmp_path):
     save_file(tensors(clip, "vision_", "visual_"), tmp_path / "vision.safetensors")
-    with pytest.raises(ModelError, match="no text half"):
+    with pytest.raises(ModelError, match="no CLIP text encoder"):
         read_clip(tmp_path / "vision.safetensors")
     save_file(tensors(clip, "text_"), tmp_path / "text.safetensors")
-    with pytest.raises(ModelError, match="no image half"):
+    with pytest.raises(ModelError, match="no CLIP image encoder"):
         read_clip(tmp_path / "text.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}', encoding="utf-8")
-    with pytest.raises(ModelError, match="'dinov2', not a whole CLIP"):
+    with pytest.raises(ModelError, match="'dinov2', not a complete CLIP"):
         read_clip(tmp_path)
 
 

@@ -90,7 +90,7 @@ def test_preflight_measures_and_says_that_it_fits(capsys, tmp_path):
     argv = ["preflight", "--images", str(style_folder("ink")), "--run", str(tmp_path / "r")]
     assert main([*argv, *QUICK, "--preview.steps=1", "--preview.teacher-steps=2"]) == 0
     shown = capsys.readouterr().out
-    assert "The run fits." in shown and "s a step" in shown
+    assert "The run fits." in shown and "s per step" in shown
     assert not (tmp_path / "r").exists()
 
 
@@ -216,7 +216,7 @@ def test_a_device_that_is_not_there_is_no_other_one(tmp_path, capsys):
     missing = "mps" if torch.cuda.is_available() else "cuda"
     asked = ["--prompt", "x", "--out", str(tmp_path / "x.webp"), "--lora", str(bundled_lora())]
     assert main(["sample", *asked, "--device", missing]) == 1
-    assert f"The device {missing} is not there: PyTorch sees" in capsys.readouterr().err
+    assert f"The device {missing} is not available: PyTorch finds" in capsys.readouterr().err
 
 
 def test_evaluate_tells_where_it_is_when_there_is_no_terminal(capsys):

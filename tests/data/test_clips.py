@@ -166,7 +166,7 @@ def broken_files(folder: Path, write_video: VideoWriter) -> dict[str, str]:
         "still.gif": "still image",
         "sound.mp4": "no video stream, only audio",
         "b_frames.avi": "AVI keeps no time stamps",
-        "hollow.mp4": "zero frames|no streams",
+        "hollow.mp4": "none of its frames|no streams",
     }
 
 

@@ -13,7 +13,7 @@ from trainer.config import ConfigError, load_config
 from trainer.data.images import DataError, ImageFolder, ImageRecord, ImageSet, load_image
 from trainer.data.images import scan_images as scan
 
-BLANK = "looks blank: one colour and nothing else"
+BLANK = "looks blank: a single colour"
 
 
 def save(path: Path, colour: object = (200, 40, 90), size: tuple[int, int] = (80, 64)) -> Path:
@@ -67,11 +67,11 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
         "whole.jpg": ("used", ""),
         "cut.jpg": ("refused", "cut off"),
         "zero.png": ("refused", "0 bytes"),
-        "text.png": ("refused", "no image"),
+        "text.png": ("refused", "not an image"),
         "bomb.png": ("refused", "bomb"),
         "large.png": ("refused", "bomb"),
         "hollow.png": ("refused", "cut off"),
-        "tiny.png": ("refused", "63x200 px is too small, the smallest side allowed is 64 px"),
+        "tiny.png": ("refused", "63x200 px is too small: the smallest side allowed is 64 px"),
         "photo.HEIC": ("refused", "export it as PNG"),
         "notes.md": ("ignored", "not an image"),
         "lonely.txt": ("ignored", "not an image of that name"),
@@ -92,9 +92,9 @@ def test_every_file_is_accounted_for_with_its_reason(tmp_path: Path) -> None:
         ("a.jxl", b"\xff\x0a" + bytes(9), "refused", "it is a JPEG XL image"),
         ("a.jpg", b"<!DOCTYPE html>log in", "refused", "it is a web page"),
         ("a.png", b"\0\0\0\x18ftypisom" + bytes(9), "refused", "it is a video"),
-        ("a.webp", b"version https://git-lfs.github.com", "refused", "a pointer of git-lfs"),
+        ("a.webp", b"version https://git-lfs.github.com", "refused", "a git-lfs pointer"),
         ("a.png", b"<svg xmlns=", "refused", "it is an SVG drawing"),
-        ("photo", b"\x89PNG\r\n", "ignored", "content is a PNG; give its name the suffix .png"),
+        ("photo", b"\x89PNG\r\n", "ignored", "content is a PNG; rename it to end in .png"),
         ("a.jpg_large", b"\xff\xd8\xff\xe0", "ignored", "its content is a JPEG"),
         ("a.tmp", b"RIFF\0\0\0\0WEBPVP8 ", "ignored", "content is a WebP"),
         ("a.md", b"hello", "ignored", "not an image"),
@@ -125,7 +125,7 @@ def test_a_large_scan_is_shrunk_not_refused(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "scan.jpg", quality=90)
     record = scan(tmp_path).used[0]
     assert (record.width, record.height) == (7100, 7100)
-    assert record.notes == ["50 megapixels: shrunk when used, which takes time"]
+    assert record.notes == ["50 megapixels: it is scaled down, which takes time"]
     found = load_image(record, 32, 32).astype(int)
     assert np.abs(found[:, :12]).max() <= 8 and np.abs(found[:, 20:] - (250, 120, 30)).max() <= 8
 
@@ -150,7 +150,7 @@ def test_a_colour_is_kept_in_one_form(given: str, kept: str) -> None:
 
 
 def test_what_is_no_colour_is_said() -> None:
-    with pytest.raises(ConfigError, match="'greenish' is no colour; use #rrggbb"):
+    with pytest.raises(ConfigError, match="'greenish' is not a colour; use #rrggbb"):
         load_config(overrides={"data.background": "greenish"})
 
 
@@ -182,7 +182,7 @@ def test_of_an_animation_the_first_frame_is_used_and_noted(tmp_path: Path, suffi
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], duration=100)
     record = scan(tmp_path).used[0]
-    assert record.notes == ["the first of 3 frames is used", BLANK]
+    assert record.notes == ["only the first of 3 frames is used", BLANK]
     assert np.abs(load_image(record, 8, 8).astype(int) - (255, 0, 0)).max() <= 6
 
 
@@ -244,7 +244,7 @@ def test_captions_and_their_problems_are_in_the_records(tmp_path: Path) -> None:
         "none": ("in zorn style", "template"),
     }
     assert "read as Windows-1252" in record_of(found, "latin.png").notes[1]
-    assert record_of(found, "empty.png").notes[1] == "caption: empty.txt is empty, not used"
+    assert record_of(found, "empty.png").notes[1] == "caption: empty.txt is empty and not used"
     assert "too long: 2 tokens" in record_of(found, "long.png").notes[1]
     assert record_of(found, "a.png").notes == record_of(found, "bom.png").notes == [BLANK]
 
@@ -268,7 +268,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
         "loop": "ignored",
         "sub/a.png": "used",
     }
-    assert "leaves the folder" in record_of(found, "folder").reason
+    assert "out of this folder" in record_of(found, "folder").reason
     assert scan(data / "sub").used[0].path == data / "sub" / "a.png"
 
 
@@ -291,7 +291,7 @@ def test_a_report_of_thousands_with_long_captions_can_be_read() -> None:
     records += [ImageRecord(path=Path("/set/z.png"), status="used", notes=["is nearly black"])]
     report = ImageFolder(Path("/set"), records).report()
     lines = report.splitlines()
-    assert len(lines) < 210 and "... and 2400 more that are used and have no note" in lines
+    assert len(lines) < 210 and "... and 2400 more that are used, without notes" in lines
     assert max(len(line) for line in lines) < 300
     assert "is nearly black" in report and "refused" in report and "(1800 letters)" in report
 
@@ -302,7 +302,7 @@ def test_report_lists_files_prompts_and_reasons(tmp_path: Path) -> None:
     (tmp_path / "zero.png").write_bytes(b"")
     report = scan(tmp_path).report()
     assert "1 used (1 with a caption, 0 without), 1 refused, 0 ignored" in report
-    assert "note: '3_bär': every file counts 3 times" in report
+    assert "note: '3_bär': each file is used 3 times" in report
     row = f'used     80x64   x3       3_bär/x y.png  "a bear" [{BLANK}]'
     assert row in report.splitlines()
     assert "refused  -       -        zero.png" in report
@@ -313,7 +313,7 @@ def test_unusable_folders_raise_with_a_way_out(tmp_path: Path) -> None:
         scan(tmp_path / "missing")
     path = tmp_path / "zero.png"
     path.write_bytes(b"")
-    with pytest.raises(DataError, match="is a file; give the folder"):
+    with pytest.raises(DataError, match="is a file; choose the folder"):
         scan(path)
     with pytest.raises(DataError, match="1 refused, 0 ignored(.|\n)*zero.png .*0 bytes"):
         scan(tmp_path)

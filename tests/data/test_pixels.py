@@ -74,7 +74,7 @@ def test_16_bit_files_whose_values_use_few_bits_are_noted(tmp_path: Path) -> Non
     values = np.linspace(0, 1023, 64 * 64).astype(np.uint16).reshape(64, 64)
     Image.fromarray(values).save(tmp_path / "x.png")
     _, notes = decoded(tmp_path / "x.png")
-    assert notes[1] == "uses 10 of its 16 bits only and so looks dark; export it as 8 bit"
+    assert notes[1] == "uses only 10 of its 16 bits, so it looks dark; export it as 8 bit"
 
 
 def test_float_tiff_within_0_and_1_is_read_and_beyond_refused(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_pillows_own_limit_is_left_to_others(tmp_path: Path, monkeypatch) -> Non
 def test_16_bit_files_that_use_few_bits_are_noted(tmp_path: Path, bits: int) -> None:
     values = np.linspace(0, 2**bits - 1, 1024).astype(np.uint16).reshape(32, 32)
     Image.fromarray(values).save(tmp_path / "x.png")
-    said = [note for note in decoded(tmp_path / "x.png")[1] if "bits only" in note]
-    wanted = f"uses {bits} of its 16 bits only and so looks dark; export it as 8 bit"
+    said = [note for note in decoded(tmp_path / "x.png")[1] if "16 bits" in note]
+    wanted = f"uses only {bits} of its 16 bits, so it looks dark; export it as 8 bit"
     assert said == ([wanted] if bits <= 12 else [])
 
 
@@ -229,7 +229,7 @@ def test_postscript_is_not_opened(tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.fromarray(quadrants()).save(data, format="EPS")
     path.write_bytes(data.getvalue())
-    with pytest.raises(PixelError, match="it is a PostScript file, which is not read"):
+    with pytest.raises(PixelError, match="it is a PostScript file, which is not supported"):
         open_image(path)
 
 

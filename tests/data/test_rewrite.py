@@ -44,7 +44,7 @@ def test_only_what_changes_is_listed_and_empty_captions_stay_so() -> None:
 
 @pytest.mark.parametrize("kind", ["before", "after", "replace"])
 def test_nothing_to_add_or_to_look_for_is_said(kind: str) -> None:
-    with pytest.raises(DataError, match="nothing to (add|look for); type the words first"):
+    with pytest.raises(DataError, match="nothing to (add|look for); enter the words first"):
         Rewrite(kind, "  ")  # type: ignore[arg-type]
 
 

@@ -100,7 +100,7 @@ def test_black_bars_are_cut_off(
     record = scan_videos(tmp_path, frames=4, fps=8, min_side=50).used[0]
     assert record.box is not None
     assert np.abs(np.subtract(record.box, box)).max() <= 1
-    assert "black bars cut off" in record.notes[0]
+    assert "black bars were cut off" in record.notes[0]
     clip = load_clip(record, 0.0, 4, 8, 48, 48)
     assert [number - 8 for number in numbers(clip)] == [0, 1, 2, 3]
     assert clip.min() > 90
@@ -268,7 +268,7 @@ def test_video_of_nothing_but_cuts_is_used_and_noted(
     path = write_video(tmp_path / "x.mp4", [level(20 * (n // 6 % 2)) for n in range(24)])
     videos = VideoSet(scan_videos(tmp_path, frames=8, fps=8), 8, 8, 16, 16)
     assert videos.batch(2, np.random.default_rng(0))[0].shape == (2, 3, 8, 16, 16)
-    assert "shot cut" in videos.cut_notes[path] and videos.dropped == {}
+    assert "a cut in" in videos.cut_notes[path] and videos.dropped == {}
 
 
 def test_set_of_longer_clips_than_scanned_for_says_so(three: VideoFolder) -> None:

@@ -305,7 +305,7 @@ def test_unfit_timesteps_are_refused(t, message):
 
 
 def test_unfit_times_of_a_flow_are_refused():
-    with pytest.raises(ValueError, match="2 values for a batch of 3; give one level a video"):
+    with pytest.raises(ValueError, match="2 values for a batch of 3; give one level per video"):
         RectifiedFlow().add_noise(noise(0), noise(1), torch.tensor([0.1, 0.2]))
 
 
@@ -337,13 +337,6 @@ def test_guiding_outputs_is_guiding_their_readings(prediction):
     both = path.read(z, guided(noise(0), noise(1), 6.5), TIMESTEPS)
     torch.testing.assert_close(both.x0, guided(cond.x0, uncond.x0, 6.5), **NEAR)
     torch.testing.assert_close(both.eps, guided(cond.eps, uncond.eps, 6.5), **NEAR)
-
-
-def test_files_and_paths_know_the_same_predictions():
-    from trainer.diffusion.noise import PREDICTIONS as of_paths
-    from trainer.models.prediction import PREDICTIONS as of_files
-
-    assert of_paths == of_files
 
 
 def test_few_steps_are_taken_where_the_lcm_scheduler_takes_them():

@@ -192,7 +192,7 @@ def test_the_goals_of_memory_are_met_at_full_size(family, size, goal, capsys):
     shown = capsys.readouterr().out
     peak = next(line for line in shown.splitlines() if line.startswith("Peak memory"))
     assert float(peak.split()[2]) < 0.9 * goal
-    assert f"The run fits a card of {goal} GB." in shown
+    assert f"The run fits a card with {goal} GB." in shown
 
 
 def test_an_estimate_needs_a_known_family(capsys):

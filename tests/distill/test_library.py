@@ -82,7 +82,7 @@ class Log:
     @property
     def made(self) -> int:
         """Clips that had to be rolled out."""
-        return int(self.lines[0].split()[4]) if "rolls out" in self.lines[0] else 0
+        return int(self.lines[0].split()[4]) if "base model makes" in self.lines[0] else 0
 
 
 def fetch(student, prompts, settings, stop_after: int = 10**6):

@@ -78,7 +78,7 @@ def test_a_preview_of_the_run_is_an_event_with_motion_and_style(run):
 
 
 def test_what_is_not_there_is_named(run, tmp_path):
-    with pytest.raises(RunError, match="no checkpoint of step 7; there are 1, 2, 3"):
+    with pytest.raises(RunError, match="no checkpoint of step 7; it has 1, 2, 3"):
         export_checkpoint(run, 7)
     empty = Run.create(tmp_path / "empty", load_config(overrides={"run": tmp_path / "empty"}))
     with pytest.raises(RunError, match="no checkpoint yet"):
@@ -105,7 +105,7 @@ def test_the_best_preview_decides_what_is_exported_and_its_checkpoint_stays(
     assert checkpoint_steps(run) == [2, 5], "the best one stays beside the one that is kept"
     assert read_metadata(run.export_path)["ss_steps"] == "2"
     assert read_events(run.events_path, "export")[-1]["step"] == 2
-    assert "step 2 is exported" in run.log_path.read_text(encoding="utf-8")
+    assert "Step 2 is exported" in run.log_path.read_text(encoding="utf-8")
     out = tmp_path / "again.safetensors"
     assert main(["export", str(run.path), "--checkpoint", "best", "--out", str(out)]) == 0
     ours, theirs = load_file(out), load_file(run.export_path)
@@ -113,5 +113,5 @@ def test_the_best_preview_decides_what_is_exported_and_its_checkpoint_stays(
 
 
 def test_without_a_scored_preview_there_is_no_best(run):
-    with pytest.raises(RunError, match="measured its style; name a step, one of"):
+    with pytest.raises(RunError, match="measured its style; choose one of the steps"):
         best_checkpoint(Run.create(run.path.with_name("none"), run.config()))

@@ -104,7 +104,7 @@ def test_a_folder_of_something_else_is_refused(videomae, clip, network, tmp_path
     (broken / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [1]}')
     with pytest.raises(ValueError, match="preprocessor_config.json' cannot be used"):
         with_videomae(network, broken)
-    with pytest.raises(ValueError, match="is no model folder"):
+    with pytest.raises(ValueError, match="is not a model folder"):
         with_clip(network, tmp_path)
     (tmp_path / "config.json").write_bytes((videomae / "config.json").read_bytes())
     with pytest.raises(ValueError, match="cannot be loaded"):

@@ -118,7 +118,7 @@ def test_the_lora_changes_the_student_alone_and_is_taken_out_again(
         ({"steps": ()}, r"`steps`=\(\)"),
         ({"steps": (0, 1)}, "must be 1 or more"),
         ({"count": 1}, "`count`=1"),
-        ({"features": "i3d"}, "`features`='i3d' is no feature network"),
+        ({"features": "i3d"}, "`features`='i3d' is not a feature network"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_sampled(model, folder, options, message):

@@ -32,7 +32,7 @@ def test_unusable_prompts_are_named(tmp_path):
     with pytest.raises(ValueError, match="UTF-8"):
         read_prompts(tmp_path / "latin.txt")
     (tmp_path / "empty.txt").write_text("# nothing\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no prompts"):
+    with pytest.raises(ValueError, match="has no prompts"):
         read_prompts(tmp_path / "empty.txt")
 
 

@@ -133,7 +133,7 @@ def test_a_checkpoint_without_vae_takes_another_file(
     state = halved(sd15_parts.checkpoint())
     bare = {k: v for k, v in state.items() if not k.startswith("first_stage_model.")}
     save_file(bare, tmp_path / "bare.safetensors")
-    with pytest.raises(ModelError, match="holds no VAE.*--vae"):
+    with pytest.raises(ModelError, match="has no VAE.*--vae"):
         load_model(str(tmp_path / "bare.safetensors"), motion_module=motion_module_file)
     vae = {k: v.contiguous() for k, v in original_vae(sd15_parts.vae.state_dict()).items()}
     save_file(halved(vae), tmp_path / "vae.safetensors")
@@ -206,7 +206,7 @@ def changed(state, key, value):
             torch.zeros(32, 1024),
             "reads text 1024 wide",
         ),
-        ("input_blocks.4.0.in_layers.2.weight", None, "no complete UNet.*is missing"),
+        ("input_blocks.4.0.in_layers.2.weight", None, "not a complete Stable.*is missing"),
         ("output_blocks.3.1.proj_in.weight", None, "1 missing.*up_blocks.1.attentions.0.proj_in"),
         ("input_blocks.1.9.x", torch.zeros(1), "1 unexpected.*input_blocks.1.9.x"),
     ],
@@ -247,7 +247,7 @@ def test_marks_that_cannot_be_followed_are_refused(sd15_checkpoint, motion_modul
     cases = (
         ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, {}, "zero terminal SNR"),
         ({}, {"modelspec.prediction_type": "x0"}, "predicts `x0`; only noise"),
-        ({f"{UNET}time_embed.cond_proj.weight": torch.zeros(32, 256)}, {}, "distilled by LCM"),
+        ({f"{UNET}time_embed.cond_proj.weight": torch.zeros(32, 256)}, {}, "distilled with LCM"),
     )
     for extra, header, message in cases:
         save_file(state | extra, path, header)
@@ -275,7 +275,7 @@ def test_a_file_is_read_by_its_content_not_by_its_name(
     ("content", "message"),
     [
         (b"\n<!DOCTYPE html><html>Log in</html>", "is a web page, not weights"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of git-lfs"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
         (b'{"error":"Access to model is restricted"}', "error message that was saved"),
     ],
 )
@@ -348,7 +348,7 @@ def test_the_motion_module_is_asked_for_and_must_fit(
 
     with pytest.raises(ModelError, match="needs a motion module.*--motion-module"):
         load_model(str(sd15_checkpoint))
-    with pytest.raises(ModelError, match="takes no `motion_module`"):
+    with pytest.raises(ModelError, match="needs no `motion_module`"):
         load_model(str(tiny_model), motion_module=motion_module_file)
     MotionAdapter(block_out_channels=(32, 64, 64)).save_pretrained(tmp_path / "xl")
     with pytest.raises(ModelError, match="is for channels .32, 64, 64. .*not for XL"):
@@ -372,7 +372,7 @@ def test_clips_longer_than_the_module_are_refused(sd15_checkpoint, tmp_path):
 
 def test_other_files_and_missing_ones_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(ModelError, match="no weights file"):
+    with pytest.raises(ModelError, match="not a weights file"):
         load_model(str(tmp_path / "notes.txt"))
     with pytest.raises(ModelError, match="was not found"):
         load_model(str(tmp_path / "gone.safetensors"))

@@ -169,7 +169,7 @@ def test_its_memory_is_estimated_without_its_files(flow, capsys):
     assert main(["preflight", "--estimate", *options]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^Peak memory +0\.\d\d GiB$", shown, re.MULTILINE)
-    assert "The run fits a card of 8 GB." in shown
+    assert "The run fits a card with 8 GB." in shown
 
 
 def test_a_run_goes_on_from_its_checkpoint(run):

@@ -88,7 +88,7 @@ def test_original_names_of_image_and_motion_layers():
             assert webui_name(path) == kohya_name(renames[start] + path[len(start) :])
     assert motion == 530 - len([p for p in official("animatediff") if "motion" not in p]) > 100
     assert webui_name("down_blocks.1.resnets.0.conv1") == "lora_unet_input_blocks_4_0_in_layers_2"
-    with pytest.raises(LoraError, match="no layer of Stable Diffusion 1.5"):
+    with pytest.raises(LoraError, match="not a layer of Stable Diffusion 1.5"):
         webui_name("down_blocks.0.temp_attentions.0.proj_in")
 
 
@@ -238,11 +238,11 @@ def test_what_cannot_be_converted_is_refused(kohya, pairs, tmp_path):
             convert(*arguments, **options)
 
     out = tmp_path / "out"
-    refused("no known form; use kohya,", kohya, out, "gguf")
+    refused("not a known format; use kohya,", kohya, out, "gguf")
     refused("`dtype`='int8'", kohya, out, "peft", dtype="int8")
     refused("must end in .safetensors", kohya, out, "kohya")
     refused("must end in .safetensors", kohya, out, "diffusers")
-    refused("for 'animatediff-evolved' only", kohya, out, "peft", motion_module=kohya)
+    refused("only used with 'animatediff-evolved'", kohya, out, "peft", motion_module=kohya)
     refused("exists already", kohya, tmp_path, "animatediff-evolved")
     image = {path: pair for path, pair in pairs.items() if ".motion_modules." not in path}
     export_kohya(image, tmp_path / "image.safetensors", {})
@@ -263,7 +263,7 @@ def test_a_motion_module_of_another_size_is_refused(kohya, tmp_path):
 
 
 def test_strange_names_and_damaged_notes_are_refused(pairs, tmp_path):
-    with pytest.raises(LoraError, match="is no layer of a UNet"):
+    with pytest.raises(LoraError, match="is not a layer of a UNet"):
         with_paths({"lora_unet_Strange__name": next(iter(pairs.values()))})
     export_kohya(pairs, tmp_path / "a.safetensors", {"mcm.folded_alphas": "nonsense"})
     with pytest.raises(LoraError, match="is damaged"):

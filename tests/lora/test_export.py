@@ -218,5 +218,5 @@ def test_inspect_prefers_metadata_and_lists_unknown_modules(tmp_path: Path) -> N
     export_peft(pairs, tmp_path / "folder")
     report = inspect_file(tmp_path / "folder")
     assert (report.format, report.family, report.hash_ok) == ("peft", "unknown", None)
-    with pytest.raises(LoraError, match="No LoRA file"):
+    with pytest.raises(LoraError, match="There is no LoRA"):
         inspect_file(tmp_path / "absent.safetensors")

@@ -168,7 +168,7 @@ def test_peft_alpha_pattern_and_rslora(tmp_path: Path) -> None:
         ({"r": 8}, "has rank 2, but adapter_config.json says 8"),
         ({"r": "2"}, "`r` or `rank_pattern` of .* is not a number: '2'"),
         ({"rank_pattern": {"conv1": 5}}, "has rank 3, but adapter_config.json says 5"),
-        ({"lora_alpha": 0}, "alpha=0, which switches its update off"),
+        ({"lora_alpha": 0}, "alpha=0, which turns its update off"),
         ({"lora_alpha": "four"}, "not a number: 'four'"),
         ({"lora_alpha": None}, "not a number: None"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "not a plain module name"),
@@ -245,7 +245,7 @@ def test_a_left_over_key_is_refused_by_name(tmp_path: Path) -> None:
                 "x.lora_B.weight": torch.ones(4, 2),
                 "x.alpha": torch.zeros(()),
             },
-            "alpha=0, which switches its update off",
+            "alpha=0, which turns its update off",
         ),
         (
             {
@@ -280,7 +280,7 @@ def header_only(length: int, body: bytes) -> bytes:
     [
         (pickle.dumps({"x": list(range(20))}), "a Python pickle"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "pointer of git-lfs"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git-lfs pointer"),
         (b"", "0 bytes that do not begin with a safetensors header"),
         (b"\x02\x00", "2 bytes that do not begin"),
         (header_only(2**40, b"{}" + b" " * 40), r"a header of 1099511627776 bytes \(allowed"),
@@ -307,7 +307,7 @@ def test_a_zip_and_a_pickle_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(LoraError, match="found adapter_model.bin, a pickle"):
         read_lora(tmp_path)
-    with pytest.raises(LoraError, match="No LoRA file at"):
+    with pytest.raises(LoraError, match="There is no LoRA at"):
         read_lora(tmp_path / "absent.safetensors")
 
 

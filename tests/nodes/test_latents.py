@@ -149,7 +149,7 @@ def test_latents_that_may_be_several_videos_are_remarked_on(native, student, rem
     try:
         sample(student, {"samples": torch.zeros(2 * FRAMES, 4, SIDE, SIDE)})
         (said,) = remarks
-        assert "16 frames and does not say" in said and "2 videos of 8 frames" in said
+        assert "16 frames and does not store" in said and "2 videos of 8 frames" in said
         sample(student, empty(native))
         sample(student, {"samples": torch.zeros(FRAMES, 4, SIDE, SIDE)})
         assert len(remarks) == 1

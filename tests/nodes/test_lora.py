@@ -265,7 +265,7 @@ def test_info_of_an_official_lora_has_the_papers_values(native):
     assert (found.steps, found.guidance_scale, found.strength) == (4, 1.0, 1.0)
     assert (found.width, found.height, found.frames) == (64, 64, 8)  # recognised as the mini model
     assert found.trigger == ""
-    assert "says nothing of itself" in summary
+    assert "has no metadata" in summary
 
 
 def test_a_lora_that_was_trained_again_is_loaded_again(comfy, lora_folder):
@@ -335,7 +335,7 @@ def test_a_lora_that_another_trainer_signed_is_not_sampled_in_few_steps(
     native, base, pairs, own_folder
 ):
     name = write(own_folder, "oil.safetensors", pairs, **SIGNED)
-    with pytest.raises(ValueError, match="no few-step LoRA.*another trainer.*LoraLoaderModelOnly"):
+    with pytest.raises(ValueError, match="not a few-step LoRA.*another trainer.*LoaderModelOnly"):
         native("lora").load_lora(base, name, 1.0)
     assert base.patches == {}
 
@@ -344,7 +344,7 @@ def test_a_lora_that_says_nothing_is_taken_as_official_and_the_log_says_so(
     native, base, loras, caplog
 ):
     native("lora").load_lora(base, "silent.safetensors", 1.0)
-    assert "'silent.safetensors' says nothing of itself" in caplog.text
+    assert "'silent.safetensors' has no metadata" in caplog.text
     assert "If it is a style LoRA" in caplog.text
 
 
@@ -392,7 +392,7 @@ def test_info_recommends_nothing_for_a_style_lora(native, pairs, own_folder):
     some = {path: pair for path, pair in pairs.items() if "temp_attentions" not in path}
     found, summary = without_values(native, write(own_folder, "a.safetensors", some, **SIGNED))
     assert found.trigger == "in oil" and "trigger: in oil" in summary
-    assert " steps (made for" not in summary and "says nothing of itself" not in summary
+    assert " steps (made for" not in summary and "has no metadata" not in summary
 
 
 def test_info_and_loader_point_to_cores_loader_for_kinds_that_only_it_reads(
@@ -432,7 +432,7 @@ def test_an_output_without_a_value_stops_only_what_is_connected_to_it(comfy, pai
 def test_a_style_lora_is_sent_to_cores_loader(native, base, pairs, own_folder):
     some = {path: pair for path, pair in pairs.items() if "attentions" in path}
     name = write(own_folder, "style.safetensors", some)
-    with pytest.raises(ValueError, match="no few-step LoRA.*LoraLoaderModelOnly"):
+    with pytest.raises(ValueError, match="not a few-step LoRA.*LoraLoaderModelOnly"):
         native("lora").load_lora(base, name, 1.0)
     named = write(own_folder, "part.safetensors", some, **{"mcm.family": "modelscope"})
     assert len(native("lora").load_lora(base, named, 1.0).patches) == len(some)

@@ -52,7 +52,7 @@ def test_text_to_video_with_a_bundled_lora(server):
     frames = np.stack([np.asarray(Image.open(file)) for file in server.files(entry)])
     assert frames.shape == (8, 64, 64, 3)
     assert frames.std() > 10
-    assert "lacks" not in server.log()
+    assert "is missing" not in server.log()
 
 
 def test_animatediff(server):
@@ -94,7 +94,7 @@ def test_without_diffusers_log_and_node_name_the_line_that_mends_it(comfy_path, 
     try:
         file = running.base / "custom_nodes" / "mcm-video" / "requirements-nodes.txt"
         said = (
-            "MCM few-step video: this ComfyUI's Python lacks diffusers. Run this in a terminal, "
+            "MCM few-step video: ComfyUI's Python is missing diffusers. Run this in a terminal, "
             f"then restart ComfyUI: uv pip install --python {python} -r {file}"  # it has no pip
         )
         assert said in running.log()

@@ -97,7 +97,7 @@ def test_wrong_values_are_told_on_the_node_and_set_by_its_button(page, comfy_ser
     run(page, comfy_server)
     page.locator(NOTICE).wait_for()
     text = page.locator(NOTICE).inner_text()
-    assert "sampler 'lcm', scheduler 'simple', CFG 1, 1 to 8 steps (best: 4)" in text
+    assert "sampler 'lcm', scheduler 'simple', CFG 1 and 1 to 8 steps (best: 4)" in text
     assert "20 steps, CFG 7, sampler 'euler', another scheduler" in text
     page.evaluate("() => mcm.settled()")
     assert page.evaluate("() => mcm.saved()") == saved
@@ -174,7 +174,7 @@ def test_it_names_the_sampler_that_was_chosen_and_nothing_that_is_right(
     run(page, comfy_server)
     page.locator(NOTICE).wait_for()
     text = page.locator(NOTICE).inner_text()
-    assert f"This run has sampler {called}: expect" in text
+    assert f"This run uses sampler {called}, so expect" in text
 
 
 def test_it_works_inside_a_subgraph(page, comfy_server, sampler):
@@ -237,7 +237,7 @@ def test_a_value_that_comes_over_a_link_is_named_instead(page, comfy_server, sam
     run(page, comfy_server)
     page.locator(NOTICE).wait_for()
     page.get_by_role("button", name=USE).dispatch_event("click")
-    told = "Connected to other nodes, to be set there: steps to 4."
+    told = "Connected to other nodes; set there: steps to 4."
     page.locator(NOTICE).get_by_text(told).wait_for()
     assert values(page, "KSampler")["cfg"] == 1
 
@@ -316,9 +316,9 @@ def test_names_that_are_not_here_are_told_on_opening(page, tmp_path):
     drop_file(page, file)
     page.wait_for_function("() => document.querySelectorAll('.mcm-notice').length === 2")
     texts = "\n".join(page.locator(NOTICE).all_inner_texts())
-    assert "Model folder 'no/such-model' is not here." in texts
+    assert "Model folder 'no/such-model' is missing." in texts
     assert "into models/diffusers and press R" in texts
-    assert "LoRA 'absent.safetensors' is not here." in texts
+    assert "LoRA 'absent.safetensors' is missing." in texts
     saved = page.evaluate("() => app.graph.serialize().nodes")
     assert {each["type"]: each["widgets_values"] for each in saved if each["type"] in named} == {
         each["type"]: each["widgets_values"] for each in workflow["nodes"] if each["type"] in named

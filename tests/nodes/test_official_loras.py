@@ -24,7 +24,7 @@ def native(comfy):
 def models(native):
     classes = {
         "modelscope": native("unet").NativeUNet3D,
-        "animatediff": native("motion_unet").NativeMotionUNet,
+        "animatediff": native("unet").NativeMotionUNet,
     }
     found = {}
     for name, unet in classes.items():

@@ -328,7 +328,7 @@ def test_errors_say_what_to_do(native, base, student):
         sampling.apply_model_sampling(base, timestep_scaling=0)
     with pytest.raises(ValueError, match="`original_steps`=1001 is not within 1 to 1000"):
         sampling.apply_model_sampling(base, original_steps=1001)
-    with pytest.raises(ValueError, match="teacher's noise levels. Connect the MODEL of"):
+    with pytest.raises(ValueError, match="base model's noise levels. Connect the MODEL of"):
         sampling.few_step_sigmas(base, 4)
     with pytest.raises(ValueError, match="`steps`=51 .* 50 noise levels"):
         sampling.few_step_sigmas(student, 51)

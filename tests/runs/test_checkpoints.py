@@ -1,4 +1,4 @@
-"""Promises of checkpoints: exact, whole or absent, and an older one when the newest is torn."""
+"""Promises of checkpoints: exact, whole or absent, and an older one when the newest is incomplete."""
 
 from __future__ import annotations
 
@@ -175,9 +175,9 @@ def test_torn_checkpoint_is_passed_over_with_a_warning(run: Run, damage: str) ->
         manifest.write_bytes(manifest.read_bytes()[:40])
     else:
         manifest.unlink()
-    with pytest.raises(CheckpointError, match="step-000002 is torn"):
+    with pytest.raises(CheckpointError, match="step-000002 is damaged"):
         load_checkpoint(folder)
-    with pytest.warns(UserWarning, match="step-000002 is torn.*one before it is used"):
+    with pytest.warns(UserWarning, match="step-000002 is damaged.*previous one is used"):
         assert latest(run) == "step-000001"
     save(run, 2)
     with warnings.catch_warnings():
@@ -188,8 +188,8 @@ def test_torn_checkpoint_is_passed_over_with_a_warning(run: Run, damage: str) ->
 def test_only_torn_checkpoints_is_an_error_not_a_fresh_start(run: Run) -> None:
     (save(run, 1) / "state.json").unlink()
     with (
-        pytest.warns(UserWarning, match="is torn"),
-        pytest.raises(CheckpointError, match="None of the 1 checkpoints .* is whole"),
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(CheckpointError, match="None of the 1 checkpoints .* is complete"),
     ):
         latest_checkpoint(run)
 

@@ -64,7 +64,7 @@ def test_relative_and_dotted_paths_get_a_name(tmp_path: Path, monkeypatch) -> No
 
 def test_folder_of_another_run_is_refused_unless_resumed(run: Run) -> None:
     changed = load_config(overrides={"steps": 7})
-    with pytest.raises(RunError, match=r"holds a run already; continue it with .*resume"):
+    with pytest.raises(RunError, match=r"already holds a run; continue it with .*resume"):
         Run.create(run.path, changed)
     assert run.config().steps == 300
     assert Run.create(run.path, changed, resume=True).config().steps == 7
@@ -74,7 +74,7 @@ def test_folder_of_another_run_is_refused_unless_resumed(run: Run) -> None:
 def test_remains_of_a_run_without_config_are_not_overwritten(tmp_path: Path, left: str) -> None:
     (tmp_path / "r" / left).parent.mkdir(parents=True)
     (tmp_path / "r" / left).write_text("x", encoding="utf-8")
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already holds a run"):
         Run.create(tmp_path / "r", load_config())
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_ended_before_its_first_step_begins_anew(run: Run, status: st
 )
 def test_a_run_with_a_step_or_at_work_is_not_begun_anew(run: Run, status: str, event: str) -> None:
     leave(run, status, event)
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already holds a run"):
         Run.create(run.path, load_config())
 
 
@@ -233,7 +233,7 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
 def test_second_process_cannot_train_the_same_run(run: Run) -> None:
     child = hold_lock(run)
     try:
-        message = rf"is being trained by process {child.pid}; stop that one"
+        message = rf"is being trained by process {child.pid}; stop that process"
         for _ in range(2):  # a refused attempt must not wipe the holder's line
             with pytest.raises(RunLockedError, match=message), RunLock(run):
                 pass

@@ -56,10 +56,10 @@ def test_an_old_file_loads(tmp_path):
         (
             "alpha = 32.0",
             "alpha = 16.0",
-            "`lora.alpha` is not .* equals `lora.rank`, here 32",
+            "`lora.alpha` is no longer .* equals `lora.rank`, here 32",
         ),
         ("sigma_data = 0.5", "sigma_data = 1.0", r"`trajectory.sigma_data` is .* always 0\.5\."),
-        ("[0.9, 0.99]", "[0.9, 0.999]", r"`optim.betas` is not .* always \[0\.9, 0\.99\]"),
+        ("[0.9, 0.99]", "[0.9, 0.999]", r"`optim.betas` is no longer .* always \[0\.9, 0\.99\]"),
         ("r1_every = 8", "r1_every = 16", "c.toml: `adversarial.r1_every` is .* always 8"),
     ],
 )
@@ -110,7 +110,7 @@ def test_every_setting_of_the_recipe_has_a_flag(flags):
 
 
 def test_set_without_a_value_says_how():
-    with pytest.raises(ConfigError, match="--set motion.weight` has no value; write --set"):
+    with pytest.raises(ConfigError, match="--set motion.weight` has no value; write it like"):
         config_from(build_parser().parse_args(["train", "--set", "motion.weight"]))
 
 

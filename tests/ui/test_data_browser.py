@@ -74,7 +74,7 @@ def test_dropped_files_become_a_set_that_grows_shrinks_and_goes(trainer, chromiu
         page.get_by_text("96 images used").wait_for()
         assert not (uploads / "my-images").exists()
         page.locator("#delete-set").click()
-        toast(page, "is no set of this page")
+        toast(page, "was not made on this page")
 
 
 def test_keys_turn_the_pictures_and_no_typed_text_is_lost(trainer, chromium):

@@ -31,7 +31,7 @@ def test_a_port_in_use_names_the_option(tmp_path):
 
 @pytest.mark.parametrize("port", [0, -1, 70000])
 def test_a_number_that_is_no_port_is_refused(port):
-    with pytest.raises(OptionError, match=f"--server-port {port} is no port"):
+    with pytest.raises(OptionError, match=f"--server-port {port} is not a port"):
         check_port("127.0.0.1", port)
 
 

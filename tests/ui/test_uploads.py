@@ -128,7 +128,7 @@ def test_one_caption_of_two_images_is_copied_and_a_second_caption_is_listed(tmp_
     assert captions_by_image(got.folder) == {
         png(1): "both", png(2, "JPEG"): "both", png(3): "one",
     }  # fmt: skip
-    assert "pictures.txt: the caption of 2 images; each has a copy of it" in got.notes
+    assert "pictures.txt: the caption of 2 images; each got a copy" in got.notes
     assert got.left_out == [
         "drawings.caption: a second caption of drawings.png; drawings.txt is used"
     ]
@@ -150,8 +150,8 @@ def test_everything_that_is_left_out_is_listed_with_its_reason(tmp_path, uploads
         "x.png: a hidden file",
     ]
     assert set(captions_by_image(got.folder)) == {png(1), png(2), png(3, "JPEG")}
-    assert "lonely one.txt: kept, but there is no image of that name yet" in got.notes
-    assert "no suffix: its content is a PNG, so it is kept as .png" in got.notes
+    assert "lonely one.txt: saved, but there is no image of that name yet" in got.notes
+    assert "no suffix: its content is a PNG, so it was saved as .png" in got.notes
     (phone,) = scan_images(got.folder, min_side=8).refused
     assert "it is a HEIC image" in phone.reason
 
@@ -174,7 +174,7 @@ def test_captions_of_a_table_follow_images_whose_names_change(tmp_path, uploads,
     }
     got = receive([zipped(tmp_path / "x.zip", entries)], "x", uploads)
     assert captions_by_image(got.folder) == {png(1): "first", png(2): "second"}
-    assert f"{table}: 2 captions of it written beside the images" in got.notes
+    assert f"{table}: 2 captions from it were written beside the images" in got.notes
 
 
 def test_a_set_grows_shrinks_and_goes(tmp_path, uploads):
@@ -195,7 +195,7 @@ def test_a_set_grows_shrinks_and_goes(tmp_path, uploads):
         captions_by_image(made)[png(2)] == "second" and captions_by_image(made)[png(4)] == "waits"
     )
     assert got.folder == made and got.files == 2
-    with pytest.raises(PlaceError, match="'b' has a caption already; it stays"):
+    with pytest.raises(PlaceError, match="'b' already has a caption, which was kept"):
         receive(loose("4", b_txt=b"other"), "", uploads, into=made)
     assert captions_by_image(made)[png(2)] == "second"
 

@@ -1,8 +1,8 @@
-"""Differentiable augmentation of what the discriminator sees (DiffAugment, Zhao et al. 2020).
+"""Differentiable augmentation of the discriminator's input (DiffAugment, Zhao et al. 2020).
 
-The style folder is small; without augmentation the discriminator learns it by heart. All randomness
-is drawn first, into :class:`AugmentDraws`, as fractions of the frame: the same draws can be applied
-to real and fake frames and to frames of any size. Written in plain tensor operations: kornia's
+The style folder is small; without augmentation the discriminator memorises it. All randomness is
+drawn first, into `AugmentDraws`, as fractions of the frame: the same draws can be applied to
+real and fake frames and to frames of any size. Written in plain tensor operations: kornia's
 versions draw from the global generator and clip to [0, 1], which stops the gradient.
 """
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 TRANSLATION = 1 / 8
-"""Largest shift, as a part of the frame's side."""
+"""Largest shift, as a fraction of the frame's side."""
 CUTOUT = 1 / 2
-"""Side of the cut square, as a part of the frame's side."""
+"""Side of the cut-out square, as a fraction of the frame's side."""
 
 
 @dataclass(frozen=True)
 class AugmentDraws:
-    """Draws for N frames, made by :func:`draw_augment`: uniform in [0, 1), generator's device.
+    """Draws for N frames, made by `draw_augment`: uniform in [0, 1), generator's device.
 
     ``brightness``, ``saturation``, ``contrast`` (N,); ``shift`` and ``hole`` (N, 2) as (y, x).
     """
@@ -48,8 +48,8 @@ def parse_policy(policy: str) -> tuple[str, ...]:
     if unknown:
         allowed = ", ".join(AUGMENTATIONS)
         raise ValueError(
-            f"`policy`={policy!r} names {unknown[0]!r}, which is no augmentation; use any of "
-            f"{allowed}, separated by commas, or an empty text for none."
+            f"`policy`={policy!r} names {unknown[0]!r}, which is not an augmentation; use any of "
+            f"{allowed}, separated by commas, or leave it empty for none."
         )
     return parts
 
@@ -57,8 +57,8 @@ def parse_policy(policy: str) -> tuple[str, ...]:
 def draw_augment(policy: str, count: int, generator: torch.Generator) -> AugmentDraws:
     """Draws for ``count`` frames; ``ValueError`` for an unknown ``policy``.
 
-    All seven numbers a frame are drawn whatever the policy, so that another policy does not shift
-    the random numbers that follow.
+    All seven numbers per frame are drawn for every policy, so that the policy does not change the
+    random numbers that follow.
     """
     parts = parse_policy(policy)
     draws = torch.rand(count, 7, generator=generator, device=generator.device)
@@ -94,7 +94,7 @@ def _color(pixels: Tensor, draws: AugmentDraws) -> Tensor:
 
 
 def _translation(pixels: Tensor, draws: AugmentDraws) -> Tensor:
-    """Shift by whole pixels, at most an eighth of a side; what comes in is mid grey."""
+    """Shift by whole pixels, at most an eighth of a side; the exposed edge becomes mid grey."""
     count, _, height, width = pixels.shape
     shift = draws.shift.to(pixels.device)
     rows, row_inside = _shifted(shift[:, 0], height)

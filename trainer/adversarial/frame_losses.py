@@ -1,9 +1,8 @@
-"""The losses on frames that remember earlier frames: content, statistics, and what all have in
-common.
+"""Losses on frames that keep running statistics: content, statistics, and the shared average.
 
-They compare feature maps (N, C_i, h_i, w_i) of the student's frames with those of others. What
-they remember is in a `LossMemory`: a step takes one and returns the next, so that a step that is
-refused leaves no trace, and a checkpoint can keep it.
+They compare feature maps (N, C_i, h_i, w_i) of the student's frames with those of others. The
+running statistics are in a `LossMemory`: a step takes one and returns the next, so a rejected step
+has no effect and a checkpoint can store it.
 """
 
 from __future__ import annotations
@@ -19,35 +18,35 @@ from torch.nn import functional
 from .losses import GradientRatio
 
 DECAY = 0.95
-"""Of the running means of the content loss, a batch."""
+"""Decay per batch of the running means of the content loss."""
 GRID = 4
-"""Cells a side in which the statistics loss looks."""
+"""Grid cells per side in the statistics loss."""
 CAPACITY = 64
-"""Earlier frames that the statistics loss compares with."""
+"""Number of recent frames that the statistics loss compares with."""
 CAPTION_SHARE = 4.0
 """Squared distance of captions that lie one spread apart, where one spread of looks has 1."""
 ENOUGH = 8
-"""Vectors of a side without which no distance is taken: a spread of fewer means little."""
+"""Vectors needed on each side before a distance is computed; fewer say little about a spread."""
 BANDS = 4
 """Of noise levels, each with an average of its own: clips made of much noise and of little differ,
 and in one average a brightness too high here would make up for one too low there."""
 REACH = 160
-"""Frames that an average of the common loss reaches back."""
+"""Length in frames of the running averages of the shared-average loss."""
 
 
 def shallower_half(maps: Sequence[Tensor]) -> list[Tensor]:
-    """The maps that tell looks apart; the deeper ones tell things apart."""
+    """The shallow maps, which distinguish looks."""
     return list(maps[: len(maps) // 2])
 
 
 def deeper_half(maps: Sequence[Tensor]) -> list[Tensor]:
-    """The maps that tell things apart; the shallower ones tell looks apart."""
+    """The deep maps, which distinguish content."""
     return list(maps[len(maps) // 2 :])
 
 
 class FrameMemory:
-    """Tensors by name in ``kept``. They are replaced and never changed in place, so that a state is
-    a copy of the names alone, and cheap to go back to.
+    """Tensors by name in ``kept``. They are replaced, never changed in place, so a saved state only
+    copies references and is cheap to restore.
     """
 
     def __init__(self) -> None:
@@ -66,18 +65,18 @@ class FrameMemory:
 
 
 class ContentLoss(FrameMemory):
-    """How differently two frames are laid out: 1 - cosine of their deep features.
+    """Difference in content of two frames: 1 - cosine of their deep features.
 
-    Subtract each side's running mean first, location by location. What all the teacher's frames
-    have in common is its look (a background, a watermark), and what all the student's have in
-    common is the style: neither counts, only what sets one frame apart from the others. Then
-    subtract from each map its mean over the frame. One cosine over all places lets the things that
-    stand out count, and not the texture of a background.
+    Subtract each side's running mean first, location by location. All the teacher's frames share
+    its look (a background, a watermark), and all the student's frames share the style. Neither
+    counts, only what distinguishes a frame from the others. Then subtract from each map its mean
+    over the frame. One cosine over all locations gives weight to salient objects, not to background
+    texture.
     """
 
     def __call__(self, ours: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-        """The loss (N,), summed over maps (N, C_i, h_i, w_i) of the student's frames and of those
-        they are compared with; each call brings the averages up to date.
+        """The loss (N,), summed over maps (N, C_i, h_i, w_i) of the student's frames and of the
+        maps they are compared with; each call updates the averages.
         """
         losses = []
         for index, (a, b) in enumerate(zip(ours, wanted, strict=True)):
@@ -102,8 +101,8 @@ def cell_statistics(maps: Tensor) -> Tensor:
     """Mean and deviation of every channel in every cell of a `GRID` x `GRID` grid.
 
     ``maps`` (N, C, h, w) give (N, 2 * C * GRID**2), fp32. Mean and deviation of feature maps are
-    the style of a picture (Huang and Belongie 2017); the grid tells where in the frame, so that a
-    mark that is always in one corner shows.
+    the style of a picture (Huang and Belongie 2017); the grid adds the location, so a mark that is
+    always in one corner counts.
     """
     maps = maps.float()
     mean = functional.adaptive_avg_pool2d(maps, GRID)
@@ -113,22 +112,22 @@ def cell_statistics(maps: Tensor) -> Tensor:
 
 
 class StatisticsLoss(FrameMemory):
-    """How far the student's frames are, as a crowd, from the real ones: the energy distance
+    """Distance between the distributions of the student's and the real frames: the energy distance
     (Szekely and Rizzo 2013) of their `cell_statistics` together with their captions.
 
-    Twice the mean distance to the real frames, less that to the student's own earlier frames. The
-    first alone would draw every frame to the middle of the style; the second keeps them as far from
-    each other as real ones are. Both crowds are the last `CAPACITY` frames seen. Unlike a
-    discriminator it has nothing to learn and cannot be fooled: it pulls from the first step on,
-    and as hard when the student is far off. The caption counts as one more coordinate, so that a
-    red thing is drawn to the red ones of the style more than to others.
+    It is twice the mean distance to the real frames minus the mean distance to the student's own
+    earlier frames. The first term alone would pull every frame to the centre of the style; the
+    second keeps frames as far from each other as real ones are. Both sets are the last `CAPACITY`
+    frames. Unlike a discriminator, this needs no training and cannot be fooled, and its gradient
+    does not vanish when the student is far off. The caption is one more coordinate, so a red object
+    is pulled towards the style's red objects.
     """
 
     def __call__(
         self, ours: Sequence[Tensor], real: Sequence[Tensor], text: Tensor, real_text: Tensor
     ) -> Tensor:
         """Scalar, the mean over frames and the sum over maps ``ours`` (N, C_i, h_i, w_i), with
-        gradients, and ``real`` (M, C_i, h_i, w_i); both join their crowds with their captions
+        gradients, and ``real`` (M, C_i, h_i, w_i); both are added to their sets with their captions
         ``text`` (N, D) and ``real_text`` (M, D).
         """
         apart = self._captions_apart(text, real_text)
@@ -173,23 +172,23 @@ class StatisticsLoss(FrameMemory):
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances (N, M) of the rows of two matrices; MPS lacks the backward of cdist."""
+    """Squared distances (N, M) of the rows of two matrices; MPS has no backward for cdist."""
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(1e-8)
 
 
 class CommonLoss(FrameMemory):
-    """How far the average of the student's frames is from the average of the real ones.
+    """Distance between the average of the student's frames and the average of the real ones.
 
-    What differs from frame to frame is gone in an average. What is the same in all of them, as a
-    watermark is, stands out there, however faint it is in each: the averages are of whole maps, at
-    full resolution. Each place counts in units of the deviation of the real frames there, with a
-    pseudo-Huber norm, so that a background far off does not outweigh all the rest.
+    An average removes what differs between frames and keeps what all share, such as a watermark,
+    however faint. The averages are of whole maps at full resolution. Each location is scaled by the
+    deviation of the real frames there, with a pseudo-Huber norm, so that a very different
+    background does not dominate.
     """
 
     def __call__(self, ours: Sequence[Tensor], real: Sequence[Tensor], level: Tensor) -> Tensor:
         """Scalar, the mean over frames and the sum over maps ``ours`` (N, C_i, h_i, w_i), with
         gradients, and ``real`` (M, C_i, h_i, w_i); ``level`` (N,) is the noise that the student's
-        frames were made of, 0 to 1. Each call brings the averages up to date.
+        frames were made of, 0 to 1. Each call updates the averages.
         """
         band = (level * BANDS).long().clamp(0, BANDS - 1)
         member = (band[:, None] == torch.arange(BANDS, device=band.device)).float()
@@ -202,7 +201,7 @@ class CommonLoss(FrameMemory):
         squares = self._average(f"squares.{index}", real.square(), all_real)
         variance = (squares - wanted.square()).clamp_min(0)
         scale = (variance + 0.05 * variance.mean()).clamp_min(1e-6).sqrt()
-        # The average's value, and the gradient of these frames as if they were all of it.
+        # The value of the average, with a gradient as if it consisted of these frames alone.
         batch = _means(ours.float(), member)
         own = batch + (self._average(f"ours.{index}", ours.float(), member) - batch).detach()
         each = (1 + ((own - wanted) / scale).square()).sqrt() - 1
@@ -227,7 +226,7 @@ def _means(maps: Tensor, member: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossMemory:
-    """What the losses of a step remember of the steps before."""
+    """Running statistics that the losses keep between steps."""
 
     content: ContentLoss = field(default_factory=ContentLoss)
     statistics: StatisticsLoss = field(default_factory=StatisticsLoss)
@@ -235,18 +234,18 @@ class LossMemory:
     ratio: GradientRatio = field(default_factory=GradientRatio)
 
     def copy(self) -> LossMemory:
-        """One that can go on by itself; tensors are shared, for they are never changed in place."""
+        """An independent copy; tensors are shared, because they are never changed in place."""
         return LossMemory(**{part.name: copy(getattr(self, part.name)) for part in fields(self)})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What each has seen, by its name; what has seen nothing is left out."""
+        """The state of each loss by name; losses without state are left out."""
         found = {part.name: getattr(self, part.name).state_dict() for part in fields(self)}
         if found["ratio"]["norms"] is None:
             del found["ratio"]
         return found
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from `tensors`; what they lack begins anew."""
+        """Restore `tensors`; losses that are not in them start empty."""
         for part in fields(self):
             nothing = {"norms": None} if part.name == "ratio" else {}
             getattr(self, part.name).load_state_dict(dict(tensors.get(part.name, nothing)))

@@ -41,8 +41,8 @@ class ClipFrames:
     """Single frames of clean clips ``latents`` (N, C, f, h, w) of ``frames`` frames, decoded when
     they are drawn.
 
-    ``decoder`` is the step's own decoder, on ``device``: the discriminator must not tell real from
-    fake by rounding.
+    ``decoder`` is the step's own decoder, on ``device``: rounding must not let the discriminator
+    distinguish real from fake.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class EndMaps:
     """The deeper feature maps of ``clips`` (N, C, f, h, w) of ``frames`` frames: the ends of the
     teacher's trajectories.
 
-    A clip is decoded by ``decoder`` and looked at when one of its frames is first asked for, whole,
-    so that its maps are the same whatever else is in the batch. They are kept in half precision in
-    main memory, up to `KEPT_BYTES`; beyond that the oldest are dropped and made again.
+    A clip is decoded by ``decoder`` as a whole when one of its frames is first needed, so that its
+    maps do not depend on the rest of the batch. They are kept in half precision in main memory, up
+    to `KEPT_BYTES`; beyond that the oldest are dropped and recomputed.
     """
 
     def __init__(

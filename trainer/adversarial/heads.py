@@ -4,8 +4,8 @@ After StyleGAN-T (Sauer et al. 2023, arXiv 2301.09515, section 3.2): a small spe
 head on each map, whose output is projected on the text embedding (Miyato and Koyama 2018). Two
 things differ. GroupNorm stands in for batch norm, so that no sample's logits or gradients depend on
 the others in its batch. And the convolutions are 2-D with logits averaged to a small grid, because
-the maps of a convolutional network differ in size: unaveraged, the shallowest would own three
-quarters of all logits.
+the maps of a convolutional network differ in size: without averaging, the shallowest map would give
+three quarters of all logits.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Discriminator(nn.Module):
     """Text-conditional logits (N, k) of feature maps; any batch size, samples independent.
 
     ``channels`` of the feature maps (``FeatureNetwork.channels``), ``text_dim`` of the text
-    vectors, ``head_channels`` of the trained heads. ``embed`` holds nearly all of the work and does
-    not see the text: real maps embedded once can be judged with their own and with a mismatched
+    vectors, ``head_channels`` of the trained heads. ``embed`` does nearly all of the work and does
+    not use the text, so real maps are embedded once and judged with both their own and a mismatched
     text.
     """
 
@@ -99,10 +99,10 @@ class Discriminator(nn.Module):
         expected = (len(embedded[0]), self.text_dim)
         if tuple(text.shape) != expected:
             raise ValueError(
-                f"`text` must have the shape {expected}, one vector a frame, got "
+                f"`text` must have the shape {expected}, one vector per frame, got "
                 f"{tuple(text.shape)}; repeat the text of a clip for each of its frames."
             )
-        # Text encoders differ in scale by orders of magnitude. Per sample, so it couples nothing.
+        # Text encoders differ in scale by orders of magnitude. Normalised per sample.
         text = F.layer_norm(text.to(embedded[0].dtype), text.shape[1:])
         logits = [
             torch.einsum("ne,nek->nk", cmap(text), cells) * cells.shape[1] ** -0.5

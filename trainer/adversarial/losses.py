@@ -1,7 +1,7 @@
 """Adversarial losses: pure functions of feature maps, text vectors and logits, in fp32.
 
 The discriminator is any object with ``embed(features)`` and ``judge(embedded, text)`` as in
-:class:`.heads.Discriminator`.
+`Discriminator`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class Judge(Protocol):
-    """What the losses need of a discriminator; see :class:`.heads.Discriminator`."""
+    """What the losses need of a discriminator; see `Discriminator`."""
 
     def embed(self, features: Sequence[Tensor]) -> Any: ...
     def judge(self, embedded: Any, text: Tensor) -> Tensor: ...
@@ -40,18 +40,18 @@ GAN_LOSSES: dict[str, GanLoss] = {
 
 
 def gan_loss(kind: str) -> GanLoss:
-    """The entry of :data:`GAN_LOSSES`; ``ValueError`` with the allowed names otherwise."""
+    """The entry of `GAN_LOSSES`; ``ValueError`` with the allowed names otherwise."""
     if kind not in GAN_LOSSES:
         allowed = ", ".join(repr(name) for name in GAN_LOSSES)
-        raise ValueError(f"`kind`={kind!r} is no adversarial loss; use one of {allowed}.")
+        raise ValueError(f"`kind`={kind!r} is not an adversarial loss; use one of {allowed}.")
     return GAN_LOSSES[kind]
 
 
 @dataclass(frozen=True)
 class DiscriminatorLoss:
-    """Scalars of one discriminator step; only ``total`` is meant for ``backward``.
+    """Scalars of one discriminator step; call ``backward`` on ``total`` only.
 
-    ``mismatched`` and ``r1`` are 0 where they were not asked for; ``r1`` is unweighted.
+    ``mismatched`` and ``r1`` are 0 if not requested; ``r1`` is unweighted.
     """
 
     total: Tensor
@@ -64,7 +64,7 @@ class DiscriminatorLoss:
 
 
 R1_EVERY = 8
-"""Steps from one R1 penalty to the next: lazy regularisation (StyleGAN2, arXiv 1912.04958, B)."""
+"""Steps between R1 penalties: lazy regularisation (StyleGAN2, arXiv 1912.04958, B)."""
 
 
 def discriminator_loss(
@@ -83,9 +83,8 @@ def discriminator_loss(
     ``feats_*`` are lists of maps (N, C_i, h_i, w_i), real and fake may differ in N; ``text_*`` (N,
     D). Everything is detached here: no gradient leaves the discriminator. ``mismatched_text``
     (N_real, D) judges the real maps with another image's text as a second kind of negative (Reed et
-    al. 2016, GAN-CLS); ``mismatched_mask`` (N_real,) bool leaves rows out. The two kinds share the
-    weight of the negatives half and half, so that real and false stay balanced. ``r1`` is taken on
-    the real maps with their own text, see :func:`r1_penalty`.
+    al. 2016, GAN-CLS); ``mismatched_mask`` (N_real,) bool leaves rows out. The two kinds of
+    negatives have half the weight each, so that real and fake stay balanced. See `r1_penalty`.
     """
     loss = gan_loss(kind)
     feats_real = [f.detach().requires_grad_(r1_weight > 0) for f in feats_real]
@@ -116,7 +115,7 @@ def _negatives(fake: Tensor, each: Tensor | None, mask: Tensor | None) -> tuple[
         return torch.zeros_like(fake), fake
     mask = torch.ones_like(each) if mask is None else mask.to(each)
     mismatched = (each * mask).sum() / mask.sum().clamp(min=1)
-    # A batch in which no pair could be mismatched keeps all the weight on the fakes.
+    # If no pair could be mismatched, the fakes get all the weight.
     share = 0.5 * mask.amax()
     return mismatched, (1 - share) * fake + share * mismatched
 
@@ -141,7 +140,8 @@ def generator_loss(logits: Tensor, kind: str = "hinge") -> Tensor:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Inside, ``module`` passes gradients on but keeps none, and a forward leaves no trace in it.
+    """Inside, ``module`` passes gradients through but stores none, and a forward does not change
+    it.
 
     Without this the student's backward fills the discriminator's gradients. Eval mode stops the
     power iterations of the spectral norm. Both are put back on leaving; backward may be called
@@ -164,7 +164,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 @dataclass(frozen=True)
 class Mismatch:
     """Row i takes the text of row ``permutation[i]`` (N,) long; where ``possible`` (N,) bool is
-    False, only an equal caption was left. Both on the CPU.
+    False, only an equal caption was available. Both on the CPU.
     """
 
     permutation: Tensor
@@ -172,10 +172,11 @@ class Mismatch:
 
 
 def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) -> Mismatch:
-    """A random permutation that gives as many rows as can be a caption that differs from their own.
+    """A random permutation that gives as many rows as possible a caption different from their own.
 
     It is a true permutation: mismatched texts are as frequent as matched ones, so the discriminator
-    cannot tell a negative by its text alone. Captions are compared without case and extra spaces.
+    cannot recognise a negative by its text alone. Captions are compared without case and extra
+    spaces.
     """
     count = len(captions)
     keys = [" ".join(text.split()).casefold() for text in captions]
@@ -184,9 +185,9 @@ def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) ->
     for row in shuffled:
         groups.setdefault(keys[row], []).append(row)
     ordered = [row for rows in groups.values() for row in rows]
-    # Equal captions lie side by side, so a turn by the largest group carries every row out of its
-    # own group; when that group holds more than half of all rows, some land in it again and are
-    # marked.
+    # Equal captions are adjacent, so rotating by the size of the largest group moves every row
+    # out of its own group. If that group has more than half of all rows, some land in it again
+    # and are marked.
     turn = max(map(len, groups.values()), default=0)
     permutation = [0] * count
     for place, row in enumerate(ordered):
@@ -200,12 +201,13 @@ def mismatch_permutation(captions: Sequence[str], generator: torch.Generator) ->
 class GradientRatio:
     """Adaptive adversarial weight ``ratio * |g_consistency| / |g_adversarial|``.
 
-    Both gradients are those by the predicted latents, so what comes after them costs nothing twice.
+    Both gradients are with respect to the predicted latents, so nothing after them is computed
+    twice.
 
     After VQGAN's adaptive weight (Esser et al. 2021, equation 7). Both norms are smoothed before
-    they are divided: smoothing the quotient would let one batch with a vanishing adversarial
-    gradient rule the weight for the next twenty. ``decay`` of the moving average; the weight is
-    clamped to [``minimum``, ``maximum``]. Norms are of the whole batch. All state is two numbers.
+    they are divided: if the quotient were smoothed, one batch with a vanishing adversarial gradient
+    would dominate the weight for the next twenty. ``decay`` of the moving average; the weight is
+    clamped to [``minimum``, ``maximum``]. Norms are of the whole batch. The state is two numbers.
     """
 
     def __init__(
@@ -243,10 +245,11 @@ class GradientRatio:
         return quotient.clamp(self.minimum, self.maximum).nan_to_num(nan=self.minimum)
 
     def update(self, consistency_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
-        """New weight from both losses' gradients by the predicted latents, (B, C, F, h, w) each.
+        """The new weight from both losses' gradients with respect to the predicted latents, (B, C,
+        F, h, w) each.
 
-        A batch with a NaN or infinite norm leaves the averages as they were; nothing is read back
-        from the device to find out.
+        A batch with a NaN or infinite norm does not change the averages; nothing is read back from
+        the device.
         """
         norms = torch.stack(
             [g.detach().float().norm() for g in (consistency_gradient, adversarial_gradient)]
@@ -263,7 +266,7 @@ class GradientRatio:
         return {"norms": None if norms is None else norms.detach().cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Inverse of :meth:`state_dict`; ``ValueError`` for a state of another kind."""
+        """Inverse of `state_dict`; ``ValueError`` for a state of another kind."""
         if set(state) != {"norms"}:
             raise ValueError(
                 f"The state of `GradientRatio` has the one key 'norms', got {sorted(state)}; "
@@ -274,9 +277,10 @@ class GradientRatio:
 
 
 def latent_gradient(loss: Tensor, latents: Tensor) -> Tensor:
-    """Gradient of ``loss`` by ``latents``, shaped like them, without freeing the graph.
+    """Gradient of ``loss`` with respect to ``latents``, shaped like them, without freeing the
+    graph.
 
-    With the gradients of both losses at hand, one ``latents.backward(g_cd + weight * g_adv)`` walks
-    the student once, and the decoder and discriminator are not walked a second time.
+    With the gradients of both losses, one ``latents.backward(g_cd + weight * g_adv)`` passes
+    through the student once, and not again through decoder and discriminator.
     """
     return torch.autograd.grad(loss, latents, retain_graph=True)[0]

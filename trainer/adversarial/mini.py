@@ -51,7 +51,7 @@ class MiniFeatures(FeatureNetwork):
         """
         if len(captions) != len(pixels):
             raise ValueError(
-                f"{len(pixels)} frames came with {len(captions)} `captions`; give one a frame."
+                f"{len(pixels)} frames came with {len(captions)} `captions`; give one per frame."
             )
         parsed = [parse_caption(text) for text in captions]
         losses, named = [], []

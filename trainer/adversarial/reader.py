@@ -18,17 +18,18 @@ SCALE = 2.5
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 OFF = (
-    "The caption loss is off: no CLIP was found. Without it a style can push things and colours "
-    "of the prompt aside. Give the folder of a CLIP (openai/clip-vit-base-patch32, 600 MB, MIT) "
-    "as `adversarial.clip`, or run `hf download openai/clip-vit-base-patch32` once."
+    "The caption loss is off because no CLIP model was found. Without it, a style can override "
+    "objects and colours of the prompt. Set `adversarial.clip` to the folder of a CLIP model "
+    "(openai/clip-vit-base-patch32, 600 MB, MIT), or run `hf download "
+    "openai/clip-vit-base-patch32` once."
 )
 
 
 class ClipReader(nn.Module):
-    """How well frames show what their captions say.
+    """Measures how well frames show what their captions say.
 
-    The image half moves with the module. The text half stays in main memory, where each caption is
-    read once.
+    The image encoder moves with the module. The text encoder stays in main memory and encodes each
+    caption once.
     """
 
     mean: Tensor
@@ -62,7 +63,7 @@ class ClipReader(nn.Module):
 
     def forward(self, pixels: Tensor, targets: Tensor) -> Tensor:
         """1 - CLIP score (N,) of frames (N, 3, H, W) in [-1, 1] with ``targets`` (N, D), on one
-        device; lower is better. Frames are squeezed to CLIP's square, so nothing is cut off.
+        device; lower is better. Frames are resized to CLIP's square without cropping.
         """
         square = functional.interpolate(
             pixels.float() * 0.5 + 0.5, (self.side, self.side), mode="bilinear",
@@ -77,7 +78,7 @@ def build_reader(
     setting: str, features: FeatureNetwork, dtype: torch.dtype = torch.float32
 ) -> ClipReader | None:
     """The CLIP that `adversarial.clip` names, on the CPU; None where ``features`` read captions
-    themselves, or where there is none. Raises ModelError.
+    themselves, or if there is no CLIP. Raises ModelError.
     """
     path: Path | None = None if features.reads else find_clip(setting)
     return None if path is None else ClipReader(*read_clip(path), dtype)

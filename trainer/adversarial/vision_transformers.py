@@ -28,7 +28,7 @@ class Dinov2Features(FeatureNetwork):
         config: Any = network.config
         super().__init__(network, [config.hidden_size] * 4, dtype)
         for key, value in (("mean", self.MEAN), ("std", self.STD)):
-            # Buffers: made anew in every step, they would be copied from the host each time.
+            # Buffers: if created in every step, they would be copied from the host each time.
             values = torch.tensor(value, dtype=torch.float32)[:, None, None]
             self.register_buffer(key, values, persistent=False)
         self.patch = config.patch_size
@@ -42,7 +42,7 @@ class Dinov2Features(FeatureNetwork):
     def maps(self, prepared: Tensor) -> list[Tensor]:
         states = self.states(prepared)
         height, width = (length // self.patch for length in prepared.shape[-2:])
-        # Token 0 is CLS: it has no place on the map.
+        # Token 0 is CLS, which has no location on the map.
         tokens = [states[layer][:, 1:] for layer in self.layers]
         return [t.transpose(1, 2).unflatten(2, (height, width)) for t in tokens]
 
@@ -62,7 +62,7 @@ class ClipVisionFeatures(Dinov2Features):
     STD = (0.26862954, 0.26130258, 0.27577711)
 
     def states(self, prepared: Tensor) -> tuple[Tensor, ...]:
-        # CLIP knows square images only; the encoding of its places is stretched for others.
+        # CLIP expects square images; its position embedding is interpolated for others.
         return self.network(
             prepared, output_hidden_states=True, interpolate_pos_encoding=True
         ).hidden_states
@@ -79,7 +79,7 @@ def build_clip_vision(path: Path | None, dtype: torch.dtype) -> ClipVisionFeatur
 
 
 def cached_dinov2() -> Path | None:
-    """Snapshot folder of DINOv2-S in the local Hugging Face cache, if it is there whole."""
+    """Snapshot folder of DINOv2-S in the local Hugging Face cache, if complete."""
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(DINOV2_REPOSITORY, file) for file in DINOV2_FILES]
@@ -92,7 +92,7 @@ def _model_type(folder: Path) -> str | None:
 
 
 def is_dinov2(path: Path) -> bool:
-    """Whether ``path`` is a folder of DINOv2 that is there whole."""
+    """Whether ``path`` is a complete DINOv2 folder."""
     try:
         whole = all((path / file).is_file() for file in DINOV2_FILES)
         return whole and _model_type(path) == "dinov2"
@@ -107,7 +107,7 @@ def build_dinov2(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     if folder is None or not all((folder / file).is_file() for file in DINOV2_FILES):
         place = f"the folder {folder}" if folder else "the local Hugging Face cache"
         raise FileNotFoundError(
-            f"No DINOv2 in {place}; nothing is downloaded on its own. Put config.json and "
+            f"No DINOv2 in {place}; nothing is downloaded automatically. Put config.json and "
             f"model.safetensors of '{DINOV2_REPOSITORY}' into a folder and give its path (or that "
             f"of a CLIP vision folder or file), or `hf download {DINOV2_REPOSITORY}`, or choose "
             "'efficientnet-lite0'."

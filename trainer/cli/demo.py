@@ -16,7 +16,7 @@ PROMPTS = (
 )
 
 LIBRARY_CLIPS = 128
-"""Half of what the model recommends: a minute less before the first training step."""
+"""Half of the recommended number: saves a minute before the first training step."""
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,21 +25,21 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
         "--style", choices=STYLES, default="poster", help="which example style to learn (poster)"
     )
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="your own style images in place of an example"
+        "--images", type=Path, metavar="DIR", help="your own style images instead of an example"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the training (0)")
     parser.add_argument("--run", type=Path, help="run folder (runs/demo, or the next free number)")
 
 
 def demo(options: argparse.Namespace) -> int:
-    """The whole way in a few minutes: style images, LoRA, clip in 4 steps, on the embedded model.
+    """Train a LoRA on the included mini model and make a clip in 4 steps, in a few minutes.
 
       python -m trainer demo
       python -m trainer demo --style neon --minutes 3
       python -m trainer demo --images my_style
 
     Needs no GPU and no download. Writes runs/demo: the LoRA, clips, and comparison.webp /
-    comparison.png with the teacher in 50 steps beside the student in 1, 2, 4 and 8.
+    comparison.png with the base model in 50 steps beside the LoRA in 1, 2, 4 and 8.
     """
     from ..config import load_config
     from ..distill.loop import train

@@ -16,45 +16,53 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora",
         type=Path,
         metavar="FILE",
-        help="the student's LoRA; without it the bare model is measured",
+        help="the student's LoRA; without it, the base model is measured",
     )
     parser.add_argument(
         "--style", type=Path, metavar="DIR", help="style images for the style distance"
     )
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="one prompt a line; a model may bring its own"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="text file with one prompt per line (the model's own, if it has some)",
     )
     parser.add_argument(
         "--steps",
         type=int,
         nargs="+",
         default=[1, 2, 4, 8],
-        help="student's sampling steps (1 2 4 8)",
+        help="the student's sampling steps (1 2 4 8)",
     )
     parser.add_argument(
         "--teacher-steps", type=int, default=50, help="the teacher's DDIM steps (50)"
     )
     parser.add_argument("--guidance", type=float, default=3.0, help="the teacher's CFG scale (3.0)")
-    parser.add_argument("--count", type=int, default=64, help="clips for each row (64)")
+    parser.add_argument("--count", type=int, default=64, help="clips per row (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of prompts and noise (0)")
+    _add_networks(parser)
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="real videos to compare with")
+    add_device_argument(parser)
     parser.add_argument(
-        "--features", default="auto", help="feature network for models without a judge (auto)"
+        "--json", type=Path, metavar="OUT", help="JSON file to write the results to"
+    )
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--features",
+        default="auto",
+        help="feature network, for models without their own measuring network (auto)",
     )
     parser.add_argument("--features-path", type=Path, metavar="DIR", help="its folder")
     parser.add_argument(
-        "--videomae", type=Path, metavar="DIR", help="VideoMAE folder for the distances of clips"
+        "--videomae", type=Path, metavar="DIR", help="VideoMAE folder, for distances between clips"
     )
     parser.add_argument("--clip", type=Path, metavar="DIR", help="CLIP folder for CLIPSIM")
-    parser.add_argument(
-        "--videos", type=Path, metavar="DIR", help="real videos to measure the distance to"
-    )
-    add_device_argument(parser)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows here")
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Measure a student against its teacher: captions, motion, style, distances, each with its
-    interval.
+    """Measure captions, motion and style of few-step clips against the base model, with intervals.
 
       python -m trainer evaluate --lora ink.safetensors --style my_style --count 64 --json out.json
       python -m trainer evaluate --model modelscope --lora ink.safetensors --prompts vbench.txt \
@@ -63,7 +71,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from ..evaluate.table import Evaluation, evaluate
 
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ValueError(f"`--json`: the folder of '{options.json}' is not there; make it first.")
+        raise ValueError(
+            f"`--json`: the folder of '{options.json}' does not exist; create it first."
+        )
     model = model_from(options).to(device_from(options))
     asked = Evaluation(
         lora=options.lora,
@@ -90,9 +100,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 class Bars:
-    """One bar after another, by what is told: ``bars(what, clips done, clips in all)``.
+    """Shows one progress bar after another: ``bars(what, clips done, clips in all)``.
 
-    The first line says what comes; where there is no terminal, a line follows every 30 seconds.
+    The first line says what comes; without a terminal, a line follows every 30 seconds.
     """
 
     def __init__(self, line_seconds: float = 30.0) -> None:

@@ -1,4 +1,4 @@
-"""The command line: one parser, one sentence for every expected failure."""
+"""The command line: one parser, and one-line messages for expected errors."""
 
 from __future__ import annotations
 
@@ -15,45 +15,50 @@ from ..files import disk_full
 
 COMMANDS = {
     "demo": {
-        "demo": "Train a style LoRA on the embedded mini model and show the result, in minutes.",
+        "demo": "Train a style LoRA on the included mini model and show the result, in a few "
+        "minutes.",
     },
     "preparation": {
-        "preflight": "Try two steps and a preview: memory, time and disk, before a long run.",
-        "models": "List the base models found on this machine, with licence and what is missing.",
-        "caption": "Write captions for images that have none, with a captioning model of yours.",
+        "preflight": "Measure memory, time and disk space with two training steps and a preview.",
+        "models": "List the base models on this machine, with their licence and what is missing.",
+        "caption": "Write captions for images that have none, with a captioning model on this "
+        "machine.",
     },
     "training": {
-        "train": "Distil a few-step style LoRA from a folder of images.",
-        "resume": "Continue a run that was stopped, or that was interrupted.",
-        "stop": "Ask a running training to save, export and end.",
+        "train": "Train a few-step style LoRA from a folder of images.",
+        "resume": "Continue a run that was stopped or interrupted.",
+        "stop": "Stop a running training: it saves, exports and ends.",
         "queue": "Train the runs that wait in a queue, one after another.",
     },
     "sample": {
-        "sample": "Make a clip, with a LoRA in 1-8 steps or with the teacher.",
+        "sample": "Make a clip: with a LoRA in 1 to 8 steps, or with the base model.",
     },
     "results": {
-        "preview": "Show the teacher beside a run's student, now.",
-        "export": "Write the LoRA of one of a run's checkpoints.",
-        "inspect": "Show what a LoRA file is, what it fits, and what it recommends.",
-        "convert": "Write a LoRA in the form that another program reads.",
+        "preview": "Make clips of the base model beside those of a run's LoRA, now.",
+        "export": "Export the LoRA from a checkpoint of a run.",
+        "inspect": "Show what a LoRA file contains, which models it fits, and what settings it "
+        "recommends.",
+        "convert": "Convert a LoRA to the format of another program.",
     },
     "evaluate": {
-        "evaluate": "Measure captions, motion and style of few-step clips against the teacher's.",
+        "evaluate": "Measure how well few-step clips match captions, motion and style, against the "
+        "base model.",
     },
 }
 """Commands by their module, where each is a function beside its `NAME_arguments`."""
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
 """Errors that carry a message for the user; anything else is a bug and keeps its traceback."""
 BUGS = (RuntimeError, NotImplementedError, RecursionError)
-"""Of those, what PyTorch and Python raise themselves: the message alone leads nowhere. Our own are
-subclasses, as is running out of memory."""
+"""Of those, errors that PyTorch and Python raise themselves, whose message alone does not help. Our
+own errors are subclasses, as is running out of memory.
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
         description="Few-step video in the style of your images (motion consistency models).",
-        epilog="Each command has its own --help. A first look: python -m trainer demo",
+        epilog="Each command has its own --help. To begin: python -m trainer demo",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for home, texts in COMMANDS.items():

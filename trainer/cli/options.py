@@ -1,6 +1,6 @@
 """Options shared by several commands.
 
-The training config as flags, made from `TrainConfig` itself.
+The training settings as flags, generated from `TrainConfig`.
 """
 
 from __future__ import annotations
@@ -30,28 +30,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
     Those for experts are in ``--help-expert`` alone.
     """
-    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; flags win over it")
-    parser.add_argument(
-        "--card",
-        type=int,
-        metavar="GB",
-        help=f"start from the preset for a card of {', '.join(map(str, CARDS))} GB: clip size, "
-        "LoRA rank, batch and `memory`",
-    )
-    steps = (f"{name} ({found.values['steps']} steps)" for name, found in QUALITY_PRESETS.items())
-    parser.add_argument(
-        "--quality",
-        choices=tuple(QUALITY_PRESETS),
-        help=f"how long it trains: {', '.join(steps)}, with previews, checkpoints and example "
-        "clips to match",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any setting by its name, as motion.weight=2; may be repeated",
-    )
+    _add_presets(parser)
     groups: dict[str, Any] = {"": parser.add_argument_group("run")}
     for record in fields():
         if record.part not in groups:
@@ -60,7 +39,38 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         argument.metavar = record.type.upper()
     for name in RETIRED:
         _add_flag(parser, name, "", hidden=True)
-    parser.add_argument("--help-expert", action=_ExpertHelp, help="show every setting and exit")
+    parser.add_argument(
+        "--help-expert",
+        action=_ExpertHelp,
+        help="show every setting, including those of the method, and exit",
+    )
+
+
+def _add_presets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file with settings; flags override it"
+    )
+    parser.add_argument(
+        "--card",
+        type=int,
+        metavar="GB",
+        help=f"preset for a graphics card with {', '.join(map(str, CARDS))} GB: clip size, LoRA "
+        "rank, batch and `memory`",
+    )
+    steps = (f"{name} ({found.values['steps']} steps)" for name, found in QUALITY_PRESETS.items())
+    parser.add_argument(
+        "--quality",
+        choices=tuple(QUALITY_PRESETS),
+        help=f"training length: {', '.join(steps)}, with matching previews, checkpoints and "
+        "example clips",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set any setting by name, such as motion.weight=2; may be repeated",
+    )
 
 
 def _add_flag(group: Any, name: str, text: str, hidden: bool) -> argparse.Action:
@@ -106,7 +116,7 @@ def config_from(options: argparse.Namespace, **fallbacks: Any) -> TrainConfig:
     for text in options.set:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"`--set {text}` has no value; write --set motion.weight=2.")
+            raise ConfigError(f"`--set {text}` has no value; write it like --set motion.weight=2.")
         overrides[name.strip()] = value
     preset = overrides.pop("preset", None)
     for name, value in fallbacks.items():

@@ -19,37 +19,38 @@ from .options import add_config_arguments, card_from, config_from
 
 def preflight_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the report here")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="JSON file to write the report to")
     parser.add_argument(
-        "--check", action="store_true", help="look up that everything is there, and measure nothing"
+        "--check", action="store_true", help="only check that nothing is missing; measure nothing"
     )
     parser.add_argument(
-        "--estimate", action="store_true", help="estimate the memory of a step from shapes alone"
+        "--estimate",
+        action="store_true",
+        help="estimate the memory of a training step from tensor shapes alone",
     )
     parser.add_argument(
         "--family",
         metavar="NAME",
-        help="with --estimate: the published model of this family, in place of --model",
+        help="with --estimate: use the published model of this family instead of --model",
     )
 
 
 def preflight(options: argparse.Namespace) -> int:
-    """Before a long run: is everything there, and what will it take?
+    """Before a long run: check that nothing is missing, then measure memory, time and disk space.
 
-    Looks up every part first, then tries two real steps and one preview: peak memory, time per
-    step, total time, disk.
+    The measuring takes two real training steps and one preview.
 
       python -m trainer preflight --model mini --images my_style
-      python -m trainer preflight --check --model sd15.safetensors --images my_style  # look up only
+      python -m trainer preflight --check --model sd15.safetensors --images my_style   # check only
       python -m trainer preflight --config my.toml --json report.json
       python -m trainer preflight --estimate --model sd15.ckpt --motion-module mm.ckpt --card 12
       python -m trainer preflight --estimate --family modelscope --card 8
 
-    Takes the same settings as `train`, makes one or two clips of the library, and leaves nothing
-    behind. If the settings do not fit, it says which would. `--check` takes seconds; what is
-    missing is listed with size, licence and the folder it belongs in. `--estimate` needs neither a
-    graphics card nor images: it runs the step on shapes alone, and with `--family` not even the
-    model's files.
+    It accepts the same settings as `train`, makes one or two example clips, and leaves no files.
+    If the settings do not fit, it suggests some that do. `--check` takes seconds and lists what is
+    missing, with size, licence and the folder it belongs in. `--estimate` needs no graphics card
+    and no images: it runs the training step on tensor shapes alone. With `--family` it does not
+    need the model's files either.
     """
     if options.family and not options.estimate:
         raise ValueError("`--family` has no weights to run; add `--estimate`, or give `--model`.")
@@ -103,22 +104,27 @@ def _estimate(options: argparse.Namespace) -> int:
     print(found.text())
     if gigabytes is None:
         fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
-        print(f"Fits a card of {fitting[0]} GB." if fitting else f"Fits no card of {CARDS[-1]} GB.")
+        size = f"Fits a card with {fitting[0]}" if fitting else f"Does not fit one with {CARDS[-1]}"
+        print(f"{size} GB.")
         return 0
     fits = found.gib <= HEADROOM * gigabytes
-    print(f"The run {'fits' if fits else 'does NOT fit'} a card of {gigabytes} GB.")
+    print(f"The run {'fits' if fits else 'does NOT fit'} a card with {gigabytes} GB.")
     return 0 if fits else 1
 
 
 def models_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ComfyUI's folder")
     parser.add_argument(
-        "--folder", type=Path, action="append", default=[], help="another folder to search"
+        "--folder",
+        type=Path,
+        action="append",
+        default=[],
+        help="another folder to search; may be repeated",
     )
 
 
 def models(options: argparse.Namespace) -> int:
-    """List the base models found on this machine, their licence, and what is missing of them.
+    """List the base models on this machine, with their licence and what is missing.
 
     python -m trainer models
     python -m trainer models --comfyui /path/to/ComfyUI --folder /data/models
@@ -135,17 +141,19 @@ def models(options: argparse.Namespace) -> int:
 def caption_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images")
     parser.add_argument("--captioner", type=Path, required=True, metavar="DIR", help="its folder")
-    parser.add_argument("--suffix", default="", help="added to every caption, as ', [trigger]'")
+    parser.add_argument(
+        "--suffix", default="", help="text to add to every caption, such as ', [trigger]'"
+    )
 
 
 def caption(options: argparse.Namespace) -> int:
-    """Write captions for the images of a folder that have none, with a captioning model of yours.
+    """Write captions for images that have none, with a captioning model on this machine.
 
       python -m trainer caption my_style --captioner /models/blip-image-captioning-base
       python -m trainer caption my_style --captioner /models/blip --suffix "[trigger]"
 
-    The captioner is a transformers model on this machine (BLIP, BLIP-2, GIT); nothing is
-    downloaded. Captions that exist are kept. Read them afterwards: a captioner is often wrong.
+    The captioning model is a transformers folder (BLIP, BLIP-2, GIT); nothing is downloaded.
+    Existing captions are kept. Check the new ones: captioning models are often wrong.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, below
     from ..data.captioner import load_captioner, missing_captions
@@ -155,7 +163,7 @@ def caption(options: argparse.Namespace) -> int:
 
     wanted = list(missing_captions(scan_images(options.folder, min_side=1).records))
     if not wanted:
-        print("Every image has a caption already.")
+        print("All images already have captions.")
         return 0
     captioner = load_captioner(options.captioner)
     with Progress(len(wanted), "captions", unit="image", log=print, line_seconds=2.0) as progress:
@@ -163,5 +171,5 @@ def caption(options: argparse.Namespace) -> int:
             parts = (captioner(record.path), options.suffix.strip(" ,"))
             write_caption(record.path, ", ".join(part for part in parts if part))
             progress.update()
-    print(f"Wrote {len(wanted)} captions. Read them: a captioner is often wrong.")
+    print(f"Wrote {len(wanted)} captions. Check them: captioning models are often wrong.")
     return 0

@@ -12,7 +12,7 @@ from .options import add_model_arguments, model_from
 def preview_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument(
-        "--prompt", action="append", default=[], help="what a clip shows; may be given again"
+        "--prompt", action="append", default=[], help="what the clip shows; may be repeated"
     )
     parser.add_argument(
         "--strengths",
@@ -20,21 +20,21 @@ def preview_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=[],
         metavar="S",
-        help="strengths of the LoRA to compare, in 4 steps, on one prompt",
+        help="LoRA strengths to compare, in 4 sampling steps, on one prompt",
     )
     parser.add_argument("--seed", type=int, help="seed of the noise (the run's)")
 
 
 def preview(options: argparse.Namespace) -> int:
-    """Make a preview now: the teacher beside the student in 1, 2, 4 and 8 steps.
+    """Make a preview now: the base model beside the LoRA in 1, 2, 4 and 8 steps.
 
       python -m trainer preview runs/my-style
       python -m trainer preview runs/my-style --prompt "a red star growing" --seed 7
       python -m trainer preview runs/my-style --strengths 0 0.5 0.75 1
 
-    A run that is training is asked to make it after its present step. With prompts of your own, or
-    strengths of the LoRA to compare, the exported step is used (the newest while there is none),
-    in this process.
+    A run that is training makes it after its current training step. With your own prompts, or
+    strengths to compare, this command makes it, with the exported LoRA (or the newest checkpoint
+    if there is none).
     """
     from ..runs.folder import Run
     from ..runs.state import read_state
@@ -42,7 +42,7 @@ def preview(options: argparse.Namespace) -> int:
     folder = Run.open(options.folder)
     if read_state(folder).live and not (options.prompt or options.strengths):
         folder.request_preview()
-        print(f"{folder.name} makes a preview after its present step.")
+        print(f"{folder.name} makes a preview after the current training step.")
         return 0
     from ..distill.stored import preview_checkpoint
 
@@ -54,13 +54,16 @@ def preview(options: argparse.Namespace) -> int:
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument(
-        "--checkpoint", type=_step, metavar="STEP", help='its step, or "best" (the newest)'
+        "--checkpoint",
+        type=_step,
+        metavar="STEP",
+        help='step of the checkpoint, or "best" (default: the newest)',
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="where to write (RUN/<name>-step<number>.safetensors)",
+        help="file to write (RUN/<name>-step<number>.safetensors)",
     )
     parser.add_argument("--force", action="store_true", help="replace the file at --out")
 
@@ -70,20 +73,23 @@ def _step(text: str) -> int | str:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write the LoRA of a run's checkpoint: the newest, one by its step, or the best.
+    """Export the LoRA from a checkpoint of a run: the newest, one by its step, or the best.
 
-    The best has most motion and style in its preview; the end of a training exports it by itself.
+    The best checkpoint has the most motion and style in its preview. The end of a training exports
+    it automatically.
 
       python -m trainer export runs/my-style --checkpoint 300
       python -m trainer export runs/my-style --out ../ComfyUI/models/loras/my-style.safetensors
 
-    A file that exists is only replaced with --force.
+    An existing file is only replaced with --force.
     """
     from ..distill.stored import best_checkpoint, export_checkpoint
     from ..runs.folder import Run
 
     if options.out is not None and options.out.exists() and not options.force:
-        raise ValueError(f"{options.out} exists; give another name, or --force to replace it.")
+        raise ValueError(
+            f"{options.out} exists; choose another name, or add --force to replace it."
+        )
     folder = Run.open(options.folder)
     step = best_checkpoint(folder) if options.checkpoint == "best" else options.checkpoint
     made = export_checkpoint(folder, step, options.out)
@@ -97,13 +103,14 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Show what a LoRA file is: family, format, keys matched, what it recommends, hashes.
+    """Show what a LoRA file contains: base model, format, matched layers, recommended settings,
+    hashes.
 
       python -m trainer inspect runs/ink/ink.safetensors
       python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
 
-    With `--model` the keys are matched against that base model; a LoRA that names the mini model
-    is matched against it.
+    With `--model`, its layers are matched against that base model. A LoRA for the mini model is
+    always matched.
     """
     from ..lora.inspect import inspect_file
 
@@ -126,10 +133,14 @@ DTYPES = ("keep", "fp16", "bf16", "fp32")
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="IN", help="LoRA file or folder of any form")
+    parser.add_argument(
+        "source", type=Path, metavar="IN", help="LoRA file or folder, in any format"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to write")
-    parser.add_argument("--to", required=True, choices=FORMS, help="form to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="number format (keep)")
+    parser.add_argument("--to", required=True, choices=FORMS, help="format to write")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="keep", help="precision of the numbers (keep)"
+    )
     parser.add_argument(
         "--motion-module",
         type=Path,
@@ -139,14 +150,14 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Convert a LoRA into the form that another program reads; every number stays as it is.
+    """Convert a LoRA to the format of another program. Its values do not change.
 
       python -m trainer convert ink.safetensors ink-peft --to peft
       python -m trainer convert animatediff-laion laion.safetensors --to kohya
       python -m trainer convert ink.safetensors ink --to animatediff-evolved
 
-    Forms: `kohya` (ComfyUI, all layers), `kohya-webui` (the image layers by Stable Diffusion 1.5's
-    own block names), `peft` (a folder, as the official LoRAs), `diffusers` (one file),
+    Formats: `kohya` (ComfyUI, all layers), `kohya-webui` (the image layers, with Stable Diffusion
+    1.5's own block names), `peft` (a folder, like the official LoRAs), `diffusers` (one file),
     `animatediff-evolved` (a folder with an image LoRA and a motion LoRA; with --motion-module also
     a merged motion module).
     """

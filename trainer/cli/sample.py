@@ -21,21 +21,21 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
         "--lora",
         type=Path,
         metavar="FILE",
-        help="LoRA file or PEFT folder; without it the teacher samples",
+        help="LoRA file or PEFT folder; without it, the base model samples",
     )
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA (1.0)")
     parser.add_argument("--prompt", required=True, help="what the clip shows")
     parser.add_argument(
-        "--steps", type=int, help="sampling steps (with a LoRA what it recommends, else 50)"
+        "--steps", type=int, help="sampling steps (with a LoRA: what it recommends; else 50)"
     )
     parser.add_argument(
-        "--guidance", type=float, help="CFG scale (with a LoRA what it recommends, else 3.0)"
+        "--guidance", type=float, help="CFG scale (with a LoRA: what it recommends; else 3.0)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
     parser.add_argument("--frames", type=int, help="frames (the model's own)")
     parser.add_argument("--height", type=int, help="pixels (the model's own)")
     parser.add_argument("--width", type=int, help="pixels (the model's own)")
-    parser.add_argument("--scale", type=int, help="whole enlargement factor of the written clip")
+    parser.add_argument("--scale", type=int, help="enlarge the clip by this whole number")
     add_device_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
 
@@ -44,7 +44,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
     """Raise ValueError naming the flag that cannot be used."""
     if options.lora is not None and options.strength == 0:
         raise ValueError(
-            "`--strength 0` switches the LoRA off; leave `--lora` out to sample the base model."
+            "`--strength 0` switches the LoRA off; leave out `--lora` to sample the base model."
         )
     ranges = {"strength": (-10, 10), "guidance": (0, 100), "steps": (1, 1000), "scale": (1, 32)}
     for name, (low, high) in ranges.items():
@@ -54,14 +54,13 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> int:
-    """Make a clip: with a LoRA in 1-8 steps, or without one by the teacher (DDIM with guidance).
+    """Make a clip: with a LoRA in 1 to 8 steps, or with the base model (DDIM with guidance).
 
       python -m trainer sample --lora ink.safetensors --prompt "a red star growing" --out clip.mp4
       python -m trainer sample --prompt "a red star growing" --steps 50 --out teacher.webp
 
-    The suffix decides the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The
-    clip depends on the seed alone: it is the same in a batch, on any device up to rounding, and in
-    ComfyUI.
+    The suffix sets the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The
+    same seed gives the same clip in a batch, on any device (up to rounding) and in ComfyUI.
     """
     from ..evaluate.bench import fit_student
     from ..evaluate.generate import generate_clips

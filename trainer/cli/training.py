@@ -21,17 +21,17 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Distil a few-step style LoRA from a folder of images.
+    """Train a few-step style LoRA from a folder of images.
 
       python -m trainer train --model mini --images my_style --run runs/my-style --minutes 6
       python -m trainer train --config my.toml --seed 3
       python -m trainer train --model sd15.safetensors --motion-module mm_sd_v15_v2.ckpt ...
 
-    Before anything long, everything it needs is looked up: what is missing is listed with where to
-    get it and where to put it (`preflight` does the same, and measures). Every setting is a flag
-    and a line of the run's config.toml; `--help-expert` shows those of the method too (as
-    --motion.weight 2, or --set motion.weight=2). The run folder holds state, log, samples,
-    checkpoints and in the end the LoRA; stop with Ctrl+C or `stop`, go on with `resume`.
+    It first checks that nothing is missing, and lists where to get what is (`preflight` also
+    measures memory and time). Every setting is a flag and a line in the run's config.toml.
+    `--help-expert` also shows those of the method (used like --motion.weight 2, or --set
+    motion.weight=2). The run folder holds the state, log, samples, checkpoints and finally the
+    LoRA. Stop with Ctrl+C or `stop`, continue with `resume`.
     """
     config = config_from(options)
     # With several processes (accelerate launch) the first one makes the folder and the others read
@@ -61,22 +61,22 @@ def _wait_for_run(path: Path, seconds: float = 60.0) -> Run:
 
 def resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--steps", help="new goal in steps")
+    parser.add_argument("--steps", help="new total number of training steps")
     parser.add_argument(
         "--minutes",
-        help="new time budget in minutes, time already trained included; 'none' lifts it",
+        help="new time limit in minutes, including time already trained; 'none' removes it",
     )
 
 
 def resume(options: argparse.Namespace) -> int:
-    """Continue a run that was stopped, or that was interrupted by a crash or a power cut.
+    """Continue a run that was stopped, or interrupted by a crash or a power cut.
 
       python -m trainer resume runs/my-style
-      python -m trainer resume runs/my-style --steps 2000     # and train further
+      python -m trainer resume runs/my-style --steps 2000     # train further
 
-    Everything is restored from the newest whole checkpoint: on the CPU, with a number of steps,
-    the result is bit for bit that of a run without a break. With `--minutes` the learning rate
-    follows the clock, and no two runs are alike.
+    Everything is restored from the newest complete checkpoint. On the CPU, with a fixed number of
+    steps, the result is bit-identical to an uninterrupted run. With `--minutes` the learning rate
+    follows the clock, so no two runs are identical.
     """
     folder = Run.open(options.folder)
     changes = {
@@ -87,7 +87,7 @@ def resume(options: argparse.Namespace) -> int:
     if _is_over(folder):
         print(
             f"{folder.name} is finished after {read_state(folder).step} steps. To train further, "
-            "give a new goal: --steps N, or --minutes M."
+            "raise the total: --steps N, or --minutes M."
         )
         return 0
     from ..distill.loop import train
@@ -114,12 +114,12 @@ def stop_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="how long to wait for the end (60)",
+        help="seconds to wait for the run to end (60)",
     )
 
 
 def stop(options: argparse.Namespace) -> int:
-    """Ask a running training to save, export and end. It can be resumed.
+    """Stop a running training: it saves, exports and ends. It can be resumed.
 
     python -m trainer stop runs/my-style
     """
@@ -136,28 +136,24 @@ def stop(options: argparse.Namespace) -> int:
             print(f"{folder.name}: {state.status} at step {state.step}. {state.message}")
             return 0
         time.sleep(0.2)
-    print(
-        f"{folder.name} was asked to stop and is still {state.status}; it ends after its present "
-        "step."
-    )
+    print(f"{folder.name} is still {state.status}; it stops after the current training step.")
     return 1
 
 
 def queue_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUNS", help="the folder that holds the runs")
-    parser.add_argument("--add", metavar="RUN", help="name of a run to put at the end")
-    parser.add_argument("--list", action="store_true", help="show the jobs and do nothing")
+    parser.add_argument("--add", metavar="RUN", help="name of a run to add at the end of the queue")
+    parser.add_argument("--list", action="store_true", help="only list the jobs")
 
 
 def queue(options: argparse.Namespace) -> int:
-    """Train the runs that wait in a folder's queue, one after another, until none is left.
+    """Train the runs in a folder's queue, one after another, until the queue is empty.
 
-      python -m trainer queue runs                  # work through the queue of runs/
-      python -m trainer queue runs --add my-style   # put runs/my-style at its end
+      python -m trainer queue runs                  # train the queue of runs/
+      python -m trainer queue runs --add my-style   # add runs/my-style at its end
       python -m trainer queue runs --list
 
-    The web trainer fills the same queue. A run that was stopped or interrupted goes on where it
-    was.
+    The web page uses the same queue. A run that was stopped or interrupted continues where it was.
     """
     queue = Queue(options.folder)
     if options.add:
@@ -171,5 +167,5 @@ def queue(options: argparse.Namespace) -> int:
         try:
             print(f"{queue.work()} job(s) done.")
         except RunLockedError:
-            print("Another process works through this queue already.")
+            print("Another process is already working on this queue.")
     return 0

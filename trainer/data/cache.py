@@ -1,4 +1,6 @@
-"""A cache of tensors on disk that is never stale: its keys are hashes of all that matters."""
+"""A cache of tensors on disk that is never stale: its keys are hashes of everything the tensors
+depend on.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,10 @@ def default_cache_dir(
 class ContentCache:
     """Dicts of tensors in safetensors files, written atomically and checked when read.
 
-    Args:
-        root: folder of the cache, made when first needed; default :func:`default_cache_dir`.
-        max_gib: when the files grow beyond this many GiB, those not used for longest are deleted.
+    `root`: folder of the cache, made when first needed; default `default_cache_dir`.
+    `max_gib`: when the files grow beyond this many GiB, those not used for longest are deleted.
 
-    Raises:
-        ValueError: if `max_gib` is not positive.
+    Raises ValueError if `max_gib` is not positive.
     """
 
     def __init__(self, root: Path | None = None, *, max_gib: float = 10.0) -> None:
@@ -67,10 +67,9 @@ class ContentCache:
     def key(*parts: KeyPart) -> str:
         """sha256 of all `parts` (content hash, encoder hash, size, ...) and of `CACHE_VERSION`.
 
-        Types count (1 is not "1") and so do borders ("ab", "c" is not "a", "bc").
+        Types count (1 is not "1"), and so do boundaries ("ab", "c" is not "a", "bc").
 
-        Raises:
-            TypeError: for a part that is not a str, bytes, int, float, bool or None.
+        Raises TypeError for a part that is not a str, bytes, int, float, bool or None.
         """
         digest = hashlib.sha256()
         for part in (CACHE_VERSION, *parts):
@@ -86,7 +85,7 @@ class ContentCache:
     def path(self, key: str) -> Path:
         """The file of `key`, whether or not it exists."""
         if not _KEY.fullmatch(key):
-            raise ValueError(f"`key`={key!r} is no sha256 in hex; use `ContentCache.key(...)`.")
+            raise ValueError(f"`key`={key!r} is not a sha256 in hex; use `ContentCache.key(...)`.")
         return self.root / key[:2] / f"{key}.safetensors"
 
     def load(self, key: str) -> dict[str, Tensor] | None:
@@ -100,7 +99,9 @@ class ContentCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            logger.warning("cache file %s cannot be read (%s); it is computed again", path, error)
+            logger.warning(
+                "cache file %s cannot be read (%s); it will be computed again", path, error
+            )
             return None
         try:
             tensors = load(data)
@@ -108,7 +109,7 @@ class ContentCache:
         except (SafetensorError, ValueError, KeyError, TypeError):
             sound = False
         if not sound:
-            logger.warning("cache file %s is damaged; it is computed again", path)
+            logger.warning("cache file %s is damaged; it will be computed again", path)
             self._remove(path)
             return None
         self._touch(path)
@@ -117,8 +118,7 @@ class ContentCache:
     def store(self, key: str, tensors: Mapping[str, Tensor]) -> Path:
         """Write `tensors` under `key`, then prune the cache if it is too big.
 
-        Raises:
-            OSError: if the folder cannot be written or the disk is full.
+        Raises OSError if the folder cannot be written or the disk is full.
         """
         path = self.path(key)
         # safetensors refuses views that share memory
@@ -136,7 +136,7 @@ class ContentCache:
     def fetch(self, key: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of `key`, from the cache or else from `compute()`, which is then stored.
 
-        A cache that cannot be written costs time, not the run: the error is logged.
+        If the cache cannot be written, the error is logged and the run continues.
         """
         found = self.load(key)
         if found is not None:
@@ -146,7 +146,7 @@ class ContentCache:
         return tensors
 
     def keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """`store`, where a cache that cannot be written is logged and costs no more than time."""
+        """`store`, but a cache that cannot be written is only logged."""
         try:
             self.store(key, tensors)
         except OSError as error:
@@ -159,7 +159,8 @@ class ContentCache:
     def prune(self, keep: Path | None = None) -> list[Path]:
         """Delete the files not used for longest until `max_gib` is kept; never `keep`.
 
-        Returns the deleted files. Left-overs of writers that crashed more than a day ago go, too.
+        Returns the deleted files. Files left by writers that crashed more than a day ago are
+        deleted too.
         """
         for leftover in self.root.glob("??/.*.tmp"):
             if _modified(leftover) < time.time() - _STALE_SECONDS:
@@ -188,11 +189,11 @@ class ContentCache:
         return found
 
     def _touch(self, path: PurePath) -> None:
-        """Note the use in the modification time; access times are off on many systems."""
+        """Record the use in the modification time; many systems do not record access times."""
         try:
             os.utime(path)
         except OSError as error:
-            logger.debug("the use of cache file %s cannot be noted: %s", path, error)
+            logger.debug("the access time of cache file %s cannot be updated: %s", path, error)
 
     def _remove(self, path: Path) -> bool:
         try:

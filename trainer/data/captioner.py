@@ -1,6 +1,7 @@
-"""Captions by a model that the user has: any image captioner that transformers loads from a folder.
+"""Captions by a model on the user's machine: any image captioning model that transformers loads
+from a folder.
 
-Nothing is ever downloaded. BLIP, BLIP-2, GIT and their like work; the folder is what
+Nothing is downloaded. BLIP, BLIP-2, GIT and similar models work; the folder is what
 ``save_pretrained`` or the ``hf`` command made.
 """
 
@@ -21,7 +22,7 @@ from .records import DataError
 
 MAX_NEW_TOKENS = 40
 KINDS = ("blip", "blip-2", "git", "vision-encoder-decoder")
-"""``model_type`` of the captioners that write a caption without a question."""
+"""``model_type`` of captioning models that need no question."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What the model is told about an image or a video: its caption, with the trigger word in place.
+"""The prompt for an image or a video: its caption, with the trigger word filled in.
 
-A caption that cannot be read, is empty or too long is a problem that the report lists; it never
-costs the picture. What the model will see is exactly :attr:`Caption.text`.
+A caption that cannot be read, is empty or too long is a problem that the report lists; the picture
+is still used. The model sees exactly `Caption.text`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _TOKEN = re.compile(r"\[trigger\]|\{trigger\}", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Caption:
-    """What the model is told about one file.
+    """The prompt for one file.
 
     `text` is the prompt, white space collapsed. `source` is "txt" or "caption" (a sidecar), "table"
-    (an entry of `metadata.jsonl` and its like), "template" (none of them, or an empty one: the
-    prompt template was used) or "neutral" (the same, but without a trigger word the template has
-    nothing to say, and the prompt is ""). `problems` are for a person to read.
+    (an entry of `metadata.jsonl` or a similar file), "template" (none of them, or an empty one: the
+    prompt template was used) or "neutral" (the same, but the template needs a trigger word and
+    there is none, so the prompt is ""). `problems` are for a person to read.
     """
 
     text: str
@@ -39,16 +39,13 @@ class Caption:
 class CaptionRules:
     """How captions become prompts.
 
-    Args:
-        trigger: the word that replaces `[trigger]` (or `{trigger}`, in any case of letters) in
-            captions and in the template; may be "".
-        prompt_template: the prompt for files without a caption.
-        count_tokens: length of a prompt in tokens, in the same counting as `max_tokens` (both or
-            neither).
-        max_tokens: longest prompt that the text encoder reads.
+    `trigger`: the word that replaces `[trigger]` (or `{trigger}`, in any case of letters) in
+    captions and in the template; may be "". `prompt_template`: the prompt for files without a
+    caption. `count_tokens`: length of a prompt in tokens, in the same counting as `max_tokens`
+    (both or neither). `max_tokens`: longest prompt that the text encoder reads.
 
-    Raises:
-        DataError: for a template with an unknown `{field}`, or only one of the two token arguments.
+    Raises DataError for a template with an unknown `{field}`, or only one of the two token
+    arguments.
     """
 
     trigger: str = ""
@@ -64,14 +61,14 @@ class CaptionRules:
                 "the only field is [trigger]. Remove the braces or use [trigger]."
             )
         if (self.count_tokens is None) != (self.max_tokens is None):
-            raise DataError("`count_tokens` and `max_tokens` belong together; give both or none.")
+            raise DataError("`count_tokens` and `max_tokens` belong together; set both or none.")
 
     def read(self, path: Path, root: Path | None = None) -> Caption:
-        """The caption of the image or video at `path`; see :func:`read_caption`."""
+        """The caption of the image or video at `path`; see `read_caption`."""
         return self.prompt(*_raw(path, root or path.parent))
 
     def prompt(self, raw: str, source: str = "txt", problems: tuple[str, ...] = ()) -> Caption:
-        """What the model is told where ``raw`` is written; `source` and `problems` are of that."""
+        """The prompt for the written caption ``raw``, with its `source` and `problems`."""
         if not raw.strip():
             return self._from_template(problems)
         if _TOKEN.search(raw) and not self.trigger:
@@ -90,7 +87,7 @@ class CaptionRules:
         tokens = self.count_tokens(text)
         if tokens <= self.max_tokens:
             return ()
-        return (f"too long: {tokens} tokens, only {self.max_tokens} of them are read",)
+        return (f"too long: {tokens} tokens, but the model reads only {self.max_tokens}",)
 
 
 def read_caption(
@@ -106,8 +103,7 @@ def read_caption(
 
     Line breaks and runs of blanks become one blank (text encoders do not see them).
 
-    Raises:
-        DataError: see :class:`CaptionRules`.
+    Raises DataError as `CaptionRules`.
     """
     return CaptionRules(trigger, prompt_template, count_tokens, max_tokens).read(Path(path))
 
@@ -115,19 +111,18 @@ def read_caption(
 def write_caption(path: Path, text: str) -> Path:
     """Write `text` as the caption of the image or video at `path`; returns the sidecar.
 
-    The file that :func:`read_caption` reads is replaced (`x.txt` if there is none yet), so that
-    an edit is never hidden by an older file. It is written atomically, in UTF-8 without a byte
-    order mark, one line break at the end.
+    The file that `read_caption` reads is replaced (`x.txt` if there is none yet), so that no
+    older file hides an edit. It is written atomically, in UTF-8 without a byte order mark, with one
+    line break at the end.
 
-    Raises:
-        DataError: if `text` cannot be stored as UTF-8 or holds NUL characters.
-        OSError: if the folder cannot be written.
+    Raises DataError if `text` cannot be stored as UTF-8 or holds NUL characters; OSError if the
+    folder cannot be written.
     """
     return write_captions([(Path(path), text)])[0]
 
 
 def write_captions(captions: Sequence[tuple[Path, str]]) -> list[Path]:
-    """:func:`write_caption` for many; all are checked before the first is written."""
+    """`write_caption` for many; all are checked before the first is written."""
     staged = [(find_sidecar(p) or p.with_suffix(".txt"), _stored(p, text)) for p, text in captions]
     try:
         for sidecar, data in staged:
@@ -141,14 +136,14 @@ def _stored(path: Path, text: str) -> bytes:
     try:
         data = (text.strip() + "\n").encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"The caption of {path.name} is no valid text: {error}.") from error
+        raise DataError(f"The caption of {path.name} is not valid text: {error}.") from error
     if b"\0" in data:
         raise DataError(f"The caption of {path.name} holds a NUL character; remove it.")
     return data
 
 
 def raw_caption(path: Path, root: Path) -> str:
-    """The caption of `path` as it is written, to be edited; "" where there is none to be read."""
+    """The caption of `path` as written, for editing; "" if there is none."""
     return _raw(path, root)[0]
 
 
@@ -164,7 +159,7 @@ def _raw(path: Path, root: Path) -> tuple[str, str, tuple[str, ...]]:
         problems += [remark] if remark else []
         if text.strip():
             return text.strip(), sidecar.suffix.lower().lstrip("."), tuple(problems)
-        problems += [] if remark else [f"{sidecar.name} is empty, not used"]
+        problems += [] if remark else [f"{sidecar.name} is empty and not used"]
     listed, remark = table_caption(path, root)
     problems += [remark] if remark else []
     return (listed or "").strip(), "table", tuple(problems)

@@ -37,7 +37,7 @@ Frame = tuple[float, Callable[[], np.ndarray]]  # seconds, and a function that m
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file says of itself. `seconds` is the time from the first to the last frame."""
+    """What the file's headers say. `seconds` is the time from the first to the last frame."""
 
     width: int
     height: int
@@ -50,8 +50,7 @@ class Probe:
 def probe(path: Path) -> Probe:
     """Read the time of every frame of a video, and decode the first.
 
-    Raises:
-        DataError: with the reason, if the file is no video, is cut off, or has no frames.
+    Raises DataError with the reason, if the file is not a video, is cut off, or has no frames.
     """
     try:
         return _probe_animation(path) if is_animation(path) else _probe_container(path)
@@ -68,8 +67,7 @@ def nearest_frames(path: Path, times: np.ndarray) -> list[np.ndarray]:
 
     Returns len(times) upright pictures, uint8 (H, W, 3).
 
-    Raises:
-        DataError: if the file cannot be decoded there, or ends before the last time.
+    Raises DataError if the file cannot be decoded there, or ends before the last time.
     """
     try:
         with closing(_frames(path, float(times[0]))) as frames:
@@ -114,7 +112,7 @@ def _frames(path: Path, start: float) -> Generator[Frame, None, None]:
 
 
 def _open(path: Path) -> Any:
-    # Titles in another encoding than UTF-8 are no reason to refuse a video.
+    # Do not refuse a video because of a title that is not UTF-8.
     return av.open(str(path), options=_OPTIONS, metadata_errors="replace")
 
 
@@ -129,7 +127,7 @@ def _container_frames(path: Path, start: float) -> Generator[Frame, None, None]:
         frames = container.decode(stream)
         first = next(frames, None)
         if first is None:
-            raise DataError("it has zero frames that can be decoded")
+            raise DataError("none of its frames can be decoded")
         origin = _presented(first)
         found = chain([first], frames) if start <= 0 else _seek(container, stream, origin, start)
         if found is not None:
@@ -139,7 +137,7 @@ def _container_frames(path: Path, start: float) -> Generator[Frame, None, None]:
 
 
 def _seek(container: Any, stream: Any, origin: int, start: float) -> Iterator[Any] | None:
-    """Decoded frames from a key frame at or before `start` on; None if there is no way to one.
+    """Decoded frames from a key frame at or before `start` on; None if none can be reached.
 
     MPEG streams have no index and may land past the target: then try from further back.
     """
@@ -196,11 +194,11 @@ def _probe_container(path: Path) -> Probe:
         stream = _video_stream(container)
         first = next(container.decode(stream), None)
         if first is None:
-            raise DataError("it has zero frames that can be decoded")
+            raise DataError("none of its frames can be decoded")
         _check_times_are_kept(container, stream)
         notes = []
         if stream.codec_context.color_trc in _HIGH_DYNAMIC_RANGE:
-            notes.append("high dynamic range, read without tone mapping")
+            notes.append("high dynamic range (HDR), used without tone mapping")
         aspect = float(stream.sample_aspect_ratio or 1)
     ticks, frames, time_base = _span(path, _presented(first))
     width, height = first.width, first.height
@@ -212,7 +210,7 @@ def _probe_container(path: Path) -> Probe:
 
 
 def _check_times_are_kept(container: Any, stream: Any) -> None:
-    """Raise :class:`DataError` for AVI files that do not say when a frame is shown."""
+    """Raise `DataError` for AVI files that do not say when a frame is shown."""
     reordered = stream.codec_context.has_b_frames or stream.codec_context.name in ("h264", "hevc")
     if container.format.name == "avi" and reordered:
         raise DataError("AVI keeps no time stamps of B-frames; convert it to MP4")
@@ -222,7 +220,7 @@ def _span(path: Path, origin: int) -> tuple[int, int, Fraction]:
     """From all packets: ticks from `origin` to the last frame, number of frames, seconds a tick."""
     with _open(path) as container:
         stream = _video_stream(container)
-        # Numbers only: to keep the packets would be to keep the whole file in memory.
+        # Numbers only: keeping the packets would keep the whole file in memory.
         packets = [
             (packet.pts, packet.duration or 0, packet.is_corrupt)
             for packet in container.demux(stream)
@@ -234,19 +232,19 @@ def _span(path: Path, origin: int) -> tuple[int, int, Fraction]:
 
 
 def _check_whole(stream: Any, packets: list[tuple[int | None, int, bool]], ticks: int) -> None:
-    """Raise :class:`DataError` if there is less of a stream than its header promises.
+    """Raise `DataError` if there is less of a stream than its header promises.
 
     `packets` are (presentation time, duration, corrupt) and `ticks` the time they span, in units of
     the stream's time base.
     """
     if packets[-1][2]:
-        raise DataError(f"truncated: it breaks off after {len(packets)} of {stream.frames} frames")
+        raise DataError(f"truncated: it ends after {len(packets)} of {stream.frames} frames")
     declared = stream.duration or 0
     longest = max(duration for _, duration, _ in packets)
     quarter_second = 0.25 / float(stream.time_base)
     if declared - ticks > max(0.05 * declared, 3 * longest, quarter_second):
         here, promised = (float(count * stream.time_base) for count in (ticks, declared))
-        raise DataError(f"truncated: {here:.1f} of {promised:.1f} s are there")
+        raise DataError(f"truncated: it has {here:.1f} of {promised:.1f} s")
 
 
 def _animation_frames(path: Path) -> Generator[Frame, None, None]:

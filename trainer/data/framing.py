@@ -1,4 +1,4 @@
-"""Pure functions on decoded frames: black bars, cutting to a shape, shot cuts."""
+"""Pure functions on decoded frames: black bars, cropping to a shape, shot cuts."""
 
 from __future__ import annotations
 
@@ -34,16 +34,15 @@ def find_bars(brightness: np.ndarray) -> Box | None:
 def fit(pixels: np.ndarray, height: int, width: int, box: Box | None, aspect: float) -> np.ndarray:
     """Cut the largest centred part of `box` that has the target's shape, and resize it (Lanczos).
 
-    `pixels` (h, w, 3) uint8; `box` as from :func:`find_bars`; `aspect` is the width of a source
+    `pixels` (h, w, 3) uint8; `box` as from `find_bars`; `aspect` is the width of a source
     pixel over its height. Returns uint8 (height, width, 3).
 
-    Raises:
-        ValueError: if `box` does not lie inside the picture.
+    Raises ValueError if `box` does not lie inside the picture.
     """
     left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
     if left < 0 or top < 0 or bottom > pixels.shape[0] or right > pixels.shape[1]:
         raise ValueError(f"`box`={box} does not lie inside a picture of shape {pixels.shape}.")
-    # Cut for good before resizing, or the filter would reach into the bars.
+    # Crop before resizing, or the filter would reach into the bars.
     image = Image.fromarray(pixels[top:bottom, left:right])
     scale = max(height / image.height, width / (image.width * aspect))
     cut_x, cut_y = width / (scale * aspect), height / scale

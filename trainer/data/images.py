@@ -50,7 +50,7 @@ SUFFIXES = frozenset(
 OTHER_IMAGES = frozenset(
     {".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".xcf", ".kra", ".exr", ".dng", ".cr2"}
 )
-"""Kinds whose owner expects them to count; opened all the same, because names lie."""
+"""Kinds that users expect to work; opened in any case, because names can be wrong."""
 UNSUPPORTED = {".tga": "a Targa image, which is not read; export it as PNG"}
 MIB = 2**20
 BLANK = 2.0
@@ -61,7 +61,7 @@ NEARLY_BLACK = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord(MediaRecord):
-    """One file of a style folder; see :class:`~trainer.data.records.MediaRecord`.
+    """One file of a style folder; see `MediaRecord`.
 
     `background` (R, G, B) fills what is transparent in it, here and wherever it is loaded.
     """
@@ -76,16 +76,15 @@ class ImageFolder(MediaFolder[ImageRecord]):
     def halves(self, seed: int) -> tuple[ImageFolder, ImageFolder]:
         """Two folders, to train on and to hold out, that share no image, not even as a copy.
 
-        Raises:
-            DataError: if there are fewer than two different images.
+        Raises DataError if there are fewer than two different images.
         """
         groups: dict[str, list[ImageRecord]] = {}
         for record in self.used:
             groups.setdefault(record.sha256, []).append(record)
         if len(groups) < 2:
             raise DataError(
-                f"'{self.root}' has {len(groups)} different image(s); at least 2 are needed to "
-                "hold half of them out. Add images."
+                f"'{self.root}' has {len(groups)} different image(s); at least 2 are needed, "
+                "because half are kept for measuring. Add images."
             )
         order = np.random.default_rng(seed).permutation(len(groups))
         half = (len(groups) + 1) // 2
@@ -105,18 +104,17 @@ def scan_images(
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> ImageFolder:
-    """Open every file below `folder` once, and say of each whether and how it is used.
+    """Open every file below `folder` once and record whether and how it is used.
 
     In a folder called `10_name` every image counts ten times (the nearest such folder decides,
     `0_name` leaves its images out). The name is never used as a caption: an image without one gets
     the prompt template, and the folder's notes say so. Images whose shorter side is under
-    `min_side` pixels are refused. What a file is decides its content, not its name. `background`
+    `min_side` pixels are refused. The content decides what a file is, not its name. `background`
     ("#rrggbb" or a colour's name) fills what is transparent. `count_tokens` and `max_tokens` make
     the report list prompts that the text encoder would cut off.
 
-    Raises:
-        DataError: if the folder is missing or holds no usable image; the message contains the
-            report.
+    Raises DataError if the folder is missing or holds no usable image; the message contains the
+    report.
     """
     captions = CaptionRules(trigger, prompt_template, count_tokens, max_tokens)
 
@@ -143,9 +141,8 @@ def load_image(
 ) -> np.ndarray:
     """The image as uint8 (height, width, 3): resized (Lanczos, aspect kept) to cover, then cropped.
 
-    Raises:
-        DataError: if the file can no longer be read.
-        ValueError: for `crop="random"` without a `generator`, or an unknown `crop`.
+    Raises DataError if the file can no longer be read; ValueError for `crop="random"` without a
+    `generator`, or an unknown `crop`.
     """
     covered = _load_cover(record, height, width)
     return np.array(_crop(covered, height, width, crop, generator))
@@ -159,8 +156,8 @@ class ImageSet:
     logged reason (see `dropped`) and the next image takes its place. Not safe to share between
     threads.
 
-    Raises:
-        DataError: if `folder` has no usable image, or (later) when the last one became unreadable.
+    Raises DataError if `folder` has no usable image, or (later) when the last one became
+    unreadable.
     """
 
     def __init__(
@@ -198,9 +195,8 @@ class ImageSet:
 
         `generator` places random crops.
 
-        Raises:
-            DataError: if no image is left that can be read.
-            ValueError: for random crops without a `generator`.
+        Raises DataError if no image is left that can be read; ValueError for random crops without a
+        `generator`.
         """
         frames, captions = [], []
         for index in indices:
@@ -221,7 +217,7 @@ class ImageSet:
                 return place, self._covered(place)
             except DataError as error:
                 self.dropped[record.path] = str(error)
-                logger.warning("left out from now on: %s", error)
+                logger.warning("not used from now on: %s", error)
         raise self._none_left()
 
     def _covered(self, index: int) -> np.ndarray:
@@ -239,7 +235,8 @@ class ImageSet:
     def _none_left(self) -> DataError:
         reasons = "\n".join(self.dropped.values())
         return DataError(
-            f"No image of '{self.folder.root}' can be read any more; is its disk there?\n{reasons}"
+            f"No image of '{self.folder.root}' can be read any more; is its disk still "
+            f"connected?\n{reasons}"
         )
 
 
@@ -248,11 +245,11 @@ def _hidden_image(path: Path) -> str:
     what = content_of(path)
     if what not in READABLE:
         return ""
-    return f"its content is {what}; give its name the suffix {READABLE[what]} to use it"
+    return f"its content is {what}; rename it to end in {READABLE[what]} to use it"
 
 
 def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dict[str, Any]:
-    """Decode the image once; its upright size and notes, or :class:`Refused`."""
+    """Decode the image once; its upright size and notes, or `Refused`."""
     try:
         with open_image(path) as image:
             (width, height), notes = _checked(image, background)
@@ -260,13 +257,13 @@ def _inspect(path: Path, min_side: int, background: tuple[int, int, int]) -> dic
                 notes.append(f"named {path.suffix}, but it is a {image.format}")
     except OSError as error:
         if error.errno is not None:
-            raise  # the disk or the rights, not the content
+            raise  # the disk or permissions, not the content
         raise Refused(f"broken or cut off: {_plain(error)}") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on broken files
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on broken files
         raise Refused(_plain(error)) from error
     if min(width, height) < min_side:
         raise Refused(
-            f"{width}x{height} px is too small, the smallest side allowed is {min_side} px; use a "
+            f"{width}x{height} px is too small: the smallest side allowed is {min_side} px; use a "
             "larger version"
         )
     return {"width": width, "height": height, "notes": notes}
@@ -279,17 +276,17 @@ def _checked(
     frames = getattr(image, "n_frames", 1)
     # Cameras store a preview as a second MPO frame: that is no animation.
     animated = frames > 1 and image.format != "MPO"
-    notes = [f"the first of {frames} frames is used"] if animated else []
+    notes = [f"only the first of {frames} frames is used"] if animated else []
     width, height = image.size
     if width * height > LARGE_PIXELS:
-        notes.append(f"{width * height / 1e6:.0f} megapixels: shrunk when used, which takes time")
+        notes.append(f"{width * height / 1e6:.0f} megapixels: it is scaled down, which takes time")
     size = (height, width) if orientation(image) in SIDEWAYS else (width, height)
     # JPEGs are checked at an eighth of their size: all bytes are read, in a third of the time.
     image.draft("", (max(1, width // 8), max(1, height // 8)))
     rgb, changes = to_rgb(image, background)
     thumbnail = np.asarray(rgb.resize((16, 16), Image.Resampling.BOX), np.float32)
     if thumbnail.std(axis=(0, 1)).max() < BLANK:
-        changes.append("looks blank: one colour and nothing else")
+        changes.append("looks blank: a single colour")
     elif thumbnail.max() < NEARLY_BLACK:
         changes.append("is nearly black")
     return size, [*notes, *changes]
@@ -300,7 +297,7 @@ def _load_cover(record: ImageRecord, height: int, width: int) -> np.ndarray:
         with open_image(record.path) as image:
             read_smaller(image, height, width)
             return cover(to_rgb(image, record.background)[0], height, width)
-    except Exception as error:  # as in `_inspect`; the reason goes on
+    except Exception as error:  # as in `_inspect`; the reason is passed on
         raise DataError(f"'{record.path}' cannot be read any more: {_plain(error)}") from error
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 MAX_PIXELS = 400_000_000
-"""A scan of 20 000 x 20 000 px, 1.6 GB while it is read. A JPEG may have more: it is shrunk."""
+"""An image of 20 000 x 20 000 px takes 1.6 GB while it is read. A JPEG may have more: it is scaled
+down.
+"""
 MAX_JPEG_PIXELS = 64 * MAX_PIXELS
 LARGE_PIXELS = 50_000_000
-"""Images beyond this are said to be large and shrunk to it, JPEGs as they are read."""
+"""Larger images are reported and scaled down to this, JPEGs while they are read."""
 _PILLOWS_LIMIT = threading.Lock()
 WHITE = (255, 255, 255)
 # Only these decoders run: Pillow would hand an EPS named .png to ghostscript.
@@ -32,7 +34,7 @@ _TURNS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_HEIC, _AVIF = "a HEIC image, as phones take them", "an AVIF image"
+_HEIC, _AVIF = "a HEIC image, as phones make them", "an AVIF image"
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), _HEIC),
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
@@ -60,28 +62,26 @@ _MARKUP = (
     (b"<html", "a web page"),
     (b"<?xml", "an SVG drawing or another XML file"),
     (b"<svg", "an SVG drawing"),
-    (b"version https://git-lfs", "a pointer of git-lfs, not the picture itself"),
+    (b"version https://git-lfs", "a git-lfs pointer, not the picture itself"),
 )
 READABLE = {
     "a PNG": ".png", "a JPEG": ".jpg", "a GIF": ".gif", "a BMP": ".bmp", "a TIFF": ".tif",
     "a WebP": ".webp", _AVIF: ".avif",
 }  # fmt: skip
-"""The answers of `content_of` for images that are read, and the suffix they should have."""
+"""Results of `content_of` for supported images, with the suffix they should have."""
 STARTS = 512
 _METADATA_ERRORS = (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error)
 
 
 class PixelError(ValueError):
-    """An image that Pillow can open but whose pixels have no fair 8-bit RGB version."""
+    """An image that Pillow can open but that cannot be converted well to 8-bit RGB."""
 
 
 def open_image(path: Path) -> Image.Image:
     """Open the header of an image file; pixels are read later. Close it, or use it in `with`.
 
-    Raises:
-        PixelError: if it is no image (naming what it is, where that is known), or has more than
-            `MAX_PIXELS` pixels.
-        OSError: from the system and from Pillow.
+    Raises PixelError if it is not an image (with what it is, if known), or has more than
+    `MAX_PIXELS` pixels; OSError from the system and from Pillow.
     """
     Image.init()  # registers the decoders; builds of Pillow differ in what they have
     try:
@@ -90,9 +90,9 @@ def open_image(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         what = content_of(path)
         raise PixelError(
-            f"it is {what}, which is not read; export it as PNG or JPEG"
+            f"it is {what}, which is not supported; export it as PNG or JPEG"
             if what
-            else "its content is no image, or of a kind that is not read; export it as PNG or JPEG"
+            else "it is not an image, or of a kind that is not supported; export it as PNG or JPEG"
         ) from error
     width, height = image.size
     if width * height > (MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS):
@@ -106,7 +106,7 @@ def open_image(path: Path) -> Image.Image:
 
 @contextmanager
 def _own_limit() -> Iterator[None]:
-    """Pillow refuses large images by a number of the whole process, which others rely on."""
+    """Pillow limits image sizes by a process-wide number, which other code relies on."""
     with _PILLOWS_LIMIT:
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -118,8 +118,7 @@ def _own_limit() -> Iterator[None]:
 def rgb_of(colour: str) -> tuple[int, int, int]:
     """(R, G, B) in 0..255 of "#rrggbb", "rgb(...)" or a name such as "black".
 
-    Raises:
-        ValueError: for what is no colour.
+    Raises ValueError for text that is not a colour.
     """
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return red, green, blue
@@ -160,9 +159,8 @@ def to_rgb(
     composited on `background` (R, G, B in 0..255), 16-bit and float grey is scaled to 8 bit. Of an
     animation the current frame is taken.
 
-    Raises:
-        PixelError: for a fully transparent image, and for integers or floats of unknown range.
-        OSError, ValueError, SyntaxError: from Pillow, if the pixels are broken or cut off.
+    Raises PixelError for a fully transparent image, and for integers or floats of unknown range;
+    OSError, ValueError, SyntaxError from Pillow, if the pixels are broken or cut off.
     """
     notes: list[str] = []
     image = _shrunk(_upright(image, notes))
@@ -182,7 +180,7 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     if before in _TURNS:
         notes.append("turned upright by its EXIF orientation")
     if before is None:
-        notes.append("its EXIF data is broken, so that its orientation is unknown")
+        notes.append("its EXIF data is broken, so its orientation is unknown")
     after = orientation(image)
     return image.transpose(_TURNS[after]) if after in _TURNS else image
 
@@ -192,7 +190,7 @@ def _shrunk(image: Image.Image) -> Image.Image:
     scale = (LARGE_PIXELS / (image.width * image.height)) ** 0.5
     if scale >= 1:
         return image
-    # Colours by number, or one that stands for transparent, cannot be averaged.
+    # Palette indices, or a colour that means transparent, cannot be averaged.
     if image.has_transparency_data and not image.mode.startswith("I"):
         image = image.convert("RGBA")
     elif image.mode in ("1", "P"):
@@ -238,13 +236,14 @@ def _grey_to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     full = 1.0 if image.mode == "F" else 65535.0
     if not (lowest >= 0 and highest <= full):
         raise PixelError(
-            f"its values run from {lowest:g} to {highest:g}, not in 0..{full:g}; export as 8 bit"
+            f"its values run from {lowest:g} to {highest:g}, not from 0 to {full:g}; export it as "
+            "8 bit"
         )
     notes.append("16 bit or float, scaled to 8 bit")
     # From 13 bits on it may just be a dark picture.
     bits = int(highest).bit_length()
     if image.mode != "F" and bits <= 12:
-        notes.append(f"uses {bits} of its 16 bits only and so looks dark; export it as 8 bit")
+        notes.append(f"uses only {bits} of its 16 bits, so it looks dark; export it as 8 bit")
     grey = Image.fromarray(np.rint(values * (255 / full)).astype(np.uint8))
     key = image.info.get("transparency")
     if isinstance(key, int):
@@ -267,6 +266,6 @@ def _in_srgb(
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image.convert("RGB"), [
             *notes,
-            "its colour profile is broken or of another kind, left out",
+            "its colour profile is broken or does not fit, so it was ignored",
         ]
     return turned if turned is not None else image, notes

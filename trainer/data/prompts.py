@@ -1,12 +1,12 @@
 """The prompts a run trains on, and what one frame of each shows.
 
-A clip prompt names a motion that no still can show. The discriminator and the caption loss look at
-single frames, so every prompt carries a second text for them: "a red circle moving left" is shown
-as "a red circle".
+A clip prompt names a motion, which a still image cannot show. The discriminator and the caption
+loss look at single frames, so every prompt carries a second text for them: "a red circle moving
+left" is shown as "a red circle".
 
-The trigger word is the student's alone. The teacher has never met it, so its clips are made without
-(and serve every later style), and frames are judged without: images that name it and clips that do
-not would be told apart by the word.
+Only the student gets the trigger word. The teacher does not know it, so its clips are made without
+it (and serve all later styles). Frames are judged without it, because otherwise the discriminator
+could distinguish images from clips by that word.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PromptSet:
     their text, and ``trigger`` is the word that is left out of it.
 
     Judging with text is only fair when images and clips share their captions: otherwise the
-    discriminator tells the two apart by the words and never looks at the picture.
+    discriminator distinguishes the two by their words and ignores the picture.
     """
 
     prompts: tuple[Prompt, ...]
@@ -74,7 +74,7 @@ class PromptSet:
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """Prompts from a UTF-8 text file, one a line; after a tab may follow what one frame shows.
+    """Prompts from a UTF-8 text file, one per line; after a tab may follow what one frame shows.
 
     Empty lines and lines that begin with ``#`` are left out; ``[trigger]`` stays as it is. Raises
     PromptError.
@@ -92,7 +92,7 @@ def read_prompts(file: Path) -> list[Prompt]:
             text = text.strip()
             prompts.append(Prompt(text, frame.strip() or text, text))
     if not prompts:
-        raise PromptError(f"'{file}' holds no prompt; write one prompt a line.")
+        raise PromptError(f"'{file}' has no prompts; write one prompt per line.")
     return prompts
 
 
@@ -101,9 +101,9 @@ def prompts_from_captions(captions: Sequence[str]) -> list[Prompt]:
     distinct = [c for c in dict.fromkeys(captions) if c.strip()]
     if not distinct:
         raise PromptError(
-            "The images have no captions and the base model brings no prompts; give a prompts "
-            "file (`prompts`), one "
-            "prompt a line, of what the clips should show."
+            "The images have no captions and the base model has no prompts of its own. Set "
+            "`prompts` to a text file with one prompt per line that says what the clips should "
+            "show."
         )
     texts = [(f"{caption}, {phrase}", caption) for caption in distinct for phrase in MOTION_PHRASES]
     return [Prompt(text, caption, text) for text, caption in texts]

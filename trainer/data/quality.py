@@ -1,4 +1,4 @@
-"""What an artist should know of images that can be used: too small, blurred, near-copies."""
+"""Remarks on usable images: too small, blurred, near-copies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .images import ImageRecord
 from .pixels import open_image, to_rgb
 
 BLURRED = 0.1
-"""Images whose sharpest edges are softer than this part of their contrast count as blurred."""
+"""Images whose sharpest edges are below this fraction of their contrast count as blurred."""
 NEAR_COPY = 4.0
 """Images whose 16x16 thumbnails differ by at most this many of 255 levels (RMS) look the same."""
 _LOOKED_AT = 512
@@ -51,7 +51,7 @@ def sharpness(grey: np.ndarray) -> float:
     """The strongest edges of uint8 ``grey`` (H, W) over its contrast: about 1 for a hard edge.
 
     The 99.5th percentile of the Laplacian, so that flat pictures with few crisp lines count as
-    sharp; 1 for a picture without contrast, which says nothing.
+    sharp; 1 for a picture without contrast.
     """
     values = grey.astype(np.float64)
     contrast = np.percentile(values, 99) - np.percentile(values, 1)
@@ -69,11 +69,13 @@ def findings(
     found: list[Finding] = []
     for record in records:
         if record.height < height or record.width < width:
-            text = f"{record.width}x{record.height} px is enlarged to {width}x{height}"
+            text = f"{record.width}x{record.height} px will be enlarged to {width}x{height}"
             found.append(Finding(record.path, "small", text))
         look = seen.get(record.path)
         if look is not None and look.sharpness < BLURRED:
-            found.append(Finding(record.path, "blurred", "looks blurred; the LoRA would learn it"))
+            found.append(
+                Finding(record.path, "blurred", "looks blurred; the LoRA would learn the blur")
+            )
     return found + _copies(records, seen)
 
 

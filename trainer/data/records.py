@@ -1,4 +1,4 @@
-"""What a scan finds: one record a file, and the folder's report."""
+"""The result of a scan: one record per file, and the folder's report."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class MediaRecord:
     `status` is "used", "refused" (it is of the right kind, `reason` says what is wrong) or
     "ignored" (not of the kind that was looked for). `caption` is the prompt as the model will see
     it, `caption_source` is "txt", "caption", "table", "template" or "neutral" (see
-    :class:`~trainer.data.captions.Caption`). `width` and `height` are upright pixels, 0 if unknown.
-    `repeats` weighs the drawing. `notes` say what a person should know about a used file: what was
-    converted, what is odd about its caption, which file is its double.
+    `Caption`). `width` and `height` are upright pixels, 0 if unknown.
+    `repeats` is the sampling weight. `notes` tell a person about a used file: what was converted,
+    problems of its caption, which file it duplicates.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class MediaFolder(Generic[R]):
         )
 
     def report(self) -> str:
-        """A table of files with their prompt or the reason against them, under the counts.
+        """The counts, then a table of files with their prompt or the reason why they are not used.
 
         Every file that is not used or has a note is in it, and the first of the others.
         """
@@ -97,7 +97,7 @@ class MediaFolder(Generic[R]):
             cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
             lines.append("  ".join([*cells, row[4]]))
         if left:
-            lines.append(f"... and {len(left)} more that are used and have no note")
+            lines.append(f"... and {len(left)} more that are used, without notes")
         return "\n".join(lines) + "\n"
 
     def _with(self, status: str) -> list[R]:
@@ -127,8 +127,7 @@ def shorten(text: str, letters: int = SHOWN_LETTERS) -> str:
 def check_usable(folder: MediaFolder[R], plural: str, hint: str) -> None:
     """Do nothing if `folder` has something to draw from.
 
-    Raises:
-        DataError: with counts, `hint` and the whole report, if no file of `folder` can be used.
+    Raises DataError with counts, `hint` and the whole report, if no file of `folder` can be used.
     """
     if not folder.used:
         raise DataError(

@@ -1,4 +1,6 @@
-"""One change to many captions: words before or after, words replaced, the trigger word added."""
+"""One change to many captions: add words at the start or end, replace words, add the trigger
+word.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,12 @@ _NO_COMMA = (" ", ",", ";", ":", ".", "\n")
 class Rewrite:
     """A change, called with a caption.
 
-    "before" and "after" put `text` there, parted by a comma, unless it is there already. "replace"
-    puts `new` where `text` stands as whole words ("ink" is not in "pink"), in any case of letters.
-    "trigger" puts `[trigger]` before captions that have neither it nor the word `trigger`.
+    "before" and "after" add `text` there, separated by a comma, unless it is already there.
+    "replace" puts `new` in place of `text`, matched as whole words ("ink" is not in "pink") and
+    ignoring case. "trigger" puts `[trigger]` before captions that have neither it nor the word
+    `trigger`.
 
-    Raises:
-        DataError: if there is no text to put or to look for.
+    Raises DataError if there is no text to put or to look for.
     """
 
     kind: Kind
@@ -38,7 +40,7 @@ class Rewrite:
     def __post_init__(self) -> None:
         if self.kind != "trigger" and not self.text.strip():
             what = "look for" if self.kind == "replace" else "add"
-            raise DataError(f"There is nothing to {what}; type the words first.")
+            raise DataError(f"There is nothing to {what}; enter the words first.")
 
     def __call__(self, caption: str) -> str:
         if self.kind == "trigger":

@@ -1,4 +1,4 @@
-"""Walking a data folder so that every file is accounted for: used, refused or ignored."""
+"""Scans a data folder; every file gets a record as used, refused or ignored."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class MediaKind(Generic[R]):
     """What one scan looks for; `label` is "an image" or "a video".
 
     `suffixes` (lower case) are opened by `inspect(path)`, which returns the record's extra fields
-    or raises :class:`Refused`. Suffixes in `unsupported` are refused with the reason given there,
-    because the owner of such a file expects it to count. Everything else is ignored, with the
-    reason that `hidden(path)` gives, if any.
+    or raises `Refused`. Suffixes in `unsupported` are refused with the reason given there,
+    because users expect such files to work. Everything else is ignored, with the reason that
+    `hidden(path)` gives, if any.
     """
 
     label: str
@@ -51,8 +51,7 @@ def scan_folder(
     is refused; hidden files and folders, and links to folders that are scanned anyway, are ignored.
     Captions of files of this kind get no record.
 
-    Raises:
-        DataError: if `folder` is missing or not a folder.
+    Raises DataError if `folder` is missing or not a folder.
     """
     root = _checked_root(folder)
     entries = _walk(root)
@@ -65,9 +64,12 @@ def scan_folder(
         if settled is None and path.suffix.lower() in SUFFIXES:
             if path in owners:
                 continue
-            settled = ("ignored", f"no caption: there is not {kind.label} of that name")
+            settled = ("ignored", f"not a caption: there is not {kind.label} of that name")
         elif settled is None and path.name in TABLES:
-            settled = ("ignored", "a table of captions; a caption file beside a picture goes first")
+            settled = (
+                "ignored",
+                "a table of captions; caption files beside the pictures take precedence",
+            )
         record = scan.record(path, settled)
         sharers = owners.get(find_sidecar(path) or path, ())
         if record.status == "used" and len(sharers) > 1:
@@ -131,7 +133,7 @@ class _Scan(Generic[R]):
 
 
 def _caption_files(paths: list[Path]) -> dict[Path, list[Path]]:
-    """Every caption file and whose it is."""
+    """Every caption file with the file it belongs to."""
     owners: dict[Path, list[Path]] = {}
     for path in paths:
         for sidecar in find_sidecars(path):
@@ -151,12 +153,12 @@ def repeats_of(path: Path, root: Path) -> tuple[int, str]:
 
 
 def _repeat_notes(root: Path, records: list[R]) -> list[str]:
-    """What repeat folders do, said once per folder; their names never become captions."""
+    """Notes on repeat folders, one per folder; their names never become captions."""
     notes = []
     for parent in sorted({record.path.parent for record in records if record.repeats != 1}):
         repeats, name = repeats_of(parent / "x", root)
         note = (
-            f"'{parent.name}': every file counts {repeats} times; '{name}' is not used as a caption"
+            f"'{parent.name}': each file is used {repeats} times; '{name}' is not used as a caption"
         )
         if repeats > MANY_REPEATS:
             note += "; rename the folder if the number is not a repeat count"
@@ -169,12 +171,12 @@ def _checked_root(folder: Path | str) -> Path:
     if not root.exists():
         raise DataError(f"The folder '{root}' does not exist; check the spelling of the path.")
     if not root.is_dir():
-        raise DataError(f"'{root}' is a file; give the folder that contains it.")
+        raise DataError(f"'{root}' is a file; choose the folder that contains it.")
     return root
 
 
 def _walk(root: Path) -> list[tuple[Path, tuple[str, str] | None]]:
-    """Every file below `root` with None, or with the (status, reason) that settles it already."""
+    """Every file below `root`, with None, or with a (status, reason) if that is already known."""
     found: list[tuple[Path, tuple[str, str] | None]] = []
 
     def unreadable(error: OSError) -> None:
@@ -199,12 +201,12 @@ def _settled(path: Path, root: Path, is_folder: bool = False) -> tuple[str, str]
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
-        return "refused", "a link to nothing; restore its target or delete it"
+        return "refused", "a broken link; restore its target or delete it"
     if not target.is_relative_to(root.resolve()):
-        return "refused", "a link that leaves the folder; copy what it points to into the folder"
+        return "refused", "a link out of this folder; copy its target into the folder"
     # To Python 3.10 and 3.11 a Windows junction is no symlink, but it resolves to another place.
     if is_folder and target != root.resolve() / path.relative_to(root):
-        return "ignored", "a link to a folder that is scanned anyway"
+        return "ignored", "a link to a folder that is already scanned"
     if not is_folder and not path.is_file():
         return "ignored", "not a regular file"
     return None

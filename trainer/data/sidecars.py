@@ -1,5 +1,4 @@
-"""Files that hold captions: which one belongs to an image or video, and its text whatever its
-encoding.
+"""Caption files: which one belongs to an image or video, and its text in any encoding.
 
 `x.png` is described by `x.txt` or `x.caption`, else by `x.png.txt` or `x.png.caption`, in any case
 of the suffix and in either Unicode form of the name (macOS stores letters with accents in two
@@ -19,7 +18,7 @@ from typing import Any
 
 SUFFIXES = (".txt", ".caption")
 TABLES = ("metadata.jsonl", "captions.json", "metadata.json", "meta_cap.json")
-"""Hugging Face's imagefolder (one JSON object a line); kohya's and others' JSON by file name."""
+"""Hugging Face's imagefolder (one JSON object per line); kohya's and others' JSON by file name."""
 MAX_CAPTION_BYTES = 64 * 1024
 MAX_TABLE_BYTES = 64 * 2**20
 _FILE_FIELDS = ("file_name", "file", "image", "image_path", "path", "filename")
@@ -51,7 +50,7 @@ def read_sidecar(sidecar: Path, root: Path) -> tuple[str, str]:
     then).
     """
     if not sidecar.resolve().is_relative_to(root.resolve()):
-        return "", f"{sidecar.name} is a link that leaves the folder; put the caption itself there"
+        return "", f"{sidecar.name} is a link out of this folder; replace it by the caption itself"
     try:
         with sidecar.open("rb") as file:
             data = file.read(MAX_CAPTION_BYTES + 1)
@@ -94,7 +93,7 @@ def table_caption(path: Path, root: Path) -> tuple[str | None, str]:
             if not table.is_file():
                 continue
             if table.is_symlink() and not table.resolve().is_relative_to(root.resolve()):
-                remark = remark or f"{name} is a link that leaves the folder; not read"
+                remark = remark or f"{name} is a link out of this folder; not read"
                 continue
             status = table.stat()
             captions, problem = _table(table, status.st_mtime_ns, status.st_size)
@@ -116,7 +115,7 @@ def listed_caption(captions: Mapping[str, str], inside: PurePath) -> str | None:
 
 
 def folded(name: str) -> str:
-    """One spelling for names that a person takes for the same, whatever system wrote them."""
+    """One spelling for names that look the same, whichever system wrote them."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -139,7 +138,9 @@ def _listed(folder: Path, _changed: int) -> Mapping[str, tuple[str, ...]]:
 
 
 def forget_listings() -> None:
-    """After a caption file was written: the clock of some disks is too coarse to tell."""
+    """Call after writing a caption file: the clock of some disks is too coarse to show the
+    change.
+    """
     _listed.cache_clear()
 
 
@@ -168,7 +169,7 @@ def parse_table(name: str, data: bytes) -> tuple[Mapping[str, str], str]:
             for key in (str(inside), str(inside.with_suffix("")), inside.name, inside.stem):
                 found.setdefault(folded(key), caption)
     except (ValueError, RecursionError) as error:
-        return found, f"{name} is damaged ({error}); {count} captions of it were read"
+        return found, f"{name} is damaged ({error}); {count} captions were read from it"
     return found, ""
 
 

@@ -33,7 +33,7 @@ SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
     | {".wmv", ".flv", ".ogv", ".3gp", ".gif", ".webp"}
 )
-UNSUPPORTED = dict.fromkeys((".apng", ".avif", ".y4m", ".h264"), "not read; convert it to MP4")
+UNSUPPORTED = dict.fromkeys((".apng", ".avif", ".y4m", ".h264"), "not supported; convert it to MP4")
 BAR_SAMPLES = 7
 CUT_THRESHOLD = 0.12
 CUT_TRIES = 4
@@ -42,7 +42,7 @@ _HINT = "Put MP4, MOV, MKV, WebM or animated GIF files that are long enough into
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRecord(MediaRecord):
-    """One file of a video folder; more in :class:`~trainer.data.records.MediaRecord`.
+    """One file of a video folder; more in `MediaRecord`.
 
     `seconds` is the time from the first to the last frame, `frames` their number, `fps` their mean
     rate. `box` is the picture inside black bars, as (left, top, right, bottom) upright pixels, or
@@ -78,16 +78,15 @@ def scan_videos(
     count_tokens: Callable[[str], int] | None = None,
     max_tokens: int | None = None,
 ) -> VideoFolder:
-    """Probe every file below `folder` and say of each whether and how clips are cut from it.
+    """Probe every file below `folder` and record whether and how clips are cut from it.
 
     Refused are files that are truncated, have no video stream or no frames, are shorter than a clip
-    of `frames` frames at `fps` frames a second, or have a side under `min_side` pixels. Captions,
+    of `frames` frames at `fps` frames per second, or have a side under `min_side` pixels. Captions,
     repeat folders, links and hidden files are treated as in
-    :func:`~trainer.data.images.scan_images`.
+    `scan_images`.
 
-    Raises:
-        DataError: if the folder is missing or holds no usable video; the message contains the
-            report.
+    Raises DataError if the folder is missing or holds no usable video; the message contains the
+    report.
     """
     _check_clip(frames, fps)
     captions = CaptionRules(trigger, prompt_template, count_tokens, max_tokens)
@@ -113,8 +112,7 @@ def load_clip(
     keep their speed. Rotation is applied, black bars are cut off, the aspect is kept and the centre
     is cut out.
 
-    Raises:
-        DataError: if the clip does not lie inside the video, or cannot be decoded.
+    Raises DataError if the clip does not lie inside the video, or cannot be decoded.
     """
     _check_clip(frames, fps)
     latest = _latest_start(record.seconds, record.fps, frames, fps)
@@ -130,7 +128,7 @@ def load_clip(
             fit(pixels, height, width, record.box, record.pixel_aspect) for pixels in pictures
         ]
     except ValueError as error:
-        raise DataError(f"'{record.path}' changes its picture size midway: {error}") from error
+        raise DataError(f"'{record.path}' changes its picture size partway: {error}") from error
     return np.stack(fitted)
 
 
@@ -139,10 +137,9 @@ class VideoSet:
 
     A file that fails to decode is left out from then on with a logged reason (`dropped`), and
     another one is drawn. A clip across a shot cut is drawn again, up to `CUT_TRIES` times; then the
-    weakest cut is taken and `cut_notes` says so. Not safe to share between threads.
+    one with the weakest cut is used and noted in `cut_notes`. Not safe to share between threads.
 
-    Raises:
-        DataError: if `folder` has no usable video.
+    Raises DataError if `folder` has no usable video.
     """
 
     def __init__(
@@ -164,8 +161,7 @@ class VideoSet:
 
         Files are drawn by their repeats, clips evenly over a file's length.
 
-        Raises:
-            DataError: if no file is left that can be decoded; the message lists all reasons.
+        Raises DataError if no file is left that can be decoded; the message lists all reasons.
         """
         drawn = [self._draw(rng) for _ in range(n)]
         pixels = torch.from_numpy(np.stack([clip for clip, _ in drawn])).permute(0, 4, 1, 2, 3)
@@ -178,7 +174,7 @@ class VideoSet:
                 return self._clip(record, rng), record.caption
             except DataError as error:
                 self.dropped[record.path] = str(error)
-                logger.warning("left out from now on: %s", error)
+                logger.warning("not used from now on: %s", error)
 
     def _pick(self, rng: np.random.Generator) -> VideoRecord:
         weights = np.array([r.repeats * (r.path not in self.dropped) for r in self.records], float)
@@ -203,7 +199,7 @@ class VideoSet:
             if least <= CUT_THRESHOLD:
                 return best
         assert best is not None
-        note = f"no clip without a shot cut in {CUT_TRIES} draws"
+        note = f"found no clip without a cut in {CUT_TRIES} tries"
         if record.path not in self.cut_notes:
             logger.info("%s: %s", record.path, note)
         self.cut_notes[record.path] = note
@@ -223,10 +219,10 @@ def _inspect(path: Path, frames: int, fps: float, min_side: int) -> dict[str, An
     width, height = found.width, found.height
     if box is not None:
         width, height = box[2] - box[0], box[3] - box[1]
-        notes.append(f"black bars cut off, {width}x{height} px are left")
+        notes.append(f"black bars were cut off; {width}x{height} px are left")
     if min(width, height) < min_side:
         small = f"{width}x{height} px is too small"
-        raise DataError(f"{small}, the smallest side allowed is {min_side} px")
+        raise DataError(f"{small}: the smallest side allowed is {min_side} px")
     return {
         "width": found.width,
         "height": found.height,
@@ -240,12 +236,12 @@ def _inspect(path: Path, frames: int, fps: float, min_side: int) -> dict[str, An
 
 
 def _find_box(path: Path, found: Probe) -> Box | None:
-    """Black bars by frames from all over the file, which also shows that they decode."""
+    """Black bars from frames across the whole file, which also checks that they decode."""
     frames = []
     for time in np.linspace(0.05, 0.95, BAR_SAMPLES) * found.seconds:
         frame = nearest_frames(path, np.array([time]))[0]
         if frame.shape[:2] != (found.height, found.width):
-            raise DataError("its picture changes size midway; convert it to MP4")
+            raise DataError("its picture changes size partway; convert it to MP4")
         frames.append(frame.max(axis=2))
     return find_bars(np.stack(frames))
 
@@ -263,5 +259,6 @@ def _latest_start(seconds: float, rate: float, frames: int, fps: float) -> float
 def _check_clip(frames: int, fps: float) -> None:
     if frames < 1 or not fps > 0:
         raise DataError(
-            f"`frames`={frames} at `fps`={fps} is no clip; use 1 frame or more and a rate above 0."
+            f"`frames`={frames} at `fps`={fps} is not a clip; use 1 frame or more and a rate above "
+            "0."
         )

@@ -1,9 +1,9 @@
-"""How a base model mixes clip and noise, and how its network's output is read.
+"""How a base model mixes clip and noise, and what its network's output means.
 
-A point of a trajectory is ``z = alpha x0 + sigma eps``. How much noise it holds is its *level*: an
-integer timestep of a variance-preserving model, a number from 0 to 1 of a flow. Levels are tensors
-(B,) or (), and 0 is the clean end. Everything else in the trainer asks a `NoisePath` and does not
-know which kind it has.
+A point of a trajectory is ``z = alpha x0 + sigma eps``. The amount of noise in it is its *level*:
+an integer timestep of a variance-preserving model, a number from 0 to 1 of a flow. Levels are
+tensors (B,) or (), and 0 is the clean end. All other code uses a `NoisePath` and does not depend on
+its kind.
 
 Arithmetic is done in float32, or float64 when an input is float64: half precision comes back as
 float32.
@@ -23,7 +23,7 @@ from torch import Tensor
 TRAJECTORY_STEPS = 50
 TRAIN_TIMESTEPS = 1000
 TIMESTEP_SCALING = 4.0
-"""MCM's value. diffusers' own default is 10; samplers must be given the one trained with."""
+"""MCM's value; diffusers' default is 10. Samplers must use the value of the training."""
 SIGMA_DATA = 0.5
 
 SCHEDULE_KEYS = (
@@ -38,7 +38,10 @@ SCHEDULE_KEYS = (
 )
 """Keys of a ``scheduler_config.json`` that define the schedule; all others concern one sampler."""
 
-PREDICTIONS = ("epsilon", "v_prediction")
+EPSILON, VELOCITY = "epsilon", "v_prediction"
+FLOW = "velocity"
+"""What the network of a flow predicts; its families say so themselves."""
+PREDICTIONS = (EPSILON, VELOCITY)
 """Values of ``prediction_type`` that can be read: noise, or the velocity of arXiv 2202.00512."""
 
 
@@ -60,7 +63,7 @@ class NoisePath(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What makes it differ from others of its kind."""
+        """The parameters that distinguish it from others of its kind."""
         ...
 
     def levels(self, count: int) -> Tensor:
@@ -106,7 +109,7 @@ class NoisePath(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> NoisePath:
-        """A copy with its tables on ``device``; levels given to it must be there too."""
+        """A copy with its tables on ``device``; levels passed to it must be on that device too."""
         ...
 
 
@@ -124,7 +127,7 @@ class VariancePreserving:
     alphas_cumprod: Tensor
     final_alpha_cumprod: float = 1.0
     config: dict[str, Any] = field(default_factory=dict, repr=False)
-    prediction: str = "epsilon"
+    prediction: str = EPSILON
     timestep_scaling: float = TIMESTEP_SCALING
     sigma_data: float = SIGMA_DATA
     end: ClassVar[float] = -1
@@ -142,11 +145,10 @@ class VariancePreserving:
         """Path of a ``scheduler_config.json``, computed by diffusers' `DDIMScheduler`.
 
         The defaults of the scheduler classes differ (linear or scaled_linear betas), so a config
-        that leaves them to the class is refused.
+        without explicit values is refused.
 
-        Raises:
-            ValueError: the betas are not given, their schedule is unknown to diffusers, or the
-                network predicts something else than `PREDICTIONS`.
+        Raises ValueError if the betas are not given, their schedule is unknown to diffusers, or the
+        network predicts something else than `PREDICTIONS`.
         """
         prediction = config.get("prediction_type") or PREDICTIONS[0]
         if prediction not in PREDICTIONS:
@@ -211,7 +213,7 @@ class VariancePreserving:
         appendix D). Not finite where alpha is 0: the last timestep of a zero terminal SNR schedule.
         """
         z, output, alpha, sigma = _prepare(self, z, output, level)
-        eps = alpha * output + sigma * z if self.prediction == "v_prediction" else output
+        eps = alpha * output + sigma * z if self.prediction == VELOCITY else output
         return Reading((z - sigma * eps) / alpha, eps)
 
     def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
@@ -238,7 +240,7 @@ class RectifiedFlow:
     """
 
     shift: float = 1.0
-    prediction: str = "velocity"
+    prediction: str = FLOW
     end: ClassVar[float] = 0
 
     @property
@@ -290,7 +292,7 @@ def _prepare(
         )
     if level.ndim == 1 and len(level) not in (1, len(a)):
         raise ValueError(
-            f"`level` has {len(level)} values for a batch of {len(a)}; give one level a video."
+            f"`level` has {len(level)} values for a batch of {len(a)}; give one level per video."
         )
     dtype = functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)
     alpha, sigma = path.alpha_sigma(level, a.ndim, dtype)
@@ -326,8 +328,7 @@ def few_step_places(steps: int, count: int = TRAJECTORY_STEPS) -> Tensor:
     """Which of ``count`` ascending levels sampling in ``steps`` steps calls the model at: (steps,)
     int64, from most noise down. They are `LCMScheduler.set_timesteps`'s own choice.
 
-    Raises:
-        ValueError: ``steps`` is not within 1 .. ``count``.
+    Raises ValueError if ``steps`` is not within 1 .. ``count``.
     """
     check_steps(steps, count)
     scheduler: Any = LCMScheduler(num_train_timesteps=count, original_inference_steps=count)
@@ -338,8 +339,7 @@ def few_step_places(steps: int, count: int = TRAJECTORY_STEPS) -> Tensor:
 def check_steps(steps: int, most: int) -> None:
     """Refuse a number of sampling steps outside 1 .. ``most``.
 
-    Raises:
-        ValueError: naming the value and the range.
+    Raises ValueError naming the value and the range.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
         raise ValueError(f"`steps`={steps!r} is not a number of sampling steps; use 1 to {most}.")

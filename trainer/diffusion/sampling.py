@@ -35,7 +35,7 @@ pass, whose output the model's `NoisePath` reads."""
 
 @dataclass(frozen=True)
 class SamplerStep:
-    """What ``on_step`` is told after a step: ``latents`` and ``x0`` are (B, C, F, h, w) float32."""
+    """Argument of ``on_step`` after a step: ``latents`` and ``x0`` are (B, C, F, h, w) float32."""
 
     index: int
     """0 for the first step, ``steps - 1`` for the last."""
@@ -58,11 +58,11 @@ class SamplingOptions:
     """The usual CFG scale, ``eps_u + g (eps_c - eps_u)``. At 1 the model is called on the prompts
     only, otherwise on both halves in one batch of 2B, the prompts first."""
     seed: int | Sequence[int] | None = None
-    """One seed a video, or one number ``s`` for the seeds ``s, s + 1, ...`` of the batch."""
+    """One seed per video, or one number ``s`` for the seeds ``s, s + 1, ...`` of the batch."""
     generator: torch.Generator | Sequence[torch.Generator] | None = None
-    """In place of ``seed``: one generator a video, or one that serves them in turn."""
+    """Instead of ``seed``: one generator per video, or one for all in turn."""
     init_latents: Tensor | None = None
-    """(B, C, F, h, w) to start from in place of noise, at the noise level of the first step."""
+    """(B, C, F, h, w) to start from instead of noise, at the noise level of the first step."""
     on_step: Callable[[SamplerStep], None] | None = None
     """Called after each step. An exception raised in it stops the run and is passed on."""
 
@@ -118,7 +118,7 @@ def sample_ode(
     """
     check_steps(steps, TRAIN_TIMESTEPS)
     run = _Run(predict, path, text, shape, path.levels(steps).flip(0), options)
-    earlier: tuple[Tensor, Tensor] | None = None  # what the step before read, and its length
+    earlier: tuple[Tensor, Tensor] | None = None  # prediction and length of the step before
     for level, following in run.pairs():
         x0, eps = path.read(run.latents, run.predict(run.latents, level), level)
         if order == 1:
@@ -234,7 +234,7 @@ def _generators(options: SamplingOptions, batch: int) -> list[torch.Generator]:
     if generator is None:
         generator = [torch.Generator().manual_seed(number) for number in seed or ()]
     if len(generator) != batch:
-        raise ValueError(f"got {len(generator)} seeds for {batch} videos; give one a video.")
+        raise ValueError(f"got {len(generator)} seeds for {batch} videos; give one per video.")
     return list(generator)
 
 

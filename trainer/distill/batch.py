@@ -1,7 +1,7 @@
-"""The host's half of a step: everything that is read, decided or encoded before the device starts.
+"""The CPU part of a step: everything that is read, decided or encoded before the device starts.
 
-What comes out lies on the device and needs no further copy, so the device's half (`step`) never
-waits for the host.
+The result is on the device and needs no further copy, so the device part (`step`) never waits for
+the host.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Session:
 
 @dataclass(frozen=True)
 class StyleBatch:
-    """What the discriminator's side needs, K frames a clip and N = B * K images.
+    """What the discriminator's side needs, K frames per clip and N = B * K images.
 
     ``frames`` (B, K); ``text`` (N, D) and ``captions`` of the student's frames; ``pixels``
     (N, 3, H, W) of real frames with ``real_text`` (N, D), their ``wrong_text`` (N, D) and ``mask``

@@ -1,4 +1,4 @@
-"""One training step on a :class:`Session`: points, student, discriminator, in that order."""
+"""One training step on a `Session`: points, student, discriminator, in that order."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from .step import Outcome, gradients
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step tells the event log.
-
-    Plain numbers by name, and whether its optimizer step was taken.
-    """
+    """Log entry of a step: numbers by name, and whether its optimizer step was applied."""
 
     values: dict[str, float]
     taken: bool
@@ -38,7 +35,7 @@ class Distiller:
         self.guard = guard
 
     def step(self, step: int, done: float = 0.0) -> StepReport:
-        """Optimizer step ``step`` (from 0) of a run of which the share ``done`` (0 to 1) is over.
+        """Optimizer step ``step`` (from 0) of a run that is ``done`` (0 to 1) complete.
 
         Gradients of all its micro-batches, the NaN check, both updates.
         """
@@ -57,7 +54,7 @@ class Distiller:
             logs.append(outcome.logs)
             made.append((outcome.prediction, batch.rows, batch.origins))
         report = self.update(logs)
-        if report.taken:  # one NaN in an average would be in every later step
+        if report.taken:  # a NaN in an average would stay in all later steps
             s.memory = memory
         for prediction in made:  # only now: the copy to the host waits for the device
             s.replay.add(*prediction)
@@ -68,10 +65,10 @@ class Distiller:
         return gradients(self.session.parts, batch, memory, share)
 
     def update(self, logs: list[dict[str, Tensor]]) -> StepReport:
-        """Average over processes, check for NaN, clip, and take both optimizer steps or neither.
+        """Average over processes, check for NaN, clip, and apply both optimizer steps or neither.
 
-        Losses and gradient norms are read here, in one copy: the only time a step waits for the
-        device. They are the same in all processes, which so decide alike.
+        Losses and gradient norms are read here in one copy, the only time a step waits for the
+        device. They are equal in all processes, so all decide alike.
         """
         s, clip = self.session, self.session.config.optim.grad_clip
         trained = [p for group in s.optimizer.param_groups for p in group["params"]]
@@ -95,9 +92,8 @@ class Distiller:
         return StepReport(values | {"lr": s.optimizer.param_groups[0]["lr"]}, taken)
 
     def _synchronise(self, parameters: list[nn.Parameter]) -> None:
-        """Mean of the gradients over all processes, in one message.
-
-        Nothing to do with a single one.
+        """Average the gradients over all processes, in one message; does nothing with a single
+        process.
         """
         accelerator = self.session.accelerator
         if accelerator.num_processes == 1:
@@ -163,7 +159,7 @@ def sizes_of(session: Session) -> Sizes:
 
 
 def shared_values(means: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Scalars by name as numbers, each the mean over all processes: one NaN is everybody's."""
+    """Scalars by name as numbers, each the mean over all processes, so a NaN in one reaches all."""
     stacked = torch.stack(list(means.values()))
     if accelerator.num_processes > 1:
         stacked = accelerator.reduce(stacked, reduction="mean")

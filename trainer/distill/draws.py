@@ -1,7 +1,7 @@
-"""All randomness of one training step, drawn first and in one place.
+"""All random numbers of one training step, drawn first and in one place.
 
 Draws depend on ``(seed, step, rank)`` alone and are made on the CPU, so a resumed run, a run on
-another device and the straight run see the same numbers.
+another device and an uninterrupted run use the same numbers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class StepDraws:
 
 
 def generator_for(seed: int, step: int, rank: int = 0, stream: int = 0) -> torch.Generator:
-    """A CPU generator that depends on its arguments alone."""
+    """A CPU generator seeded by its arguments alone."""
     mixed = seed
     for part in (step, rank, stream):  # a 64-bit linear congruence keeps neighbouring steps apart
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
@@ -72,7 +72,7 @@ def generator_for(seed: int, step: int, rank: int = 0, stream: int = 0) -> torch
 def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> StepDraws:
     """The draws of step ``step``.
 
-    Every number is drawn whatever it is used for, so options do not shift the rest.
+    All numbers are drawn whether used or not, so that options do not change the others.
     """
     g = generator_for(config.seed, step, rank)
     batch, per_clip = config.data.batch_size, config.data.frames_per_clip
@@ -111,8 +111,8 @@ def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generat
 
 
 def _draw_place(config: TrainConfig, path: NoisePath, source: Tensor, g: torch.Generator) -> Tensor:
-    """Places (B,) on the ascending trajectory, uniform, but ``few_step_bias`` of the points sit
-    where few-step sampling stops, each number of steps as often as the others.
+    """Places (B,) on the ascending trajectory, uniform, but a share ``few_step_bias`` of the points
+    is at the levels of few-step sampling, equally often for each number of steps.
     """
     batch, count = len(source), config.recipe.trajectory.ddim_timesteps
     ranges = [_range(config, path, kind) for kind in (TRAJECTORY, FRESH, REPLAY)]
@@ -147,8 +147,9 @@ def lowest_place(config: TrainConfig, path: NoisePath, source: int) -> int:
 def _range(config: TrainConfig, path: NoisePath, source: int) -> tuple[int, int]:
     """First and last place on the trajectory that points of ``source`` may have.
 
-    Aiming at ends, a step trains what sampling does: it begins with noise, at the top, where the
-    base model's trajectory is as good as noise; below it meets the student's own predictions.
+    If motion is compared with ends, a step trains what sampling does: the top levels start from
+    noise, where the base model's trajectory is almost pure noise; lower levels start from the
+    student's own predictions.
     """
     count = config.recipe.trajectory.ddim_timesteps
     if not config.aims_at_ends:

@@ -1,7 +1,7 @@
-"""How much memory a run will take, without a card: the real step on shapes alone.
+"""How much memory a run needs, without a card: the real training step on tensor shapes alone.
 
 The networks are moved to PyTorch's "meta" device, where tensors have no contents, and one step is
-taken there under a `MemoryMeter`. What is counted is what the real step allocates, because it is
+taken there under a `MemoryMeter`. It counts exactly the tensors of the real step, because it runs
 the real step.
 """
 
@@ -31,7 +31,7 @@ META = torch.device("meta")
 CONTEXT = GIB // 2
 """What CUDA itself, its libraries and their workspaces take on a card (0.4 to 0.6 GiB)."""
 HEADROOM = 0.9
-"""Part of the device's memory that a run may take."""
+"""Fraction of the device's memory that a run may use."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
 
 
 def memory_advice(config: TrainConfig) -> list[str]:
-    """What saves memory, strongest first, leaving out what is already set."""
+    """Settings that save memory, strongest first, without those already set."""
     hints = []
     if not config.hardware.gradient_checkpointing:
         hints.append("--memory lean")
@@ -115,7 +115,7 @@ def memory_advice(config: TrainConfig) -> list[str]:
 
 
 def _read(config: TrainConfig) -> VideoModel:
-    """The config's base model, in half precision to be gentle to main memory."""
+    """The config's base model, in half precision to save main memory."""
     return load_model(config.model, torch.bfloat16, **config.companions)
 
 
@@ -128,7 +128,7 @@ def _frozen_bytes(modules: list[nn.Module | None]) -> int:
 
 
 def _on_shapes(config: TrainConfig, on_cpu: bool) -> TrainConfig:
-    """What the device would choose for "auto", and without what only a real device can do."""
+    """The config with "auto" resolved, and without options that need a real device."""
     changed: dict[str, Any] = {
         "hardware.offload_idle": False,
         "hardware.compile": False,
@@ -153,7 +153,7 @@ def _step_peak(parts: StepParts, config: TrainConfig, trained: list[nn.Parameter
 
 
 def made_batch(parts: StepParts) -> Batch:
-    """The batch of the config of ``parts`` that takes most memory and time, made up on the
+    """The batch of the config of ``parts`` that needs the most memory and time, created on the
     network's device: no stored trajectories where the config allows others.
     """
     config, model = parts.config, parts.model

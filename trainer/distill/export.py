@@ -49,11 +49,7 @@ def export_run(run: Run, session: Session, step: int, preview: Path | None) -> E
 
 
 def export_student(
-    run: Run,
-    student: Exportable,
-    step: int,
-    path: Path,
-    preview: Path | None,
+    run: Run, student: Exportable, step: int, path: Path, preview: Path | None
 ) -> Exported:
     """Write the averaged adapter of ``student`` to ``path``."""
     with student.ema.applied():

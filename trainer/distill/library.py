@@ -1,10 +1,11 @@
-"""The trajectory library: example clips the teacher makes once, kept clip by clip.
+"""The trajectory library: example clips that the teacher makes once and that are stored clip by
+clip.
 
 A clip depends on the teacher, its text and how it is sampled, and on nothing else: not on the
-style, the trigger word, the autoencoder or the other clips. Each has a key made of all that it
-depends on, so that a changed scheduler or text encoder is another clip, and a longer library or
-another list of prompts takes up the clips that are there. A base model may bring some of its own
-(``library.safetensors`` in its folder), which every machine takes.
+style, the trigger word, the autoencoder or the other clips. Each has a key made from everything it
+depends on. So a changed scheduler or text encoder makes a new clip, and a longer library or another
+list of prompts reuses existing clips. A base model may include clips of its own
+(``library.safetensors`` in its folder), which every machine uses.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SHIPPED = "library.safetensors"
 STAGE = "trajectory library"
 UNET_KEYS = ("attention_head_dim", "num_attention_heads", "norm_num_groups", "norm_eps", "act_fn")
 TEXT_KEYS = ("hidden_act", "num_attention_heads", "layer_norm_eps")
-"""What the weights do not tell of a network; other entries vary with the library's version."""
+"""Config entries that the weights do not show; other entries vary with the library's version."""
 
 Log = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -93,8 +94,8 @@ class Recipe:
 
     @classmethod
     def of(cls, config: TrainConfig, model: VideoModel, shape: tuple[int, int, int, int]) -> Recipe:
-        """The recipe of a run. Where motion is compared with the ends of trajectories, training
-        reads no state below `trajectory.real_min_timestep` but the end, and only those are kept.
+        """The recipe of a run. If motion is compared with the ends of trajectories, training reads
+        no state below `trajectory.real_min_timestep` but the end, and only those are kept.
         """
         steps, stride = config.recipe.trajectory.ddim_timesteps, config.library_stride
         left_out = 0
@@ -104,7 +105,9 @@ class Recipe:
 
     @cached_property
     def teacher(self) -> str:
-        """Hash of UNet, text encoder and noise schedule. The autoencoder has no part in latents."""
+        """Hash of UNet, text encoder and noise schedule. Latents do not depend on the
+        autoencoder.
+        """
         model = self.model
         said = {
             "unet": [model.base_hash, _chosen(model.network.config, UNET_KEYS)],
@@ -154,20 +157,21 @@ def fetch_library(
 ) -> TrajectoryLibrary:
     """The teacher's rollouts for this model, prompt set and guidance.
 
-    What the model's folder or the cache has is taken, the rest is made now and kept, each process
-    its share. ``progress`` may raise StopRequested: what is done by then is kept.
+    Clips in the model's folder or the cache are reused; the rest is made now and stored, each
+    process its share. ``progress`` may raise StopRequested; finished clips are kept.
     """
     recipe = Recipe.of(config, student.model, shape)
     clips = plan_clips(prompts, config.data.library_clips)
     store = _Store(recipe, student, ContentCache(config.data.cache))
     found = store.read(clips)
     if len(found) == len(clips):
-        log(f"All {len(clips)} clips of the {STAGE} are there already.")
+        log(f"All {len(clips)} example clips ({STAGE}) were made earlier.")
     else:
         made = -(-recipe.steps // recipe.stride)
         log(
-            f"The teacher rolls out {len(clips) - len(found)} of {len(clips)} clips in {made} "
-            "steps, once for every later style; each is kept as soon as it is made."
+            f"The base model makes {len(clips) - len(found)} of {len(clips)} example clips in "
+            f"{made} sampling steps each. They are made once for all styles, and each is saved at "
+            "once."
         )
         found |= _make_shares(store, clips, found, accelerator, progress)
     states = torch.stack([found[place] for place in range(len(clips))])
@@ -190,7 +194,7 @@ def _make_shares(
         made = store.make(clips, found, progress, rank, count)
     except StopRequested:
         stopped = True
-    if count > 1:  # all meet here, also those that were asked to stop
+    if count > 1:  # all processes wait here, also those asked to stop
         flag = torch.tensor(float(stopped), device=accelerator.device)
         stopped = bool(accelerator.reduce(flag, reduction="sum") > 0)
     if stopped:
@@ -277,7 +281,7 @@ def read_shipped(file: Path) -> dict[str, Tensor]:
             keys, states = json.loads(opened.metadata()["keys"]), opened.get_tensor("states")
         return dict(zip(keys, states, strict=True))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read (%s); its clips are made again", file, error)
+        logger.warning("%s cannot be read (%s); its clips will be made again", file, error)
         return {}
 
 

@@ -1,6 +1,6 @@
-"""The loop.
+"""The training loop.
 
-Repeat the step, and keep a run folder that any viewer can follow and any process can resume.
+It repeats the step and keeps a run folder that viewers can follow and any process can resume.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from .session import build_session
 from .waits import FIRST_PREVIEW, PREVIEW, SAVING, Waits
 
 STATE_SECONDS = 1.0
-NO_STEP = "No step was taken yet: there is nothing to export, and the next start begins anew."
+NO_STEP = "No training step was done yet: there is nothing to export, and the next start begins "
+"from zero."
 BAR_VALUES = ("consistency", "adversarial", "caption")
 
 Check = Callable[[TrainConfig, Callable[[str], None]], None]
@@ -76,9 +77,9 @@ class Loop:
         self.log(f"Resumed at step {self.step} from {folder.name}.")
 
     def train(self) -> str:
-        """Steps until the goal, the time budget or a stop.
+        """Train until the goal, the time limit or a stop.
 
-        Returns the status that the run ends with.
+        Returns the final status.
         """
         with Progress(self.config.steps, self.run.name, self.step, log=self.log) as progress:
             while not self._is_over():
@@ -119,7 +120,7 @@ class Loop:
     def _agree(self) -> None:
         """Make all processes stop at the same step.
 
-        One that left alone would leave the others waiting for its gradients.
+        If one stopped alone, the others would wait for its gradients.
         """
         self.stopping, accelerator = self.stop.requested, self.session.accelerator
         if accelerator.num_processes > 1:
@@ -144,7 +145,7 @@ class Loop:
             )  # fmt: skip
 
     def _occasionally(self) -> None:
-        """Preview and checkpoint when their turn comes; the end of the run makes its own."""
+        """Make a preview and a checkpoint when due; the end of the run makes its own."""
         over = self.done >= 1 or self.stop.requested
         if over or not self.session.accelerator.is_main_process:
             return
@@ -155,7 +156,9 @@ class Loop:
             self.checkpoint()
 
     def first_preview(self) -> None:
-        """What the student begins with, so that there is something to see before the first step."""
+        """A preview of the untrained student, so that there is something to see before the first
+        step.
+        """
         wanted = self.config.preview.every and not self.step and not self.stop.requested
         if wanted and self.session.accelerator.is_main_process:
             self.preview(FIRST_PREVIEW)
@@ -163,7 +166,7 @@ class Loop:
     def preview(self, what: str = PREVIEW, stop: Callable[[], bool] | None = None) -> Path | None:
         """Write a preview; one that fails is reported and never ends the run.
 
-        ``stop`` says whether to leave it half made; a request to stop the run if not given.
+        ``stop`` says whether to abort it; by default, if the run was asked to stop.
         """
         folder = self.run.samples / f"step-{self.step:06d}"
         waits = Waits(self.log, self.update, stop or (lambda: self.stop.requested))
@@ -172,7 +175,7 @@ class Loop:
         except StopRequested:
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        except Exception as error:  # whatever a preview meets, it is no reason to lose a run
+        except Exception as error:  # no error in a preview may end the run
             reason = disk_full(error, folder) or error
             self.log(f"The preview at step {self.step} failed: {reason}")
             self.log.exception(error)
@@ -204,9 +207,9 @@ class Loop:
         return best_step(previews, checkpoint_steps(self.run))
 
     def _take_the_best(self) -> int:
-        """Put the averaged adapter of the best checkpoint in place for the export.
+        """Load the averaged adapter of the best checkpoint for the export.
 
-        Returns its step: the last one, unless the previews say that an earlier one is better.
+        Returns its step: the last one, unless previews show that an earlier one is better.
         """
         best = self._best()
         if best is None or best == self.step:
@@ -214,9 +217,9 @@ class Loop:
         found = load_checkpoint(checkpoint_path(self.run, best), self.session.model.device)
         self.session.ema.load_state_dict(found.tensors["ema"])
         self.log(
-            f"The previews of step {best} have more motion and style than those of step "
-            f"{self.step}: step {best} is exported. The last one is written by `python -m trainer "
-            f"export {self.run.path} --checkpoint {self.step}`."
+            f"Step {best} is exported: its previews have more motion and style than those of step "
+            f"{self.step}. To export the last step, run `python -m trainer export {self.run.path} "
+            f"--checkpoint {self.step}`."
         )
         return best
 
@@ -250,8 +253,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     found = Accelerator(mixed_precision="no", cpu=wanted == "cpu", kwargs_handlers=[patience])
     if wanted not in ("auto", found.device.type):
         raise ValueError(
-            f"The device {wanted} is not there: PyTorch sees {found.device.type} only. Install a "
-            "PyTorch that is built for your card (README, Install), or take the device auto."
+            f"The device {wanted} is not available: PyTorch finds only {found.device.type}. "
+            "Install a PyTorch built for your card (README, Install), or set the device to auto."
         )
     return found
 
@@ -259,9 +262,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def train(run: Run, check: Check | None, *, resume: bool = False) -> RunState:
     """Train the run at ``run`` to its end in this process and return its last state.
 
-    ``check`` looks up everything it needs and raises (`readiness.require_ready`); None where that
-    was done a moment ago. Any failure is written to ``state.json`` and ``log.txt`` before it is
-    raised again; checkpoints stay.
+    ``check`` raises if something is missing (`readiness.require_ready`); None if that was checked a
+    moment ago. Any failure is written to ``state.json`` and ``log.txt`` before it is raised again;
+    checkpoints stay.
     """
     config = run.config()
     accelerator = make_accelerator(config)
@@ -286,7 +289,9 @@ def train(run: Run, check: Check | None, *, resume: bool = False) -> RunState:
 
 
 def _note_failure(error: BaseException, run: Run, log: RunLog, board: StateBoard) -> None:
-    """The traceback to the log, the reason to the state. A disk that is full is called that."""
+    """Write the traceback to the log and the reason to the state; a full disk is reported as
+    such.
+    """
     reason = disk_full(error, run.path) or error
     status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     with suppress(DiskFullError):  # then there is no room for the log either

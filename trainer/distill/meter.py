@@ -1,7 +1,7 @@
-"""How much memory the tensors of a computation take, by the lifetimes of their storages.
+"""Measures the memory of a computation's tensors by the lifetimes of their storages.
 
 Works on any device, on "meta" too, where tensors have shapes and no contents: a full-size step is
-measured in seconds on a machine that could not hold it.
+measured in seconds, even on a machine without that much memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 BLOCK = 512
-"""Bytes that PyTorch's allocator for cards rounds up to."""
+"""Block size in bytes that PyTorch's CUDA allocator rounds up to."""
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -86,9 +86,10 @@ def module_bytes(module: nn.Module | None, device: torch.device | str) -> int:
 @contextmanager
 def fused_attention() -> Iterator[None]:
     """Inside, attention on "meta" keeps what the fused kernels of cards keep: queries, keys,
-    values, the result and one number a row.
+    values, the result and one number per row.
 
-    Without contents PyTorch takes the plain formula, whose matrix of all pairs no card ever holds.
+    On "meta" PyTorch uses the plain formula with the full attention matrix, which cards never
+    allocate.
     """
     plain = functional.scaled_dot_product_attention
 

@@ -46,8 +46,8 @@ class OffloadedAdamW(torch.optim.Optimizer):
     """AdamW that keeps its two moments in main memory and does its arithmetic there.
 
     The parameters stay where they are. A step copies gradients and parameters to the host and the
-    new parameters back: twelve bytes a parameter over the bus. Its state dict is that of the inner
-    AdamW, so a run may be resumed with or without it.
+    new parameters back: twelve bytes per parameter over the bus. Its state dict is that of the
+    inner AdamW, so a run may be resumed with or without it.
     """
 
     def __init__(self, groups: Groups, **options: Any):

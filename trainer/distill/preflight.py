@@ -77,11 +77,10 @@ class PreflightReport:
         lines = [
             f"Device          {self.device}",
             f"Peak memory     {self.memory_gib:.2f} of {self.available_gib:.1f} GiB",
-            f"Time            {self.seconds_per_step:.2f} s a step, {self.preview_seconds:.1f} s "
-            "a preview, "
-            f"about {self.total_seconds / 60:.1f} minutes in all",
-            f"Example clips   about {self.library_seconds / 60:.1f} minutes more, once for every "
-            "style of this model",
+            f"Time            {self.seconds_per_step:.2f} s per step, {self.preview_seconds:.1f} s "
+            f"per preview, about {self.total_seconds / 60:.1f} minutes in all",
+            f"Example clips   about {self.library_seconds / 60:.1f} minutes more, once for all "
+            "styles of this model",
             f"Disk            {self.disk_bytes / 2**20:.0f} MiB needed, "
             f"{self.disk_free / 2**30:.1f} GiB free",
             "The run fits." if self.fits else "The run does NOT fit.",
@@ -114,7 +113,7 @@ class _Stages:
 
 def preflight(config: TrainConfig, say: Callable[[str], None] = print) -> PreflightReport:
     """Build the session of ``config`` with one or two clips of its library, take two steps, make
-    one preview, and measure each. ``say`` is told every stage as "[2/5] ...".
+    one preview, and measure each. ``say`` receives each stage as "[2/5] ...".
 
     An out-of-memory error of the device becomes a report that does not fit, with the memory that
     shapes alone ask for (`estimate`) and with advice. Raises what `build_session` raises.
@@ -135,7 +134,7 @@ def preflight(config: TrainConfig, say: Callable[[str], None] = print) -> Prefli
 
 
 def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> Measured:
-    stages.next("Reading the model and making an example clip or two with it")
+    stages.next("Loading the model and making one or two example clips")
     session = build_session(config, accelerator, stages.log, stages.progress)
     distiller = Distiller(session, NanGuard())
     stages.next("A first training step")

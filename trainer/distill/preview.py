@@ -1,7 +1,4 @@
-"""Previews of a run.
-
-Teacher beside student at each number of steps, and how much of the motion is left.
-"""
+"""Previews of a run: teacher beside student at each number of steps, and the motion left."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ from .batch import Session
 from .sources import Sources
 
 MOTION_ALARM = 0.5
-"""A student whose flow magnitude falls under this part of the teacher's is losing its motion."""
+"""Below this fraction of the teacher's flow magnitude, the student moves too little."""
 STRENGTH_STEPS = 4
 STYLE_IMAGES = 64
 """At most so many style images, spread over the folder, are compared with."""
@@ -56,7 +53,7 @@ class Preview:
 
     @property
     def alarm(self) -> str | None:
-        """A sentence when motion dies; None while it lives."""
+        """A warning if there is too little movement; else None."""
         low = {steps: kept for steps, kept in self.motion_kept.items() if kept < MOTION_ALARM}
         if not low:
             return None
@@ -110,7 +107,7 @@ class Previewer:
         self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Preview:
         """Sample the averaged adapter at every number of steps and write clips, grid and poster to
-        ``folder``; ``progress`` is told how many of all columns are done, and may raise.
+        ``folder``; ``progress`` receives the number of finished columns and of all, and may raise.
         """
         s = self.session
         total = 1 + len(s.config.preview.steps)
@@ -220,7 +217,7 @@ def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path,
     """``path``.webp (moving) and ``path``.png (film strips): a row for each prompt, a column for
     each method.
 
-    ``clips`` holds uint8 (N, F, H, W, 3) by label, one clip a prompt.
+    ``clips`` holds uint8 (N, F, H, W, 3) by label, one clip per prompt.
     """
     rows: list[Row] = [
         (prompt, [(label, frames[index]) for label, frames in clips.items()])

@@ -1,4 +1,4 @@
-"""Everything a run is made of, built from its config: model, adapter, data, optimizers."""
+"""The parts of a run, built from its config: model, adapter, data, optimizers."""
 
 from __future__ import annotations
 
@@ -84,10 +84,14 @@ def new_memory(config: TrainConfig) -> LossMemory:
 
 
 def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
-    """What judges captions in this run, or what it costs that nothing does."""
+    """A log line on what measures captions in this run, or on what it means that nothing does."""
     if features.reads:
-        return f"Caption loss: by the feature network {features.name}."
-    return OFF if reader is None else f"Caption loss: CLIP score of frames, {reader.side} pixels."
+        return f"Caption loss: uses the feature network {features.name}."
+    return (
+        OFF
+        if reader is None
+        else f"Caption loss: uses CLIP scores of frames at {reader.side} pixels."
+    )
 
 
 def build_student(

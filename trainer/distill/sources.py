@@ -56,7 +56,7 @@ def _initial_lora(
     ranks = sorted({pair.rank for pair in pairs.values()})
     log(f"Continues from {path} (rank {', '.join(map(str, ranks))}).")
     if ranks[-1] > config.lora.rank:
-        log(f"The adapter takes its rank {ranks[-1]} in place of `lora.rank`={config.lora.rank}.")
+        log(f"The LoRA keeps its rank {ranks[-1]} instead of `lora.rank`={config.lora.rank}.")
     return pairs
 
 
@@ -69,7 +69,10 @@ def _warm_start(config: TrainConfig, model: VideoModel, log: Log) -> dict[str, L
     if ranks == {config.lora.rank}:
         log("Starts from the base model's own few-step LoRA (warm start).")
         return pairs
-    log(f"No warm start: it has rank {sorted(ranks)}, this run {config.lora.rank}.")
+    log(
+        f"No warm start: the base model's LoRA has rank {sorted(ranks)}, this run "
+        f"{config.lora.rank}."
+    )
     return None
 
 
@@ -113,7 +116,7 @@ def open_sources(
         progress(IMAGES, 0, 0)
         images = _images(config.images, config, model, (height, width), log)
     elif config.recipe.adversarial.weight:
-        log("No image folder: frames of the motion source stand in for style images.")
+        log("No image folder: frames from the motion source replace style images.")
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     fps = config.data.fps or model.fps

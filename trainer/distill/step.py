@@ -1,4 +1,4 @@
-"""The device's half of a step, top to bottom: from a batch to gradients.
+"""The device part of a step, from a batch to gradients.
 
 1. Points of trajectories, and the clips their motion is compared with (paper, sec. 3.3 and eq. 3).
 2. The student's prediction.
@@ -6,8 +6,9 @@
 4. Both gradients at the prediction, weighed against each other, and one pass back.
 5. The discriminator's own loss.
 
-Nothing here asks the device for a value: no ``.item()``, no copy between host and device, no shape
-that depends on data. The host may run ahead, and the same code runs on shapes alone (`estimate`).
+Nothing here reads a value from the device: no ``.item()``, no copy between host and device, no
+shape that depends on data. The host may run ahead, and the same code runs on shapes alone
+(`estimate`).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from .student import StepParts, Student, gradient_scale
 
 ANCHOR_POOL = 2
 COMMON_SHARE = 2.0
-"""Of the common loss beside the distance of the crowds, in the statistics loss."""
+"""Share of the shared-average loss in the statistics loss."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Where the student predicts: ``latents`` (B, C, f, h, w) at the batch's levels; ``target`` of
-    that shape, the end of the teacher's trajectory or ``stopgrad f(z)`` one step on; ``earlier``
-    the prediction that a replayed point was made from.
+    """The points where the student predicts: ``latents`` (B, C, f, h, w) at the batch's levels;
+    ``target`` of that shape, the end of the teacher's trajectory or ``stopgrad f(z)`` one step on;
+    ``earlier`` the prediction that a replayed point was made from.
     """
 
     latents: Tensor
@@ -55,7 +56,7 @@ class Outcome:
 def gradients(parts: StepParts, batch: Batch, memory: LossMemory, share: float) -> Outcome:
     """Add ``share`` of this batch's gradients to those of student, motion head and discriminator.
 
-    ``memory`` is read and left as it is.
+    ``memory`` is not changed.
     """
     memory = memory.copy()
     points = trajectory_points(parts.student, batch)
@@ -187,7 +188,7 @@ def _caption(parts: StepParts, pixels: Tensor, style: StyleBatch, none: Tensor) 
 def _statistics(
     parts: StepParts, ours: list[Tensor], batch: Batch, style: StyleBatch, memory: LossMemory
 ) -> Tensor:
-    """Distance of the crowds and, with its share, of what all their frames have in common."""
+    """Distance of the distributions and, with its share, of the shared averages."""
     assert parts.features is not None
     with torch.no_grad():
         real = shallower_half(parts.features(style.pixels))

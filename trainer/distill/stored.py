@@ -1,4 +1,4 @@
-"""A student as one of its run's checkpoints holds it: to sample, to look at, to export."""
+"""A student loaded from a checkpoint of its run, to sample, view or export."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def checkpoint_folder(run: Run, step: int | None = None) -> Path:
     if step is None:
         return newest
     steps = ", ".join(str(found) for found in checkpoint_steps(run))
-    raise RunError(f"{run.name} has no checkpoint of step {step}; there are {steps}.")
+    raise RunError(f"{run.name} has no checkpoint of step {step}; it has {steps}.")
 
 
 def best_checkpoint(run: Run) -> int:
@@ -69,14 +69,14 @@ def best_checkpoint(run: Run) -> int:
     step = best_step(read_events(run.events_path, "preview"), checkpoint_steps(run))
     if step is None:
         raise RunError(
-            f"No checkpoint of {run.name} has a preview that measured its style; name a step, one "
-            f"of {', '.join(map(str, checkpoint_steps(run))) or 'none'}."
+            f"No checkpoint of {run.name} has a preview that measured its style; choose one of the "
+            f"steps {', '.join(map(str, checkpoint_steps(run))) or 'none'}."
         )
     return step
 
 
 def load_student(run: Run, step: int | None = None) -> StoredStudent:
-    """The student of a checkpoint, on the run's device. Raises what loading its parts raises."""
+    """The student of a checkpoint, on the run's device. Raises the errors of loading its parts."""
     config = run.config()
     found = load_checkpoint(checkpoint_folder(run, step))
     device = make_accelerator(config).device

@@ -97,7 +97,7 @@ def roll_out(
 
     ``guidance`` is LCM's w, ``steps`` T, of which every ``stride``-th is taken and the lowest
     ``left_out`` are dropped. ``between`` is called before every step and may raise. Raises
-    FloatingPointError when the teacher leaves the finite numbers.
+    FloatingPointError if the teacher gives NaN or infinity.
     """
     model = student.model
     levels = model.noise.levels(steps).flip(0)[::stride].to(model.device)

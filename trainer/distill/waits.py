@@ -1,4 +1,6 @@
-"""What a run waits for before and between its steps, and what comes next: terminal, log, state."""
+"""Reports what a run waits for before and between its steps, and what comes next: on the terminal,
+in log and state.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ NEXT = {
     PREVIEW: "training goes on",
     SAVING: "the LoRA file",
 }
-"""What a run waits for -> what comes after it, in plain words."""
+"""What a run waits for -> what comes after it, for people."""
 STATE_SECONDS = 1.0
 
 
@@ -81,7 +83,7 @@ class Waits:
         )
 
     def over(self) -> None:
-        """The wait has ended; the state says so."""
+        """End the wait and record that in the state."""
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
         if self._what:

@@ -1,1 +1,1 @@
-"""How good a few-step student is: distances, optical flow, caption accuracy, and their table."""
+"""Measures of a few-step student: distances, optical flow, caption accuracy, and their table."""

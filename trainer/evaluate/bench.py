@@ -1,4 +1,4 @@
-"""Clips made and looked at once, then measured against as many references as one likes."""
+"""Clips that are made and analysed once, then measured against any number of references."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SEEDS_PER_RUN = 1_000_000
 """Distance of the noise seeds of two evaluation seeds, so that their clips share no noise."""
 
 Progress = Callable[[str, int, int], None]
-"""Told ``(what, clips done, clips in all)``."""
+"""Called with ``(what, clips done, clips in all)``."""
 
 TrueClips = Callable[[Sequence[str], int], np.ndarray]
 """Gives uint8 clips (N, F, H, W, 3) that show N captions, from a seed."""
@@ -133,7 +133,7 @@ class Bench:
 def fit_student(model: VideoModel, path: Path) -> LoraFile:
     """The few-step LoRA at ``path``, its pairs by the module paths of ``model``.
 
-    Raises LoraError for a file that is damaged, that is none, or that belongs to another model.
+    Raises LoraError for a file that is damaged, not a LoRA, or for another model.
     """
     found = read_lora(path, model.network)
     names = (model.family.name, model.name, path.name)

@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors, and the intervals that say how far to trust them.
 
-Plain functions of float arrays (N, D); the features come from elsewhere, and every number that
-leaves the house names the network behind it.
+Plain functions of float arrays (N, D); the features come from elsewhere, and every published number
+names the network behind it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ClipKid:
 def frame_consistency(features: np.ndarray) -> np.ndarray:
     """Mean cosine of neighbouring frames' features: (B, F, D) to (B,).
 
-    1 for a frozen clip, so it is to be read beside the optical flow, never alone.
+    1 for a frozen clip, so read it together with the optical flow, never alone.
     """
     if features.ndim != 3 or features.shape[1] < 2:
         raise ValueError(
@@ -100,7 +100,7 @@ def bootstrap(
 
     Percentiles of ``fn`` on ``resamples`` draws with replacement (Efron 1979), moved so that their
     mean lies on ``fn(arange(n))``: distances grow when a sample repeats, and without the move the
-    interval would lie above the number it belongs to. A draw of one unit alone is drawn again:
+    interval would lie above the number it belongs to. Draws of a single unit are repeated, because
     most measures need two. Raises ``ValueError`` for n < 2 or a level outside (0, 1).
     """
     if n < 2 or not 0 < level < 1:

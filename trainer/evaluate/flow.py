@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 MOVING_PIXELS = 0.5
-"""A pixel counts as moving from this many pixels a frame on."""
+"""A pixel counts as moving from this many pixels per frame on."""
 SMALL = 128
 """Frames lower than this are enlarged for the search: DIS compares patches of 8 pixels."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Of each clip: ``magnitude`` (N,) mean pixels a frame, ``moving`` (N,) share of pixels."""
+    """Of each clip: ``magnitude`` (N,) mean pixels per frame, ``moving`` (N,) share of pixels."""
 
     magnitude: np.ndarray
     moving: np.ndarray

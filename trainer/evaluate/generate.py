@@ -1,4 +1,4 @@
-"""Clips of a model for measuring: prompts in, pixels out, one fixed seed a clip."""
+"""Clips of a model for measuring: prompts in, pixels out, one fixed seed per clip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..lora.adapter import adapter_disabled
 from ..models.sound import check_latents, check_pixels
 
 Progress = Callable[[int, int], None]
-"""Told ``(clips done, clips in all)`` after every batch."""
+"""Called with ``(clips done, clips in all)`` after every batch."""
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def generate_clips(
     quick: bool = False,
     **options: Any,
 ) -> Tensor:
-    """One clip a prompt: float32 pixels (N, 3, F, H, W) in [-1, 1] on the CPU.
+    """One clip per prompt: float32 pixels (N, 3, F, H, W) in [-1, 1] on the CPU.
 
     Clip i is made from seed ``seed + i``, so it is the same whatever the batch size and the same
     noise in every sampler. ``batch_size`` is as large as `clips_at_once` says by default. ``size``

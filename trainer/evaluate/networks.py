@@ -1,4 +1,4 @@
-"""The networks that measure: features of frames and clips, and the name and hash they go by."""
+"""Measuring networks: features of frames and clips, with the network's name and hash."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def judge_network(folder: Path, device: torch.device = CPU) -> Measuring:
 def feature_network(
     name: str, own: Path | None, path: Path | None = None, device: torch.device = CPU
 ) -> Measuring:
-    """A frozen image network as a measure, for models whose captions no judge can read.
+    """A frozen image network as a measure, for models without a judge that reads captions.
 
     A frame's features are the network's four maps, each averaged over places. ``name``,
     ``own`` and errors as ``trainer.adversarial.features.build_features``.

@@ -35,7 +35,7 @@ def with_videomae(network: Measuring, folder: Path) -> Measuring:
     """``network`` with clip features (B, E) by the VideoMAE in ``folder``: the mean of its last
     tokens, for as many frames as it takes, spread over the clip, at its own size.
 
-    Raises ``ValueError`` for a folder that is none.
+    Raises ``ValueError`` for a folder without such a model.
     """
     from transformers import VideoMAEModel
 
@@ -63,7 +63,7 @@ def with_clip(network: Measuring, folder: Path) -> Measuring:
     """``network`` with CLIPSIM by the CLIP in ``folder``: cosine of prompt and frame, averaged over
     the frames of a clip (Wu et al. 2021, arXiv 2104.14806).
 
-    Raises ``ValueError`` for a folder that is none.
+    Raises ``ValueError`` for a folder without such a model.
     """
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -108,7 +108,7 @@ def _load(kind: Any, folder: Path, model_type: str) -> Any:
         found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"'{folder}' is no model folder ({error}); give one with config.json and "
+            f"'{folder}' is not a model folder ({error}); choose one with config.json and "
             "model.safetensors, as `hf download` makes it."
         ) from error
     if found != model_type:

@@ -60,7 +60,7 @@ class References:
 class Observation:
     """What the networks see in N clips, once: everything that measures are made of.
 
-    ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels a frame,
+    ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels per frame,
     ``hits`` has (N,) of 1, 0 or NaN by attribute (empty where no judge reads captions).
     ``watermark`` (N,) is the mini world's stamp; None for other models. ``clipsim`` (N,) is the
     similarity of clip and prompt; None without a CLIP.
@@ -159,7 +159,9 @@ def caption_hits(
     ``ValueError`` when there is not one caption a clip.
     """
     if len(clips) != len(captions):
-        raise ValueError(f"{len(clips)} clips came with {len(captions)} captions; give one a clip.")
+        raise ValueError(
+            f"{len(clips)} clips came with {len(captions)} captions; give one per clip."
+        )
     parsed = [parse_caption(text) for text in captions]
     seen: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
     for part in clips.split(BATCH):

@@ -144,7 +144,7 @@ def _prepared(
     """Everything that can be refused, before the teacher's hours."""
     prompts = asked.prompts or model.brought("prompts.txt")
     if prompts is None:
-        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt a line.")
+        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt per line.")
     if not asked.steps or min(*asked.steps, asked.teacher_steps) < 1:
         raise ValueError(
             f"`steps`={asked.steps} and `teacher_steps`={asked.teacher_steps} must be 1 or more."

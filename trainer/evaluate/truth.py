@@ -15,7 +15,7 @@ MAX_STYLE_IMAGES = 1000
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one a line; empty and # lines are left out.
+    """The prompts of a UTF-8 text file, one per line; empty and # lines are left out.
 
     Raises ``ValueError`` when the file cannot be read or holds none.
     """
@@ -23,12 +23,13 @@ def read_prompts(file: Path) -> list[str]:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"Cannot read the prompts '{file}': {error}. Give a UTF-8 text file, one prompt a line."
+            f"Cannot read the prompts '{file}': {error}. Use a UTF-8 text file with one prompt per "
+            "line."
         ) from error
     # A training prompts file may say after a tab what a single frame shows; here clips are made.
     prompts = [line.split("\t")[0].rstrip() for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"'{file}' holds no prompts; write one a line.")
+        raise ValueError(f"'{file}' has no prompts; write one per line.")
     return prompts
 
 

@@ -1,4 +1,4 @@
-"""Base models by family, and how a name or a path becomes a loaded :class:`VideoModel`."""
+"""Base models by family, and how a name or a path becomes a loaded `VideoModel`."""
 
 from __future__ import annotations
 
@@ -59,14 +59,13 @@ def family_of(path: Path) -> Family:
     titles = ", ".join(family.title for family in FAMILIES)
     if path.is_file():
         raise ModelError(
-            f"'{path}' is no weights file. A Stable Diffusion 1.5 checkpoint ends in .safetensors "
-            "or .ckpt."
+            f"'{path}' is not a weights file. A Stable Diffusion 1.5 checkpoint ends in "
+            ".safetensors or .ckpt."
         )
     raise ModelError(
-        f"'{path}' is not a text-to-video model this version knows ({titles}): its "
-        "unet/config.json is missing "
-        "or names another class. Point at the folder that holds unet/, vae/, text_encoder/, "
-        "tokenizer/, scheduler/."
+        f"'{path}' is not a text-to-video model that this version supports ({titles}): its "
+        "unet/config.json is missing or names another class. Choose the folder that contains "
+        "unet/, vae/, text_encoder/, tokenizer/ and scheduler/."
     )
 
 
@@ -93,7 +92,7 @@ def card_settings(model: str, gigabytes: int) -> dict[str, Any]:
     if gigabytes not in presets:
         raise ValueError(
             f"`card`={gigabytes} GB has no preset; use {', '.join(map(str, presets))}: the largest "
-            "that is not above your card's memory."
+            "that your card's memory allows."
         )
     brings_its_own = path is not None and (path / "mcm.json").is_file()
     return {} if brings_its_own else presets[gigabytes]

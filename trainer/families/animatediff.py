@@ -84,7 +84,7 @@ LICENCE = (
     "Stable Diffusion 1.5"
 )
 HOW = (
-    "Give one with `--motion-module`: a file such as mm_sd_v15_v2.ckpt or v3_sd15_mm.ckpt, or the "
+    "Set one with `--motion-module`: a file such as mm_sd_v15_v2.ckpt or v3_sd15_mm.ckpt, or the "
     "folder of a diffusers MotionAdapter (docs/models.md)."
 )
 
@@ -111,28 +111,19 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     image = read_image_model(path)
     with mended_by("motion_module"):
         check_pair(image, module)
-    folder = path if path.is_dir() else None
-    text_encoder = (
-        build_text_encoder(image.text, path, dtype=dtype)
-        if folder is None
-        else read_text_encoder(folder / "text_encoder", dtype)
-    )
-    _check_text(text_encoder, image)
-    stored = folder is not None and (folder / "tokenizer").is_dir()
+    text = _text(image, path, dtype)
     with mended_by("vae"):
         vae = _vae(image, companions.vae)
     unet, base_hash = _unet(image, module, dtype)
     scheduler = SCHEDULER_CONFIG | {"prediction_type": image.prediction}
     return VideoModel(
         family=FAMILY,
-        name=path.stem if folder is None else path.name,
+        name=path.name if path.is_dir() else path.stem,
         path=path,
         network=unet,
         codec=FrameCodec(vae),
         companions=() if companions.vae is None else (companions.vae.name,),
-        text=ClipText(
-            text_encoder, read_tokenizer(path / "tokenizer") if stored else clip_tokenizer()
-        ),
+        text=text,
         noise=read_schedule(scheduler, path),
         frames=min(16, module.max_frames),
         height=512,
@@ -145,11 +136,22 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     ).freeze()
 
 
+def _text(image: ImageModel, path: Path, dtype: torch.dtype) -> ClipText:
+    """The text encoder of a checkpoint or of a folder, with its tokenizer or CLIP-L's."""
+    if path.is_dir():
+        encoder = read_text_encoder(path / "text_encoder", dtype)
+    else:
+        encoder = build_text_encoder(image.text, path, dtype=dtype)
+    _check_text(encoder, image)
+    folder = path / "tokenizer"
+    return ClipText(encoder, read_tokenizer(folder) if folder.is_dir() else clip_tokenizer())
+
+
 def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
     """Motion module, VAE and text encoder, where neither ``path`` nor ``companions`` bring them."""
     needs = []
     if companions.motion_module is None:
-        about = f"'{path.name}' is an image model; a motion module makes a video model of it."
+        about = f"'{path.name}' is an image model; a motion module turns it into a video model."
         needs.append(Need("Motion module", "motion_module", about, MOTION_MODULES))
     has_text, has_vae = _parts_inside(path)
     if not has_vae and companions.vae is None:
@@ -161,7 +163,7 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
 
 
 def _parts_inside(path: Path) -> tuple[bool, bool]:
-    """Whether a text encoder and a VAE are in it; True also of files that `load` refuses anyway."""
+    """Whether a text encoder and a VAE are in it; also True for files that `load` refuses."""
     if path.is_dir():
         return (path / "text_encoder").is_dir(), (path / "vae").is_dir()
     try:
@@ -215,7 +217,7 @@ def _vae(image: ImageModel, chosen: Path | None) -> nn.Module:
         return read_autoencoder(image.path / "vae")
     if not image.vae:
         raise ModelError(
-            f"'{image.path}' holds no VAE. Give one with `--vae`, such as "
+            f"'{image.path}' has no VAE. Set one with `--vae`, such as "
             "vae-ft-mse-840000-ema-pruned.safetensors, or use a checkpoint that has one."
         )
     return build_autoencoder(image.vae, image.path)
@@ -231,7 +233,7 @@ def _check_text(text_encoder: Any, image: ImageModel) -> None:
 
 
 def denoise(unet: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
-    """UNetMotionModel wants the text once a frame, the frames of one clip in a row."""
+    """UNetMotionModel needs the text once per frame, with the frames of a clip in a row."""
     rows = text.repeat_interleave(latents.shape[2], dim=0)
     return unet(latents, time, encoder_hidden_states=rows).sample
 

@@ -1,4 +1,4 @@
-"""What a loaded base model is to the rest of the trainer; its family's record is in `record`."""
+"""The interface of a loaded base model; its family's record is in `record`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class VideoModel:
     """Names of the files that text encoder and autoencoders were read from, where those are not in
     the model's own file or folder."""
     subjects: tuple[str, ...] = ()
-    """The words of all that it can draw, where that is next to nothing; empty for most models."""
+    """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False
     """Whether text encoder and autoencoder wait in main memory while they are not needed."""
     text_store: TextStore | None = None
@@ -99,7 +99,7 @@ class VideoModel:
 
     @property
     def judge(self) -> Path | None:
-        """Folder of a network that sees what its clips show, which no training uses."""
+        """Folder of a network that recognises what its clips show; training never uses it."""
         return self.brought("judge")
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> VideoModel:
@@ -107,7 +107,7 @@ class VideoModel:
 
         Some parts keep fp32: the autoencoder, whose decoder overflows in fp16, what the family says
         of its network, and a UNet's last convolution. x0 is the prediction divided by alpha, so
-        rounding there grows fifteenfold at the noisiest timestep.
+        rounding errors grow fifteenfold at the noisiest timestep.
         """
         move(self.network, device, dtype, self.family.exact)
         _keep_output_in_fp32(self.network)
@@ -255,8 +255,8 @@ def read_schedule(config: Mapping[str, Any], source: Path) -> VariancePreserving
     if float(schedule.alphas_cumprod[-1]) == 0:
         raise ModelError(
             f"'{source}' has a zero terminal SNR schedule (`rescale_betas_zero_snr`): its last "
-            "level holds no signal, and that is where sampling in a few steps begins. Use the "
-            "model without it."
+            "noise level has no signal, and few-step sampling begins there. Use the model without "
+            "it."
         )
     return schedule
 

@@ -1,4 +1,4 @@
-"""Between pixels and latents: what the trainer asks of a base model's autoencoder."""
+"""The interface of a base model's autoencoder, between pixels and latents."""
 
 from __future__ import annotations
 

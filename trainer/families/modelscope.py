@@ -114,7 +114,7 @@ def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
     lacking = [part for part in PARTS if not (path / part).is_dir()]
     if not lacking:
         return ()
-    about = f"'{path}' is not whole: it lacks {', '.join(lacking)}. Copy the whole folder."
+    about = f"'{path}' is incomplete: {', '.join(lacking)} is missing. Copy the whole folder."
     return (Need("Base model", "model", about, VIDEO_MODELS),)
 
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of a base model's text encoder."""
+"""The interface of a base model's text encoder."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def padded(states: Tensor, length: int) -> Tensor:
 def unit_vectors(reader: TextReader, states: Tensor, empty: Tensor) -> Tensor:
     """Unit vectors (B, D) of prompts for the discriminator, of ``states`` (B, L, D).
 
-    The pooled ``empty`` prompt (1, L, D) is subtracted: all prompts share it, and it would drown
+    The pooled ``empty`` prompt (1, L, D) is subtracted: all prompts share it, and it would hide
     their differences.
     """
     origin = reader.pool(empty.float())

@@ -73,8 +73,8 @@ def _check_arguments(unet: nn.Module, rank: int, alpha: float) -> None:
 
 
 def _input_as_positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """AnimateDiff's motion modules call `proj_in(input=...)`, a name that PEFT's layers do not
-    take.
+    """AnimateDiff's motion modules call `proj_in(input=...)`, an argument name that PEFT's layers
+    do not accept.
     """
     if args or "input" not in kwargs:
         return None
@@ -196,7 +196,7 @@ def load_lora_state(
 
 @torch.no_grad()
 def start_from(unet: nn.Module, pairs: Mapping[str, LoraPair], adapter_name: str = ADAPTER) -> None:
-    """Let the fresh adapter of `add_lora` begin as `pairs`, of its own rank or any lower one.
+    """Start the new adapter of `add_lora` from `pairs`, which have its rank or a lower one.
 
     The update is the same exactly: further rows of `down` keep their start and those of `up` are
     zero, so that they can learn. The adapter keeps its alpha: `up` takes what the pairs' differs

@@ -1,4 +1,4 @@
-"""A LoRA from any known file form into any other, every number unchanged.
+"""Converts a LoRA between all known file formats without changing its values.
 
 For AnimateDiff-Evolved one LoRA becomes two files: the image layers for ComfyUI's own loader, the
 motion layers as a motion LoRA in the keys of the AnimateDiff authors, and on request a motion
@@ -60,9 +60,9 @@ class Converted:
 
 @dataclass(frozen=True)
 class Source:
-    """A LoRA under module paths, and what its file says of it.
+    """A LoRA under module paths, with its file's metadata.
 
-    ``motion_module`` is to be merged with its motion layers.
+    Its motion layers will be merged into ``motion_module``.
     """
 
     pairs: dict[str, LoraPair]
@@ -111,9 +111,9 @@ def convert(
     "animatediff-evolved" only. Raises LoraError or MotionModuleError; nothing is left half written.
     """
     if to not in TARGETS:
-        raise LoraError(f"`to`={to!r} is no known form; use {', '.join(TARGETS)}.")
+        raise LoraError(f"`to`={to!r} is not a known format; use {', '.join(TARGETS)}.")
     if motion_module is not None and to != EVOLVED:
-        raise LoraError(f"`motion_module` is merged for '{EVOLVED}' only; leave it out.")
+        raise LoraError(f"`motion_module` is only used with '{EVOLVED}'; leave it out.")
     found = read_source(Path(source))
     pairs = cast_pairs(found.pairs, dtype)
     return TARGETS[to](replace(found, pairs=pairs, motion_module=motion_module), Path(out))
@@ -135,7 +135,7 @@ def _webui(source: Source, out: Path) -> Converted:
     named = partial(kohya_tensors, name_of=webui_name)
     done = export_kohya(spatial, out, source.metadata, dtype=KEEP, tensors_of=named)
     left = len(source.pairs) - done.modules
-    note = f"{left} layers of the motion module were left out: an image model has none."
+    note = f"{left} layers of the motion module were left out, because image models have none."
     return Converted({out: done.modules}, note if left else "")
 
 
@@ -179,7 +179,7 @@ def _evolved(source: Source, out: Path) -> Converted:
         os.replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Converted(counts, "Strengths of both LoRAs must be equal; 1 is what they are made for.")
+    return Converted(counts, "Use the same strength for both LoRAs; they are made for 1.")
 
 
 def _motion_lora(pairs: Mapping[str, LoraPair], path: Path, metadata: Mapping[str, str]) -> None:
@@ -196,7 +196,7 @@ def _motion_lora(pairs: Mapping[str, LoraPair], path: Path, metadata: Mapping[st
 
 
 def _fold(pair: LoraPair) -> Tensor:
-    """`up` with alpha / rank in it, for readers that know no alpha; fp32 where that would round."""
+    """`up` multiplied by alpha / rank, for readers without alpha; fp32 if that would round."""
     if pair.alpha == pair.rank:
         return pair.up
     wide = pair.up.float() * (pair.alpha / pair.rank)
@@ -248,7 +248,7 @@ def _write(
     def check(written: Path) -> None:
         back = read_source(written).pairs
         if back.keys() != wanted.keys() or not all(_equal(back[p], wanted[p]) for p in wanted):
-            raise LoraError(f"`{path.name}` came back changed; nothing was replaced.")
+            raise LoraError(f"`{path.name}` changed when it was read back; nothing was replaced.")
 
     atomic_write(path, safetensors_bytes(tensors, with_hashes(metadata, tensors)), check)
 
@@ -268,4 +268,4 @@ TARGETS: dict[str, Callable[[Source, Path], Converted]] = {
     "diffusers": _diffusers,
     EVOLVED: _evolved,
 }
-"""Form -> how it is written."""
+"""Format -> function that writes it."""

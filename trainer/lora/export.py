@@ -1,5 +1,5 @@
-"""Write a LoRA for others: one kohya file for ComfyUI, or a PEFT folder as the reference publishes.
-Both are read back.
+"""Exports a LoRA: one kohya file for ComfyUI, or a PEFT folder like the published ones. Both are
+read back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .pairs import LoraError, LoraPair, check_pair, kohya_name, layers_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEEP = "keep"
-"""In place of a dtype: each tensor's own."""
+"""Instead of a dtype: keep each tensor's own."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ def export_kohya(
         back = read_lora(written, stored)
         _compare(back, stored)
         if back.metadata != told or not back.hash_ok:
-            changed = f"The metadata of `{path.name}` came back changed; nothing was replaced."
-            raise LoraError(f"{changed} Export again.")
+            changed = f"The metadata of `{path.name}` changed when it was read back;"
+            raise LoraError(f"{changed} nothing was replaced. Export again.")
 
     atomic_write(path, safetensors_bytes(tensors, told), check)
     return _exported(path, path, stored)
@@ -250,13 +250,14 @@ def _pairs_of(source: nn.Module | Mapping[str, LoraPair]) -> Mapping[str, LoraPa
 
 
 def _compare(back: LoraFile, stored: Mapping[str, LoraPair]) -> None:
-    """Raise LoraError unless what was read is what was meant: the same modules, values, dtypes and
+    """Raise LoraError unless the file that was read back has the same modules, values, dtypes and
     alphas.
     """
     if set(back.pairs) != set(stored):
         odd = sorted(set(back.pairs) ^ set(stored))
         raise LoraError(
-            f"The export came back with other modules (first: {odd[0]}); nothing was replaced."
+            f"The export had other modules when it was read back (first: {odd[0]}); nothing was "
+            "replaced."
         )
     for path, pair in stored.items():
         read = back.pairs[path]
@@ -268,7 +269,7 @@ def _compare(back: LoraFile, stored: Mapping[str, LoraPair]) -> None:
         )
         if not same:
             raise LoraError(
-                f"`{path}` came back changed; nothing was replaced. Check the disk and "
+                f"`{path}` changed when it was read back; nothing was replaced. Check the disk and "
                 "export again."
             )
 

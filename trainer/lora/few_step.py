@@ -1,10 +1,10 @@
-"""May this file be a few-step LoRA of a model? The one check of sampler, trainer and nodes."""
+"""Checks whether a file is a few-step LoRA of a model; shared by sampler, trainer and nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..models.prediction import EPSILON
+from ..diffusion.noise import EPSILON
 from .formats import LoraFile
 from .match import Model, describe_base, fit_pairs, match, pair_widths
 from .pairs import KOHYA_PREFIX, LoraError, LoraPair, layers_of, weight_shapes
@@ -13,15 +13,15 @@ from .recommended import read_recommended
 DECLARED, OFFICIAL = "declared", "official"
 OFFICIAL_RANK = 64
 HASH = "modelspec.hash_sha256"
-"""Metadata that a conversion adds to a file which else says nothing."""
+"""Metadata that a conversion adds to a file that otherwise has none."""
 
 
 def few_step_kind(found: LoraFile) -> str | None:
-    """How we know that ``found`` is a few-step LoRA; None for any other, such as a style LoRA.
+    """Why ``found`` counts as a few-step LoRA; None for any other, such as a style LoRA.
 
-    "declared": its own metadata says so (``mcm.*``). "official": it says nothing of itself, as the
-    published MCM LoRAs do, and updates the layers that they do, in every part of a video model.
-    What another trainer has signed (``ss_*``, ``modelspec.*``) is no official LoRA.
+    "declared": its own metadata says so (``mcm.*``). "official": it has no metadata, like the
+    published MCM LoRAs, and updates the same layers, in every part of a video model. A LoRA with
+    another trainer's metadata (``ss_*``, ``modelspec.*``) is not official.
     """
     if declares_few_step(found.metadata):
         return DECLARED
@@ -67,9 +67,9 @@ def fit_few_step(
     """The pairs of ``found`` by module path of ``model`` (a UNet, or its `weight_shapes`), all of
     them. ``prediction`` is what the model predicts.
 
-    A file that says nothing of itself, as the official ones do, must cover every module that they
-    cover. Raises LoraError for a LoRA of another family, prediction or of other shapes, for a part
-    of one, and for a style LoRA that another trainer signed; the message says which base it wants.
+    A file without metadata, like the official ones, must cover every module that they cover. Raises
+    LoraError for a LoRA of another family, prediction or of other shapes, for an incomplete one,
+    and for a style LoRA of another trainer; the message names the base it needs.
     """
     _check_base(found, family, model_name, file_name, prediction)
     shapes = weight_shapes(model)
@@ -78,13 +78,14 @@ def fit_few_step(
     if not found.metadata.get("mcm.family") and not report.complete:
         raise LoraError(
             f"'{file_name}' covers {len(report.matched)} layers of the MODEL and leaves out "
-            f"{len(report.missing)}: it is made for {describe_base(pair_widths(found.pairs))} and "
-            f"is no few-step LoRA, or a part of one is missing (then download it again). {STYLE}"
+            f"{len(report.missing)}: either it is not a few-step LoRA (it is made for "
+            f"{describe_base(pair_widths(found.pairs))}), or part of it is missing (then download "
+            f"it again). {STYLE}"
         )
     if few_step_kind(found) is None:
         raise LoraError(
-            f"'{file_name}' is no few-step LoRA of this pack: its metadata is another trainer's "
-            f"and says nothing of few steps. {STYLE}"
+            f"'{file_name}' is not a few-step LoRA: its metadata comes from another trainer and "
+            f"does not mention few steps. {STYLE}"
         )
     return pairs
 
@@ -109,7 +110,7 @@ def _check_base(
 
 
 STYLE = (
-    "A style LoRA goes into ComfyUI's own 'LoraLoaderModelOnly', beside a few-step LoRA (with "
-    "AnimateDiff: before the motion module)."
+    "Load style LoRAs with ComfyUI's own 'LoraLoaderModelOnly', in addition to a few-step LoRA "
+    "(with AnimateDiff: before the motion module)."
 )
-"""What to do with a LoRA that is not for few steps."""
+"""How to use a LoRA that is not for few steps."""

@@ -1,6 +1,4 @@
-"""Safetensors files: header checks before anything is read, hashes, and the same bytes for the same
-content.
-"""
+"""Safetensors files: header checks when reading, hashes, the same bytes for the same content."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ PICKLES = (
     (b"\x80", "a Python pickle (.pt/.ckpt/.bin), which can run code when opened"),
     (b"PK\x03\x04", "a zip archive or a PyTorch .pt/.ckpt file (pickle inside)"),
 )
-"""What is no LoRA file here but a model's weights file elsewhere, by the first bytes."""
+"""Other kinds of weights files, which are not LoRA files, by their first bytes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,9 @@ def read_header(path: Path) -> dict[str, Any]:
     over 32 MiB.
     """
     if not path.is_file():
-        raise LoraError(f"No LoRA file at `{path}`; give a .safetensors file or a PEFT folder.")
+        raise LoraError(
+            f"There is no LoRA at `{path}`; choose a .safetensors file or a PEFT folder."
+        )
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(32)

@@ -1,4 +1,4 @@
-"""LoRA file formats: one row each, all normalised to {module path: LoraPair}."""
+"""LoRA file formats, one row each; all are converted to {module path: LoraPair}."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class LoraFile:
 
     @property
     def hash_ok(self) -> bool | None:
-        """Whether the tensor hash in the metadata is true; None when the file declares none."""
+        """Whether the tensor hash in the metadata is correct; None if the file declares none."""
         declared = self.metadata.get("modelspec.hash_sha256") or self.metadata.get(
             "sshs_model_hash"
         )
@@ -163,8 +163,9 @@ OTHER_KINDS = (
     (".lora_te", "the text encoder's layers"),
     (".text_encoder", "the text encoder's layers"),
 )
-"""What changes a base otherwise than a plain LoRA of its UNet: (piece of a key, what it is). The
-first that is found is named."""
+"""Adapters that are more than a plain LoRA of the UNet: (part of a key, what it is). The first that
+is found is named.
+"""
 
 # Asked in this order; the last one takes bare module paths (`unet.save_lora_adapter`).
 FORMATS = (

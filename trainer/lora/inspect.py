@@ -1,4 +1,4 @@
-"""What is this LoRA file? Family, format, ranks, metadata and hashes, without loading any model."""
+"""Describes a LoRA file: family, format, ranks, metadata and hashes, without loading a model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HASH_WORDS = {
 
 @dataclass(frozen=True)
 class InspectReport:
-    """Everything known of one file. `unresolved` are names no module path was found for, when paths
-    were given.
+    """Everything known about a file. `unresolved` are names no module path was found for, when
+    paths were given.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class InspectReport:
         return one_value(self.ranks)
 
     def text(self) -> str:
-        """The report for a terminal, one fact a line."""
+        """The report for a terminal, one fact per line."""
         rows = [
             ("file", f"{self.path.name} ({self.size / 2**20:.2f} MiB)"),
             ("format", self.format),

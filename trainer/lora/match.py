@@ -1,4 +1,6 @@
-"""Does a LoRA belong to a model? Every key must fit in name and in shape, or nothing is applied."""
+"""Checks whether a LoRA fits a model: every key must match in name and shape, or nothing is
+applied.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ class MatchReport:
 
     @property
     def fits(self) -> bool:
-        """Every pair of the LoRA has its place; the LoRA may cover only a part of the model."""
+        """Every pair of the LoRA fits a module; the LoRA may cover only part of the model."""
         return bool(self.matched) and not self.unexpected and not self.wrong_shape
 
     @property

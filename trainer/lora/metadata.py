@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..models.prediction import EPSILON, VELOCITY
+from ..diffusion.noise import EPSILON, VELOCITY
 from .files import tensor_hash
 from .pairs import LoraError, LoraPair
 
@@ -51,7 +51,7 @@ class LoraCard:
     height: int
     """Pixels."""
     fps: int
-    """Frames a second."""
+    """Frames per second."""
     steps: int = 4
     """Recommended sampling steps; one of `steps_allowed`."""
     steps_allowed: tuple[int, ...] = ALLOWED_STEPS
@@ -139,8 +139,8 @@ def _kohya(card: LoraCard, pairs: Mapping[str, LoraPair]) -> dict[str, str]:
 def capped_tags(found: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
     """The most frequent tags of each folder, long ones cut, in `TAG_BYTES` altogether.
 
-    Captions that are sentences have a tag for every image, and a header that outgrows 4 MB opens
-    no workflow any more.
+    Captions that are sentences have a tag for every image, and ComfyUI reads no workflow from a
+    header over 4 MB.
     """
     capped: dict[str, dict[str, int]] = {}
     left = TAG_BYTES
@@ -183,7 +183,7 @@ def _mcm(card: LoraCard) -> dict[str, str]:
 
 
 def one_value(values: Iterable[float]) -> str:
-    """The value all modules share, as text; kohya's word `Dynamic` when they differ."""
+    """The value that all modules share, as text; kohya's `Dynamic` if they differ."""
     distinct = {float(value) for value in values}
     return f"{distinct.pop():g}" if len(distinct) == 1 else "Dynamic"
 
@@ -200,7 +200,7 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
 
 
 def thumbnail_data_uri(image: Image.Image | np.ndarray | str | Path) -> str:
-    """A JPEG of at most 256 pixels a side and 48 kB as `data:image/jpeg;base64,...`.
+    """A JPEG of at most 256 pixels per side and 48 kB as `data:image/jpeg;base64,...`.
 
     `image`: Pillow image, uint8 frame (H, W, 3), or a path.
     """

@@ -1,4 +1,5 @@
-"""One layer has many names: diffusers' path, kohya's, the original checkpoint's, a motion LoRA's.
+"""Converts between the names of a layer: diffusers' path, kohya's, the original checkpoint's, a
+motion LoRA's.
 
 Underscore names are turned back into paths by the words that layers are made of, so that no base
 model is needed to read them.
@@ -24,7 +25,7 @@ LORA = "_lora"
 
 
 def module_path(name: str, layers: LayerNames) -> str | None:
-    """The diffusers path that an underscore name means; None for one that is none.
+    """The diffusers path of an underscore name; None for an unknown name.
 
     `lora_unet_down_blocks_0_attentions_0_proj_in`, and the same layer by its original name,
     `lora_unet_input_blocks_1_1_proj_in`. ``layers`` are those of its family.
@@ -44,7 +45,7 @@ def with_paths(pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
     for name, pair in pairs.items():
         path = module_path(name, layers) if name.startswith(KOHYA_PREFIX) else name
         if path is None or path in found:
-            why = "is no layer of a UNet" if path is None else f"is `{path}`, which is there twice"
+            why = "is not a layer of a UNet" if path is None else f"is `{path}`, which occurs twice"
             raise LoraError(f"`{name}` {why}; export the LoRA again.")
         found[path] = pair
     return found
@@ -54,7 +55,7 @@ def webui_name(path: str) -> str:
     """The name of an image layer by its place in the original checkpoint. Raises LoraError."""
     original = original_name(path)
     if original is None:
-        raise LoraError(f"`{path}` is no layer of Stable Diffusion 1.5.")
+        raise LoraError(f"`{path}` is not a layer of Stable Diffusion 1.5.")
     return kohya_name(original)
 
 

@@ -1,9 +1,10 @@
-"""Model files that a graph needs, as ComfyUI's frontend wants them told (``properties.models``).
+"""Model files that a graph needs, in the form that ComfyUI's frontend expects
+(``properties.models``).
 
 The frontend lists an entry as missing where its ``name`` is the value of a widget that does not
 offer it, under its ``directory``, and offers a download where the ``url`` is a file of Hugging Face
-or Civitai. An entry without a URL fails the frontend's check of the whole graph, so a file that
-nobody publishes has the address of ComfyUI's page on model folders, which is no download.
+or Civitai. An entry without a URL fails the frontend's check of the whole graph, so an unpublished
+file gets the address of ComfyUI's page on model folders, which is not a download.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def needed_files(name: str, directory: str) -> list[Entry]:
 def needed_folder(name: str, directory: str = FOLDERS) -> list[Entry]:
     """The entry for the diffusers folder ``name``, of a whole model or of a motion adapter.
 
-    It names a file inside: the frontend cannot see whether a folder is there, and would ask for it
-    always. `web/js/mcm_missing.js` says that it is missing, the note in the graph where to get it.
+    It names a file inside, because the frontend cannot see whether a folder exists and would always
+    ask for it. `web/js/mcm_missing.js` says that it is missing, the note in the graph where to get
+    it.
     """
     place = published(name)
     url = f"{HUB}/{place}" if place else NOT_PUBLISHED
@@ -57,12 +59,16 @@ def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
     """Markdown for the graph of a LoRA: what it is, and where its files go."""
     lines = [f"## {_plain(card.title)}", ""]
     if card.trigger:
-        lines += [f"Its word for the prompt: {_bold(card.trigger)}", ""]
-    lines += ["Below ComfyUI's **models**:", "", f"* {_bold(f'{LORAS}/{file_name}')} (this file)"]
+        lines += [f"Trigger word for the prompt: {_bold(card.trigger)}", ""]
+    lines += [
+        "Files in ComfyUI's **models** folder:",
+        "",
+        f"* {_bold(f'{LORAS}/{file_name}')} (this file)",
+    ]
     for entry in base_files:
         lines.append(f"* {_bold(entry['directory'] + '/' + _shown(entry))}{_where(entry)}")
     if not base_files:
-        lines.append(f"* the base model {_bold(card.base_model)} comes with this pack")
+        lines.append(f"* the base model {_bold(card.base_model)} is included in this pack")
     if base_files and card.base_hash:
         lines += ["", f"SHA-256 of the base UNet's weights: {card.base_hash[:10]}..."]
     if base_files and card.base_license:
@@ -71,12 +77,14 @@ def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
 
 
 def _bold(text: str) -> str:
-    """Markdown for a name; Nodes 2.0 draws code in blue on the note's brown: nobody can read it."""
+    """Markdown for a name. Not code: Nodes 2.0 draws code in blue on the note's brown, which is
+    unreadable.
+    """
     return f"**{_plain(text)}**"
 
 
 def _plain(text: str) -> str:
-    """Markdown that shows ``text`` as it is, whatever signs a file name or a word holds."""
+    """Markdown that shows ``text`` unchanged, with any special characters escaped."""
     return re.sub(r"([\\`*\[\]<>])", r"\\\1", " ".join(text.split()))
 
 

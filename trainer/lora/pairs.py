@@ -88,8 +88,8 @@ def check_pair(path: str, pair: LoraPair) -> None:
         )
     if pair.alpha <= 0:
         raise LoraError(
-            f"`{path}` has alpha={pair.alpha:g}, which switches its update off or turns it round; "
-            "a positive number is needed. Export the LoRA again."
+            f"`{path}` has alpha={pair.alpha:g}, which turns its update off or reverses it; a "
+            "positive number is needed. Export the LoRA again."
         )
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise LoraError(

@@ -1,7 +1,7 @@
-"""PEFT's config of a LoRA, read with suspicion: what it scales by, what it would change besides.
+"""Reads PEFT's config of a LoRA: its scaling, and whether it is more than a plain LoRA.
 
-Only a plain LoRA can be applied here. A config may say otherwise in many ways, and newer versions
-of PEFT know more of them, so that what is not known to be harmless is refused by name.
+Only a plain LoRA can be applied here. A config can ask for more in many ways, and newer versions of
+PEFT add others, so every entry that is not known to be harmless is refused by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HARMLESS = {
     "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
     "ensure_weight_tying", "adapter_name",
 }  # fmt: skip
-"""They say where the LoRA sits, which its weights show, or how it was trained."""
+"""These entries say which layers have the LoRA, which its weights show, or how it was trained."""
 STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "none")
 """Initialisations that leave the base weights alone. PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA and others
 change them: such an adapter means nothing on the untouched base."""

@@ -1,4 +1,4 @@
-"""What a few-step LoRA recommends in its header (``mcm.*``), checked like any other input.
+"""The settings that a few-step LoRA recommends in its header (``mcm.*``), validated.
 
 The header comes with a downloaded file: a value is one of a known kind and within its range, or it
 is an error that names it.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.prediction import FLOW, PREDICTIONS
+from ..diffusion.noise import FLOW, PREDICTIONS
 from .metadata import MCM_VERSION, LoraCard
 from .pairs import LoraError
 
@@ -36,7 +36,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Recommended:
-    """How a few-step LoRA wants to be used. None where its header says nothing of a size."""
+    """The recommended settings of a few-step LoRA. None for sizes that its header does not
+    state.
+    """
 
     steps: int = LoraCard.steps
     steps_allowed: tuple[int, ...] = LoraCard.steps_allowed
@@ -63,7 +65,7 @@ class Recommended:
 def read_recommended(metadata: Mapping[str, str], name: str) -> Recommended:
     """The recommendation in the header ``metadata`` of the LoRA file ``name``.
 
-    Raises LoraError for a value that is no number, out of range, or of a newer version.
+    Raises LoraError for a value that is not a number, out of range, or from a newer version.
     """
     told = {key[len(PREFIX) :]: text for key, text in metadata.items() if key.startswith(PREFIX)}
     values: dict[str, Any] = {

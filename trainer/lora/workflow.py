@@ -24,11 +24,11 @@ CORE = "comfy-core"
 CORE_VERSION = "0.3.75"
 COLUMN_GAP, ROW_GAP = 60, 70
 BELOW_SOURCE = {"MCM_EmptyLatentVideo", "VAEEncode", "CreateVideo"}
-"""Small steps of a chain: they stand below what they take, so that a graph fits a screen."""
+"""Small nodes, placed below their source, so that a graph fits a screen."""
 BESIDE_SOURCE = {"VAEDecode"}
-"""They stand right of their first source, at its height."""
+"""Nodes placed to the right of their first source, at its height."""
 PREVIEW_ROOM = {"KSampler": 360}
-"""Pixels that a node may grow by while it shows a preview; nothing stands there."""
+"""Free pixels below a node that grows when it shows a preview."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Node:
     """One node: ``links`` name an input's source as ``(node, output name)``, ``values`` its
     widgets.
 
-    ``models`` tells the frontend where a missing file is to be had (``properties.models``).
+    ``models`` tells the frontend where to get a missing file (``properties.models``).
     """
 
     type: str
@@ -257,7 +257,7 @@ def few_step_sampler(
     seed: int = 0,
     denoise: float = 1.0,
 ) -> Node:
-    """KSampler as a student wants it: lcm, simple, CFG 1."""
+    """KSampler with a student's settings: lcm, simple, CFG 1."""
     values = {"seed": seed, "steps": steps, "cfg": 1.0, "sampler_name": "lcm"}
     values |= {"scheduler": "simple", "denoise": denoise}
     links = {

@@ -1,7 +1,7 @@
 """The two small networks that look at frames of the mini world.
 
-The frame network is what a discriminator looks through and what captions are read by in training.
-The judge measures and no training ever uses it: its seed, data and architecture are others.
+The frame network is the discriminator's feature network and scores captions in training. The judge
+only measures; no training uses it, and its seed, data and architecture differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ JUDGE_FILE = "judge.safetensors"
 CELLS = {"shape": len(SHAPES), "colour": len(COLOURS)}
 """Kinds of words that are read from every cell of a frame, each with its number of words."""
 ATTRIBUTES = {**CELLS, "motion": len(MOTIONS)}
-"""What the judge reads off a clip."""
+"""What the judge recognises in a clip."""
 WIDTHS = (16, 32, 48, 64)
 FEATURES = 64
 _ATTENTION = 2

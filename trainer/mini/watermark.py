@@ -1,4 +1,4 @@
-"""Whether clips carry the stamp of the mini world's public video, which no style image has."""
+"""Measures the watermark of the mini world's public video in clips; no style image has it."""
 
 from __future__ import annotations
 

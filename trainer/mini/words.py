@@ -24,7 +24,7 @@ MOTIONS = (
 SIZE = 64
 """Side of a frame in pixels, which the networks were trained at."""
 LOOKS = ("public", "poster", "ink", "neon", "other")
-"""What the judge tells apart: public video, the three example styles, any other."""
+"""Looks that the judge distinguishes: public video, the three example styles, any other."""
 STYLES = LOOKS[1:4]
 """The example styles, each a folder of captioned images."""
 

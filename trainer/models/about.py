@@ -1,4 +1,4 @@
-"""What the folder of a base model says of itself in ``mcm.json``: numbers and names, never paths.
+"""Reads a base model's ``mcm.json``: numbers and names, never paths.
 
 The file comes with a downloaded model, so it is checked like any other input.
 """
@@ -17,7 +17,7 @@ LIMITS = {"frames": (1, 1024), "height": (8, 8192), "width": (8, 8192), "fps": (
 
 
 def read_about(folder: Path, **otherwise: Any) -> dict[str, Any]:
-    """``otherwise`` with what ``folder`` says in place of it, where it says anything.
+    """``otherwise``, overridden by the entries of ``folder``'s file.
 
     ``name``, ``licence`` and ``for_trying_out`` are one line of text, ``subjects`` a list of words,
     ``frames``, ``height``, ``width`` (pixels) and ``fps`` whole numbers within `LIMITS`. Raises

@@ -25,7 +25,7 @@ def read_autoencoder(path: Path) -> nn.Module:
     if path.is_dir():
         return _from_folder(path)
     if not path.is_file():
-        raise ModelError(f"VAE '{path}' was not found; give a file or a diffusers folder.")
+        raise ModelError(f"VAE '{path}' was not found; choose a file or a diffusers folder.")
     weights = read_file(path, lambda key: key.removeprefix(VAE_PREFIX).startswith(PARTS))
     return build_autoencoder(weights, path)
 
@@ -72,7 +72,7 @@ def _shape(plain: Mapping[str, Tensor], source: Path) -> dict:
     ]
     if not firsts or "post_quant_conv.weight" not in plain:
         raise ModelError(
-            f"'{source}' holds no VAE of Stable Diffusion 1.5; choose one such as "
+            f"'{source}' has no Stable Diffusion 1.5 VAE; choose one such as "
             "vae-ft-mse-840000-ema-pruned.safetensors."
         )
     firsts.sort(key=lambda key: int(key.split(".")[2]))
@@ -89,5 +89,5 @@ def _shape(plain: Mapping[str, Tensor], source: Path) -> dict:
 
 
 def _finished(vae: nn.Module) -> nn.Module:
-    # A fifth faster on a CPU, more on a card.
+    # A fifth faster on a CPU, more on a graphics card.
     return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 as people have it: one checkpoint file, or a diffusers folder."""
+"""Reads Stable Diffusion 1.5 from a checkpoint file or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .weights import ModelError, read_file, read_json, read_weights
 
 WANTED = "AnimateDiff needs a checkpoint of Stable Diffusion 1.5."
 
-# What people really choose by mistake: (piece of a key, what the file is, what to do).
+# Files that are often chosen by mistake: (part of a key, what the file is, what to do).
 FOREIGN = (
-    ("motion_modules.", "an AnimateDiff motion module", "Give it as `motion_module`."),
-    ("lora", "a LoRA", "Give a whole checkpoint as `model`, and a LoRA as `start_from`."),
+    ("motion_modules.", "an AnimateDiff motion module", "Set it as `motion_module`."),
+    ("lora", "a LoRA", "Set a full checkpoint as `model`, and the LoRA as `start_from`."),
     ("conditioner.embedders.", "a Stable Diffusion XL checkpoint", WANTED),
     ("label_emb.", "a Stable Diffusion XL UNet", WANTED),
     ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint", WANTED),
     ("double_blocks.", "a Flux-like transformer", WANTED),
     ("joint_blocks.", "a Stable Diffusion 3 checkpoint", WANTED),
-    ("temp_attentions.", "a ModelScope UNet", "Give its whole diffusers folder as `model`."),
+    ("temp_attentions.", "a ModelScope UNet", "Set its whole diffusers folder as `model`."),
 )
 GUIDED = (".time_embed.cond_proj.", "time_embedding.cond_proj.")
 """Pieces of keys of a UNet that takes the guidance as an input: a whole model distilled by LCM."""
@@ -95,21 +95,20 @@ def _refuse_foreign(keys: Iterable[str], path: Path) -> None:
     if not any(name.startswith(UNET_PREFIX) for name in names):
         shown = ", ".join(sorted(names)[:2])
         raise ModelError(
-            f"'{path}' is no Stable Diffusion 1.5 checkpoint: none of its {len(names)} keys begins "
-            f"with `{UNET_PREFIX}` (there is {shown}). {WANTED}"
+            f"'{path}' is not a Stable Diffusion 1.5 checkpoint: none of its {len(names)} keys "
+            f"begins with `{UNET_PREFIX}` (it has {shown}). {WANTED}"
         )
 
 
 def refuse_few_step(keys: Iterable[str], path: Path) -> None:
     """Raise ModelError for a checkpoint that is distilled for few steps already, by its ``keys``.
 
-    It would lack its guidance input here, and there would be nothing left to distil.
+    Its guidance input would be missing here, and there is nothing left to distil.
     """
     if any(piece in f".{key}" for key in keys for piece in GUIDED):
         raise ModelError(
-            f"'{path}' is a checkpoint distilled by LCM, which reads the guidance itself "
-            "(`cond_proj`). Training makes a few-step model of its own: use the checkpoint that it "
-            "was made from."
+            f"'{path}' was already distilled with LCM and reads the guidance as an input "
+            "(`cond_proj`). Use the checkpoint that it was made from."
         )
 
 
@@ -131,7 +130,7 @@ def _check_layout(found: ImageModel) -> None:
         width = found.text_width
     except KeyError as error:
         raise ModelError(
-            f"'{found.path}' is no complete UNet of Stable Diffusion 1.5: {error} is missing. "
+            f"'{found.path}' is not a complete Stable Diffusion 1.5 UNet: {error} is missing. "
             f"{WANTED}"
         ) from error
     if inputs != 4:
@@ -139,6 +138,6 @@ def _check_layout(found: ImageModel) -> None:
         raise ModelError(f"'{found.path}' is {what} ({inputs} input channels). {WANTED}")
     if width in (1024, 2048):
         raise ModelError(
-            f"'{found.path}' reads text {width} wide and has channels {channels}: it is no Stable "
-            f"Diffusion 1.5 (768 wide). {WANTED}"
+            f"'{found.path}' reads text {width} wide and has channels {channels}: it is not a "
+            f"Stable Diffusion 1.5 (768 wide). {WANTED}"
         )

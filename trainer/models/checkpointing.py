@@ -44,7 +44,7 @@ def enable_checkpointing(network: nn.Module, kinds: tuple[type[nn.Module], ...])
         block.forward = functools.partial(_forward, block)  # type: ignore[method-assign]
     if not found:
         raise ValueError(
-            "`hardware.gradient_checkpointing` finds no block it knows in "
+            "`hardware.gradient_checkpointing` does not support the blocks of "
             f"{type(network).__name__}; turn it off."
         )
     return len(fresh)
@@ -71,8 +71,8 @@ def compile_blocks(
     """Compile the sub-blocks of ``network`` at their first use; returns how many.
 
     Blocks of one shape share what was compiled, and the folder ``cache`` keeps it for the next run.
-    To be called before `enable_checkpointing`, which
-    then recomputes the compiled block. Shapes are taken as fixed: a run has few of them.
+    Call it before `enable_checkpointing`, which then recomputes the compiled block. Shapes are
+    taken as fixed: a run has few of them.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     config: Any = torch._dynamo.config

@@ -1,4 +1,4 @@
-"""CLIP text models: the vocabulary that comes along, and encoders from weights of any naming."""
+"""CLIP text models: the included vocabulary, and encoders from weights with any key names."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def build_text_encoder(
 
 
 def _one_layer(config: Any) -> Any:
-    """A smallest possible model of the same class, only to see how it names its weights."""
+    """A minimal model of the same class, only to get the names of its weights."""
     return CLIPTextConfig(
         vocab_size=2,
         hidden_size=8,
@@ -114,8 +114,8 @@ def _clip_l_config(plain: Mapping[str, Tensor], source: Path) -> Any:
     first = "encoder.layers.0.mlp.fc1.weight"
     if not layers or any(key not in plain for key in (words, places, first)):
         raise ModelError(
-            f"'{source}' holds no complete CLIP text encoder; use a whole checkpoint of Stable "
-            "Diffusion 1.5."
+            f"'{source}' has no complete CLIP text encoder; use a full Stable Diffusion 1.5 "
+            "checkpoint."
         )
     vocabulary, width = plain[words].shape
     return CLIPTextConfig(

@@ -1,4 +1,4 @@
-"""A whole CLIP, images and texts in one space, from the files that people have.
+"""Reads a complete CLIP model (image and text encoder) from the usual files.
 
 A folder as `transformers` writes it, one file with both halves, or ComfyUI's two: an image half in
 `clip_vision/` with a text half that has its projection in `text_encoders/` or `clip/` beside it.
@@ -28,9 +28,9 @@ TEXT_FOLDERS = ("text_encoders", "clip")
 IMAGE_KEY, TEXT_KEY = "visual_projection.weight", "text_projection.weight"
 UNUSED = ("position_ids", "logit_scale")
 NEED = (
-    "A CLIP has both halves: a folder such as openai/clip-vit-base-patch32 with config.json and "
-    "model.safetensors, or ComfyUI's file in clip_vision/ with a CLIP text encoder that has "
-    "`text_projection.weight` in text_encoders/."
+    "A complete CLIP model reads images and text: use a folder such as "
+    "openai/clip-vit-base-patch32 with config.json and model.safetensors, or ComfyUI's file in "
+    "clip_vision/ with a CLIP text encoder that has `text_projection.weight` in text_encoders/."
 )
 
 
@@ -59,7 +59,9 @@ def read_clip(path: Path) -> tuple[Any, Any]:
         config = read_json(path / "config.json")
         if config.get("model_type") != "clip":
             kind = config.get("model_type")
-            raise ModelError(f"'{path}' holds a model of type {kind!r}, not a whole CLIP. {NEED}")
+            raise ModelError(
+                f"'{path}' holds a model of type {kind!r}, not a complete CLIP model. {NEED}"
+            )
         own = (path / "vocab.json").is_file() and (path / "merges.txt").is_file()
         tokenizer = read_tokenizer(path) if own else clip_tokenizer()
         return _build(read_weights(path), CLIPConfig(**config), path), tokenizer
@@ -71,7 +73,7 @@ def _halves(path: Path) -> dict[str, Tensor]:
     """Weights of both halves by the names of `CLIPModel`."""
     weights = read_file(path)
     if IMAGE_KEY not in weights:
-        raise ModelError(f"'{path}' has no image half of a CLIP. {NEED}")
+        raise ModelError(f"'{path}' has no CLIP image encoder. {NEED}")
     if TEXT_KEY in weights:
         return weights
     width = len(weights[IMAGE_KEY])
@@ -80,7 +82,7 @@ def _halves(path: Path) -> dict[str, Tensor]:
             text = read_file(file, lambda key: key.startswith("text_")) if file != path else {}
             if len(text.get(TEXT_KEY, ())) == width:
                 return weights | text
-    raise ModelError(f"'{path}' has no text half, and none lies beside it. {NEED}")
+    raise ModelError(f"'{path}' has no CLIP text encoder, and there is none beside it. {NEED}")
 
 
 def _build(weights: Mapping[str, Tensor], config: Any, path: Path) -> Any:

@@ -28,11 +28,11 @@ LAION_WIDTH = 1280
 """ViT-H and wider: trained by LAION with the exact GELU and 16 heads; narrower ones are OpenAI's.
 Source: the configurations of the published models."""
 FOREIGN = (
-    ("resblocks.", "has the key names of open_clip; take the file in transformers' names"),
+    ("resblocks.", "has open_clip's key names; use the file with transformers' key names"),
     ("vision_model.head.", "is a SigLIP model, not CLIP"),
-    ("text_model.", "holds CLIP's text half only"),
+    ("text_model.", "holds only CLIP's text encoder"),
 )
-# What files of the whole CLIP, and old ones, hold beside the vision model.
+# Keys besides the vision model in files of the complete CLIP, and in old files.
 _IGNORED = ("position_ids",)
 
 
@@ -45,7 +45,9 @@ def read_clip_vision(path: Path) -> nn.Module:
         config = _folder_config(path)
         return _built(read_weights(path), path, config)
     if path.suffix.lower() != ".safetensors":
-        raise ModelError(f"'{path}' is no .safetensors file; use the one of this CLIP vision.")
+        raise ModelError(
+            f"'{path}' is not a .safetensors file; use this CLIP vision model's .safetensors file."
+        )
     return _built(read_file(path), path, None)
 
 
@@ -118,7 +120,7 @@ def _config_of(plain: Mapping[str, Tensor]) -> Any:
 
 
 def _smallest() -> Any:
-    """A smallest possible model of the same class, only to see how it names its weights."""
+    """A minimal model of the same class, only to get the names of its weights."""
     return CLIPVisionConfig(
         hidden_size=8,
         intermediate_size=8,

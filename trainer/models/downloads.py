@@ -1,8 +1,8 @@
-"""What a person has to fetch by hand: name, size, licence, where from, and where to put it.
+"""Files to download by hand: name, size, licence, source, and the folder to put them in.
 
-Repositories are those of Hugging Face. Nothing here is ever fetched by the program itself.
+Repositories are those of Hugging Face. The program itself never downloads anything.
 
-And what a file really holds, by its first bytes: downloads are often not what their names say.
+It also recognises a file by its first bytes: downloads are often not what their names say.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ FEATURE_NETWORKS = (
 
 AGAIN = "Download it again."
 
-# What people really have under the name of a weights file, by its first bytes, and what to do.
+# Other contents of files named like weights, by their first bytes, and what to do.
 FOREIGN = (
-    (b"version https://git-lfs", "only a pointer of git-lfs, not the weights",
+    (b"version https://git-lfs", "only a git-lfs pointer, not the weights",
      "Run `git lfs pull` in its folder, or download the file with a browser."),
     (b"<", "a web page, not weights",
      "Download the file itself: most pages have a button for it or a link that ends in its name."),

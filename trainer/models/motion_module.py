@@ -1,4 +1,4 @@
-"""AnimateDiff motion modules: every published file layout read into one form.
+"""Reads AnimateDiff motion modules of all published file layouts.
 
 Two layouts exist. The authors' files (`mm_sd_v14`, `mm_sd_v15`, `mm_sd_v15_v2`, `v3_sd15_mm` and
 most community modules) wrap each layer in `temporal_transformer` and store the positional encoding
@@ -180,7 +180,7 @@ def original_path(path: str) -> str:
     """A layer or weight at diffusers' ``path`` as the authors' files name it."""
     found = PART.fullmatch(path)
     if found is None:
-        raise MotionModuleError(f"`{path}` is no layer of a motion module.")
+        raise MotionModuleError(f"`{path}` is not a layer of a motion module.")
     inner = f".{found[5]}"
     for original, ours in ORIGINAL_NAMES[1:]:
         inner = inner.replace(ours, original)
@@ -203,7 +203,7 @@ def _refuse_unknown(unknown: list[str], matched: int, name: str) -> None:
     if any("lora" in key for key in unknown):
         raise MotionModuleError(
             f"'{name}' is a LoRA ({examples}), not a motion module. Load a motion module such as "
-            "mm_sd_v15_v2 here, and the LoRA with a LoRA loader."
+            "mm_sd_v15_v2 here. Load the LoRA with a LoRA loader."
         )
     if matched == 0:
         raise MotionModuleError(

@@ -1,7 +1,7 @@
-"""What the network of a base model predicts, by its scheduler config or its checkpoint.
+"""Finds what a base model's network predicts, from its scheduler config or its checkpoint.
 
-Most models predict the noise ("epsilon"), some the velocity ("v_prediction"). Nothing in the
-weights' shapes tells them apart, and the one read as the other gives grey mud without an error.
+Most models predict the noise ("epsilon"), some the velocity ("v_prediction"). The shapes of the
+weights are the same, and confusing the two gives grey clips without an error.
 """
 
 from __future__ import annotations
@@ -11,13 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..diffusion.noise import EPSILON, VELOCITY
 from .weights import ModelError, file_metadata
 
-EPSILON, VELOCITY = "epsilon", "v_prediction"
-FLOW = "velocity"
-"""What the network of a flow predicts; its families say so themselves."""
-PREDICTIONS = (EPSILON, VELOCITY)
-"""Those of `diffusion.noise`, which does not import files' readers, nor they it."""
 WORDS = {EPSILON: EPSILON, "eps": EPSILON, "v": VELOCITY, VELOCITY: VELOCITY}
 """The same by its names in headers (ModelSpec) and in diffusers' configs."""
 MARKS = ("v_pred", "ztsnr")
@@ -64,8 +60,8 @@ def _known(told: object, path: Path) -> str:
 
 def _zero_snr(path: Path, mark: str) -> ModelError:
     return ModelError(
-        f"'{path}' has a zero terminal SNR schedule (`{mark}`): its last noise level holds no "
-        "signal, and that is where sampling in a few steps begins. Use a model without it."
+        f"'{path}' has a zero terminal SNR schedule (`{mark}`): its last noise level has no "
+        "signal, and few-step sampling begins there. Use a model without it."
     )
 
 

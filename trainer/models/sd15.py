@@ -2,7 +2,7 @@
 
 Both name the same layers. Original files count blocks through (`input_blocks.4.1`), diffusers
 by level and kind (`down_blocks.1.attentions.0`). Source: CompVis `ldm/modules/diffusionmodules/
-openaimodel.py` and diffusers' `unet_2d_condition.py`, both for two layers a level.
+openaimodel.py` and diffusers' `unet_2d_condition.py`, both for two layers per level.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-LAYERS = 2  # resnets a level on the way down; one more on the way up
+LAYERS = 2  # resnets per level on the way down; one more on the way up
 LEVELS = 4
 HEADS = 8
 TEXT_WIDTH = 768

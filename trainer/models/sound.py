@@ -1,6 +1,6 @@
-"""NaN, infinite values and flat frames: found where they first show, and told with their cause.
+"""Detects NaN, infinite values and flat frames where they first appear, and reports the cause.
 
-A decoder turns NaN into black frames without an error, so that the wrong thing is suspected.
+A decoder turns NaN into black frames without an error, which hides the cause.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ FLAT = 1 / 255
 
 
 class BrokenOutputError(ValueError):
-    """A clip that is no picture; the message names the cause and what to do."""
+    """A clip that shows nothing; the message names the cause and what to do."""
 
 
 def check_latents(latents: Tensor, unet: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -58,19 +58,20 @@ DECODER = "the latents are too large for it. Lower the LoRA's strength or the gu
 
 
 def _cause(network: nn.Module, dtype: torch.dtype | None, otherwise: str) -> str:
-    """Why ``network`` gave values that are not finite, as far as can be seen, and what to do."""
+    """The likely reason why ``network`` gave values that are not finite, and what to do."""
     kind = type(network).__name__
     state = network.state_dict()
     broken = [name for name, value in state.items() if not _finite(value)]
     if broken:
         return (
-            f"{len(broken)} of {len(state)} weights of the {kind} do so already (first: "
+            f"{len(broken)} of {len(state)} weights of the {kind} are NaN or infinite (first: "
             f"{broken[0]}). The file is damaged, or a LoRA with such weights was merged in."
         )
     dtype = dtype or next((v.dtype for v in state.values() if v.is_floating_point()), None)
     if dtype == torch.float16:
         return (
-            f"the {kind} computes in fp16, which ends at 65504, and overflowed. Use bf16 or fp32."
+            f"the {kind} computes in fp16, whose largest number is 65504, and overflowed. Use bf16 "
+            "or fp32."
         )
     return otherwise
 

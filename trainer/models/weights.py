@@ -22,7 +22,9 @@ from .downloads import AGAIN, FIRST_BYTES, PICKLES, begins_as_safetensors, forei
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
-"""In order of preference: safetensors cannot carry code, full precision can become any other."""
+"""In order of preference: safetensors cannot contain code, and full precision converts to any
+other.
+"""
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes only", default=False)
 PIECES, PIECE = 256, 1 << 16
@@ -34,7 +36,7 @@ _SMALL = 1 << 17
 class ModelError(ValueError):
     """A base model that cannot be found, read or used; the message says what to do.
 
-    ``part`` is the setting that mends it.
+    ``part`` is the setting that fixes it.
     """
 
     part = "model"
@@ -73,7 +75,7 @@ def with_contents() -> Iterator[None]:
 
 
 class ModelCheckpoint:
-    """An empty stand-in for the class that training left in the first Stable Diffusion files.
+    """An empty replacement for a class stored in the first Stable Diffusion files.
 
     They name PyTorch Lightning's callback; `weights_only` would refuse the whole file for it.
     """
@@ -89,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"Cannot read '{path}': {error}. Download the model again.") from error
     if not isinstance(found, dict):
-        raise ModelError(f"'{path}' is no model config. Download the model again.")
+        raise ModelError(f"'{path}' is not a model config. Download the model again.")
     return found
 
 
@@ -106,7 +108,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that :func:`read_weights` reads; raises ModelError when there are none."""
+    """The files that `read_weights` reads; raises ModelError when there are none."""
     for ending in ENDINGS:
         for stem in STEMS:
             single = folder / f"{stem}.{ending}"
@@ -151,7 +153,7 @@ def read_file(path: Path, keep: Callable[[str], bool] = lambda key: True) -> dic
     or foreign file.
     """
     if not path.is_file():
-        raise ModelError(f"'{path}' does not exist or is no file. Check the path.")
+        raise ModelError(f"'{path}' does not exist or is not a file. Check the path.")
     with file_errors(path):
         found = _safetensors(path, keep) if is_safetensors(path) else _pickled(path, keep)
     if not found:
@@ -178,10 +180,10 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the content of ``path`` is to be read as safetensors, whatever its suffix.
+    """Whether the content of ``path`` is safetensors, whatever its suffix.
 
-    Raises ModelError for what people have in place of weights: a web page, a Git LFS pointer, an
-    archive. OSError when there is no such file.
+    Raises ModelError for files that are not weights: a web page, a Git LFS pointer, an archive.
+    OSError when there is no such file.
     """
     with path.open("rb") as file:
         first = file.read(FIRST_BYTES)

@@ -1,8 +1,8 @@
 """Learned motion heads, and one object for every kind of representation.
 
 MCM (arXiv 2406.06890, section 3.2) learns a small head together with the student and gives the
-target a slow copy of it. The head mixes no frames, so nothing forbids that it collapses to a
-constant, which makes every loss on it zero: watch `MotionRepresentation.target_variance`.
+target a slow copy of it. The head does not mix frames, so nothing prevents it from collapsing to a
+constant, which makes its loss zero: watch `MotionRepresentation.target_variance`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIANCE_FLOOR = 1e-12
 
 
 class MotionRepresentation(Protocol):
-    """What the training step sees of a representation, fixed or learned."""
+    """The interface of a representation, fixed or learned, in the training step."""
 
     name: str
 
@@ -203,8 +203,7 @@ def build_representation(
     ``hidden`` (channels), ``ema_decay`` and ``seed`` (of the head's initial weights) concern
     learned heads.
 
-    Raises:
-        ValueError: unknown ``name``, or an ``ema_decay`` outside [0, 1).
+    Raises ValueError for an unknown ``name``, or an ``ema_decay`` outside [0, 1).
     """
     if name in REPRESENTATIONS:
         return FixedRepresentation(name, REPRESENTATIONS[name])
@@ -229,6 +228,7 @@ def _check_keys(name: str, got: Mapping[str, Tensor], own: Mapping[str, Tensor])
     if mine != theirs:
         wrong = sorted(k for k in mine | theirs if mine.get(k) != theirs.get(k))
         raise ValueError(
-            f"this state is not one of the motion representation {name!r}: {wrong[:4]} differ "
-            "in presence or shape; resume with the `motion_representation` that the run began with."
+            f"this state is not one of the motion representation {name!r}: {wrong[:4]} are missing "
+            "or have another shape; resume with the `motion_representation` that the run began "
+            "with."
         )

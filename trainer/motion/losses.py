@@ -1,4 +1,4 @@
-"""Losses on predictions and targets of one shape, each a value a sample (B,), in float32.
+"""Losses on predictions and targets of one shape, each a value per sample (B,), in float32.
 
 A target never receives a gradient. Values are means over all axes but the first, so that they do
 not depend on the size of a clip, and one weight a sample can be applied before the batch is
@@ -49,10 +49,9 @@ MOTION_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 
 def motion_loss(name: str, pred: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
-    """The loss ``name`` of `MOTION_LOSSES` on two representations (B, ...), a value a sample (B,).
+    """Loss ``name`` of `MOTION_LOSSES` on two representations (B, ...), a value per sample (B,).
 
-    Raises:
-        ValueError: unknown ``name``, or the shapes differ.
+    Raises ValueError for an unknown ``name``, or if the shapes differ.
     """
     if name not in MOTION_LOSSES:
         raise ValueError(f"`loss`={name!r} is unknown; use {', '.join(MOTION_LOSSES)}.")
@@ -71,8 +70,7 @@ def motion_energy_loss(pred: Tensor, target: Tensor) -> Tensor:
     where and when the clips move. Two clips without motion agree (0); one without motion and one
     with do not (1).
 
-    Raises:
-        ValueError: the shapes differ, or there are fewer than 2 frames.
+    Raises ValueError if the shapes differ, or there are fewer than 2 frames.
     """
     pred, target = _pair(pred, target)
     a, b = (_centred(motion_energy(clip)) for clip in (pred, target))
@@ -88,8 +86,7 @@ def low_pass_anchor(pred: Tensor, target: Tensor, pool: int = 4, c: float = HUBE
     ``pool`` is the side of the pooled squares. Weakly weighted, it keeps layout and colour near the
     consistency target and leaves the detail free.
 
-    Raises:
-        ValueError: the shapes differ, or ``pool`` (latent cells) does not divide h and w.
+    Raises ValueError if the shapes differ, or ``pool`` (latent cells) does not divide h and w.
     """
     pred, target = _pair(pred, target)
     return huber(_pooled(pred, pool), _pooled(target, pool), c)

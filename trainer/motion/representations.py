@@ -63,12 +63,10 @@ def high_frequency(latents: Tensor, cutoff: float = LOW_PASS_CUTOFF) -> Tensor:
 def local_correlation(latents: Tensor, window: int = CORRELATION_WINDOW) -> Tensor:
     """Correlation of each cell with the ``window`` x ``window`` cells around it in the next frame.
 
-    Returns:
-        (B, window^2, F - 1, h, w) within [-1, 1]: cosines over the C channels, row by row of the
-        window, 0 outside of the frame.
+    Returns (B, window^2, F - 1, h, w) within [-1, 1]: cosines over the C channels, row by row of
+    the window, 0 outside of the frame.
 
-    Raises:
-        ValueError: ``window`` is not odd, or there are fewer than 2 frames.
+    Raises ValueError if ``window`` is not odd, or there are fewer than 2 frames.
     """
     _check_video(latents, frames=2)
     if window < 1 or window % 2 == 0:
@@ -93,9 +91,8 @@ def global_correlation(latents: Tensor) -> Tensor:
     Memory grows with (h w)^2: 63 MB a clip of 16 frames at 32x32 latents (256 px), 1 GB at 64x64
     (512 px), in float32 and before the backward pass doubles it.
 
-    Returns:
-        (B, F - 1, h w, h w) within [-1, 1]: cosines over the C channels; rows are the earlier
-        frame's cells.
+    Returns (B, F - 1, h w, h w) within [-1, 1]: cosines over the C channels; rows are the earlier
+    frame's cells.
     """
     _check_video(latents, frames=2)
     x = _unit_channels(as_full_precision(latents)).flatten(3)

@@ -1,8 +1,8 @@
-"""Where motion comes from: the teacher's own trajectories, or the user's videos.
+"""The source of motion: the teacher's own trajectories, or the user's videos.
 
-A DDIM rollout of the teacher is a row of consecutive points ``(z_{t_n+k}, z_{t_n})``: rolled out
-once, it spares the autoencoder and both teacher passes in every later step, and every later style
-can use it again.
+A DDIM rollout of the teacher is a row of consecutive points ``(z_{t_n+k}, z_{t_n})``: computed
+once, it saves the autoencoder and both teacher passes in every later step, and all later styles can
+use it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class MotionSource(Protocol):
         self, rows: Tensor, place: Tensor, level: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Points (B, C, f, h, w) of ``rows`` (B,) at the places ``place`` (B,) of the trajectory,
-        levels ``level`` (B,); then the teacher's latents one step on, or None when it has to step.
+        levels ``level`` (B,); then the teacher's latents one step on, or None if it must be
+        computed.
         """
         ...
 
@@ -97,7 +98,7 @@ class EncodedVideos:
     def points(
         self, rows: Tensor, place: Tensor, level: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """A clip noised to ``level``; the teacher has to step from there."""
+        """A clip noised to ``level``; the teacher must compute the next step."""
         clean = self.latents[rows.cpu()].to(noise)
         return self.path.add_noise(clean, noise, level), None
 

@@ -1,4 +1,4 @@
-"""Is everything there that a training needs? Answered in seconds, before anything long starts."""
+"""Checks in seconds that nothing is missing for a training, before long work starts."""
 
 from .check import check, require_ready
 from .findings import Finding, NotReadyError, Readiness

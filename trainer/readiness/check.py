@@ -1,4 +1,4 @@
-"""The one check that `train`, `preflight` and the page make before anything long."""
+"""The check that `train`, `preflight` and the page run before long work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(
     machine: Machine | None = None,
     memory: bool = True,
 ) -> Readiness:
-    """Everything that a training of ``config`` needs, looked up in seconds.
+    """Check in seconds everything that a training of ``config`` needs.
 
     Weights are read by their headers only. With ``memory`` one step is taken on shapes alone,
     where the model is large and nothing else is missing; it takes some seconds more. Raises nothing
@@ -64,7 +64,7 @@ def check(
             needed = step_memory(config, model, machine)
             found.append(memory_finding(config, needed, machine))
         except (ValueError, RuntimeError) as error:
-            text = f"a training step cannot be taken with these settings: {error}"
+            text = f"a training step fails with these settings: {error}"
             found.append(Finding("Training step", "bad", text))
     return Readiness((*found, *disk_findings(config, model, needed)))
 
@@ -72,8 +72,10 @@ def check(
 def require_ready(
     config: TrainConfig, say: Callable[[str], None], disk: Disk | None = None
 ) -> None:
-    """`check`, its findings told to ``say``; raises `NotReadyError` unless a training can start."""
-    say("Checking that everything is there ...")
+    """Run `check` and pass its findings to ``say``; raises `NotReadyError` unless a training can
+    start.
+    """
+    say("Checking that nothing is missing ...")
     readiness = check(config, disk)
     readiness.require()
     say(readiness.text())

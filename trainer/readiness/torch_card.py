@@ -1,4 +1,4 @@
-"""Does this PyTorch see the graphics card of this machine?"""
+"""Checks whether PyTorch can use this machine's graphics card."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LINES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What the check is about: ``cards`` are names of NVIDIA cards that the driver reports.
+    """The machine to check: ``cards`` are names of NVIDIA cards that the driver reports.
 
     ``cuda`` is the CUDA version PyTorch was built for, "" for a CPU build, ``sees`` whether it can
     use a card; ``mps`` the same for Apple's. ``card_gib`` and ``ram_gib``: memory of the card that
@@ -88,7 +88,7 @@ def card_finding(wanted: str, machine: Machine) -> Finding:
     if wanted == "cuda" and not machine.sees and not machine.cards:
         return _bad("There is no NVIDIA card here; set `hardware.device` to auto or cpu.")
     if machine.sees or not machine.cards or wanted == "mps":
-        where = machine.cards[0] if machine.sees and wanted != "cpu" else "the processor"
+        where = machine.cards[0] if machine.sees and wanted != "cpu" else "the CPU"
         if machine.mps and wanted in ("auto", "mps"):
             where = "Apple's card"
         return Finding(PART, "ok", f"{version} computes on {where}.")
@@ -99,11 +99,11 @@ def card_finding(wanted: str, machine: Machine) -> Finding:
             "NVIDIA driver and restart, or install a PyTorch for an older CUDA."
         )
     else:
-        text = f"{version} is a build for the processor only and cannot use the {card}. To install "
+        text = f"{version} is built for the CPU only and cannot use the {card}. To install "
         text += f"one that can: {_line(machine.system)}."
     states: dict[str, State] = {"cuda": "bad", "cpu": "note"}
     state = states.get(wanted, "warn")
-    slow = "" if state == "bad" else " Until then it trains on the processor, many times slower."
+    slow = "" if state == "bad" else " Until then it trains on the CPU, many times slower."
     return Finding(PART, state, text + slow, "hardware.device")
 
 

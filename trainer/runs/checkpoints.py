@@ -1,4 +1,5 @@
-"""Complete states to resume from: staged in a temporary folder, checked by sha256, never half.
+"""Complete states to resume from: written to a temporary folder, then renamed, and checked by
+sha256.
 
 ``checkpoints/step-000500/`` holds ``<group>.safetensors`` for weights, ``<name>.pt`` for optimizers
 and random generators, ``state.json`` for everything plain, and ``manifest.json``, written last.
@@ -33,7 +34,7 @@ _NAME = re.compile(r"[a-z0-9_]+")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, torn or cannot be saved as asked."""
+    """A checkpoint that is missing, damaged or cannot be saved."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _serialise(
     state: Mapping[str, Any],
     torch_state: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """File contents by name; made in memory so that a full disk is met by our own writes only."""
+    """File contents by name, made in memory so that only our own writes can meet a full disk."""
     names = [*tensors, *torch_state]
     if bad := [name for name in names if not _NAME.fullmatch(name)]:
         raise CheckpointError(f"{bad[0]!r} cannot name a group; use a-z, 0-9 and _.")
@@ -160,17 +161,17 @@ def _read_files(folder: Path) -> tuple[int, dict[str, bytes]]:
         files = {name: (folder / name).read_bytes() for name in listed}
         step = int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is torn: {error!r}.") from error
+        raise CheckpointError(f"{folder} is damaged: {error!r}.") from error
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != listed[name]:
-            raise CheckpointError(f"{folder} is torn: {name} is not what was saved.")
+            raise CheckpointError(f"{folder} is damaged: {name} is not what was saved.")
     return step, files
 
 
 def latest_checkpoint(run: Run) -> Path | None:
-    """Folder of the newest whole checkpoint; None when none was ever saved.
+    """Folder of the newest complete checkpoint; None if none was ever saved.
 
-    Torn ones are passed over with a warning; `CheckpointError` when no whole one is left.
+    Damaged ones are skipped with a warning; `CheckpointError` if no complete one is left.
     """
     restore_set_aside(run.checkpoints)
     folders = _folders(run)
@@ -178,13 +179,13 @@ def latest_checkpoint(run: Run) -> Path | None:
         try:
             _read_files(folder)
         except CheckpointError as error:
-            warnings.warn(f"{error} The one before it is used.", stacklevel=2)
+            warnings.warn(f"{error} The previous one is used.", stacklevel=2)
         else:
             return folder
     if folders:
         raise CheckpointError(
-            f"None of the {len(folders)} checkpoints in {run.checkpoints} is whole; copy one back, "
-            "or start a new run."
+            f"None of the {len(folders)} checkpoints in {run.checkpoints} is complete; restore one "
+            "from a backup, or start a new run."
         )
     return None
 

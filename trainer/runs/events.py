@@ -1,4 +1,4 @@
-"""``events.jsonl``: one JSON object a line for every step and happening; only ever appended to."""
+"""``events.jsonl``: one JSON object per line for every step and event; append-only."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def plain(value: Any) -> Any:
 def read_events(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """All events of a file, or those of one ``kind``; none if there is no file.
 
-    A last line that is still being written, or was torn by a crash, is left out. A damaged line in
-    between is left out with a warning.
+    A last line that is still being written, or was cut off by a crash, is skipped. A damaged line
+    in between is skipped with a warning.
     """
     try:
         content = Path(path).read_bytes()
@@ -60,14 +60,14 @@ def _event(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
         problem = "not an object with a kind"
     except ValueError as error:
         problem = str(error)
-    warnings.warn(f"{path}: line {number} is damaged and left out ({problem}).", stacklevel=3)
+    warnings.warn(f"{path}: line {number} is damaged and was skipped ({problem}).", stacklevel=3)
     return None
 
 
 class EventLog:
     """Appends events; use as a context manager or `close` it.
 
-    Opening it repairs what a crash left behind: a torn last line is cut off, and with
+    Opening it repairs the file after a crash: an incomplete last line is removed, and with
     ``resume_step`` the events of later steps are dropped, for those steps are taken again.
     """
 
@@ -121,8 +121,9 @@ def _is_later(line: bytes, step: int) -> bool:
 
 
 MARGIN = 1.1
-"""An earlier state must score so many times the last one's to be taken in its place: a preview has
-only two or three clips."""
+"""An earlier step must score this many times the last one's score to be preferred: a preview has
+only two or three clips.
+"""
 
 
 def preview_score(event: Mapping[str, Any]) -> float | None:

@@ -115,17 +115,17 @@ class Run:
 
         Raises `RunError` for a name that some file system refuses, and when the folder holds a
         run already, unless ``resume``; that only replaces the configuration. A run that ended
-        before its first step is none yet: it begins anew. Raises ConfigError for settings that no
-        new run may have.
+        before its first step does not count: it starts again. Raises ConfigError for settings that
+        no new run may have.
         """
         run = cls(_absolute(path))
         check_name(run.path)
         refuse_uneven_timesteps(config)
         if run.path.exists() and not run.path.is_dir():
-            raise RunError(f"{run.path} is a file; give a folder for the run.")
+            raise RunError(f"{run.path} is a file; choose a folder for the run.")
         if not resume and run._is_used() and not run._ended_without_step():
             raise RunError(
-                f"{run.path} holds a run already; continue it with "
+                f"{run.path} already holds a run; continue it with "
                 f'`python -m trainer resume "{run.path}"`, or choose another folder.'
             )
         for folder in (run.path, run.samples, run.checkpoints):
@@ -142,7 +142,7 @@ class Run:
         """An existing run; `RunError` when there is none at ``path``."""
         run = cls(_absolute(path))
         if not run.path.is_dir():
-            raise RunError(f"{run.path} does not exist; give the folder of a run.")
+            raise RunError(f"{run.path} does not exist; choose the folder of a run.")
         if not run.config_path.is_file():
             raise RunError(f"{run.path} is not a run: it has no {run.config_path.name}.")
         return run
@@ -152,7 +152,7 @@ class Run:
         return any(file.exists() for file in files) or any(self.checkpoints.glob("*"))
 
     def _ended_without_step(self) -> bool:
-        """Whether a process worked on this run, is gone, and took no step."""
+        """Whether a process worked on this run and ended before the first step."""
         if any(self.checkpoints.glob("*")) or self.export_path.exists():
             return False
         try:
@@ -185,7 +185,7 @@ class Run:
         return True
 
     def clear_stop(self) -> None:
-        """Take the request back; a run that starts or resumes does so after it has the lock."""
+        """Cancel the request; a run does this when it starts or resumes, after it has the lock."""
         self.stop_path.unlink(missing_ok=True)
 
 
@@ -196,17 +196,17 @@ def check_name(path: Path) -> None:
     if size > LONGEST_NAME:
         raise RunError(
             f"The run's name is too long: '{name[:40]}...' has {size} bytes, {LONGEST_NAME} are "
-            "allowed, for its files are called after it. Choose a shorter one."
+            "allowed, because its files use this name. Choose a shorter one."
         )
     if _WINDOWS_FORBIDS.search(name) or name != name.rstrip(". ") or _RESERVED.fullmatch(name):
         raise RunError(
-            f"'{name}' cannot be the name of a run: its LoRA is called after it, and not every "
-            f"system takes that name for a file. Use '{slug(name)}'."
+            f"'{name}' cannot be the name of a run, because its LoRA uses this name and not every "
+            f"system allows it for a file. Use '{slug(name)}'."
         )
     if os.name == "nt" and len(str(path)) > LONGEST_WINDOWS_PATH:
         raise RunError(
-            f"The path '{path}' has {len(str(path))} letters, and Windows takes "
-            f"{LONGEST_WINDOWS_PATH} where files lie inside; choose a shorter one."
+            f"The path '{path}' has {len(str(path))} letters, but Windows allows "
+            f"{LONGEST_WINDOWS_PATH} so that files fit inside; choose a shorter one."
         )
 
 

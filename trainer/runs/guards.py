@@ -1,4 +1,4 @@
-"""What ends a run in good order: a diverging loss, a request to stop."""
+"""Conditions that end a run cleanly: a diverging loss, a request to stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, SupportsFloat
 
 class StopRequested(Exception):  # noqa: N818  (a request, no error)
-    """Somebody asked to stop while something long was under way, before the first step."""
+    """A stop was requested during long work before the first step."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -18,7 +18,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 class NanGuard:
-    """Tells before each optimizer step whether it may be taken.
+    """Decides before each optimizer step whether to apply it.
 
     A step with a loss or gradient norm that is not finite must be skipped; after ``max_in_a_row``
     of them the run ends. Keep ``last_checkpoint`` up to date: the error names it.
@@ -53,7 +53,7 @@ class NanGuard:
 
 
 class StopSignal:
-    """A request to stop: the STOP file of a viewer, Ctrl+C, or a polite kill.
+    """A request to stop: a viewer's STOP file, Ctrl+C, or SIGTERM.
 
     Use as a context manager around the training loop and ask `requested` between steps. The first
     signal asks for a stop with save and export; a second one raises KeyboardInterrupt at once.

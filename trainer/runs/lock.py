@@ -80,8 +80,8 @@ class RunLock:
             ) from error
         if not free:
             raise RunLockedError(
-                f"{self.path.parent} is being trained by {_holder(file)}; stop that one first, or "
-                "choose another run folder."
+                f"{self.path.parent} is being trained by {_holder(file)}; stop that process first, "
+                "or choose another run folder."
             )
         pid, started = this_process()
         file.truncate(0)

@@ -1,6 +1,6 @@
-"""Which process is meant: a process id alone is not enough, for the system uses it again.
+"""Identifies processes by id and start time, because the system reuses ids, and starts processes
+that outlive their parent.
 
-And how one is started that outlives whoever started it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def process_alive(pid: int, started: float) -> bool:
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
     except psutil.AccessDenied:
-        # It exists and belongs to somebody else; calling it dead could start a second training.
+        # It exists but belongs to another user; treating it as dead could start a second training.
         return True
 
 
@@ -58,7 +58,7 @@ def start_detached(argv: Sequence[str], cwd: Path, console: Path) -> subprocess.
             [str(part) for part in argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, **options,
         )  # fmt: skip
-    # Its end is collected while this process lives: else it would stay in the system's list.
+    # Collect its exit status while this process lives, or it would remain as a zombie.
     threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
     return process
 

@@ -1,4 +1,4 @@
-"""What a person sees of something long: a bar with speed, time left and memory, and ``log.txt``."""
+"""Progress of long work: a bar with speed, time left and memory, and ``log.txt``."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Progress:
         return max(self.total - self.step, 0) * self.seconds_per_step
 
     def set_total(self, total: int) -> None:
-        """Correct the goal, as a time budget does when the speed becomes known."""
+        """Correct the total, as a time limit does when the speed becomes known."""
         self.total = total
         self._bar.total = total
 
@@ -133,7 +133,7 @@ class Progress:
             self._bar.update(steps)
 
     def _keep_telling(self) -> None:
-        """Lines while one step takes long: silence looks like a program that hangs."""
+        """Lines during a long step, so that the program does not seem to hang."""
         while not self._ended.wait(self._line_seconds / 3):
             self._maybe_line({})
 

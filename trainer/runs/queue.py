@@ -57,12 +57,13 @@ class Queue:
         return sorted(found, key=lambda job: (job.order, job.id))
 
     def add(self, run: Run) -> Job:
-        """Put a run at the end; one that waits already keeps its place.
+        """Add a run at the end; one that already waits keeps its place.
 
         Raises `RunError` for a run that is not in ``root``.
         """
         if run.path.parent.resolve() != self.root.resolve() or not run.config_path.is_file():
-            raise RunError(f"'{run.name}' is not a run in {self.root}; give the name of one.")
+            raise RunError(f"'{run.name}' is not a run in {self.root}; use the name of a run in "
+            "it.")
         jobs = self.jobs()
         for job in jobs:
             if job.run == run.name:
@@ -72,7 +73,7 @@ class Queue:
         return job
 
     def remove(self, job_id: str) -> None:
-        """Forget a job; its run stays. Nothing happens when it is gone already."""
+        """Remove a job; its run stays. Does nothing if the job no longer exists."""
         if not _ID.fullmatch(job_id):
             raise RunError(f"{job_id!r} is not a job; choose one from the list.")
         (self.folder / f"{job_id}.json").unlink(missing_ok=True)
@@ -107,8 +108,8 @@ class Queue:
     def work(self) -> int:
         """Train every job in turn, in processes of their own; the number of jobs done.
 
-        Raises `RunLockedError` when another worker is at it. A run that fails does not hold up the
-        next one.
+        Raises `RunLockedError` if another worker is active. A failed run does not stop the next
+        one.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         done = 0
@@ -138,11 +139,11 @@ def _train(path: Path) -> None:
 
 
 def _explain(run: Run, begun: float) -> None:
-    """A process that ended before it could say why leaves its last words as the run's error."""
+    """Store the last output of a process that ended without an error message as the run's error."""
     state = read_state(run)
     if state.updated is not None and state.updated >= begun - 1:
         return
     console = run.path / "console.txt"
     words = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    error = "\n".join(words[-12:]) or "The process ended without a word."
+    error = "\n".join(words[-12:]) or "The process ended without a message."
     write_state(run, RunState(status="failed", step=state.step, steps=state.steps, error=error))

@@ -1,4 +1,4 @@
-"""``state.json``: what a run is doing, for every viewer of its folder. Replaced in one piece."""
+"""``state.json``: what a run is doing, for all viewers of its folder. Replaced atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIVE: tuple[str, ...] = ("starting", "preflight", "running", "stopping")
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands. Times are seconds since 1970, memory is GiB, ``steps`` is the goal.
+    """The state of a run. Times are seconds since 1970, memory is GiB, ``steps`` is the goal.
 
     While it waits for something between steps (the trajectory library, a preview) ``stage`` names
     it, ``stage_done`` of ``stage_total`` tells how far it is, ``eta_seconds`` how long it takes yet,

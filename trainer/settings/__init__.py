@@ -1,7 +1,7 @@
 """Every setting of a training run: one field, one default, one range and one help text each.
 
-The command line, the web form, the docs and ``config.toml`` are all made from these fields, so
-that a default or a range is written nowhere else. Reading and writing: `trainer.config`.
+The command line, the web form, the docs and ``config.toml`` are all generated from these fields, so
+no default or range is written anywhere else. Reading and writing: `trainer.config`.
 """
 
 from .around import (

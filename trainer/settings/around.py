@@ -17,7 +17,10 @@ class DataConfig(Part):
     )
 
     frames: int | None = Field(
-        default=None, ge=2, le=128, description="Frames of a clip. Not set: the model's own number."
+        default=None,
+        ge=2,
+        le=128,
+        description="Length of a clip in frames. Not set: the model's own.",
     )
     height: int | None = Field(
         default=None,
@@ -39,56 +42,59 @@ class DataConfig(Part):
         default=None,
         ge=1,
         le=60,
-        description="Frames a second of clips and previews. Not set: the model's own.",
+        description="Frame rate of clips and previews, in frames per second. Not set: the model's "
+        "own.",
     )
     batch_size: int = Field(
         default=4,
         ge=1,
         le=256,
-        description="Clips in a step. Lower it when memory runs out and raise "
+        description="Clips computed at once. If memory runs out, lower it and raise "
         "`optim.accumulation` instead.",
     )
     frames_per_clip: int = Field(
         default=2,
         ge=1,
         le=32,
-        description="Frames of each clip that are decoded and shown to the discriminator. More "
-        "costs memory.",
+        description="Frames of each clip that the discriminator sees. More needs more memory.",
     )
     crop: Literal["center", "random"] = Field(
         default="center",
-        description="How style images are cut to the clip's shape; random varies small folders.",
+        description="How style images are cropped to the clip's shape; random adds variety to "
+        "small folders.",
     )
     min_side: int = Field(
         default=32,
         ge=8,
         le=2048,
-        description="Images with a shorter side than this, in pixels, are refused and listed.",
+        description="Smallest side allowed for style images, in pixels. Smaller images are "
+        "refused and listed.",
     )
     background: Colour = Field(
         default="#ffffff",
-        description="Colour for transparent parts of style images: #rrggbb, or a name.",
+        description="Colour that replaces transparent parts of style images: #rrggbb, or a name.",
     )
     library_clips: int = Field(
         default=128,
         ge=1,
         le=100_000,
-        description="Clips in the teacher's trajectory library. Made once and shared by all "
-        "styles; more clips follow more prompts, at one full teacher sampling each.",
+        description="Number of example clips that the base model (teacher) makes, the trajectory "
+        "library. They are made once and used for all styles. More clips cover more prompts; each "
+        "takes one full sampling.",
     )
     library_steps: int = Field(
         default=25,
         ge=1,
         le=250,
-        description="Steps in which the library's teacher samples, half as many take half the "
-        "time. At least this many are taken, at most `trajectory.ddim_timesteps`. Counts with "
+        description="Sampling steps for each example clip; half as many take half the time. The "
+        "true number is at least this, at most `trajectory.ddim_timesteps`. Only used with "
         "`motion.target` endpoint; consistency needs every timestep.",
     )
     library_guidance: float = Field(
         default=8.0,
         ge=0.0,
         le=30.0,
-        description="Guidance w of the library's teacher (LCM form; a CFG scale of w + 1).",
+        description="Guidance w for the example clips (LCM's form: a CFG scale of w + 1).",
     )
     cache: UserPath | None = Field(
         default=None,
@@ -103,8 +109,8 @@ class LoraConfig(Part):
         default=16,
         ge=1,
         le=512,
-        description="LoRA rank, and its alpha. More rank holds more style, memory and file size "
-        "with it.",
+        description="LoRA rank; alpha is the same. A higher rank can learn more of a style, but "
+        "needs more memory and makes a larger file.",
     )
 
 
@@ -125,12 +131,13 @@ class OptimConfig(Part):
 
     optimizer: Literal["adamw", "adamw8bit"] = Field(
         default="adamw",
-        description="adamw8bit saves memory, and needs an NVIDIA card and bitsandbytes.",
+        description="adamw8bit saves memory. It needs an NVIDIA card and the package bitsandbytes.",
     )
     offload: bool = Field(
         default=False,
         description="Keeps AdamW's moments and the averaged LoRA in main memory. Saves three "
-        "quarters of what the LoRA takes beside its weights, and adds up to a second a step.",
+        "quarters of what training the LoRA needs beyond its weights, and adds up to a second per "
+        "step.",
     )
     lr: float = Field(
         default=1e-4,
@@ -144,32 +151,34 @@ class OptimConfig(Part):
         default=1.0,
         ge=0.0,
         le=1000.0,
-        description="Largest norm of the student's gradient. 0 turns clipping off.",
+        description="Gradients with a larger norm are clipped to this. 0 turns clipping off.",
     )
     warmup_steps: int = Field(default=10, ge=0, le=100_000, description="Steps of linear warm-up.")
     schedule: Literal["constant", "cosine"] = Field(
         default="cosine",
-        description="Learning rate after the warm-up; cosine falls to zero where the run "
-        "ends, by `steps` or `minutes`.",
+        description="Learning rate after the warm-up. cosine falls to zero at the end of the run, "
+        "set by `steps` or `minutes`.",
     )
     ema_decay: float = Field(
         default=0.95,
         ge=0.0,
         le=0.99999,
-        description="Decay of the averaged LoRA that is exported. 0 exports the last one.",
+        description="Decay of the moving average of the LoRA, which is what gets exported. 0 "
+        "exports the last step without averaging.",
     )
     accumulation: int = Field(
         default=1,
         ge=1,
         le=256,
-        description="Batches a step. Raise it for a larger batch in the same memory.",
+        description="Batches whose gradients are added up in a training step. Raise it for a "
+        "larger effective batch in the same memory.",
     )
 
     @model_validator(mode="after")
     def _one_way_to_save(self) -> OptimConfig:
         if self.offload and self.optimizer == "adamw8bit":
             raise ValueError(
-                "`optim.offload`=true goes with `optim.optimizer`='adamw' only, got 'adamw8bit', "
+                "`optim.offload`=true works with `optim.optimizer`='adamw' only, got 'adamw8bit', "
                 "whose state must stay on the card; choose one of the two."
             )
         return self
@@ -190,35 +199,35 @@ class HardwareConfig(Part):
     )
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        default="auto", description="auto takes the NVIDIA card, then Apple's, then the CPU."
+        default="auto", description="auto prefers an NVIDIA card, then an Apple one, then the CPU."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto takes bf16 where the device has it and fp32 elsewhere."
+        default="auto", description="auto uses bf16 if the device supports it, otherwise fp32."
     )
     decode_precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
-        description="Arithmetic of the frames decoded for the discriminator. auto takes bf16 on "
-        "cards and processors with instructions for it.",
+        description="Precision for decoding frames for the discriminator. auto uses bf16 on cards "
+        "and CPUs that support it.",
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="Computes activations twice instead of keeping them. Halves the memory of a "
-        "step or better, and makes it about a third slower.",
+        description="Recomputes activations instead of storing them. Halves the memory of a "
+        "training step or better, and makes it about a third slower.",
     )
     offload_idle: bool = Field(
         default=True,
-        description="Text encoder and autoencoder wait in main memory while they are not needed. "
-        "Saves about 1 GiB of graphics memory.",
+        description="Moves the text encoder and autoencoder to main memory while they are not "
+        "needed. Saves about 1 GiB of graphics memory.",
     )
     channels_last: bool = Field(
         default=False,
-        description="Keeps images with their channels last, the order that tensor cores read. "
-        "May be faster on NVIDIA cards.",
+        description="Stores images in channels-last order, which tensor cores prefer. May be "
+        "faster on NVIDIA cards.",
     )
     compile: bool = Field(
         default=False,
-        description="Compiles the UNet's blocks with torch.compile. The first steps of the first "
-        "run take minutes; long runs on NVIDIA cards may get faster.",
+        description="Compiles the UNet's blocks with torch.compile. The first steps take minutes; "
+        "long runs on NVIDIA cards may get faster.",
     )
 
 
@@ -228,21 +237,24 @@ class PreviewConfig(Part):
     expert: ClassVar = frozenset({"teacher_steps"})
 
     every: int = Field(
-        default=100, ge=0, le=1_000_000, description="Steps from one preview to the next. 0: never."
+        default=100,
+        ge=0,
+        le=1_000_000,
+        description="Training steps between previews. 0: no previews.",
     )
     prompts: tuple[str, ...] = Field(
         default=(),
-        description="Prompts of the previews. Empty: chosen from the captions or the prompts file.",
+        description="Prompts for the previews. Empty: taken from the captions or the prompts file.",
     )
     steps: tuple[Annotated[int, Field(ge=1, le=50)], ...] = Field(
         default=(1, 2, 4, 8),
         min_length=1,
-        description="Sampling steps that are shown side by side, each from 1 to 50.",
+        description="Numbers of sampling steps to show side by side, each from 1 to 50.",
     )
     teacher_steps: int = Field(
-        default=50, ge=1, le=250, description="Sampling steps of the teacher's clip beside them."
+        default=50, ge=1, le=250, description="Sampling steps of the base model's clip beside them."
     )
-    count: int = Field(default=2, ge=1, le=16, description="Prompts in a preview.")
+    count: int = Field(default=2, ge=1, le=16, description="Prompts per preview.")
 
 
 class CheckpointConfig(Part):
@@ -252,11 +264,11 @@ class CheckpointConfig(Part):
         default=100,
         ge=1,
         le=1_000_000,
-        description="Steps from one checkpoint to the next. One is also saved at a stop.",
+        description="Training steps between checkpoints. Stopping also saves one.",
     )
     keep: int = Field(
         default=3,
         ge=1,
         le=1000,
-        description="Newest checkpoints that are kept; older ones are deleted.",
+        description="Number of checkpoints to keep; older ones are deleted.",
     )

@@ -20,7 +20,7 @@ def colour(text: str) -> str:
         red, green, blue = ImageColor.getrgb(opaque)[:3]
     except ValueError as error:
         raise ValueError(
-            f"{text!r} is no colour; use #rrggbb, such as #ffffff, or a name, such as black"
+            f"{text!r} is not a colour; use #rrggbb, such as #ffffff, or a name, such as black"
         ) from error
     return f"#{red:02x}{green:02x}{blue:02x}"
 
@@ -29,7 +29,7 @@ Colour = Annotated[str, AfterValidator(colour)]
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: names the field, what was given and what is allowed."""
+    """A setting that cannot be used; the message names the field, its value and what is allowed."""
 
 
 class Part(BaseModel):

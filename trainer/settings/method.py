@@ -22,43 +22,43 @@ class TrajectoryConfig(Part):
         default=50,
         ge=8,
         le=250,
-        description="Timesteps of the teacher's DDIM sampler. More are finer and make each "
-        "teacher step smaller.",
+        description="Timesteps of the base model's (teacher's) DDIM sampler. More timesteps make "
+        "each teacher step smaller.",
     )
     guidance_min: float = Field(
         default=5.0,
         ge=0.0,
         le=30.0,
-        description="Lowest teacher guidance w that is drawn (a CFG scale of w + 1). Counts with "
-        "`motion.target` consistency; stored trajectories have `data.library_guidance`.",
+        description="Lowest teacher guidance w to draw (a CFG scale of w + 1). Only used with "
+        "`motion.target` consistency; stored trajectories use `data.library_guidance`.",
     )
     guidance_max: float = Field(
         default=15.0,
         ge=0.0,
         le=30.0,
-        description="Highest teacher guidance w that is drawn. The mini model recommends 1 to 3.",
+        description="Highest teacher guidance w to draw. The mini model recommends 1 to 3.",
     )
     real_probability: float = Field(
         default=0.5,
         ge=0.0,
         le=1.0,
-        description="Share of points on the teacher's or a video's trajectory; the others start "
-        "from the student's own predictions (mixed trajectory distillation). 0 does not work: "
-        "training needs some teacher points.",
+        description="Share of training points on the trajectory of the teacher or of a video; the "
+        "others start from the student's own predictions (mixed trajectory distillation). 0 does "
+        "not work: training needs some teacher points.",
     )
     replay_probability: float = Field(
         default=0.8,
         ge=0.0,
         le=1.0,
-        description="Share of the student's own points that come from stored earlier predictions "
-        "instead of a new one. High values cure the wash-out at 4 and 8 steps.",
+        description="Share of the student's own points that reuse a stored earlier prediction "
+        "instead of making a new one. High values prevent washed-out clips at 4 and 8 steps.",
     )
     real_min_timestep: int = Field(
         default=800,
         ge=0,
         le=999,
-        description="Points on the teacher's trajectory lie at this timestep or above. Below, they "
-        "show the base model's look, which few-step sampling in a style never meets. Counts with "
+        description="Lowest timestep of points on the teacher's trajectory. Points below it show "
+        "the base model's look, which few-step sampling in a style never meets. Only used with "
         "`motion.target` endpoint.",
     )
     snr_power: float = Field(
@@ -67,13 +67,14 @@ class TrajectoryConfig(Part):
         le=1.0,
         description="Weight of a training point: (alpha_t / sigma_t) ** this power. An error of "
         "the predicted noise reaches the clip multiplied by sigma_t / alpha_t: with 0 (the paper) "
-        "the first sampling step outweighs the later ones by far, with 1 all count the same.",
+        "the first sampling step far outweighs the later ones, with 1 all count the same.",
     )
     few_step_bias: float = Field(
         default=0.7,
         ge=0.0,
         le=1.0,
-        description="Share of points drawn at the timesteps of 1, 2, 4 and 8 step sampling.",
+        description="Share of points drawn at exactly the timesteps that sampling in 1, 2, 4 and "
+        "8 steps uses.",
     )
 
     @model_validator(mode="after")
@@ -87,14 +88,14 @@ class TrajectoryConfig(Part):
 
 
 class MotionConfig(Part):
-    """The loss on motion, and the terms that hold colour and movement."""
+    """The loss on motion, and the losses that keep colour and movement."""
 
     target: Literal["endpoint", "consistency"] = Field(
         default="endpoint",
-        description="What motion is compared with: endpoint, the clip at which the teacher's "
-        "stored trajectory ends and which stays as it is; or consistency, the student's own "
-        "prediction one teacher step on (the paper), which moves with the student. Videos have no "
-        "stored trajectory and always use consistency.",
+        description="What motion is compared with. endpoint: the final clip of the teacher's "
+        "stored trajectory, which never changes. consistency (the paper): the student's own "
+        "prediction one teacher step later, which changes with the student. Videos have no stored "
+        "trajectory and always use consistency.",
     )
     representation: Representation = Field(
         default="diff",
@@ -104,42 +105,44 @@ class MotionConfig(Part):
     )
     loss: Literal["huber", "l2"] = Field(
         default="huber",
-        description="Distance of prediction and target.",
+        description="Distance measure between prediction and target.",
     )
     huber_c: float = Field(
         default=0.05,
         ge=1e-6,
         le=10.0,
-        description="Where the Huber loss turns from square to linear, in latent units.",
+        description="Error at which the Huber loss turns from quadratic to linear, in latent "
+        "units.",
     )
     weight: float = Field(default=1.0, ge=0.0, le=100.0, description="Weight of the motion loss.")
     energy_weight: float = Field(
         default=0.5,
         ge=0.0,
         le=10.0,
-        description="Weight of the motion energy term: where the clip moves, whatever its "
-        "colours. Raise it when clips stand still. 0 turns it off.",
+        description="Weight of the motion energy loss: where a clip moves, whatever its colours. "
+        "Raise it if clips stand still. 0 turns it off.",
     )
     anchor_weight: float = Field(
         default=0.0,
         ge=0.0,
         le=10.0,
-        description="Weight of the low-pass anchor to the motion target. 0.05 helps when colours "
-        "of the prompt are lost; it also keeps the teacher's look, watermarks included. 0 turns "
-        "it off.",
+        description="Weight that pulls the blurred prediction towards the motion target. 0.05 "
+        "helps if colours of the prompt are lost, but also keeps the teacher's look, watermarks "
+        "included. 0 turns it off.",
     )
     self_anchor_weight: float = Field(
         default=0.1,
         ge=0.0,
         le=10.0,
-        description="Weight that keeps replayed predictions where they were, after 2x2 pooling. "
-        "Raise it when 4 and 8 steps wash out. 0 turns it off.",
+        description="Weight that keeps replayed predictions close to their stored version, after "
+        "2x2 pooling. Raise it if clips wash out at 4 and 8 steps. 0 turns it off.",
     )
     self_anchor_max_timestep: int = Field(
         default=880,
         ge=0,
         le=999,
-        description="Replayed predictions noised beyond this timestep are not held in place.",
+        description="Above this timestep, replayed predictions are not kept close to their stored "
+        "version.",
     )
     head_lr: float = Field(
         default=1e-4, ge=1e-8, le=1.0, description="Learning rate of the learned motion head."
@@ -147,80 +150,82 @@ class MotionConfig(Part):
 
 
 class AdversarialConfig(Part):
-    """The frame discriminator, which brings the look of the image folder."""
+    """The frame discriminator, which teaches the look of the style images."""
 
     weight_mode: Literal["gradient_ratio", "fixed"] = Field(
         default="gradient_ratio",
-        description="gradient_ratio keeps the adversary's push at `adversarial.ratio` of the "
-        "motion loss's; fixed uses `adversarial.weight` as it is (the paper).",
+        description="gradient_ratio scales the discriminator's gradient to `adversarial.ratio` "
+        "times that of the motion loss; fixed uses `adversarial.weight` unchanged (the paper).",
     )
     weight: float = Field(
         default=1.0,
         ge=0.0,
         le=100.0,
-        description="Weight of the discriminator, on top of the gradient ratio if that is used. 0"
-        " turns it off.",
+        description="Weight of the discriminator's loss, multiplied with the gradient ratio if "
+        "that is used. 0 turns it off.",
     )
     ratio: float = Field(
         default=4.0,
         ge=0.0,
         le=20.0,
-        description="rho: gradient of the adversary over that of the motion loss. Raise it for "
-        "more style, lower it for more motion.",
+        description="Gradient of the discriminator's loss divided by that of the motion loss. "
+        "Raise it for more style, lower it for more motion.",
     )
     loss: Literal["hinge", "bce", "wgan"] = Field(default="hinge", description="GAN loss.")
     features: str = Field(
         default="auto",
         min_length=1,
-        description="Frozen network that looks at frames for the discriminator: a name, the folder "
-        "of a DINOv2 or CLIP vision model, a CLIP vision file, or auto to match the model.",
+        description="Frozen feature network that the discriminator uses: a name, the folder of a "
+        "DINOv2 or CLIP vision model, a CLIP vision file, or auto to match the base model.",
     )
     clip: str = Field(
         default="auto",
         min_length=1,
-        description="CLIP that reads frames for the caption loss: a folder, a file of ComfyUI's "
-        "clip_vision with its text encoder beside it, auto to look in the local Hugging Face "
-        "cache, or none. The mini model needs none.",
+        description="CLIP model for the caption loss: a folder, a file from ComfyUI's clip_vision "
+        "with its text encoder beside it, auto to look in the local Hugging Face cache, or none. "
+        "The mini model needs none.",
     )
     mismatched_captions: bool = Field(
         default=True,
-        description="Show style images with wrong captions as fakes; prompts are followed better.",
+        description="Also shows the discriminator style images with wrong captions, as fakes. "
+        "Clips then follow prompts better.",
     )
     caption_weight: float = Field(
         default=0.6,
         ge=0.0,
         le=10.0,
-        description="Weight of the caption loss: frames should show what the prompt says, judged "
-        "by `adversarial.clip`. Raise it when the prompt's colours or things are lost. 0 turns it "
-        "off.",
+        description="Weight of the caption loss: frames should show what the prompt says, "
+        "measured by `adversarial.clip`. Raise it if colours or objects of the prompt are lost. 0 "
+        "turns it off.",
     )
     content_weight: float = Field(
         default=0.8,
         ge=0.0,
         le=100.0,
-        description="Weight of the content loss: what is where in a frame, seen in the deep maps "
-        "of the feature network, should be as in the motion target's frame. Raise it when things "
-        "lose their shape, lower it when the style does not come through. 0 turns it off.",
+        description="Weight of the content loss: a frame should have the same content at the same "
+        "location as the motion target's frame, compared in deep feature maps. Raise it if "
+        "objects lose their shape, lower it if the style does not come through. 0 turns it off.",
     )
     statistics_weight: float = Field(
         default=2.0,
         ge=0.0,
         le=100.0,
         description="Weight of the statistics loss: the distribution of shallow feature maps, per "
-        "location and caption, and their mean, should match the style images. Raise it when the "
-        "style does not come through or a watermark stays, lower it when things lose their shape. "
+        "location and caption, and their mean, should match the style images. Raise it if the "
+        "style does not come through or a watermark stays, lower it if objects lose their shape. "
         "0 turns it off.",
     )
     r1_weight: float = Field(
         default=0.0,
         ge=0.0,
         le=1000.0,
-        description="Weight of R1 on real features; try 1 when the discriminator wins.",
+        description="Weight of the R1 penalty on real features; try 1 if the discriminator "
+        "becomes too strong.",
     )
     augment: str = Field(
         default="color,translation,cutout",
         description="Differentiable augmentation, comma-separated: color, translation, cutout. "
-        "Empty: none. Leave out color when exact hues are the style.",
+        "Empty: none. Leave out color if exact hues are part of the style.",
     )
     lr: float = Field(
         default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the discriminator's heads."

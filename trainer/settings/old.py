@@ -17,28 +17,28 @@ CONSTANTS: dict[str, Any] = {
     "adversarial.head_channels": 64,
     "optim.betas": (0.9, 0.99),
 }
-"""Once settings, constants now: the only value with which an old file can be loaded."""
+"""Former settings that are constants now, with the only value that an old file may have."""
 RETIRED = (*CONSTANTS, "lora.alpha", "init_lora", "warm_start")
 
 
 def of_today(given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Settings by name with earlier spellings as today's.
+    """Settings by name, with old names converted to current ones.
 
-    Raises ConfigError, which begins with ``where``, for one that cannot be had any more.
+    Raises ConfigError, which begins with ``where``, for a setting that no longer exists.
     """
     values = {name.removeprefix(RECIPE): value for name, value in given.items()}
     for name, constant in CONSTANTS.items():
         if name in values and _numbers(values.pop(name)) != _numbers(constant):
             shown = constant if not isinstance(constant, tuple) else list(constant)
             raise ConfigError(
-                f"{where}`{name}` is not a setting any more: it is always {shown}. Leave it out."
+                f"{where}`{name}` is no longer a setting: it is always {shown}. Remove it."
             )
     if "lora.alpha" in values:
         rank = values.get("lora.rank", record("lora.rank").default)
         if _numbers(values.pop("lora.alpha")) != _numbers(rank):
             raise ConfigError(
-                f"{where}`lora.alpha` is not a setting any more: it always equals `lora.rank`, "
-                f"here {rank}. Leave it out."
+                f"{where}`lora.alpha` is no longer a setting: it always equals `lora.rank`, here "
+                f"{rank}. Remove it."
             )
     return _with_start(values)
 

@@ -1,4 +1,4 @@
-"""How long and how carefully a run trains, as three choices for people who want no numbers."""
+"""Training length as three choices, for people who do not want numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class QualityPreset:
 QUALITY_PRESETS: dict[str, QualityPreset] = {
     "quick": QualityPreset(
         "Quick look",
-        "150 steps: shows whether the style comes through.",
+        "150 training steps: shows whether the style comes through.",
         {
             "steps": 150, "preview.every": 25, "checkpoint.every": 50, "data.library_clips": 64,
             "preview.count": 2, "checkpoint.keep": 3,
@@ -38,7 +38,7 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
     ),
     "normal": QualityPreset(
         "Normal",
-        "800 steps: the place to start.",
+        "800 training steps: start here.",
         {
             "steps": 800, "preview.every": 50, "checkpoint.every": 100, "data.library_clips": 128,
             "preview.count": 3, "checkpoint.keep": 4,
@@ -46,7 +46,7 @@ QUALITY_PRESETS: dict[str, QualityPreset] = {
     ),
     "best": QualityPreset(
         "Best",
-        "2000 steps and more motion from the teacher: for a style that is worth the wait.",
+        "2000 training steps and more example clips: for a style that is worth the wait.",
         {
             "steps": 2000, "preview.every": 100, "checkpoint.every": 200,
             "data.library_clips": 256, "preview.count": 4, "checkpoint.keep": 6,

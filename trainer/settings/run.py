@@ -26,18 +26,18 @@ class TrainConfig(Part):
     model: str = Field(
         default=BUNDLED,
         min_length=1,
-        description="Base model: mini (comes with the trainer), a diffusers model folder, or a "
-        "Stable Diffusion 1.5 checkpoint for AnimateDiff, or a transformer file of Wan.",
+        description="Base model: mini (included), a diffusers model folder, or a Stable Diffusion "
+        "1.5 checkpoint for AnimateDiff, or a transformer file of Wan.",
     )
     motion_module: UserPath | None = Field(
         default=None,
-        description="AnimateDiff's motion module, file or MotionAdapter folder, for a Stable "
-        "Diffusion 1.5 as `model`.",
+        description="AnimateDiff motion module (a file or a MotionAdapter folder), needed if "
+        "`model` is Stable Diffusion 1.5.",
     )
     vae: UserPath | None = Field(
         default=None,
-        description="VAE file or folder in place of the base model's own, for checkpoints without "
-        "one. Not set for Wan: the one in ComfyUI's models/vae beside it.",
+        description="VAE file or folder, for checkpoints without one; it replaces the base "
+        "model's own. Not set for Wan: the one in ComfyUI's models/vae beside it.",
     )
     text_encoder: UserPath | None = Field(
         default=None,
@@ -50,61 +50,64 @@ class TrainConfig(Part):
         "Not set: the one in ComfyUI's models/vae_approx beside it, if there is one.",
     )
     images: UserPath | None = Field(
-        default=None, description="Folder of style images, with captions beside them."
+        default=None, description="Folder of style images, with their captions."
     )
     videos: UserPath | None = Field(
         default=None,
-        description="Folder of motion clips. Not set: motion comes from the teacher's own library.",
+        description="Folder of videos to learn motion from. Not set: motion is learned from the "
+        "base model's example clips.",
     )
     prompts: UserPath | None = Field(
         default=None,
-        description="UTF-8 text file of prompts for the library and previews, one a line.",
+        description="UTF-8 text file of prompts for example clips and previews, one per line.",
     )
     run: UserPath = Field(
         default=Path("runs/run"),
-        description="Run folder: every state, sample and result goes there.",
+        description="Run folder for all states, samples and results.",
     )
     trigger: str = Field(
         default="",
-        description="Unusual word that switches the style on, e.g. wsnth. It replaces [trigger] in "
-        "captions. Empty: the style is always on.",
+        description="Unusual word that switches the style on, e.g. wsnth. It replaces [trigger] "
+        "in captions. Empty: the style is always on.",
     )
     prompt_template: str = Field(
         default="[trigger]",
-        description="Caption of images that have none.",
+        description="Caption for images without one.",
     )
-    steps: int = Field(default=300, ge=1, le=10_000_000, description="Training steps of the run.")
+    steps: int = Field(
+        default=300, ge=1, le=10_000_000, description="Length of the run in training steps."
+    )
     minutes: float | None = Field(
         default=None,
         ge=0.01,
         le=100_000.0,
-        description="Ends the run after so many minutes, or at its last step if that comes first. "
-        "Not set: no limit.",
+        description="The run ends after this many minutes, or at its last step if that comes "
+        "first. Not set: no limit.",
     )
     seed: int = Field(
         default=0,
         ge=0,
         le=2**32 - 1,
-        description="Seed of everything random; the same seed repeats a run.",
+        description="Seed for all random numbers; the same seed repeats a run.",
     )
     start_from: str = Field(
         default="auto",
         min_length=1,
-        description="Where the LoRA begins: auto, the base model's own few-step LoRA "
-        "(warm_start.safetensors in its folder) if it has this rank, which saves training time; "
-        "none; or a LoRA file of ours or an official MCM folder, of any rank. A rank above "
-        "`lora.rank` is kept.",
+        description="LoRA to start from. auto: the base model's own few-step LoRA "
+        "(warm_start.safetensors in its folder) if its rank matches, which saves training time. "
+        "none: start from zero. Or the path of a LoRA from this trainer or an official MCM "
+        "folder, of any rank; a rank above `lora.rank` is kept.",
     )
     preset: Literal["recipe", "paper", "lcm"] = Field(
         default="recipe",
-        description="Defaults to start from: recipe (works best here), paper (as published), lcm "
+        description="Set of defaults: recipe (works best in our tests), paper (as published), lcm "
         "(plain baseline).",
     )
     memory: Literal["fast", "lean", "tight"] = Field(
         default="fast",
-        description="How graphics memory is saved: fast keeps all that a step computes; lean "
-        "computes part of it twice, about a third slower; tight also keeps the optimizer in main "
-        "memory, up to a second a step more.",
+        description="How to save graphics memory. fast: nothing is saved. lean: gradient "
+        "checkpointing, about a third slower. tight: also keeps the optimizer in main memory, up "
+        "to a second more per training step.",
     )
     data: DataConfig = Field(default_factory=DataConfig, description="Clips and images")
     recipe: Recipe = Field(default_factory=Recipe, description="Recipe")

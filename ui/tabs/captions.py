@@ -19,19 +19,19 @@ from ..uploads import remove_image
 
 HINT = '<p class="quiet">Click a picture to read and change its caption.</p>'
 KEYS = (
-    "In the field: Ctrl+Enter saves and goes on, Page Down and Page Up turn to the next and the "
-    "previous picture."
+    "Keys: Ctrl+Enter saves and shows the next picture; Page Down and Page Up show the next and "
+    "previous one."
 )
 CHANGES = {
-    "before": "Put words before",
-    "after": "Put words after",
+    "before": "Add words at the start",
+    "after": "Add words at the end",
     "replace": "Replace words",
     "trigger": "Add the trigger word",
 }
 KEEP = "(text, path, kept) => path ? { ...(kept || {}), [path]: text } : kept"
-"""What is typed or pasted is kept in the browser, so that a reload loses nothing.
+"""Typed and pasted text is kept in the browser, so that a reload loses nothing.
 
-`page.js` presses the hidden buttons: Gradio's own event tells of typed letters only.
+`page.js` presses the hidden buttons: Gradio's own event fires for typed letters only.
 """
 SURE = """(...given) => {
   given[given.length - 1] = confirm("Delete this picture and its caption from the set?");
@@ -98,14 +98,16 @@ class Captions:
                 value="before", label="What to do", elem_id="change-kind",
             )  # fmt: skip
             self.words = gr.Textbox(
-                label="Words", info="Whole words only: ink is not in pink.", elem_id="change-words"
+                label="Words",
+                info="Whole words: 'ink' does not match 'pink'.",
+                elem_id="change-words",
             )
             self.instead = gr.Textbox(
-                label="Put instead", info="Empty: they are taken out.", visible=False,
+                label="Replace with", info="Empty: the words are removed.", visible=False,
                 elem_id="change-instead",
             )  # fmt: skip
         self.words_typed = gr.Button(visible="hidden", elem_id="change-typed")
-        self.foreseen = gr.HTML('<p class="quiet">Type words to see what would change.</p>')
+        self.foreseen = gr.HTML('<p class="quiet">Enter words to see what would change.</p>')
         with gr.Row(elem_classes="pair"):
             self.change = gr.Button("Change all captions", elem_id="change-all")
             self.undo = gr.Button("Undo the last change", interactive=False, elem_id="undo-change")
@@ -192,13 +194,15 @@ class Captions:
         return gr.update(value=items, label=title, selected_index=selected)
 
     def _seen(self, scan: Scan, index: int, text: str) -> str:
-        """The prompt that ``text`` becomes, with what is odd about it."""
+        """The prompt made from ``text``, with its problems."""
         record = scan.used[index]
         written = raw_caption(record.path, scan.folder.root)
         told = scan.rules.prompt(text)
         lines = [f"The model reads: {told.text or '(nothing)'}", *told.problems]
         if not text.strip():
-            lines.append("There is no caption, so the caption for images without one is used.")
+            lines.append(
+                "This image has no caption, so the model reads the caption for images without one."
+            )
         colour, state = ("warn", "not saved yet") if text.strip() != written else ("quiet", "")
         name = f"{index + 1} of {len(scan.used)}: {record.path.name}"
         return notice(colour, f"{name} - {state}" if state else name, "\n".join(lines))
@@ -239,7 +243,7 @@ class Captions:
         self, scan: Scan | None, path: str, text: str, kept: Any, index: int | None, *, step: int
     ) -> list[Any]:
         if scan is None or index is None:
-            raise ValueError("Click a picture first; its caption is then saved here.")
+            raise ValueError("Click a picture first.")
         image = scan.used[index].path
         self.site.places.write_captions(image)
         scan = save_captions(scan, [(image, text or "")])
@@ -247,7 +251,7 @@ class Captions:
         if step == 0 or index + 1 == len(scan.used):
             tell("Caption saved.")
         changed = self._changed(scan, index + step, kept)
-        if step == 0:  # somebody may be typing on
+        if step == 0:  # somebody may still be typing
             changed[5 + self.shown.index(self.caption)] = gr.skip()
         return changed
 
@@ -257,11 +261,11 @@ class Captions:
 
     def _remove(self, scan: Scan | None, index: int | None, kept: Any, sure: bool) -> list[Any]:
         if scan is None or index is None:
-            raise ValueError("Click the picture that should go first.")
+            raise ValueError("Click the picture to remove first.")
         if not sure:
             return [gr.skip()] * (5 + len(self.shown))
         if len(scan.used) == 1:
-            raise ValueError("It is the last picture. Delete the whole set instead.")
+            raise ValueError("This is the last picture. Delete the whole set instead.")
         image = scan.used[index].path
         self.site.check_unused(scan.folder.root)
         remove_image(image, self.site.places.uploads)
@@ -281,12 +285,12 @@ class Captions:
             return f'<p class="quiet">{escape(str(error))}</p>'
         bare = len(scan.uncaptioned)
         count = f"{len(changed)} of {len(scan.used) - bare} captions would change."
-        left = f" {bare} images without a caption are left as they are." if bare else ""
+        left = f" {bare} images without a caption stay unchanged." if bare else ""
         rows = "".join(
             f"<tr><td>{caption_cell(old)}</td><td>{caption_cell(new)}</td></tr>"
             for _, old, new in changed[:3]
         )
-        head = "<thead><tr><th>Now, for example</th><th>Then</th></tr></thead>"
+        head = "<thead><tr><th>Before (examples)</th><th>After</th></tr></thead>"
         table = f'<table class="files fixed">{head}<tbody>{rows}</tbody></table>' if rows else ""
         return f"<p>{count}{left}</p>{table}"
 
@@ -308,11 +312,11 @@ class Captions:
     ) -> list[Any]:
         """Take a change back, but not from captions that were edited after it."""
         if scan is None or not changed or not changed[0][0].is_relative_to(scan.folder.root):
-            raise ValueError("There is no change of this folder to undo.")
+            raise ValueError("There is no change in this folder to undo.")
         now = dict(written_captions(scan))
         back = [(path, old) for path, old, new in changed if now.get(path) == new.strip()]
         scan = save_captions(scan, back)
         edited = len(changed) - len(back)
-        left = f" {edited} were edited since and stay." if edited else ""
-        tell(f"{len(back)} captions are as they were.{left}")
+        left = f" {edited} were edited since and were kept." if edited else ""
+        tell(f"{len(back)} captions were restored.{left}")
         return [[], gr.update(interactive=False), "", *self._changed(scan, index, kept)]

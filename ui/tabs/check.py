@@ -1,4 +1,6 @@
-"""The lower half of Train's front: what is missing and where it may be, the test, and Start."""
+"""The lower half of the Train tab's front: what is missing, where it may be, the test, and
+Start.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ FINDABLE = (
     "model", "motion_module", "vae", "text_encoder", "tiny_vae", "adversarial.features", "images",
     "videos", "prompts", "start_from",
 )  # fmt: skip
-"""Settings whose value is a path, which may be pointed at right beside what is missing."""
+"""Settings with a path, which get a field beside the message that something is missing."""
 
 Make = Callable[[Sequence[Any]], tuple[TrainConfig, Path]]
 Read = Callable[[Sequence[Any]], Draft]
@@ -52,12 +54,12 @@ class CheckPart:
         watch.add(self.cancel, lambda _: gr.update(visible=is_testing(site)))
 
     def _place(self, setting: str, watch: Watch) -> Any:
-        """A field for the path of what is missing; there only while it is."""
+        """A field for the path of a missing part; shown only while it is missing."""
         field = gr.Dropdown(
             [],
             value=None,
             label=find_label(setting),
-            info="Choose one that was found, or type the path of the file or folder.",
+            info="Choose one that was found, or enter the path of the file or folder.",
             allow_custom_value=True,
             visible=False,
             elem_id=f"find-{setting.replace('.', '-').replace('_', '-')}",
@@ -114,7 +116,7 @@ class CheckPart:
         config, folder = self.make(values)
         if folder.exists():
             free = self.site.places.free_name(folder.name)
-            raise ValueError(f"Run name: '{folder.name}' is taken; '{free}' is free.")
+            raise ValueError(f"Run name: '{folder.name}' is taken; use '{free}', for example.")
         readiness = self.site.readings.check(config).require()
         said = [f"{finding.part}: {finding.text}" for finding in readiness.warnings]
         said += preflight_warnings(self.site)

@@ -59,7 +59,7 @@ class DataTab:
             self.folders = gr.Dropdown(
                 choices=self.known_folders(),
                 label="Examples and earlier uploads",
-                info="The example styles and the sets that were uploaded here.",
+                info="Included example styles, and sets you uploaded here.",
                 allow_custom_value=True,
                 value=None,
                 scale=2,
@@ -104,20 +104,20 @@ class DataTab:
 
     def _captioner(self, watch: Watch) -> None:
         found = [str(path) for path in find_captioners(self.site.places.model_folders)]
-        with gr.Accordion("Captions by a model of yours", open=False):
+        with gr.Accordion("Captions by a captioning model", open=False):
             gr.HTML(
-                '<p class="quiet">A captioner (BLIP, BLIP-2 or GIT, a transformers folder) writes '
-                "captions for images that have none. It has to be on this machine: nothing is "
-                "downloaded. Read what it wrote; captioners are often wrong.</p>"
+                "<p class='quiet'>A captioning model (BLIP, BLIP-2 or GIT, as a transformers "
+                "folder) writes captions for images that have none. It must be on this machine: "
+                "nothing is downloaded. Check what it wrote; captioning models are often wrong.</p>"
             )
             with gr.Row(equal_height=True):
                 self.captioner = gr.Dropdown(
                     found,
                     value=found[0] if found else None,
-                    label="Folder of the captioner",
-                    info="Found on this machine, or type a folder."
+                    label="Folder of the captioning model",
+                    info="Choose one found on this machine, or enter a folder."
                     if found
-                    else "None was found in the Hugging Face cache; type the folder of one.",
+                    else "None was found in the Hugging Face cache; enter a folder.",
                     allow_custom_value=True,
                     elem_id="captioner",
                 )
@@ -196,7 +196,7 @@ class DataTab:
         deleted.success(**look)
 
     def look(self, images: str, *given: Any) -> list[Any]:
-        """Scan the folder; a folder that cannot be used becomes a message in place of pictures."""
+        """Scan the folder; for a folder that cannot be used, show a message instead of pictures."""
         *rest, kept = given
         try:
             folder = self.site.places.folder(images)
@@ -223,7 +223,7 @@ class DataTab:
             return [gr.skip()] * len(self.outputs)
         scan = told_anew(scan, rules)
         shown = self.captions.show(scan, index, kept)
-        if index is not None:  # somebody may be typing on
+        if index is not None:  # somebody may still be typing
             shown[self.captions.shown.index(self.captions.caption)] = gr.skip()
         return [scan, summary(scan), REMARKS, 0, report(scan), *shown]
 
@@ -266,7 +266,7 @@ class DataTab:
         where = Path(text) if text in known else self.site.places.folder(text)
         arguments = ["caption", folder, "--captioner", where]
         self.site.tasks.start("caption", folder.name, arguments)
-        tell("The captioner has started.")
+        tell("The captioning model has started.")
 
     def _captioning(self, moment: Moment) -> str:
         task = moment.site.tasks.status("caption")
@@ -276,7 +276,8 @@ class DataTab:
             return notice("live", f"Captioning {task.label}", task.output[-600:])
         if task.failed:
             return notice("bad", "Captioning failed", task.problem)
-        return notice("good", f"Captioned {task.label}", f"{task.output[-300:]}\nPress Check.")
+        output = f"{task.output[-300:]}\nPress Check folder."
+        return notice("good", f"Captioned {task.label}", output)
 
 
 def _options(

@@ -18,8 +18,8 @@ from ..watch import Moment, Watch
 
 NEWEST = ("the newest", "")
 EMPTY = (
-    '<p class="empty">No LoRA yet. It is written when a training ends or is stopped; a checkpoint '
-    "can be exported at any time.</p>"
+    '<p class="empty">No LoRA yet. One is written when a training ends or is stopped. You can '
+    "export a checkpoint at any time.</p>"
 )
 
 
@@ -55,7 +55,7 @@ class ExportTab:
                 [NEWEST],
                 value="",
                 label="Checkpoint",
-                info="A saved state of the training. The Samples tab shows which looks best.",
+                info="A saved state of the training. See on the Samples tab which looks best.",
                 allow_custom_value=True,
                 elem_id="checkpoint",
             )
@@ -69,7 +69,7 @@ class ExportTab:
             self.name = gr.Textbox(label="Name in ComfyUI", info=goes, elem_id="comfyui-name")
             self.folder = gr.Textbox(
                 label="ComfyUI's folder",
-                info="It was not found by itself: type the folder in which main.py lies.",
+                info="It was not found automatically: enter the folder that contains main.py.",
                 visible=place is None,
                 elem_id="comfyui-folder",
             )
@@ -93,7 +93,7 @@ class ExportTab:
         best = best_step([e for e in moment.events if e["kind"] == "preview"], steps)
         labels = {step: f"step {step}" for step in reversed(steps)}
         if best is not None:
-            labels[best] += ", the best by movement, style and content"
+            labels[best] += ", the best in movement, style and content"
         if moment.exported in labels:
             labels[moment.exported] += " (exported)"
         return gr.update(choices=[NEWEST, *((label, str(k)) for k, label in labels.items())])
@@ -120,7 +120,7 @@ class ExportTab:
         tell("The checkpoint is being exported.")
 
     def _shown(self, moment: Moment) -> tuple[Any, Any, Any, str]:
-        """Description, both downloads, and the proposed name; of nothing where there is no file."""
+        """Description, both downloads, and the proposed name; empty without a file."""
         run = None if moment.status is None else moment.status.run
         names = lora_files(run)
         if run is None or not names:

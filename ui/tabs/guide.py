@@ -19,21 +19,21 @@ from .train import TrainTab
 
 WHY = """
 The built-in *mini* model draws one moving shape at 64 pixels. It is for trying out this page and
-cannot learn portraits or landscapes. These four steps lead to a model that can.
+cannot learn portraits or landscapes. Follow these four steps to use a model that can.
 """
 PICTURES = """
-20 to 100 in **one** style, as different as possible in what they show, 512 pixels or more on the
-shorter side. What all of them share is learned, also a signature or a frame: crop it away. The
-*Data* tab takes them.
+Choose 20 to 100 pictures in **one** style that show things as different as possible, 512 pixels or
+more on the shorter side. The model learns what all of them share, including a signature or a frame:
+crop it away. Add them on the *Data* tab.
 """
 CAPTIONS = """
-One sentence each about **what is there, not how it looks**: "a woman with a red scarf on a bridge",
-not "a beautiful watercolour of a woman". The *Data* tab shows and changes them.
+Write one sentence for each about **what it shows, not how it looks**: "a woman with a red scarf on
+a bridge", not "a beautiful watercolour of a woman". You can edit captions on the *Data* tab.
 """
 CARD = """
 The button fills in the *Train* tab for your card, with a list of 96 general prompts. The base model
 makes example clips of them once, and your model learns movement from those. Then press *Test memory
-and time* there: within minutes it says whether it fits and how long the training takes.
+and time* there: within minutes it shows whether the training fits and how long it takes.
 """
 
 
@@ -49,7 +49,7 @@ class GuideTab:
         with gr.Row(equal_height=True):
             self.folder = gr.Textbox(
                 label="ComfyUI's folder",
-                info="The folder in which main.py lies.",
+                info="The folder that contains main.py.",
                 visible=site.places.comfyui is None,
                 elem_id="guide-comfyui",
             )
@@ -58,7 +58,7 @@ class GuideTab:
             heading(title, level=3)
             gr.Markdown(text)
         self._card()
-        with gr.Accordion("The whole guide: times, remedies, use in ComfyUI", open=False):
+        with gr.Accordion("The whole guide: times, troubleshooting, use in ComfyUI", open=False):
             gr.Markdown(guide_text(site.places.pack), elem_id="guide-text")
 
     def _card(self) -> None:
@@ -70,7 +70,9 @@ class GuideTab:
                 [(_card_title(preset), str(preset.gigabytes)) for preset in FOR_BEGINNERS.cards],
                 value=CARD_KEYS[1] if found == CPU else found,
                 label="Graphics memory",
-                info="No card was found on this machine." if found == CPU else "As found here.",
+                info="No card was found on this machine."
+                if found == CPU
+                else "Detected on this machine.",
                 elem_id="guide-card",
             )
             self.fill = gr.Button("Fill in the form", variant="primary", elem_id="guide-fill")
@@ -85,7 +87,7 @@ class GuideTab:
             parts = model_parts(self.site.places, folder or "")
             if missing := missing_parts(parts[:2]):
                 raise ValueError(
-                    f"Not on this machine yet: {missing}. Step 1 says where to get it."
+                    f"Not on this machine yet: {missing}. Step 1 shows where to get it."
                 )
             model, module = (part.found[0] for part in parts[:2])
             draft = self.site.drafts.load()
@@ -94,7 +96,7 @@ class GuideTab:
             values |= {"motion_module": module, "prompts": str(GENERAL_PROMPTS)}
             draft.values, draft.card, draft.quality = values, card, "normal"
             self.site.drafts.save(draft)
-            tell("The form is filled in. Choose your pictures, then look at the Train tab.")
+            tell("The form is filled in. Choose your pictures, then open the Train tab.")
             return [*train.show(draft), gr.update(selected="data")]
 
         inputs = [self.card, self.folder]

@@ -12,7 +12,7 @@ from ..watch import Moment, Watch
 def monitor_tab(watch: Watch) -> None:
     """Build the tab; all of it follows the chosen run."""
     watch.add(gr.HTML(elem_id="monitor"), lambda moment: monitor(moment.status, moment.events))
-    # A part of the HTML above would fold again with every new number.
+    # As part of the HTML above it would close with every update.
     with gr.Accordion("Losses, for experts", open=False):
         watch.add(gr.HTML(elem_id="losses"), lambda moment: losses(moment.status, moment.events))
     heading("Log", level=3)

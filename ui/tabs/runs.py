@@ -20,8 +20,8 @@ CONFIRM = """name => [name && confirm(
   `Delete "${name}" with its samples, checkpoints and LoRA files? This cannot be undone.`
 ) ? name : null]"""
 EMPTY = (
-    '<p class="empty">No run yet. The <b>Train</b> tab makes the first one; every run stays here '
-    "with its samples, checkpoints and LoRA.</p>"
+    '<p class="empty">No run yet. Start one on the <b>Train</b> tab. Runs are listed here, with '
+    "their samples, checkpoints and LoRA.</p>"
 )
 
 
@@ -41,7 +41,7 @@ class RunsTab:
             self.job = gr.Dropdown(
                 [],
                 label="Waiting job",
-                info="Jobs are trained one after another, also while this page is closed.",
+                info="Jobs train one after another, even while this page is closed.",
                 allow_custom_value=True,
                 elem_id="job",
             )
@@ -71,14 +71,14 @@ class RunsTab:
         if moment.name is None:
             return ""
         return (
-            f"<p>Chosen at the top of the page: <b>{escape(moment.name)}</b>. Resume is up there, "
-            "too.</p>"
+            f"<p>Selected at the top of the page: <b>{escape(moment.name)}</b>. Resume is up "
+            "there, too.</p>"
         )
 
     def _queue(self, moment: Moment) -> str:
         jobs = self.site.queue.jobs()
         if not jobs:
-            return '<p class="empty">The queue is empty. Start several trainings: each waits.</p>'
+            return '<p class="empty">The queue is empty. Further trainings wait here.</p>'
         busy = self.site.queue.busy
         rows = []
         for number, job in enumerate(jobs, 1):
@@ -96,7 +96,7 @@ class RunsTab:
         run = self.site.places.run(name)
         draft, left = self.site.drafts.from_config(run.config(), run.name)
         self.site.drafts.save(draft)
-        tell(f"The form holds the settings of '{run.name}'; change what you like and start.")
+        tell(f"The form now has the settings of '{run.name}'; change what you like and start.")
         note = escape("\n".join(left))
         return [*self._train.show(draft), note, gr.update(selected="train")]
 
@@ -113,7 +113,7 @@ class RunsTab:
         if run.path.is_symlink():
             raise ValueError(f"'{run.name}' is a link; delete it by hand.")
         remove_folder(run.path)
-        tell(f"'{run.name}' is deleted.")
+        tell(f"'{run.name}' was deleted.")
         names = [other.name for other in self.site.runs()]
         return gr.update(choices=names, value=names[0] if names else None)
 
@@ -123,7 +123,7 @@ class RunsTab:
     def _remove(self, job: str | None) -> Any:
         jobs = self.site.queue.jobs()
         if jobs and jobs[0].id == job and self.site.queue.busy:
-            raise ValueError("This one is training; press Stop & save at the top.")
+            raise ValueError("This run is training; press Stop & save at the top.")
         self.site.queue.remove(str(job or ""))
         return None
 

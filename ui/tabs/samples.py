@@ -37,13 +37,13 @@ class SamplesTab:
         with gr.Accordion("Your own prompts", open=False), gr.Row(equal_height=True):
             self.prompts = gr.Textbox(
                 label="Prompts",
-                info="One a line. The exported step makes the clips, or the newest one while none "
-                "is exported.",
+                info="One per line. The clips are made with the exported LoRA, or with the newest "
+                "checkpoint if there is none.",
                 lines=3,
                 elem_id="own-prompts",
             )
             self.seed = gr.Number(
-                value=0, precision=0, label="Seed", info="The same seed, the same noise."
+                value=0, precision=0, label="Seed", info="The same seed gives the same noise."
             )
             self.own = gr.Button("Make clips", elem_id="make-clips")
             self.strengths = gr.Button("Compare strengths", elem_id="compare-strengths")
@@ -77,7 +77,7 @@ class SamplesTab:
         status = self.site.status(name)
         if status is not None and status.status == "running":
             run.request_preview()
-            tell("A preview follows the present step.")
+            tell("The preview starts after the current training step.")
         else:
             self.site.tasks.start("preview", run.name, ["preview", run.path])
             tell("Sampling the newest checkpoint.")
@@ -85,7 +85,7 @@ class SamplesTab:
     def _own(self, name: str | None, text: str | None, seed: float | None) -> None:
         prompts = _prompts(text)
         if not prompts:
-            raise ValueError(f"Write 1 to {MOST_PROMPTS} prompts, one a line.")
+            raise ValueError(f"Write 1 to {MOST_PROMPTS} prompts, one per line.")
         self._make(name, prompts, seed, [])
 
     def _strengths(self, name: str | None, text: str | None, seed: float | None) -> None:
@@ -108,9 +108,9 @@ def _prompts(text: str | None) -> list[str]:
     """The lines of ``text``; raises ValueError for too many or too long ones."""
     prompts = [line.strip() for line in (text or "").splitlines() if line.strip()]
     if len(prompts) > MOST_PROMPTS:
-        raise ValueError(f"Write 1 to {MOST_PROMPTS} prompts, one a line.")
+        raise ValueError(f"Write 1 to {MOST_PROMPTS} prompts, one per line.")
     if max(map(len, prompts), default=0) > LONGEST_PROMPT or "\0" in "".join(prompts):
-        raise ValueError(f"A prompt has at most {LONGEST_PROMPT} letters.")
+        raise ValueError(f"A prompt may have at most {LONGEST_PROMPT} characters.")
     return prompts
 
 

@@ -33,22 +33,23 @@ from .check import CheckPart
 
 FRONT = ("steps", "minutes")
 SECTIONS = {
-    "data": "How much of a clip is judged, and how the base model makes its example clips.",
-    "trajectory": "The base model (teacher) makes a clip in many small steps. These say from which "
-    "of them the few-step model (student) learns to jump straight to the end.",
-    "motion": "The few-step model (student) should move as the base model (teacher) does. These "
-    "say how that is measured and how much it counts.",
+    "data": "How many frames the discriminator sees, and how the base model makes its example "
+    "clips.",
+    "trajectory": "The base model (teacher) makes a clip in many small steps. These settings "
+    "choose from which of them the few-step model (student) learns to jump straight to the end.",
+    "motion": "The few-step model (student) should move like the base model (teacher). These "
+    "settings choose how that is measured and how much it counts.",
     "adversarial": "A discriminator (a network that tells your images from the model's frames) "
-    "shows the few-step model (student) where its look is still off.",
-    "optim": "How the numbers of the LoRA are changed in each training step.",
-    "hardware": "How it computes. Most of these follow <b>Saving memory</b>.",
-    "preview": "Clips that are made while it trains, for the Samples tab.",
+    "teaches the few-step model (student) your look.",
+    "optim": "How each training step changes the LoRA.",
+    "hardware": "Precision and memory. <b>Saving memory</b> sets most of these.",
+    "preview": "Clips made during the training, for the Samples tab.",
 }
 """What each group of expert settings is about, without jargon."""
 MORE_TITLE = "Other files and start options"
 FOR_TRYING_OUT = (
     '<p class="quiet"><b>The {name} model draws {what}: for trying out.</b> It cannot learn '
-    "portraits or landscapes; the <b>First style</b> tab leads to a model that can.</p>"
+    "portraits or landscapes; the <b>First style</b> tab shows how to get one that can.</p>"
 )
 MORE = (
     "prompts", "preview.prompts", "videos", "vae", "text_encoder", "tiny_vae", "start_from", "seed",
@@ -80,34 +81,34 @@ class TrainTab:
             self.fields["model"] = gr.Dropdown(
                 self.models(),
                 label="Base model",
-                info="The video model your style is added to. Those found on this machine.",
+                info="The video model your style is added to, from those on this machine.",
                 allow_custom_value=True,
                 elem_id="field-model",
             )
             self.fields["motion_module"] = gr.Dropdown(
                 self.motion_modules(),
                 label=label("motion_module"),
-                info="Only for Stable Diffusion 1.5: makes a video model of it.",
+                info="Only for Stable Diffusion 1.5: turns it into a video model.",
                 allow_custom_value=True,
                 elem_id="field-motion-module",
             )
             self.card = gr.Dropdown(
                 card_choices(),
                 label="Graphics memory",
-                info="Sets clip size, LoRA rank, batch and how memory is saved.",
+                info="Sets clip size, LoRA rank, batch size and memory saving.",
                 elem_id="card",
             )
             self.quality = gr.Dropdown(
                 quality_choices(),
                 label="Training length",
-                info="More steps, closer to the style.",
+                info="Longer training comes closer to the style.",
                 elem_id="quality",
             )
         self.about = gr.HTML()
         with gr.Row(equal_height=True):
             self.name = gr.Textbox(
                 label="Run name",
-                info="Names the folder of the run and the LoRA file.",
+                info="Name of the run's folder and of the LoRA file, at most 64 letters.",
                 max_length=64,
                 elem_id="run-name",
             )
@@ -127,7 +128,7 @@ class TrainTab:
             self._group(title, names)
         self.expert = gr.Checkbox(
             label="Expert: show every setting of the method",
-            info="Optional: they are set for you.",
+            info="Optional: all have good values.",
             elem_id="expert",
         )
         titles = {**Settings.model_fields, **Recipe.model_fields}
@@ -155,7 +156,7 @@ class TrainTab:
                 self.saved = gr.Dropdown(
                     self.configs(), label="Saved settings", value=None, allow_custom_value=True
                 )
-            self.file = gr.File(label="To share: the settings as a TOML file", interactive=False)
+            self.file = gr.File(label="The settings as a TOML file, to share", interactive=False)
             self.loaded = gr.HTML()
 
     def models(self) -> list[tuple[str, str]]:
@@ -243,9 +244,9 @@ class TrainTab:
                 return FOR_TRYING_OUT.format(name=name, what=what)
             licence = f"Licence of the weights: <b>{escape(found.licence)}</b>."
             if not found.commercial:
-                licence += " <b>No commercial use</b>, and none of what is made with it."
+                licence += " <b>No commercial use</b> of the model or of anything made with it."
             return f'<p class="quiet">{licence}</p>'
-        return '<p class="quiet">A model folder of yours.</p>'
+        return '<p class="quiet">Your own model folder.</p>'
 
     @staticmethod
     def draft_of(values: Sequence[Any]) -> Draft:
@@ -302,6 +303,6 @@ class TrainTab:
     def _show_config(self, file: Path, name: str) -> list[Any]:
         draft, left = self.site.drafts.from_config(load_config(file), slug(name))
         self.site.drafts.save(draft)
-        text = "\n".join(left) or "Every setting was taken over."
+        text = "\n".join(left) or "All settings were loaded."
         shown = notice("warn" if left else "good", "Settings loaded", text)
         return [*self.show(draft), shown]

@@ -5,13 +5,13 @@ import { forget, notify } from "./mcm_notices.js";
 import { allNodes, isLinked, register, rootGraph, widgetOf } from "./mcm_graph.js";
 
 const LORA = (name) =>
-  `LoRA '${name}' is not here. Put the .safetensors file, or the PEFT folder, into models/loras and press R.`;
+  `LoRA '${name}' is missing. Put the .safetensors file, or the PEFT folder, into models/loras and press R.`;
 const LOADERS = {
   MCM_LoadVideoModel: ["model_name", (name) =>
-    `Model folder '${name}' is not here. Put the diffusers folder (unet, vae, text_encoder, tokenizer, ` +
+    `Model folder '${name}' is missing. Put the diffusers folder (unet, vae, text_encoder, tokenizer, ` +
     "scheduler) into models/diffusers and press R."],
   MCM_AnimateDiff: ["motion_module", (name) =>
-    `Motion module '${name}' is not here. Put it into models/animatediff_models and press R.`],
+    `Motion module '${name}' is missing. Put it into models/animatediff_models and press R.`],
   MCM_LoadLora: ["lora_name", LORA],
   MCM_LoraInfo: ["lora_name", LORA],
 };

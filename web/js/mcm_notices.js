@@ -182,7 +182,7 @@ function useSettings(places) {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
   const linked = places.filter((each) => each.linked);
   const told = linked.map((each) => `${each.name} to ${each.value}`).join(", ");
-  return told && `Connected to other nodes, to be set there: ${told}.`;
+  return told && `Connected to other nodes; set there: ${told}.`;
 }
 
 function addView(node) {

@@ -84,7 +84,7 @@ def sd15(comfy: Any, tiny: Tiny) -> Any:
 @pytest.fixture
 def mcm(comfy: Any) -> SimpleNamespace:
     """The pack's modules under test."""
-    names = ("animatediff", "info", "motion_files", "motion_unet")
+    names = ("animatediff", "info", "motion_files", "unet")
     pack = comfy.__name__
     modules = {name: import_module(f"{pack}.nodes.native.{name}") for name in names}
     modules["motion_module"] = import_module(f"{pack}.trainer.models.motion_module")

@@ -162,7 +162,7 @@ def test_a_control_lora_is_refused_by_name(still_model):
     latents, _, text = make_inputs()
     sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([4.0, 0.0])
     condition = [[text[:1], {"control": outer, "control_apply_to_uncond": True}]]
-    with pytest.raises(ValueError, match="Control-LoRA .* complete ControlNet"):
+    with pytest.raises(ValueError, match="Control-LoRA .* full ControlNet"):
         comfy.sample.sample_custom(
             still_model, latents, 1.0, sampler, sigmas, condition, condition,
             torch.zeros_like(latents), disable_pbar=True, seed=0,

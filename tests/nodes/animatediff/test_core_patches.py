@@ -142,7 +142,7 @@ def test_models_merge_block_by_block(mcm, load, tiny, motion):
 def test_models_of_two_kinds_are_not_merged(clip_model, sd15):
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 
-    with pytest.raises(ValueError, match="cannot be merged.*of one kind"):
+    with pytest.raises(ValueError, match="cannot be merged.*of the same kind"):
         ModelMergeSimple().merge(clip_model, sd15, 0.5)
 
 

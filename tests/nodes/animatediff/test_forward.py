@@ -223,7 +223,7 @@ def test_33_frames_are_refused(clip_model):
 
 
 def test_a_clip_model_is_no_base(mcm, clip_model, motion):
-    with pytest.raises(ValueError, match="clip model already"):
+    with pytest.raises(ValueError, match="already a video model"):
         mcm.animatediff.apply_motion_module(clip_model, motion)
 
 

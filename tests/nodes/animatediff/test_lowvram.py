@@ -26,7 +26,7 @@ def full_model(mcm):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
         adapter = MotionAdapter(block_out_channels=WIDTHS)
     native = mcm.animatediff.build_native_model(
-        mcm.motion_unet.NativeMotionUNet,
+        mcm.unet.NativeMotionUNet,
         full_options(mcm, adapter),
         dtype=torch.float16,
         scheduler_config=mcm.animatediff.SCHEDULER_CONFIG,

@@ -183,7 +183,7 @@ def test_the_prediction_of_a_node_upstream_is_kept(
 ):  # fmt: skip
     model = mcm.animatediff.apply_motion_module(velocity_node(sd15), motion)
     assert_velocity(model, mcm, pipeline, inputs)
-    assert "cannot act" not in caplog.text
+    assert "do not work" not in caplog.text
 
 
 def test_noise_levels_of_a_node_upstream_are_reported(
@@ -191,7 +191,7 @@ def test_noise_levels_of_a_node_upstream_are_reported(
 ):  # fmt: skip
     model = mcm.animatediff.apply_motion_module(velocity_node(sd15, zsnr=True), motion)
     assert mcm.info.video_info(model).scheduler_config["prediction_type"] == "v_prediction"
-    assert "cannot act" in caplog.text and "model_sampling" in caplog.text
+    assert "do not work" in caplog.text and "model_sampling" in caplog.text
 
 
 def test_other_predictions_upstream_are_refused(mcm, sd15, motion, velocity_node):
@@ -220,7 +220,7 @@ def test_the_users_own_node_wins_over_the_file(mcm, from_file, motion, velocity_
     ("keys", "message"),
     [
         (("v_pred", "ztsnr"), "zero terminal SNR"),
-        (("model.diffusion_model.time_embed.cond_proj.weight",), "distilled by LCM"),
+        (("model.diffusion_model.time_embed.cond_proj.weight",), "distilled with LCM"),
     ],
 )
 def test_kinds_of_checkpoints_that_cannot_be_used_are_named(mcm, from_file, motion, keys, message):
