@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -125,12 +122,7 @@ def copy_to_comfyui(
         raise PlaceError(f"'{target.name}' exists in {folder}; choose another name, or tick "
                          "'Overwrite existing file'.")  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{stem}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        shutil.copyfile(file, staged)
-        os.replace(staged, target)
-    finally:
-        staged.unlink(missing_ok=True)
+    atomic_write(target, file.read_bytes())
     return target
 
 

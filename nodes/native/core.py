@@ -7,6 +7,7 @@
 | `default_noise_sampler` draws from seed + 1 on the CPU | 0.7 | `_with_step_seed` in sampling.py adds the 1 |
 | `quant_config` of a checkpoint (before: `layer_quant_config`, `scaled_fp8`) | 0.4 | whichever the config has |
 | wrappers `OUTER_SAMPLE`, `PREPARE_SAMPLING`, `SAMPLER_SAMPLE`, `CALC_COND_BATCH`, `DIFFUSION_MODEL` | before 0.3.60 | - |
+| `io.Schema.search_aliases` (test_found_browser.py) | 0.11 | no search words |
 | `optimized_attention(q, k, v, heads)` | before 0.3.60 | - |
 | `WeightAdapterBase.__init__(loaded_keys, weights)` | before 0.3.60 | - |
 

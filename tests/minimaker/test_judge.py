@@ -22,7 +22,7 @@ def test_logits_and_features_have_the_promised_shapes(frames):
     assert {name: tuple(v.shape) for name, v in logits.items()} == {
         name: (2, size) for name, size in ATTRIBUTES.items()
     }
-    assert judge.look_logits(pixels).shape == (2, len(LOOKS))
+    assert judge.read(pixels)[0]["look"].shape == (2, len(LOOKS))
     assert judge.video_features(pixels).shape == (2, FEATURES)
     assert judge.frame_features(pixels[:, :, 0]).shape == (2, FEATURES)
 

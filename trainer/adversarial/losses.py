@@ -274,13 +274,3 @@ class GradientRatio:
             )
         norms = state["norms"]
         self._norms = None if norms is None else norms.clone()
-
-
-def latent_gradient(loss: Tensor, latents: Tensor) -> Tensor:
-    """Gradient of ``loss`` with respect to ``latents``, shaped like them, without freeing the
-    graph.
-
-    With the gradients of both losses, one ``latents.backward(g_cd + weight * g_adv)`` passes
-    through the student once, and not again through decoder and discriminator.
-    """
-    return torch.autograd.grad(loss, latents, retain_graph=True)[0]

@@ -6,7 +6,7 @@ tensors (B,) or (), and 0 is the clean end. All other code uses a `NoisePath` an
 its kind.
 
 Arithmetic is done in float32, or float64 when an input is float64: half precision comes back as
-float32.
+float32. Functions import diffusers themselves: ComfyUI must list the nodes of a Python without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
 TRAJECTORY_STEPS = 50
@@ -150,6 +149,8 @@ class VariancePreserving:
         Raises ValueError if the betas are not given, their schedule is unknown to diffusers, or the
         network predicts something else than `PREDICTIONS`.
         """
+        from diffusers import DDIMScheduler
+
         prediction = config.get("prediction_type") or PREDICTIONS[0]
         if prediction not in PREDICTIONS:
             raise ValueError(
@@ -330,6 +331,8 @@ def few_step_places(steps: int, count: int = TRAJECTORY_STEPS) -> Tensor:
 
     Raises ValueError if ``steps`` is not within 1 .. ``count``.
     """
+    from diffusers import LCMScheduler
+
     check_steps(steps, count)
     scheduler: Any = LCMScheduler(num_train_timesteps=count, original_inference_steps=count)
     scheduler.set_timesteps(steps)

@@ -44,6 +44,7 @@ NO_STEP = "No training step was done yet: there is nothing to export, and the ne
 BAR_VALUES = ("consistency", "adversarial", "caption")
 
 Check = Callable[[TrainConfig, Callable[[str], None]], None]
+"""Called with the config and a log; raises if something is missing."""
 
 
 @dataclass

@@ -174,14 +174,3 @@ def caption_hits(
         right = (torch.cat(seen[name]).numpy() == said).astype(np.float64)
         hits[name] = np.where(np.isnan(said), np.nan, right)
     return hits
-
-
-def caption_accuracy(
-    judge: Judging, clips: Tensor, captions: Sequence[str]
-) -> dict[str, float | None]:
-    """Share of clips (B, 3, F, 64, 64) whose "colour", "shape" and "motion" are as captioned.
-
-    An attribute that a caption does not name is not counted; None where no caption names it.
-    """
-    hits = caption_hits(judge, clips, captions)
-    return {k: None if np.isnan(v).all() else float(np.nanmean(v)) for k, v in hits.items()}

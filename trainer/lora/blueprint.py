@@ -30,13 +30,13 @@ class Shown:
     widget: str
 
 
-NONE: dict[str, Any] = {
+BARE: dict[str, Any] = {
     "config": {},
     "widgets": [],
     "groups": [],
     "extra": {"workflowRendererVersion": "LG"},
 }
-"""What a subgraph has to say, and ours have nothing to say of."""
+"""Entries that every subgraph must have and that ours leave at their defaults."""
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
@@ -76,7 +76,7 @@ def build_blueprint(
         "outputs": exits,
         "nodes": graph["nodes"],
         "links": links,
-        **NONE,
+        **BARE,
     }
     return _file(_outer(name, len(nodes) + 1, shown, exits, ids), definition)
 

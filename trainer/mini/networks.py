@@ -139,10 +139,6 @@ class Judge(nn.Module):
         logits, _ = self.read(pixels)
         return {name: logits[name] for name in ATTRIBUTES}
 
-    def look_logits(self, pixels: Tensor) -> Tensor:
-        """Which of ``LOOKS`` the clips have: (B, 3, F, 64, 64) to (B, 5)."""
-        return self.read(pixels)[0]["look"]
-
     def read(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """All logits of clips (B, 3, F, 64, 64), and those of every cell (B * F, 12, 8, 8)."""
         stem, maps = self._maps(pixels)

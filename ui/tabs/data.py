@@ -160,8 +160,8 @@ class DataTab:
             "fn": self.look, "inputs": self.options, "outputs": self.outputs, **SHOWN,
         }  # fmt: skip
         images = self.fields["images"]
-        self.check.click(**look)
-        images.submit(**look)
+        for ask in (self.check.click, images.submit):
+            ask(**look, trigger_mode="always_last")  # a folder given while one is being read counts
         picked = self.folders.input(lambda name: name or gr.skip(), self.folders, images, **QUIET)
         picked.then(**look)
         self._wire_sets(look)
