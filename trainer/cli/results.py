@@ -128,7 +128,7 @@ def _named_model(file: Path) -> str | None:
     return name if bundled(name) else None
 
 
-FORMS = ("kohya", "kohya-webui", "peft", "diffusers", "animatediff-evolved")
+FORMS = ("comfyui", "kohya", "kohya-webui", "peft", "diffusers", "animatediff-evolved")
 DTYPES = ("keep", "fp16", "bf16", "fp32")
 
 
@@ -156,7 +156,8 @@ def convert(options: argparse.Namespace) -> int:
       python -m trainer convert animatediff-laion laion.safetensors --to kohya
       python -m trainer convert ink.safetensors ink --to animatediff-evolved
 
-    Formats: `kohya` (ComfyUI, all layers), `kohya-webui` (the image layers, with Stable Diffusion
+    Formats: `comfyui` (the names that ComfyUI's own loader reads), `kohya` (underscores, which
+    ComfyUI reads too; for Wan those of musubi-tuner), `kohya-webui` (the image layers, with Stable Diffusion
     1.5's own block names), `peft` (a folder, like the official LoRAs), `diffusers` (one file),
     `animatediff-evolved` (a folder with an image LoRA and a motion LoRA; with --motion-module also
     a merged motion module).

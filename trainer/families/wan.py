@@ -47,7 +47,7 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, LayerNames, Offer, Shelf
+from .record import Base, LayerNames, Offer, Shelf, StepLoras
 from .text import MaskedText
 
 SHIFT = 5.0
@@ -279,12 +279,16 @@ FAMILY = Family(
     blocks=(WanTransformerBlock,),
     layers=LayerNames(
         markers=("ffn", "cross_attn"),
-        words="(?:self|cross)_attn|to_(?:q|k|v|out)",
+        words="(?:self|cross)_attn|to_(?:q|k|v|out)|norm_[qk]|patch_embedding|condition_embedder"
+        "|(?:text|time)_embed(?:ding|der)|time_proj(?:ection)?|proj_out|linear_[12]",
         text_layer="attn2.to_k",
         # Input, output, text and time carry no look and no motion of their own.
         untouched=("condition_embedder", "proj_out"),
         original=original_name,
         path_of=diffusers_name,
+        starts=("blocks.", "lora_unet_blocks_"),
+        bare="scale_shift_table",
+        component="transformer",
     ),
     bases=(
         Base("wan-1.3b", "Wan 2.1 T2V 1.3B", 1536, (480, 272, 33)),
@@ -302,6 +306,7 @@ FAMILY = Family(
     takes=tuple(OFFERS),
     offers=OFFERS,
     exact=is_exact,
+    step_loras=StepLoras(("lightx2v", "CausVid", "AccVideo", "FastWan", "rCM"), 300),
     shelf=Shelf("diffusion_models", holds, lacks),
     published={
         "wan2.1_t2v_1.3B_fp16.safetensors": COMFYUI,
