@@ -98,13 +98,13 @@ def export(options: argparse.Namespace) -> int:
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA file or PEFT folder")
+    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA, or base model: file or folder")
     add_model_arguments(parser, default=None)
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Show what a LoRA file contains: base model, format, matched layers, recommended settings,
-    hashes.
+    """Show what a file contains. Of a LoRA: base model, format, matched layers, recommended
+    settings, hashes. Of a base model: family, size, form, and which layers are trained.
 
       python -m trainer inspect runs/ink/ink.safetensors
       python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
@@ -112,8 +112,12 @@ def inspect(options: argparse.Namespace) -> int:
     With `--model`, its layers are matched against that base model. A LoRA for the mini model is
     always matched.
     """
-    from ..lora.inspect import inspect_file
+    from ..lora.inspect import inspect_base, inspect_file
 
+    base = inspect_base(options.file)
+    if base is not None:
+        print(base.text())
+        return 0
     name = options.model or _named_model(options.file)
     report = inspect_file(options.file, None if name is None else model_from(options, name).network)
     print(report.text())

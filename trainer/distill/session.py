@@ -102,8 +102,8 @@ def build_student(
     log: Log,
     stored: Stored | None = None,
 ) -> Student:
-    """``model`` on ``device`` in its precision, with the adapter in its network, that of the checkpoint ``stored`` if given;
-    changes ``model``.
+    """``model`` on ``device`` in its precision, with the adapter in its network, that of the
+    checkpoint ``stored`` if given; changes ``model``.
 
     Text encoder and autoencoder stay in main memory if the settings say so and ``device`` has a
     memory of its own.

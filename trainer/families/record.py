@@ -72,6 +72,10 @@ class LayerNames:
     starts: tuple[str, ...] = ()
     bare: str = ""
     component: str = "unet"
+    trained: str = (
+        "every Linear and Conv2d but those of input, output and time, as in the official MCM LoRAs"
+    )
+    """Which layers a LoRA updates, and why, for people."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,9 @@ class Family:
     """By companion: what to fetch or to choose, where it is not what most families need."""
     exact: Callable[[str], bool] = lambda name: False
     """Takes the names of the network's weights and buffers that keep fp32 beside half precision."""
+    describe: Callable[[Path], tuple[nn.Module, str, str]] | None = None
+    """Takes file or folder of a base model without its companions: the network, its size and the
+    form of the file in words. None where `load` tells as much."""
     step_loras: StepLoras | None = None
     """What to start from; None where a run begins with nothing, or with an official LoRA."""
     speed: Speed | None = None

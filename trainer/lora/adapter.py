@@ -37,11 +37,12 @@ def add_lora(
     """Freeze `unet` and put a trainable LoRA on every module of `lora_targets(unet)`, in place.
 
     `ranks` are those of modules that have another; their alpha is their rank, and modules that
-    `lora_targets` leaves out have a LoRA too if they are among them. The new model equals the frozen base exactly, because `up` starts at zero. (A base that still
-    requires gradients may differ in the last bit: torch picks other convolution kernels for it.)
-    The adapter is fp32 whatever the base's dtype, keeps the base's train/eval mode, and its start
-    depends on `seed` alone: the global random state is neither read nor changed. Raises LoraError
-    for a bad rank or alpha, when a LoRA is there already, or when nothing can be adapted.
+    `lora_targets` leaves out have a LoRA too if they are among them. The new model equals the
+    frozen base exactly, because `up` starts at zero. (A base that still requires gradients may
+    differ in the last bit: torch picks other convolution kernels for it.) The adapter is fp32
+    whatever the base's dtype, keeps the base's train/eval mode, and its start depends on `seed`
+    alone: the global random state is neither read nor changed. Raises LoraError for a bad rank or
+    alpha, when a LoRA is there already, or when nothing can be adapted.
     """
     _check_arguments(unet, rank, alpha)
     others = {path: other for path, other in (ranks or {}).items() if other != rank}

@@ -195,9 +195,7 @@ is found is named.
 
 # Asked in this order; the last one takes bare module paths (`unet.save_lora_adapter`).
 FORMATS = (
-    LoraFormat(
-        "kohya", KOHYA_PREFIX, True, KOHYA_PARTS, _alpha_is_rank, _plain_underscores, WHOLE
-    ),
+    LoraFormat("kohya", KOHYA_PREFIX, True, KOHYA_PARTS, _alpha_is_rank, _plain_underscores, WHOLE),
     LoraFormat("peft", "base_model.model.", False, LORA_AB, _alpha_from_config),
     LoraFormat("diffusers", "unet.", False, DIFFUSERS_PARTS, _alpha_from_header),
     LoraFormat("diffusers", "transformer.", False, DIFFUSERS_PARTS, _alpha_from_header),

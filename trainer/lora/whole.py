@@ -126,10 +126,10 @@ class Whole:
                 if value.device != output.device:
                     parts[name] = value.to(output.device)
             weight, bias = parts.get("weight"), parts.get("bias")
-            added = None if bias is None else bias.to(output.dtype)
             if weight is not None:
-                added = F.linear(inputs[0].to(output.dtype), weight.to(output.dtype), added)
-            return output + added * self.strength
+                both = inputs[0].to(output.dtype), weight.to(output.dtype)
+                output = output + F.linear(*both) * self.strength
+            return output if bias is None else output + bias.to(output.dtype) * self.strength
 
         return hook
 
