@@ -84,12 +84,16 @@ def written(pairs, form, whole=None):
     """The LoRA with the keys of one of the forms in circulation."""
     tensors = {}
     for layer, (down, up, alpha) in pairs.items():
-        halves = (
-            ("lora_A", "lora_B") if form in ("lora_A", "diffusers") else ("lora_down", "lora_up")
-        )
-        name = {"comfyui": f"diffusion_model.{layer}", "lora_A": f"diffusion_model.{layer}",
-                "bare": layer, "kohya": kohya_name(layer), "diffusers": f"transformer.{diffusers_name(layer)}",
-                "fun": kohya_name(layer).replace("lora_unet_", "lora_unet__")}[form]  # fmt: skip
+        peft = form in ("lora_A", "diffusers")
+        halves = ("lora_A", "lora_B") if peft else ("lora_down", "lora_up")
+        name = {
+            "comfyui": f"diffusion_model.{layer}",
+            "lora_A": f"diffusion_model.{layer}",
+            "bare": layer,
+            "kohya": kohya_name(layer),
+            "fun": kohya_name(layer).replace("lora_unet_", "lora_unet__"),
+            "diffusers": f"transformer.{diffusers_name(layer)}",
+        }[form]
         tensors[f"{name}.{halves[0]}.weight"], tensors[f"{name}.{halves[1]}.weight"] = down, up
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
     start = "" if form == "bare" else "diffusion_model."
@@ -195,7 +199,8 @@ def run(file, style_images, tmp_path_factory):
     given = {
         "--model": file, "--images": style_images, "--prompts": folder / "p.txt", "--steps": 1,
         "--data.frames": 5, "--data.height": 32, "--data.width": 32, "--data.library-clips": 2,
-        "--data.batch-size": 1, "--data.min-side": 16, "--lora.rank": 2, "--preview.every": 0,
+        "--data.batch-size": 1, "--data.min-side": 16, "--lora.rank": 2, "--preview.every": 5,
+        "--preview.count": 1, "--preview.steps": "1", "--preview.teacher-steps": 2,
         "--adversarial.features": "efficientnet-lite0", "--hardware.device": "cpu",
         "--hardware.gradient-checkpointing": "true", "--trajectory.ddim-timesteps": 8,
         "--data.library-steps": 4, "--start-from": folder / "step.safetensors",
@@ -245,7 +250,7 @@ def test_what_does_not_fit_is_refused_by_name(file, tmp_path, capsys):
         with pytest.raises(LoraError, match=message):
             started(file, path)
         config = load_config(overrides={"model": str(file), "start_from": str(path)})
-        assert _start_lora(config, load_model(str(file)))[0].level == "bad"
+        assert _start_lora(config, load_model(str(file)))[0].state == "bad"
 
 
 def test_the_check_says_what_it_is_and_advises_one(file, tmp_path):
@@ -254,9 +259,9 @@ def test_the_check_says_what_it_is_and_advises_one(file, tmp_path):
     save_file(written(pairs_of_step(), "comfyui", whole_of_step()), path)
     config = load_config(overrides={"model": str(file), "start_from": str(path)})
     said = _start_lora(config, model)[0]
-    assert said.level == "ok" and "14 whole differences" in said.text and "a step LoRA" in said.text
+    assert said.state == "ok" and "14 whole differences" in said.text and "a step LoRA" in said.text
     advice = _start_lora(load_config(overrides={"model": str(file)}), model)[0]
-    assert advice.level == "note" and "300 training steps" in advice.text
+    assert advice.state == "note" and "300 training steps" in advice.text
     assert fit_start(read_lora(path), model.network, FAMILY, "m", "f", "velocity").recorded is False
 
 
@@ -346,16 +351,10 @@ def test_the_published_sizes_have_300_and_400_trained_modules(tmp_path):
                 num_attention_heads=heads, num_layers=layers, ffn_dim=hidden
             )
         header, end = {}, 0
-        for name, value in wan_files.original(
-            {k: v for k, v in network.state_dict().items()}
-        ).items():
-            bytes_ = value.numel() * 2
-            header[name] = {
-                "dtype": "F16",
-                "shape": list(value.shape),
-                "data_offsets": [end, end + bytes_],
-            }
-            end += bytes_
+        for name, value in wan_files.original(network.state_dict()).items():
+            place = [end, end + value.numel() * 2]
+            header[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": place}
+            end = place[1]
         head = json.dumps(header).encode()
         head += b" " * (-len(head) % 8)
         path = tmp_path / f"{size}.safetensors"

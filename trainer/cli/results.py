@@ -98,7 +98,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA, or base model: file or folder")
+    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA or base model: file, folder")
     add_model_arguments(parser, default=None)
 
 
@@ -161,10 +161,10 @@ def convert(options: argparse.Namespace) -> int:
       python -m trainer convert ink.safetensors ink --to animatediff-evolved
 
     Formats: `comfyui` (the names that ComfyUI's own loader reads), `kohya` (underscores, which
-    ComfyUI reads too; for Wan those of musubi-tuner), `kohya-webui` (the image layers, with Stable Diffusion
-    1.5's own block names), `peft` (a folder, like the official LoRAs), `diffusers` (one file),
-    `animatediff-evolved` (a folder with an image LoRA and a motion LoRA; with --motion-module also
-    a merged motion module).
+    ComfyUI reads too; for Wan those of musubi-tuner), `kohya-webui` (the image layers, with Stable
+    Diffusion 1.5's own block names), `peft` (a folder, like the official LoRAs), `diffusers` (one
+    file), `animatediff-evolved` (a folder with an image LoRA and a motion LoRA; with
+    --motion-module also a merged motion module).
     """
     from ..lora.convert import convert
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .downloads import AGAIN, FIRST_BYTES, PICKLES, begins_as_safetensors, foreign
+from .headers import entries, shapes
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ENDINGS = ("safetensors", "fp16.safetensors", "bin", "fp16.bin")
@@ -204,22 +204,10 @@ def file_metadata(path: Path) -> dict[str, str]:
 
 
 def _safetensors(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    if _SHAPES_ONLY.get():
+        return shapes(path, keep, _SMALL)
     with safe_open(path, framework="pt", device="cpu") as file:
-        read = _shape if _SHAPES_ONLY.get() else _tensor
-        return {key: read(file, key) for key in file.keys() if keep(key)}  # noqa: SIM118
-
-
-def _tensor(file: Any, key: str) -> Tensor:
-    return file.get_tensor(key)
-
-
-def _shape(file: Any, key: str) -> Tensor:
-    """Tensor ``key`` without contents where it is large."""
-    part = file.get_slice(key)
-    shape = part.get_shape()
-    if math.prod(shape) <= _SMALL:
-        return _tensor(file, key)
-    return torch.empty(shape, dtype=part[:0].dtype, device="meta")
+        return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118
 
 
 def file_keys(path: Path) -> list[str]:
@@ -227,8 +215,7 @@ def file_keys(path: Path) -> list[str]:
     with file_errors(path):
         if not is_safetensors(path):
             return [str(key) for key in _unpickled(path)]
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return list(file.keys())
+        return list(entries(path)[0])
 
 
 def _pickled(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
