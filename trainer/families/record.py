@@ -70,6 +70,18 @@ class LayerNames:
 
 
 @dataclass(frozen=True)
+class BaseFiles:
+    """What the graph of a LoRA is made for: the ``name`` of its base model, ``file`` where that is
+    one file, and the files beside it by setting (`Companions`); ``shift`` of a flow's levels.
+    """
+
+    name: str
+    file: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    shift: float | None = None
+
+
+@dataclass(frozen=True)
 class Loader:
     """A node of ComfyUI in the graph of a LoRA: its type and widgets, and the ``file`` that it
     loads from ``directory`` of ComfyUI's ``models``; a file without one comes with the pack.
@@ -77,8 +89,26 @@ class Loader:
 
     node: str
     widgets: Mapping[str, Any]
-    file: str
+    file: str = ""
     directory: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of ComfyUI that run a base model with a few-step LoRA. Those of this pack where
+    ComfyUI has none.
+
+    Each of the ``loaders`` gives some of MODEL, CLIP and VAE; one that takes a MODEL is fed the one
+    before, and of several the last counts. ``lora`` applies the LoRA (its widgets: name, strength),
+    nodes of ``sampling`` follow it, ``latents`` begins a clip (widgets: width, height, frames,
+    videos). ``note`` is said in the graph.
+    """
+
+    loaders: tuple[Loader, ...]
+    lora: str = "MCM_LoadLora"
+    sampling: tuple[Loader, ...] = ()
+    latents: str = "MCM_EmptyLatentVideo"
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,9 +180,9 @@ class Family:
     speed: Speed | None = None
     """How fast it trains, where that was measured."""
     shelf: Shelf = Shelf()
-    loaders: Callable[[str, str, str], tuple[Loader, ...]] | None = None
-    """The nodes of ComfyUI for (name, file name, motion module) of a base model, each fed by the
-    one before: CLIP and VAE come from the first, MODEL from the last. None where no nodes of this
-    pack run it; its LoRAs then carry no workflow."""
+    graph: Callable[[BaseFiles], Graph] | None = None
+    """The nodes of ComfyUI that run a base model. None where none do; its LoRAs then carry no
+    workflow."""
     published: Mapping[str, str] = field(default_factory=dict)
-    """Files and folders of base models -> where on Hugging Face they lie."""
+    """Files and folders of base models, and of what they need -> where on Hugging Face they
+    lie."""
