@@ -64,6 +64,7 @@ VIEW = (1900, 1250)
 MARGIN, TITLE = 24, 30
 ONLY_GRAPH = """body * {visibility: hidden}
     #graph-canvas, .dom-widget, .dom-widget * {visibility: visible}"""
+STYLE = "css => document.head.appendChild(document.createElement('style')).textContent = css"
 FIT = """([margin, title]) => {
     const boxes = app.graph.nodes.map(node => [...node.pos, ...node.size]);
     const left = Math.min(...boxes.map(box => box[0])) - margin;
@@ -182,7 +183,7 @@ def photograph(page: Any, server: ComfyServer, file: Path, run: bool) -> Image.I
 @contextmanager
 def canvas(server: ComfyServer) -> Iterator[Any]:
     with frontend(server, *VIEW) as page:
-        page.add_style_tag(content=ONLY_GRAPH)
+        page.evaluate(STYLE, ONLY_GRAPH)
         yield page
 
 
