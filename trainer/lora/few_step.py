@@ -94,18 +94,18 @@ def _check_base(
     found: LoraFile, family: str, model_name: str, file_name: str, prediction: str
 ) -> None:
     """Refuse a file that says of itself that it belongs to another base model."""
-    made_for = read_recommended(found.metadata, file_name).prediction_type
-    if made_for != prediction:
-        raise LoraError(
-            f"'{file_name}' was distilled from a model that predicts {made_for}, but the MODEL "
-            f"'{model_name}' predicts {prediction}. Load its base model, or another LoRA."
-        )
     wanted = found.metadata.get("mcm.family")
     if wanted and wanted != family:
         base = found.metadata.get("mcm.base_model", "unknown")
         raise LoraError(
             f"'{file_name}' is a LoRA for '{wanted}' (base model '{base}'), but the MODEL is "
             f"'{model_name}' of family '{family}'. Load its base model, or another LoRA."
+        )
+    made_for = read_recommended(found.metadata, file_name).prediction_type
+    if made_for != prediction:
+        raise LoraError(
+            f"'{file_name}' was distilled from a model that predicts {made_for}, but the MODEL "
+            f"'{model_name}' predicts {prediction}. Load its base model, or another LoRA."
         )
 
 
