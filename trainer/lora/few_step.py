@@ -84,8 +84,8 @@ def fit_few_step(
         )
     if few_step_kind(found) is None:
         raise LoraError(
-            f"'{file_name}' is not a few-step LoRA: its metadata comes from another trainer and "
-            f"does not mention few steps. {STYLE}"
+            f"'{file_name}' is not a few-step LoRA: nothing in its metadata says that it is for "
+            f"few steps. {STYLE}"
         )
     return pairs
 
@@ -101,6 +101,8 @@ def _check_base(
             f"'{file_name}' is a LoRA for '{wanted}' (base model '{base}'), but the MODEL is "
             f"'{model_name}' of family '{family}'. Load its base model, or another LoRA."
         )
+    if few_step_kind(found) is None:  # says nothing of what it was made for
+        return
     made_for = read_recommended(found.metadata, file_name).prediction_type
     if made_for != prediction:
         raise LoraError(
