@@ -301,12 +301,17 @@ def _file_lines(found: Any, settings: LoraSettings) -> list[str]:
     ]
 
 
-def no_value(name: str) -> Any:
+def no_value(name: str, settings: LoraSettings) -> Any:
     """An output without a value: a node that is connected to it stops with this sentence, all
     others run.
     """
     from comfy_execution.graph_utils import ExecutionBlocker
 
+    if settings.steps is not None:
+        return ExecutionBlocker(
+            f"'{name}' does not say this: only LoRAs for Wan have a shift, and only those of this "
+            "trainer a frame rate. Leave the input of this node unconnected."
+        )
     return ExecutionBlocker(
         f"'{name}' is not a few-step LoRA: it recommends no steps, CFG or size. Type the value "
         "here instead of connecting 'MCM LoRA Info', or choose a few-step LoRA there."

@@ -292,6 +292,20 @@ def test_its_info_says_shift_size_and_speed(native):
     assert "9 frames of 48 x 32 pixels, 16 a second" in summary
 
 
+def test_mcm_lora_info_gives_shift_and_speed(comfy):
+    nodes = import_module(f"{comfy.__name__}.nodes.lora")
+    *told, fps, shift = nodes.LoraInfo.execute("shift three.safetensors").result
+    assert (told[0], fps, shift) == (4, 16, 3.0)
+
+
+@pytest.mark.parametrize("shift", [3.0, 12.0])
+def test_mcm_model_sampling_sets_the_shift(comfy, base, shift):
+    nodes = import_module(f"{comfy.__name__}.nodes.sampling")
+    (model,) = nodes.ModelSampling.execute(base, 4.0, 50, shift).result
+    wanted = core_shift(base, shift).get_model_object("model_sampling")
+    assert torch.equal(model.get_model_object("model_sampling").sigmas, wanted.sigmas)
+
+
 def test_the_scheduler_gives_a_students_levels(native, base):
     model = native("sampling").apply_model_sampling(base)
     for steps, wanted in {
