@@ -119,7 +119,7 @@ def flow_sampling(model: Any, shift: float | None) -> Any:
     own = model.get_model_object("model_sampling")
     sampling = FewStepFlow(model.model.model_config)
     sampling.set_parameters(shift=shift or SHIFT, multiplier=own.multiplier)
-    if hasattr(own, "noise_scale"):  # since 0.4
+    if hasattr(own, "noise_scale"):  # of newer versions of ComfyUI
         sampling.set_noise_scale(own.noise_scale)
     return sampling
 
