@@ -226,8 +226,8 @@ def _backward(
         if config.weight_mode == "gradient_ratio":
             weight = memory.ratio.update(by_motion, by_style) * config.weight
         gradient = by_motion + weight * by_style
-    alpha, sigma = parts.model.noise.alpha_sigma(batch.level, prediction.ndim)
-    counts = (alpha / sigma) ** parts.config.recipe.trajectory.snr_power
+    steady = parts.model.noise.steadiness(batch.level, prediction.ndim)
+    counts = steady**parts.config.recipe.trajectory.snr_power
     _through_the_network(parts, prediction, gradient * counts * share)
     for parameter, value in zip(head, by_head, strict=True):
         _add_gradient(parameter, torch.zeros_like(parameter) if value is None else value * share)

@@ -13,6 +13,7 @@ import torch
 from ..config import TrainConfig, with_overrides
 from ..data.cache import ContentCache
 from ..distill.estimate import HEADROOM, MemoryEstimate, estimate, memory_advice
+from ..distill.library import Recipe
 from ..distill.step import ANCHOR_POOL
 from ..families import VideoModel
 from ..models.weights import shapes_only
@@ -160,7 +161,7 @@ def disk_findings(
     run = previews * PREVIEW_BYTES + (config.checkpoint.keep + 1) * checkpoint
     places = [
         ("run folder", config.run, run),
-        ("cache", ContentCache(config.data.cache).root, library_bytes(config, shape)),
+        ("cache", ContentCache(config.data.cache).root, library_bytes(config, model)),
     ]
     return [_disk(name, place, needed) for name, place, needed in places]
 
@@ -171,12 +172,12 @@ def _latent_shape(config: TrainConfig, model: VideoModel) -> tuple[int, int, int
     return model.latent_shape(data.frames or model.frames, height, width)
 
 
-def library_bytes(config: TrainConfig, shape: tuple[int, int, int, int]) -> int:
-    """Most bytes that the teacher's stored clips take, in fp16."""
+def library_bytes(config: TrainConfig, model: VideoModel) -> int:
+    """Bytes that the teacher's stored clips take."""
     if config.videos is not None:
         return 0
-    states = -(-config.recipe.trajectory.ddim_timesteps // config.library_stride) + 1
-    return config.data.library_clips * states * math.prod(shape) * 2
+    shape = _latent_shape(config, model)
+    return config.data.library_clips * Recipe.of(config, model, shape).clip_bytes
 
 
 def _disk(name: str, place: Path, needed: int) -> Finding:
