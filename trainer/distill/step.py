@@ -22,6 +22,7 @@ from ..adversarial.augment import apply_augment
 from ..adversarial.frame_losses import LossMemory, deeper_half, shallower_half
 from ..adversarial.losses import discriminator_loss, frozen, generator_loss
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
+from ..motion.representations import of_one_kind
 from .batch import Batch, StyleBatch
 from .student import StepParts, Student, gradient_scale
 
@@ -121,8 +122,10 @@ def motion_losses(
     ours, wanted = head.student(prediction), head.target(points.target)
     consistency = motion_loss(config.loss, ours, wanted, config.huber_c).mean()
     energy, anchor, own = (prediction.new_zeros(()) for _ in range(3))
-    if config.energy_weight:
-        energy = motion_energy_loss(prediction, points.target).mean()
+    lead = parts.model.codec.lead
+    if config.energy_weight and prediction.shape[2] > lead + 1:
+        moving = (of_one_kind(clip, lead) for clip in (prediction, points.target))
+        energy = motion_energy_loss(*moving).mean()
     if config.anchor_weight:
         anchor = low_pass_anchor(prediction, points.target, ANCHOR_POOL, config.huber_c).mean()
     if config.self_anchor_weight:

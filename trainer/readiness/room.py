@@ -46,7 +46,24 @@ def size_findings(config: TrainConfig, model: VideoModel) -> list[Finding]:
             f"clip; use {frames} or less."
         )
         wrong.append(Finding("Clip size", "bad", text, "data.frames_per_clip"))
-    return wrong or [Finding("Clip size", "ok", f"{frames} frames of {width} x {height} px.")]
+    return wrong or [_length(model, frames, f"{frames} frames of {width} x {height} px.")]
+
+
+def _length(model: VideoModel, frames: int, size: str) -> Finding:
+    """A warning about clips so short that no two latents can be compared."""
+    lead, latents = model.codec.lead, _latents(model, frames)
+    if latents > lead + 1 or not lead:
+        return Finding("Clip size", "ok", size)
+    text = (
+        f"{size} Such a clip is {latents} latents, and motion is compared between the later ones; "
+        "so there is little motion to learn. Use longer clips, such as `data.frames`="
+        f"{next(n for n in model.family.frames if _latents(model, n) > lead + 1)} or more."
+    )
+    return Finding("Clip size", "warn", text, "data.frames")
+
+
+def _latents(model: VideoModel, frames: int) -> int:
+    return model.latent_shape(frames, model.height, model.width)[1]
 
 
 def _sides(config: TrainConfig, model: VideoModel, height: int, width: int) -> list[Finding]:
