@@ -144,6 +144,7 @@ def build_parts(config: TrainConfig, student: Student, device: torch.device) -> 
         representation=build_representation(
             config.recipe.motion.representation,
             model.codec.channels,
+            lead=model.codec.lead,
             seed=config.seed,
         ).to(device),
         features=features,

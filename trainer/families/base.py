@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.noise import NoisePath, VariancePreserving
+from ..diffusion.noise import VariancePreserving
+from ..diffusion.path import NoisePath
 from ..models.weights import ModelError
 from ..words import allowed_frames
 from .codec import VideoCodec
@@ -81,6 +82,11 @@ class VideoModel:
         """What the network computes in."""
         named = self.network.named_parameters()
         return next(value.dtype for name, value in named if not self.family.exact(name))
+
+    @property
+    def negative(self) -> str:
+        """The negative prompt of its guidance; empty for most."""
+        return self.family.teaching.negative
 
     @property
     def prediction_type(self) -> str:

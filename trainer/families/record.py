@@ -139,6 +139,22 @@ class Shelf:
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """How a base model makes the clips that a student learns from, where the settings say nothing.
+
+    ``guidance`` is the range drawn from and ``library_guidance`` that of example clips, both as
+    LCM's w; ``cfg`` the CFG scale of the clips that commands sample; ``library_steps`` the sampling
+    steps of an example clip. ``negative`` is the prompt of guidance's unconditional half.
+    """
+
+    guidance: tuple[float, float] = (5.0, 15.0)
+    library_guidance: float = 8.0
+    cfg: float = 3.0
+    library_steps: int = 25
+    negative: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """Constants and callables of one kind of base model. A new family is one file and one line in
     the table.
@@ -171,6 +187,7 @@ class Family:
     for estimates, on another device with random weights."""
     counter: Callable[[Path], tuple[Callable[[str], int], int]]
     """Of a base model: the counter of a prompt's tokens, and how many are read."""
+    teaching: Teaching = Teaching()
     takes: tuple[str, ...] = ("vae",)
     """The `Companions` that it can be given."""
     offers: Mapping[str, Offer] = field(default_factory=dict)
