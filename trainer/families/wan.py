@@ -29,11 +29,13 @@ from ..models.wan import (
     CLASS,
     build_wan,
     diffusers_name,
+    form_of,
     is_exact,
     is_video_file,
     is_wan_file,
     original_name,
     read_wan,
+    size_of,
 )
 from ..models.wan_vae import is_wan_vae, read_wan_vae
 from ..models.weights import (
@@ -47,7 +49,7 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, BaseFiles, Graph, LayerNames, Loader, Offer, Shelf, Teaching
+from .record import Base, BaseFiles, Graph, LayerNames, Loader, Offer, Shelf, StepLoras, Teaching
 from .text import MaskedText
 
 SHIFT = 5.0
@@ -249,6 +251,13 @@ def holds(file: Path, header: Mapping[str, Any]) -> bool:
     return True
 
 
+def describe(path: Path) -> tuple[nn.Module, str, str]:
+    """Transformer, size and form of a file or folder. Raises ModelError."""
+    transformer = Places.of(path, Companions()).transformer
+    found = read_wan(transformer)
+    return build_wan(found), size_of(found.options), form_of(transformer)
+
+
 def lacks(path: Path) -> list[str]:
     """Parts that are not there, each with what to fetch; weights that a folder should have."""
     needs = missing(path, Companions())
@@ -330,12 +339,18 @@ FAMILY = Family(
     blocks=(WanTransformerBlock,),
     layers=LayerNames(
         markers=("ffn", "cross_attn"),
-        words="(?:self|cross)_attn|to_(?:q|k|v|out)",
+        words="(?:self|cross)_attn|to_(?:q|k|v|out)|norm_[qk]|patch_embedding|condition_embedder"
+        "|(?:text|time)_embed(?:ding|der)|time_proj(?:ection)?|proj_out|linear_[12]",
         text_layer="attn2.to_k",
         # Input, output, text and time carry no look and no motion of their own.
         untouched=("condition_embedder", "proj_out"),
         original=original_name,
         path_of=diffusers_name,
+        starts=("blocks.", "lora_unet_blocks_"),
+        bare="scale_shift_table",
+        component="transformer",
+        trained="q, k, v and o of both attentions and both layers of the feed-forward network of "
+        "each block, where look and motion are made; input, output, text and time carry neither",
     ),
     bases=(
         Base("wan-1.3b", "Wan 2.1 T2V 1.3B", 1536, (480, 272, 33)),
@@ -354,6 +369,8 @@ FAMILY = Family(
     takes=tuple(OFFERS),
     offers=OFFERS,
     exact=is_exact,
+    describe=describe,
+    step_loras=StepLoras(("lightx2v", "CausVid", "AccVideo", "FastWan", "rCM"), 300),
     shelf=Shelf("diffusion_models", holds, lacks),
     graph=graph,
     published={
