@@ -49,11 +49,10 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, BaseFiles, Graph, LayerNames, Loader, Offer, Shelf, StepLoras, Teaching
+from .record import Base, LayerNames, Offer, Shelf, StepLoras, Teaching
 from .text import MaskedText
+from .wan_graph import PUBLISHED, SHIFT, graph
 
-SHIFT = 5.0
-"""Of few-step sampling; the levels of the teacher's trajectories are those too."""
 TEACHER_SHIFT = 8.0
 """Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
 NEGATIVE = (
@@ -74,14 +73,6 @@ SIZE: dict[str, Any] = {"frames": 33, "height": 272, "width": 480, "fps": 16}
 LICENCE = "Apache-2.0"
 TEXT = ("text_encoder", "tokenizer")
 """Folders of a diffusers model that make states of prompts."""
-_COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
-COMFYUI = f"{_COMFYUI}/diffusion_models"
-COMFYUI_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
-SINGLE_FILES = {
-    "Wan2.1-T2V-1.3B-Diffusers": "wan2.1_t2v_1.3B_fp16.safetensors",
-    "Wan2.1-T2V-14B-Diffusers": "wan2.1_t2v_14B_fp16.safetensors",
-}
-"""Diffusers folders -> the file with the same weights, since ComfyUI loads no such folder."""
 
 
 def _is_own_vae(path: Path) -> bool:
@@ -296,36 +287,6 @@ def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: 
     ).freeze()
 
 
-def graph(base: BaseFiles) -> Graph:
-    """ComfyUI's own nodes. Text encoder and VAE are the published ones where the run's are not
-    single files.
-    """
-    file = base.file or SINGLE_FILES.get(base.name, f"{base.name}.safetensors")
-    text, vae = (
-        _single(base.companions.get(name, ""), OFFERS[name].downloads[0].name)
-        for name in ("text_encoder", "vae")
-    )
-    widgets = {"clip_name": text, "type": "wan", "device": "default"}
-    return Graph(
-        loaders=(
-            Loader("UNETLoader", {"unet_name": file, "weight_dtype": "default"}, file,
-                   "diffusion_models"),
-            Loader("CLIPLoader", widgets, text, "text_encoders"),
-            Loader("VAELoader", {"vae_name": vae}, vae, "vae"),
-        ),
-        lora="LoraLoaderModelOnly",
-        sampling=(Loader("ModelSamplingSD3", {"shift": base.shift or SHIFT}),),
-        latents="EmptyHunyuanLatentVideo",
-        note="All nodes are ComfyUI's own. *ModelSamplingSD3* sets the shift that the LoRA was "
-        "trained with. *Load MCM LoRA* of this pack does the work of both nodes, and checks that "
-        "the LoRA fits the model.",
-    )  # fmt: skip
-
-
-def _single(name: str, published: str) -> str:
-    return name if Path(name).suffix.lower() in FILE_SUFFIXES else published
-
-
 FAMILY = Family(
     name="wan",
     title="Wan (text to video: Wan 2.1 1.3B and 14B, Wan 2.2 14B)",
@@ -373,20 +334,5 @@ FAMILY = Family(
     step_loras=StepLoras(("lightx2v", "CausVid", "AccVideo", "FastWan", "rCM"), 300),
     shelf=Shelf("diffusion_models", holds, lacks),
     graph=graph,
-    published={
-        "wan2.1_t2v_1.3B_fp16.safetensors": COMFYUI,
-        "wan2.1_t2v_1.3B_bf16.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_fp16.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_bf16.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_fp8_e4m3fn.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_fp8_scaled.safetensors": COMFYUI,
-        "wan2.2_t2v_high_noise_14B_fp16.safetensors": COMFYUI_22,
-        "wan2.2_t2v_low_noise_14B_fp16.safetensors": COMFYUI_22,
-        "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
-        "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
-        "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        "Wan2.1-T2V-14B-Diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-        **{each.name: f"{_COMFYUI}/text_encoders" for each in TEXT_ENCODERS},
-        **{each.name: f"{_COMFYUI}/vae" for each in WAN_VAES},
-    },
+    published=PUBLISHED,
 )
