@@ -77,7 +77,7 @@ def sample(options: argparse.Namespace) -> int:
     model.latent_shape(*size)  # a size that it cannot make is said before anything is loaded
     model.to(device_from(options))
     if found is not None:
-        apply_lora(model.network, found.pairs, options.strength)
+        apply_lora(model.network, found.pairs, options.strength, found.differences)
     sampling = _sampling(options, found, model.family.teaching.cfg)
     with Progress(sampling["steps"], "sampling") as progress:
         clips = generate_clips(

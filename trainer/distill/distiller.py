@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ..adversarial.frame_losses import LossMemory
 from ..lora.adapter import load_lora_state, lora_state
 from ..lora.pairs import LoraPair
+from ..lora.whole import add_whole, whole_of
 from ..runs.guards import NanGuard
 from .batch import Batch, Session, make_batch
 from .draws import Sizes, draw_step
+from .sources import WHOLE
 from .step import Outcome, gradients
 
 
@@ -120,6 +122,7 @@ class Distiller:
         s = self.session
         groups: dict[str, Any] = {
             "lora": _flatten(lora_state(s.model.network)),
+            WHOLE: {} if (whole := whole_of(s.model.network)) is None else whole.differences,
             "ema": s.ema.state_dict(),
             "replay": s.replay.state_dict(),
             "motion_head": s.parts.representation.state_dict(),
@@ -141,6 +144,7 @@ class Distiller:
         """
         s = self.session
         load_lora_state(s.model.network, _unflatten(tensors["lora"]))
+        add_whole(s.model.network, tensors.get(WHOLE, {}))
         s.ema.load_state_dict(tensors["ema"])
         s.replay.load_state_dict(tensors["replay"])
         s.memory.load(tensors)

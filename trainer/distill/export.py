@@ -15,6 +15,7 @@ from ..diffusion.noise import SIGMA_DATA, TIMESTEP_SCALING
 from ..lora.adapter import lora_state
 from ..lora.export import Exported, export_file
 from ..lora.metadata import LoraCard, build_metadata, thumbnail_data_uri
+from ..lora.whole import merged, whole_of
 from ..lora.workflow import lora_workflow
 from ..media import read_clip
 from ..runs.folder import Run
@@ -24,6 +25,8 @@ from .plan import FEW_STEPS, TeacherPlan
 from .preview import Sampled
 
 RECOMMENDED_STEPS = 4
+STARTED_FROM = "mcm.started_from"
+"""Metadata: the file name of the LoRA that the run started from, whose licence may matter."""
 
 
 class Exportable(Sampled, Protocol):
@@ -55,6 +58,8 @@ def export_student(
     """Write the averaged adapter of ``student`` to ``path``."""
     with student.ema.applied():
         pairs = lora_state(student.model.network)
+    whole = whole_of(student.model.network)
+    pairs, differences = merged(pairs, {} if whole is None else whole.differences)
     model, config, sources = student.model, student.config, student.sources
     card = LoraCard(
         title=run.name,
@@ -63,6 +68,7 @@ def export_student(
         base_hash=model.base_hash,
         base_license=model.licence,
         base_file=model.path.name if model.path.is_file() else "",
+        companions=model.companions,
         motion_module=model.motion_module,
         trigger=config.trigger,
         steps=RECOMMENDED_STEPS,
@@ -70,6 +76,7 @@ def export_student(
         timestep_scaling=TIMESTEP_SCALING,
         sigma_data=SIGMA_DATA,
         original_steps=TeacherPlan.of_model(config, model).places,
+        shift=model.noise.config.get("shift"),
         prediction_type=model.prediction_type,
         frames=sources.frames,
         width=sources.width,
@@ -85,7 +92,9 @@ def export_student(
     workflow = lora_workflow(card, path.name, prompt)
     metadata = build_metadata(card, pairs)
     extra = {"workflow": workflow} if workflow else {}
-    return export_file(pairs, path, metadata, extra=extra)
+    if config.start_from not in ("auto", "none"):
+        extra[STARTED_FROM] = Path(config.start_from).name
+    return export_file(pairs, path, metadata, extra=extra, differences=differences)
 
 
 def caption_tags(images: ImageSet) -> dict[str, dict[str, int]]:

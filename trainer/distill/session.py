@@ -22,6 +22,7 @@ from .optimizers import build_optimizer
 from .sources import (
     Log,
     Progress,
+    Stored,
     add_adapter,
     encode_prompts,
     load_motions,
@@ -95,9 +96,14 @@ def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
 
 
 def build_student(
-    config: TrainConfig, model: VideoModel, device: torch.device, log: Log
+    config: TrainConfig,
+    model: VideoModel,
+    device: torch.device,
+    log: Log,
+    stored: Stored | None = None,
 ) -> Student:
-    """``model`` on ``device`` in its precision, with the adapter in its network; changes ``model``.
+    """``model`` on ``device`` in its precision, with the adapter in its network, that of the
+    checkpoint ``stored`` if given; changes ``model``.
 
     Text encoder and autoencoder stay in main memory if the settings say so and ``device`` has a
     memory of its own.
@@ -105,7 +111,7 @@ def build_student(
     hardware = config.hardware
     model.resting = hardware.offload_idle and device.type not in ("cpu", "mps")
     model.to(device, base_dtype(hardware.precision, device))
-    add_adapter(config, model, log)
+    add_adapter(config, model, log, stored)
     network, kinds = model.network.to(device), model.family.blocks
     if model.dtype != torch.float32:
         compute_lora_in_input_dtype(network)

@@ -62,9 +62,9 @@ class VideoModel:
     """Longest clip that these weights can make; None is the family's."""
     motion_module: str = ""
     """File or folder name of the motion module; empty where the model has none of its own."""
-    companions: tuple[str, ...] = ()
-    """Names of the files that text encoder and autoencoders were read from, where those are not in
-    the model's own file or folder."""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """By setting, the names of the files that text encoder and autoencoders were read from, where
+    those are not in the model's own file or folder."""
     subjects: tuple[str, ...] = ()
     """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False

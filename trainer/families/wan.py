@@ -29,11 +29,13 @@ from ..models.wan import (
     CLASS,
     build_wan,
     diffusers_name,
+    form_of,
     is_exact,
     is_video_file,
     is_wan_file,
     original_name,
     read_wan,
+    size_of,
 )
 from ..models.wan_vae import is_wan_vae, read_wan_vae
 from ..models.weights import (
@@ -47,7 +49,7 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, LayerNames, Offer, Shelf, Teaching
+from .record import Base, BaseFiles, Graph, LayerNames, Loader, Offer, Shelf, StepLoras, Teaching
 from .text import MaskedText
 
 SHIFT = 5.0
@@ -72,8 +74,14 @@ SIZE: dict[str, Any] = {"frames": 33, "height": 272, "width": 480, "fps": 16}
 LICENCE = "Apache-2.0"
 TEXT = ("text_encoder", "tokenizer")
 """Folders of a diffusers model that make states of prompts."""
-COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/diffusion_models"
+_COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+COMFYUI = f"{_COMFYUI}/diffusion_models"
 COMFYUI_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
+SINGLE_FILES = {
+    "Wan2.1-T2V-1.3B-Diffusers": "wan2.1_t2v_1.3B_fp16.safetensors",
+    "Wan2.1-T2V-14B-Diffusers": "wan2.1_t2v_14B_fp16.safetensors",
+}
+"""Diffusers folders -> the file with the same weights, since ComfyUI loads no such folder."""
 
 
 def _is_own_vae(path: Path) -> bool:
@@ -120,10 +128,10 @@ class Places:
             _resolved(given.tiny_vae) or found.tiny_vae,
         )
 
-    def names(self, path: Path) -> tuple[str, ...]:
-        """Names of the files beside the model at ``path``."""
-        beside = (self.text, self.vae, self.tiny_vae)
-        return tuple(p.name for p in beside if p and not p.is_relative_to(path))
+    def names(self, path: Path) -> dict[str, str]:
+        """Names of the files beside the model at ``path``, by setting."""
+        beside = dict(zip(OFFERS, (self.text, self.vae, self.tiny_vae), strict=True))
+        return {name: p.name for name, p in beside.items() if p and not p.is_relative_to(path)}
 
 
 def _resolved(path: Path | None) -> Path | None:
@@ -243,6 +251,13 @@ def holds(file: Path, header: Mapping[str, Any]) -> bool:
     return True
 
 
+def describe(path: Path) -> tuple[nn.Module, str, str]:
+    """Transformer, size and form of a file or folder. Raises ModelError."""
+    transformer = Places.of(path, Companions()).transformer
+    found = read_wan(transformer)
+    return build_wan(found), size_of(found.options), form_of(transformer)
+
+
 def lacks(path: Path) -> list[str]:
     """Parts that are not there, each with what to fetch; weights that a folder should have."""
     needs = missing(path, Companions())
@@ -281,6 +296,36 @@ def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: 
     ).freeze()
 
 
+def graph(base: BaseFiles) -> Graph:
+    """ComfyUI's own nodes. Text encoder and VAE are the published ones where the run's are not
+    single files.
+    """
+    file = base.file or SINGLE_FILES.get(base.name, f"{base.name}.safetensors")
+    text, vae = (
+        _single(base.companions.get(name, ""), OFFERS[name].downloads[0].name)
+        for name in ("text_encoder", "vae")
+    )
+    widgets = {"clip_name": text, "type": "wan", "device": "default"}
+    return Graph(
+        loaders=(
+            Loader("UNETLoader", {"unet_name": file, "weight_dtype": "default"}, file,
+                   "diffusion_models"),
+            Loader("CLIPLoader", widgets, text, "text_encoders"),
+            Loader("VAELoader", {"vae_name": vae}, vae, "vae"),
+        ),
+        lora="LoraLoaderModelOnly",
+        sampling=(Loader("ModelSamplingSD3", {"shift": base.shift or SHIFT}),),
+        latents="EmptyHunyuanLatentVideo",
+        note="All nodes are ComfyUI's own. *ModelSamplingSD3* sets the shift that the LoRA was "
+        "trained with. *Load MCM LoRA* of this pack does the work of both nodes, and checks that "
+        "the LoRA fits the model.",
+    )  # fmt: skip
+
+
+def _single(name: str, published: str) -> str:
+    return name if Path(name).suffix.lower() in FILE_SUFFIXES else published
+
+
 FAMILY = Family(
     name="wan",
     title="Wan (text to video: Wan 2.1 1.3B and 14B, Wan 2.2 14B)",
@@ -294,12 +339,18 @@ FAMILY = Family(
     blocks=(WanTransformerBlock,),
     layers=LayerNames(
         markers=("ffn", "cross_attn"),
-        words="(?:self|cross)_attn|to_(?:q|k|v|out)",
+        words="(?:self|cross)_attn|to_(?:q|k|v|out)|norm_[qk]|patch_embedding|condition_embedder"
+        "|(?:text|time)_embed(?:ding|der)|time_proj(?:ection)?|proj_out|linear_[12]",
         text_layer="attn2.to_k",
         # Input, output, text and time carry no look and no motion of their own.
         untouched=("condition_embedder", "proj_out"),
         original=original_name,
         path_of=diffusers_name,
+        starts=("blocks.", "lora_unet_blocks_"),
+        bare="scale_shift_table",
+        component="transformer",
+        trained="q, k, v and o of both attentions and both layers of the feed-forward network of "
+        "each block, where look and motion are made; input, output, text and time carry neither",
     ),
     bases=(
         Base("wan-1.3b", "Wan 2.1 T2V 1.3B", 1536, (480, 272, 33)),
@@ -318,7 +369,10 @@ FAMILY = Family(
     takes=tuple(OFFERS),
     offers=OFFERS,
     exact=is_exact,
+    describe=describe,
+    step_loras=StepLoras(("lightx2v", "CausVid", "AccVideo", "FastWan", "rCM"), 300),
     shelf=Shelf("diffusion_models", holds, lacks),
+    graph=graph,
     published={
         "wan2.1_t2v_1.3B_fp16.safetensors": COMFYUI,
         "wan2.1_t2v_1.3B_bf16.safetensors": COMFYUI,
@@ -332,5 +386,7 @@ FAMILY = Family(
         "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
         "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         "Wan2.1-T2V-14B-Diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        **{each.name: f"{_COMFYUI}/text_encoders" for each in TEXT_ENCODERS},
+        **{each.name: f"{_COMFYUI}/vae" for each in WAN_VAES},
     },
 )
