@@ -1,4 +1,4 @@
-"""How the teacher is sampled and what training reads of its trajectories, by settings and family."""
+"""How the teacher is sampled and what training reads of it, by settings and family."""
 
 from __future__ import annotations
 
