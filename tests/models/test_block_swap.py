@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.families import family_named
 from trainer.families.base import move
-from trainer.lora.adapter import add_lora, adapter_disabled, lora_parameters
+from trainer.lora.adapter import adapter_disabled, add_lora, lora_parameters
 from trainer.models.block_swap import BlockSwap, swapped_blocks, swapped_bytes
 from trainer.models.checkpointing import enable_checkpointing
 from trainer.models.wan import build_wan, read_wan
@@ -137,9 +137,7 @@ def test_its_bytes_are_those_of_the_blocks(tmp_path):
     network = network_of("fp32", tmp_path)
     chosen = swapped_blocks(network, FAMILY.blocks, 3)
     exact = sum(
-        value.numel() * 4
-        for name, value in chosen[0].named_parameters()
-        if FAMILY.exact(name)
+        value.numel() * 4 for name, value in chosen[0].named_parameters() if FAMILY.exact(name)
     )
     whole = sum(value.numel() * 4 for value in chosen[0].parameters())
     waits, on_card = swapped_bytes(chosen, FAMILY.exact)
