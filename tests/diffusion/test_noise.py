@@ -173,7 +173,8 @@ def test_shares_of_the_way_and_what_the_network_is_called_with():
     path, flow = VariancePreserving.from_config(MODELSCOPE), RectifiedFlow(shift=5.0)
     torch.testing.assert_close(path.share(TIMESTEPS), torch.tensor([0.019, 0.499, 0.999]))
     assert torch.equal(path.model_time(TIMESTEPS), TIMESTEPS)
-    assert torch.equal(flow.share(TIMES), TIMES)
+    shifted = flow.levels(48)[[5, 23, 47]]
+    torch.testing.assert_close(flow.share(shifted), torch.tensor([0.125, 0.5, 1.0]))
     torch.testing.assert_close(flow.model_time(TIMES), torch.tensor([20.0, 500.0, 1000.0]))
 
 

@@ -238,7 +238,7 @@ def test_what_cannot_be_converted_is_refused(kohya, pairs, tmp_path):
             convert(*arguments, **options)
 
     out = tmp_path / "out"
-    refused("not a known format; use kohya,", kohya, out, "gguf")
+    refused("not a known format; use comfyui, kohya,", kohya, out, "gguf")
     refused("`dtype`='int8'", kohya, out, "peft", dtype="int8")
     refused("must end in .safetensors", kohya, out, "kohya")
     refused("must end in .safetensors", kohya, out, "diffusers")

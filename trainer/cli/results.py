@@ -98,13 +98,13 @@ def export(options: argparse.Namespace) -> int:
 
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA file or PEFT folder")
+    parser.add_argument("file", type=Path, metavar="FILE", help="LoRA, or base model: file or folder")
     add_model_arguments(parser, default=None)
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Show what a LoRA file contains: base model, format, matched layers, recommended settings,
-    hashes.
+    """Show what a file contains. Of a LoRA: base model, format, matched layers, recommended
+    settings, hashes. Of a base model: family, size, form, and which layers are trained.
 
       python -m trainer inspect runs/ink/ink.safetensors
       python -m trainer inspect my_peft_folder --model /models/text-to-video-ms-1.7b
@@ -112,8 +112,12 @@ def inspect(options: argparse.Namespace) -> int:
     With `--model`, its layers are matched against that base model. A LoRA for the mini model is
     always matched.
     """
-    from ..lora.inspect import inspect_file
+    from ..lora.inspect import inspect_base, inspect_file
 
+    base = inspect_base(options.file)
+    if base is not None:
+        print(base.text())
+        return 0
     name = options.model or _named_model(options.file)
     report = inspect_file(options.file, None if name is None else model_from(options, name).network)
     print(report.text())
@@ -128,7 +132,7 @@ def _named_model(file: Path) -> str | None:
     return name if bundled(name) else None
 
 
-FORMS = ("kohya", "kohya-webui", "peft", "diffusers", "animatediff-evolved")
+FORMS = ("comfyui", "kohya", "kohya-webui", "peft", "diffusers", "animatediff-evolved")
 DTYPES = ("keep", "fp16", "bf16", "fp32")
 
 
@@ -156,7 +160,8 @@ def convert(options: argparse.Namespace) -> int:
       python -m trainer convert animatediff-laion laion.safetensors --to kohya
       python -m trainer convert ink.safetensors ink --to animatediff-evolved
 
-    Formats: `kohya` (ComfyUI, all layers), `kohya-webui` (the image layers, with Stable Diffusion
+    Formats: `comfyui` (the names that ComfyUI's own loader reads), `kohya` (underscores, which
+    ComfyUI reads too; for Wan those of musubi-tuner), `kohya-webui` (the image layers, with Stable Diffusion
     1.5's own block names), `peft` (a folder, like the official LoRAs), `diffusers` (one file),
     `animatediff-evolved` (a folder with an image LoRA and a motion LoRA; with --motion-module also
     a merged motion module).

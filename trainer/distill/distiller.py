@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ..adversarial.frame_losses import LossMemory
 from ..lora.adapter import load_lora_state, lora_state
 from ..lora.pairs import LoraPair
+from ..lora.whole import add_whole, whole_of
 from ..runs.guards import NanGuard
 from .batch import Batch, Session, make_batch
 from .draws import Sizes, draw_step
+from .sources import WHOLE
 from .step import Outcome, gradients
 
 
@@ -120,6 +122,7 @@ class Distiller:
         s = self.session
         groups: dict[str, Any] = {
             "lora": _flatten(lora_state(s.model.network)),
+            WHOLE: {} if (whole := whole_of(s.model.network)) is None else whole.differences,
             "ema": s.ema.state_dict(),
             "replay": s.replay.state_dict(),
             "motion_head": s.parts.representation.state_dict(),
@@ -141,6 +144,7 @@ class Distiller:
         """
         s = self.session
         load_lora_state(s.model.network, _unflatten(tensors["lora"]))
+        add_whole(s.model.network, tensors.get(WHOLE, {}))
         s.ema.load_state_dict(tensors["ema"])
         s.replay.load_state_dict(tensors["replay"])
         s.memory.load(tensors)
@@ -155,7 +159,7 @@ def sizes_of(session: Session) -> Sizes:
     """What the draws of the next step are made from."""
     s = session
     counts = len(s.prompts), len(s.motions), len(s.replay)
-    return Sizes(s.model.noise, s.sources.latent_shape, s.sources.frames, *counts)
+    return Sizes(s.plan, s.sources.latent_shape, s.sources.frames, *counts)
 
 
 def shared_values(means: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:

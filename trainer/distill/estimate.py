@@ -17,12 +17,12 @@ from ..adversarial.augment import draw_augment
 from ..adversarial.frame_losses import deeper_half
 from ..cards import CARDS
 from ..config import TrainConfig, with_overrides
-from ..diffusion.noise import TRAJECTORY_STEPS
 from ..families import VideoModel, load_model
 from ..models.block_swap import swapped_blocks, swapped_bytes
 from .batch import Batch, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
+from .plan import TeacherPlan
 from .session import build_parts, build_student, new_memory
 from .step import gradients
 from .student import StepParts, decoder_dtype
@@ -181,14 +181,15 @@ def made_batch(parts: StepParts) -> Batch:
     stored = config.recipe.trajectory.real_probability == 1
     known = stored and config.videos is None
     ends = clips.clone() if config.aims_at_ends else None
-    levels = model.noise.levels(TRAJECTORY_STEPS)
+    plan = TeacherPlan.of_model(config, model)
+    levels, middle = plan.levels, plan.places // 2
     batch = Batch(
         rows=places,
         origins=places,
-        level=levels[24].repeat(count),
-        next_level=levels[23].repeat(count),
+        level=levels[middle].repeat(count),
+        next_level=levels[middle - 1].repeat(count),
         most=levels[-1:],
-        guidance=torch.full((count,), config.recipe.trajectory.guidance_min),
+        guidance=torch.full((count,), plan.guidance[0]),
         noise=clips,
         text=text,
         empty=text[:1].clone(),

@@ -15,14 +15,18 @@ from ..diffusion.noise import SIGMA_DATA, TIMESTEP_SCALING
 from ..lora.adapter import lora_state
 from ..lora.export import Exported, export_file
 from ..lora.metadata import LoraCard, build_metadata, thumbnail_data_uri
+from ..lora.whole import merged, whole_of
 from ..lora.workflow import lora_workflow
 from ..media import read_clip
 from ..runs.folder import Run
 from .batch import Session
-from .draws import FEW_STEPS, generator_for
+from .draws import generator_for
+from .plan import FEW_STEPS, TeacherPlan
 from .preview import Sampled
 
 RECOMMENDED_STEPS = 4
+STARTED_FROM = "mcm.started_from"
+"""Metadata: the file name of the LoRA that the run started from, whose licence may matter."""
 
 
 class Exportable(Sampled, Protocol):
@@ -54,6 +58,8 @@ def export_student(
     """Write the averaged adapter of ``student`` to ``path``."""
     with student.ema.applied():
         pairs = lora_state(student.model.network)
+    whole = whole_of(student.model.network)
+    pairs, differences = merged(pairs, {} if whole is None else whole.differences)
     model, config, sources = student.model, student.config, student.sources
     card = LoraCard(
         title=run.name,
@@ -62,13 +68,15 @@ def export_student(
         base_hash=model.base_hash,
         base_license=model.licence,
         base_file=model.path.name if model.path.is_file() else "",
+        companions=model.companions,
         motion_module=model.motion_module,
         trigger=config.trigger,
         steps=RECOMMENDED_STEPS,
         steps_allowed=FEW_STEPS,
         timestep_scaling=TIMESTEP_SCALING,
         sigma_data=SIGMA_DATA,
-        original_steps=config.recipe.trajectory.ddim_timesteps,
+        original_steps=TeacherPlan.of_model(config, model).places,
+        shift=model.noise.config.get("shift"),
         prediction_type=model.prediction_type,
         frames=sources.frames,
         width=sources.width,
@@ -84,7 +92,9 @@ def export_student(
     workflow = lora_workflow(card, path.name, prompt)
     metadata = build_metadata(card, pairs)
     extra = {"workflow": workflow} if workflow else {}
-    return export_file(pairs, path, metadata, extra=extra)
+    if config.start_from not in ("auto", "none"):
+        extra[STARTED_FROM] = Path(config.start_from).name
+    return export_file(pairs, path, metadata, extra=extra, differences=differences)
 
 
 def caption_tags(images: ImageSet) -> dict[str, dict[str, int]]:

@@ -145,8 +145,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> 
         distiller.step(step)
     per_step = (time.monotonic() - begun) / (STEPS - 1)
     stages.next("One preview")
-    guidance = config.data.library_guidance + 1
-    preview = _time_preview(Previewer(session, preview_prompts(session), guidance))
+    preview = _time_preview(Previewer(session, preview_prompts(session)))
     tensors = [t for group in distiller.tensors().values() for t in group.values()]
     size = sum(t.numel() * t.element_size() for t in tensors)
     size += 2 * sum(p.numel() * 4 for p in session.parts.parameters)  # AdamW keeps two moments

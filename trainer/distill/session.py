@@ -23,6 +23,7 @@ from .optimizers import build_optimizer
 from .sources import (
     Log,
     Progress,
+    Stored,
     add_adapter,
     encode_prompts,
     load_motions,
@@ -96,9 +97,14 @@ def caption_loss(features: FeatureNetwork, reader: ClipReader | None) -> str:
 
 
 def build_student(
-    config: TrainConfig, model: VideoModel, device: torch.device, log: Log
+    config: TrainConfig,
+    model: VideoModel,
+    device: torch.device,
+    log: Log,
+    stored: Stored | None = None,
 ) -> Student:
-    """``model`` on ``device`` in its precision, with the adapter in its network; changes ``model``.
+    """``model`` on ``device`` in its precision, with the adapter in its network, that of the
+    checkpoint ``stored`` if given; changes ``model``.
 
     Text encoder and autoencoder, and the blocks to swap, stay in main memory if the settings say so
     and ``device`` has a memory of its own.
@@ -108,7 +114,7 @@ def build_student(
     swapped = swapped_blocks(model.network, model.family.blocks, hardware.blocks_to_swap)
     swap = BlockSwap(swapped, model.family.exact) if swapped and device.type == "cuda" else None
     model.to(device, base_dtype(hardware.precision, device))
-    add_adapter(config, model, log)
+    add_adapter(config, model, log, stored)
     network, kinds = model.network.to(device), model.family.blocks
     if model.dtype != torch.float32:
         compute_lora_in_input_dtype(network)
@@ -150,6 +156,7 @@ def build_parts(config: TrainConfig, student: Student, device: torch.device) -> 
         representation=build_representation(
             config.recipe.motion.representation,
             model.codec.channels,
+            lead=model.codec.lead,
             seed=config.seed,
         ).to(device),
         features=features,

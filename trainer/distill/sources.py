@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,48 +20,63 @@ from ..data.videos import VideoSet, scan_videos
 from ..families import VideoModel, load_model
 from ..families.codec import VideoCodec
 from ..lora.adapter import add_lora, start_from
-from ..lora.few_step import fit_few_step
+from ..lora.few_step import Start, fit_start
 from ..lora.formats import read_lora
-from ..lora.pairs import LoraPair
+from ..lora.whole import add_whole
 from ..motion.sources import EncodedVideos, MotionSource
 from .library import Log, Progress, fetch_library
 from .student import Student, base_dtype
 from .waits import IMAGES, MODEL, VIDEOS
 
+Stored = Mapping[str, Mapping[str, Tensor]]
+WHOLE = "whole"
+"""Group of a checkpoint with the whole differences that the student has beside its adapter."""
 
-def add_adapter(config: TrainConfig, model: VideoModel, log: Log) -> None:
+
+def add_adapter(
+    config: TrainConfig, model: VideoModel, log: Log, stored: Stored | None = None
+) -> None:
     """Put the LoRA on the network: the user's, else the base model's warm start where its rank
     fits, else untouched layers.
 
     A LoRA to start from may have any rank; the adapter has the larger of that and ``lora.rank``.
+    With ``stored``, the tensors of a checkpoint, it has their ranks and no start of its own.
     """
+    if stored is not None:
+        ranks = {k.removesuffix(".down"): len(v) for k, v in stored["lora"].items() if "down" in k}
+        add_lora(model.network, config.lora.rank, float(config.lora.rank), config.seed, ranks=ranks)
+        add_whole(model.network, stored.get(WHOLE, {}))
+        return
     found = None
     if config.start_from == "auto":
         found = _warm_start(config, model, log)
     elif config.start_from != "none":
         found = _initial_lora(Path(config.start_from).expanduser(), config, model, log)
     rank = config.lora.rank
+    ranks = {} if found is None else found.ranks(rank)
+    add_lora(model.network, rank, float(rank), config.seed, ranks=ranks)
     if found is not None:
-        rank = max(rank, *(pair.rank for pair in found.values()))
-    add_lora(model.network, rank, float(rank), config.seed)
-    if found is not None:
-        start_from(model.network, found)
+        start_from(model.network, found.pairs, complete=found.recorded)
+        add_whole(model.network, found.differences)
 
 
 def _initial_lora(
     path: Path, config: TrainConfig, model: VideoModel, log: Log
-) -> dict[str, LoraPair]:
+) -> Start:
     found = read_lora(path, model.network)
-    names = (model.family.name, model.name, path.name)
-    pairs = fit_few_step(found, model.network, *names, model.prediction_type)
-    ranks = sorted({pair.rank for pair in pairs.values()})
+    start = fit_start(
+        found, model.network, model.family, model.name, path.name, model.prediction_type
+    )
+    ranks = sorted({pair.rank for pair in start.pairs.values()})
     log(f"Continues from {path} (rank {', '.join(map(str, ranks))}).")
+    if not start.recorded:
+        log(f"It is {start.told}.")
     if ranks[-1] > config.lora.rank:
         log(f"The LoRA keeps its rank {ranks[-1]} instead of `lora.rank`={config.lora.rank}.")
-    return pairs
+    return start
 
 
-def _warm_start(config: TrainConfig, model: VideoModel, log: Log) -> dict[str, LoraPair] | None:
+def _warm_start(config: TrainConfig, model: VideoModel, log: Log) -> Start | None:
     warm = model.path / "warm_start.safetensors"
     if not warm.is_file():
         return None
@@ -68,7 +84,7 @@ def _warm_start(config: TrainConfig, model: VideoModel, log: Log) -> dict[str, L
     ranks = {pair.rank for pair in pairs.values()}
     if ranks == {config.lora.rank}:
         log("Starts from the base model's own few-step LoRA (warm start).")
-        return pairs
+        return Start(pairs, "")
     log(
         f"No warm start: the base model's LoRA has rank {sorted(ranks)}, this run "
         f"{config.lora.rank}."
@@ -130,7 +146,7 @@ def encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, 
     model, prompts = sources.model, sources.prompts
     if not model.text.fingerprint:
         return
-    texts = ["", *config.preview.prompts]
+    texts = ["", model.negative, *config.preview.prompts]
     for prompt in prompts.prompts:
         texts += [prompt.text, prompt.frame, prompt.teacher]
     if sources.images is not None:

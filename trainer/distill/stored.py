@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..config import TrainConfig, with_overrides
 from ..data.prompts import PromptSet
 from ..families import VideoModel
@@ -84,16 +82,11 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     known = with_overrides(config, {"images": None}) if gone else config
     sources = open_sources(known, device, lambda text: None, lambda *counts: None)
     # The adapter comes from the checkpoint, whatever it began with; its rank may have been raised.
-    start = {"lora.rank": _rank(found.tensors["lora"]), "start_from": "none"}
-    plain = with_overrides(config, {**start, "hardware.compile": False})
-    build_student(plain, sources.model, device, lambda message: None)
+    plain = with_overrides(config, {"hardware.compile": False})
+    build_student(plain, sources.model, device, lambda message: None, found.tensors)
     ema = ParameterEma(lora_parameters(sources.model.network), config.optim.ema_decay)
     ema.load_state_dict(found.tensors["ema"])
     return StoredStudent(run, found.step, config, sources, ema)
-
-
-def _rank(lora: dict[str, torch.Tensor]) -> int:
-    return next(int(value.shape[0]) for key, value in lora.items() if key.endswith(".down"))
 
 
 def export_checkpoint(run: Run, step: int | None = None, out: Path | None = None) -> Exported:
@@ -131,11 +124,10 @@ def preview_checkpoint(
     if chosen:
         taken = len(list(run.samples.glob("own-*")))
         folder = run.samples / f"own-{student.step:06d}-{taken + 1:03d}"
-    guidance = student.config.data.library_guidance + 1
     if strengths:
         one = (prompts or preview_prompts(student))[:1]
-        return Previewer(student, one, guidance, seed).make_strengths(folder, strengths)
-    made = Previewer(student, prompts or preview_prompts(student), guidance, seed).make(folder)
+        return Previewer(student, one, seed).make_strengths(folder, strengths)
+    made = Previewer(student, prompts or preview_prompts(student), seed).make(folder)
     if not prompts and not read_state(run).live:
         with EventLog(run.events_path) as events:
             events.append("preview", step=student.step, folder=folder.name, **made.event())

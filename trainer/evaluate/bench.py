@@ -148,7 +148,9 @@ def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]
     Without a file the model stays as it is and the options are empty.
     """
     options = sampling_options(file)
-    undo = None if file is None else apply_lora(model.network, file.pairs)
+    undo = None
+    if file is not None:
+        undo = apply_lora(model.network, file.pairs, differences=file.differences)
     try:
         yield options
     finally:

@@ -61,6 +61,8 @@ class LayerNames:
     that the published few-step LoRAs have beside a marker, empty where none are published.
     ``path_of`` gives the path of a layer by its name in the original files, None for others;
     ``original`` is its inverse, where ComfyUI's LoRA loader knows layers by those names.
+    ``starts`` are what names begin with in no other family, ``bare`` the end of the names of
+    weights that belong to no layer, ``component`` diffusers' name of the network.
     """
 
     markers: tuple[str, ...]
@@ -70,6 +72,43 @@ class LayerNames:
     official: tuple[str, ...] = ()
     path_of: Callable[[str], str | None] = lambda name: None
     original: Callable[[str], str | None] | None = None
+    starts: tuple[str, ...] = ()
+    bare: str = ""
+    component: str = "unet"
+    trained: str = (
+        "every Linear and Conv2d but those of input, output and time, as in the official MCM LoRAs"
+    )
+    """Which layers a LoRA updates, and why, for people."""
+
+
+@dataclass(frozen=True)
+class StepLoras:
+    """Few-step LoRAs that others publish for a family: training then only adds the style, and
+    ``steps`` training steps are enough. ``names`` of the best known.
+    """
+
+    names: tuple[str, ...]
+    steps: int
+
+    def advice(self) -> str:
+        known = ", ".join(self.names)
+        return (
+            f"start from a step LoRA for this base model ({known}): set its file as `start_from`. "
+            f"It makes clips in a few steps already, so that {self.steps} training steps for the "
+            "style are enough; from nothing it takes many thousands."
+        )
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """What the graph of a LoRA is made for: the ``name`` of its base model, ``file`` where that is
+    one file, and the files beside it by setting (`Companions`); ``shift`` of a flow's levels.
+    """
+
+    name: str
+    file: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    shift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +119,26 @@ class Loader:
 
     node: str
     widgets: Mapping[str, Any]
-    file: str
+    file: str = ""
     directory: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of ComfyUI that run a base model with a few-step LoRA. Those of this pack where
+    ComfyUI has none.
+
+    Each of the ``loaders`` gives some of MODEL, CLIP and VAE; one that takes a MODEL is fed the one
+    before, and of several the last counts. ``lora`` applies the LoRA (its widgets: name, strength),
+    nodes of ``sampling`` follow it, ``latents`` begins a clip (widgets: width, height, frames,
+    videos). ``note`` is said in the graph.
+    """
+
+    loaders: tuple[Loader, ...]
+    lora: str = "MCM_LoadLora"
+    sampling: tuple[Loader, ...] = ()
+    latents: str = "MCM_EmptyLatentVideo"
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +166,22 @@ class Shelf:
     holds: Callable[[Path, Mapping[str, Any]], bool] = lambda path, header: False
     lacks: Callable[[Path], list[str]] = lambda folder: []
     takes_motion: bool = False
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a base model makes the clips that a student learns from, where the settings say nothing.
+
+    ``guidance`` is the range drawn from and ``library_guidance`` that of example clips, both as
+    LCM's w; ``cfg`` the CFG scale of the clips that commands sample; ``library_steps`` the sampling
+    steps of an example clip. ``negative`` is the prompt of guidance's unconditional half.
+    """
+
+    guidance: tuple[float, float] = (5.0, 15.0)
+    library_guidance: float = 8.0
+    cfg: float = 3.0
+    library_steps: int = 25
+    negative: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,18 +219,24 @@ class Family:
     for estimates, on another device with random weights."""
     counter: Callable[[Path], tuple[Callable[[str], int], int]]
     """Of a base model: the counter of a prompt's tokens, and how many are read."""
+    teaching: Teaching = Teaching()
     takes: tuple[str, ...] = ("vae",)
     """The `Companions` that it can be given."""
     offers: Mapping[str, Offer] = field(default_factory=dict)
     """By companion: what to fetch or to choose, where it is not what most families need."""
     exact: Callable[[str], bool] = lambda name: False
     """Takes the names of the network's weights and buffers that keep fp32 beside half precision."""
+    describe: Callable[[Path], tuple[nn.Module, str, str]] | None = None
+    """Takes file or folder of a base model without its companions: the network, its size and the
+    form of the file in words. None where `load` tells as much."""
+    step_loras: StepLoras | None = None
+    """What to start from; None where a run begins with nothing, or with an official LoRA."""
     speed: Speed | None = None
     """How fast it trains, where that was measured."""
     shelf: Shelf = Shelf()
-    loaders: Callable[[str, str, str], tuple[Loader, ...]] | None = None
-    """The nodes of ComfyUI for (name, file name, motion module) of a base model, each fed by the
-    one before: CLIP and VAE come from the first, MODEL from the last. None where no nodes of this
-    pack run it; its LoRAs then carry no workflow."""
+    graph: Callable[[BaseFiles], Graph] | None = None
+    """The nodes of ComfyUI that run a base model. None where none do; its LoRAs then carry no
+    workflow."""
     published: Mapping[str, str] = field(default_factory=dict)
-    """Files and folders of base models -> where on Hugging Face they lie."""
+    """Files and folders of base models, and of what they need -> where on Hugging Face they
+    lie."""

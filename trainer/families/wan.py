@@ -20,7 +20,7 @@ from transformers import UMT5EncoderModel
 from ..cards import CardPreset
 from ..diffusion.noise import RectifiedFlow
 from ..models.about import read_about
-from ..models.downloads import Need
+from ..models.downloads import TEXT_ENCODERS, WAN_VAES, Need
 from ..models.tiny_vae import TinyVae, read_tiny_vae
 from ..models.umt5 import (
     Umt5,
@@ -33,6 +33,7 @@ from ..models.wan import (
     CLASS,
     build_wan,
     diffusers_name,
+    form_of,
     is_exact,
     is_video_file,
     is_wan_file,
@@ -52,16 +53,30 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, LayerNames, Shelf
+from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
-from .wan_parts import OFFERS, Places
+from .wan_parts import OFFERS, SHIFT, Places, graph
 
-SHIFT = 5.0
-"""Of few-step sampling; the levels of the teacher's trajectories are those too."""
+TEACHER_SHIFT = 8.0
+"""Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
+    "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+"""Wan's own negative prompt, with which its quality is published."""
+TEACHING = Teaching(
+    guidance=(4.0, 4.0),  # a CFG scale of 5, as in rCM
+    library_guidance=4.0,
+    cfg=5.0,
+    library_steps=24,  # every second level of 48
+    negative=NEGATIVE,
+)
 SIZE: dict[str, Any] = {"frames": 33, "height": 272, "width": 480, "fps": 16}
 """What is trained where the settings say nothing: a seventh of the tokens of 81 frames at 480p."""
 LICENCE = "Apache-2.0"
-COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/diffusion_models"
+_COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+COMFYUI = f"{_COMFYUI}/diffusion_models"
 
 
 def matches(path: Path) -> bool:
@@ -102,7 +117,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         network=build_wan(found, dtype),
         codec=CausalCodec(vae, tiny),
         text=MaskedText.of(source),
-        noise=RectifiedFlow(SHIFT),
+        noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         frames=about["frames"],
         height=about["height"],
         width=about["width"],
@@ -177,6 +192,13 @@ def holds(file: Path, header: Mapping[str, Any]) -> bool:
     return True
 
 
+def describe(path: Path) -> tuple[nn.Module, str, str]:
+    """Transformer, size and form of a file or folder. Raises ModelError."""
+    transformer = Places.of(path, Companions()).transformer
+    found = read_wan(transformer)
+    return build_wan(found), size_of(found.options), form_of(transformer)
+
+
 def lacks(path: Path) -> list[str]:
     """Parts that are not there, each with what to fetch; weights that a folder should have."""
     needs = missing(path, Companions())
@@ -226,7 +248,7 @@ def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: 
         network=network,
         codec=CausalCodec(vae, tiny),
         text=MaskedText.of(Umt5(config, None, "", encoder)),
-        noise=RectifiedFlow(SHIFT),
+        noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         base_hash="",
         licence=LICENCE,
         **SIZE,
@@ -242,6 +264,7 @@ CARDS_14B = (
 )
 """With blocks in main memory so that a bf16 file fits too; fp8 takes half of it."""
 
+
 FAMILY = Family(
     name="wan",
     title="Wan (text to video: Wan 2.1 1.3B and 14B)",
@@ -255,12 +278,18 @@ FAMILY = Family(
     blocks=(WanTransformerBlock,),
     layers=LayerNames(
         markers=("ffn", "cross_attn"),
-        words="(?:self|cross)_attn|to_(?:q|k|v|out)",
+        words="(?:self|cross)_attn|to_(?:q|k|v|out)|norm_[qk]|patch_embedding|condition_embedder"
+        "|(?:text|time)_embed(?:ding|der)|time_proj(?:ection)?|proj_out|linear_[12]",
         text_layer="attn2.to_k",
         # Input, output, text and time carry no look and no motion of their own.
         untouched=("condition_embedder", "proj_out"),
         original=original_name,
         path_of=diffusers_name,
+        starts=("blocks.", "lora_unet_blocks_"),
+        bare="scale_shift_table",
+        component="transformer",
+        trained="q, k, v and o of both attentions and both layers of the feed-forward network of "
+        "each block, where look and motion are made; input, output, text and time carry neither",
     ),
     bases=(
         Base("wan-1.3b", "Wan 2.1 T2V 1.3B", 1536, (480, 272, 33)),
@@ -283,10 +312,14 @@ FAMILY = Family(
     ),
     skeleton=skeleton,
     counter=counter,
+    teaching=TEACHING,
     takes=tuple(OFFERS),
     offers=OFFERS,
     exact=is_exact,
+    describe=describe,
+    step_loras=StepLoras(("lightx2v", "CausVid", "AccVideo", "FastWan", "rCM"), 300),
     shelf=Shelf("diffusion_models", holds, lacks),
+    graph=graph,
     published={
         "wan2.1_t2v_1.3B_fp16.safetensors": COMFYUI,
         "wan2.1_t2v_1.3B_bf16.safetensors": COMFYUI,
@@ -296,5 +329,7 @@ FAMILY = Family(
         "wan2.1_t2v_14B_fp8_scaled.safetensors": COMFYUI,
         "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         "Wan2.1-T2V-14B-Diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        **{each.name: f"{_COMFYUI}/text_encoders" for each in TEXT_ENCODERS},
+        **{each.name: f"{_COMFYUI}/vae" for each in WAN_VAES},
     },
 )

@@ -1,4 +1,6 @@
-"""Where the parts of a Wan lie: transformer, text encoder, VAE and tiny VAE."""
+"""Where the parts of a Wan lie: transformer, text encoder, VAE and tiny VAE; and the nodes of
+ComfyUI that load them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES
 from ..models.tiny_vae import is_tiny_vae
 from ..models.umt5 import is_umt5
 from ..models.wan_vae import is_wan_vae
-from .record import Companions, Offer
+from ..models.weights import FILE_SUFFIXES
+from .record import BaseFiles, Companions, Graph, Loader, Offer
+
+SHIFT = 5.0
+"""Of few-step sampling; the levels of the teacher's trajectories are those too."""
+SINGLE_FILES = {
+    "Wan2.1-T2V-1.3B-Diffusers": "wan2.1_t2v_1.3B_fp16.safetensors",
+    "Wan2.1-T2V-14B-Diffusers": "wan2.1_t2v_14B_fp16.safetensors",
+}
+"""Diffusers folders -> the file with the same weights, since ComfyUI loads no such folder."""
 
 TEXT = ("text_encoder", "tokenizer")
 """Folders of a diffusers model that make states of prompts."""
@@ -60,11 +71,41 @@ class Places:
             _resolved(given.tiny_vae) or found.tiny_vae,
         )
 
-    def names(self, path: Path) -> tuple[str, ...]:
-        """Names of the files beside the model at ``path``."""
-        beside = (self.text, self.vae, self.tiny_vae)
-        return tuple(p.name for p in beside if p and not p.is_relative_to(path))
+    def names(self, path: Path) -> dict[str, str]:
+        """Names of the files beside the model at ``path``, by setting."""
+        beside = dict(zip(OFFERS, (self.text, self.vae, self.tiny_vae), strict=True))
+        return {name: p.name for name, p in beside.items() if p and not p.is_relative_to(path)}
 
 
 def _resolved(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser().resolve()
+
+
+def graph(base: BaseFiles) -> Graph:
+    """ComfyUI's own nodes. Text encoder and VAE are the published ones where the run's are not
+    single files.
+    """
+    file = base.file or SINGLE_FILES.get(base.name, f"{base.name}.safetensors")
+    text, vae = (
+        _single(base.companions.get(name, ""), OFFERS[name].downloads[0].name)
+        for name in ("text_encoder", "vae")
+    )
+    widgets = {"clip_name": text, "type": "wan", "device": "default"}
+    return Graph(
+        loaders=(
+            Loader("UNETLoader", {"unet_name": file, "weight_dtype": "default"}, file,
+                   "diffusion_models"),
+            Loader("CLIPLoader", widgets, text, "text_encoders"),
+            Loader("VAELoader", {"vae_name": vae}, vae, "vae"),
+        ),
+        lora="LoraLoaderModelOnly",
+        sampling=(Loader("ModelSamplingSD3", {"shift": base.shift or SHIFT}),),
+        latents="EmptyHunyuanLatentVideo",
+        note="All nodes are ComfyUI's own. *ModelSamplingSD3* sets the shift that the LoRA was "
+        "trained with. *Load MCM LoRA* of this pack does the work of both nodes, and checks that "
+        "the LoRA fits the model.",
+    )  # fmt: skip
+
+
+def _single(name: str, published: str) -> str:
+    return name if Path(name).suffix.lower() in FILE_SUFFIXES else published

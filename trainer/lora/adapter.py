@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .match import fit_pairs
 from .pairs import LoraError, LoraPair, base_modules, lora_targets
+from .whole import Whole, whole_of
 
 ADAPTER = "default"
 
@@ -31,22 +32,34 @@ def add_lora(
     alpha: float,
     seed: int = 0,
     adapter_name: str = ADAPTER,
+    ranks: Mapping[str, int] | None = None,
 ) -> None:
     """Freeze `unet` and put a trainable LoRA on every module of `lora_targets(unet)`, in place.
 
-    The new model equals the frozen base exactly, because `up` starts at zero. (A base that still
-    requires gradients may differ in the last bit: torch picks other convolution kernels for it.)
-    The adapter is fp32 whatever the base's dtype, keeps the base's train/eval mode, and its start
-    depends on `seed` alone: the global random state is neither read nor changed. Raises LoraError
-    for a bad rank or alpha, when a LoRA is there already, or when nothing can be adapted.
+    `ranks` are those of modules that have another; their alpha is their rank, and modules that
+    `lora_targets` leaves out have a LoRA too if they are among them. The new model equals the
+    frozen base exactly, because `up` starts at zero. (A base that still requires gradients may
+    differ in the last bit: torch picks other convolution kernels for it.) The adapter is fp32
+    whatever the base's dtype, keeps the base's train/eval mode, and its start depends on `seed`
+    alone: the global random state is neither read nor changed. Raises LoraError for a bad rank or
+    alpha, when a LoRA is there already, or when nothing can be adapted.
     """
     _check_arguments(unet, rank, alpha)
-    targets = lora_targets(unet)
+    others = {path: other for path, other in (ranks or {}).items() if other != rank}
+    targets = sorted({*lora_targets(unet), *(ranks or {})})
     if not targets:
         raise LoraError(
             f"{type(unet).__name__} has no Linear or Conv2d to adapt; pass a diffusers video UNet."
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)  # type: ignore[arg-type]
+    # `^`: PEFT matches patterns at the end of a path.
+    patterns = {f"^{path}": other for path, other in others.items()}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=targets,
+        rank_pattern=patterns,
+        alpha_pattern=dict(patterns),
+    )
     with torch.random.fork_rng(
         devices=[]
     ):  # PEFT's own initialisation draws from the global generator
@@ -115,19 +128,25 @@ def lora_parameters(unet: nn.Module, adapter_name: str = ADAPTER) -> list[nn.Par
 
 @contextmanager
 def adapter_disabled(unet: nn.Module) -> Iterator[None]:
-    """Inside, the UNet is the frozen teacher: exactly the base model. May be nested; restores what
-    it found.
+    """Inside, the UNet is the frozen teacher: exactly the base model, whole differences off. May
+    be nested; restores what it found.
 
     PEFT's own switch also rewrites `requires_grad` of every adapter, so those flags are saved and
     put back.
     """
     layers = [(layer, bool(layer.disable_adapters)) for _, layer in _lora_layers(unet)]
     flags = [(p, p.requires_grad) for layer, _ in layers for p in layer.parameters()]
+    whole = whole_of(unet)
+    before = 0.0 if whole is None else whole.strength
     try:
         for layer, _ in layers:
             layer.enable_adapters(False)
+        if whole is not None:
+            whole.set(0.0)
         yield
     finally:
+        if whole is not None:
+            whole.set(before)
         for layer, was_disabled in layers:
             layer.enable_adapters(not was_disabled)
         for parameter, required in flags:
@@ -139,11 +158,17 @@ def adapter_at(unet: nn.Module, strength: float, adapter_name: str = ADAPTER) ->
     """Inside, the adapter acts at ``strength`` times what it was trained to."""
     layers = [layer for _, layer in _lora_layers(unet)]
     kept = [layer.scaling[adapter_name] for layer in layers]
+    whole = whole_of(unet)
+    before = 0.0 if whole is None else whole.strength
     for layer, scaling in zip(layers, kept, strict=True):
         layer.scaling[adapter_name] = scaling * strength
     try:
+        if whole is not None:
+            whole.set(before * strength)
         yield
     finally:
+        if whole is not None:
+            whole.set(before)
         for layer, scaling in zip(layers, kept, strict=True):
             layer.scaling[adapter_name] = scaling
 
@@ -195,19 +220,28 @@ def load_lora_state(
 
 
 @torch.no_grad()
-def start_from(unet: nn.Module, pairs: Mapping[str, LoraPair], adapter_name: str = ADAPTER) -> None:
+def start_from(
+    unet: nn.Module,
+    pairs: Mapping[str, LoraPair],
+    adapter_name: str = ADAPTER,
+    complete: bool = True,
+) -> None:
     """Start the new adapter of `add_lora` from `pairs`, which have its rank or a lower one.
 
     The update is the same exactly: further rows of `down` keep their start and those of `up` are
     zero, so that they can learn. The adapter keeps its alpha: `up` takes what the pairs' differs
-    by. Raises LoraError, with nothing changed, unless the pairs cover the adapter and none has a
-    higher rank.
+    by. Without `complete`, layers without a pair keep their start, which adds nothing. Raises
+    LoraError, with nothing changed, unless the pairs cover the adapter and none has a higher rank.
     """
-    fitted = fit_pairs(pairs, unet, complete=True)
+    fitted = fit_pairs(pairs, unet, complete=complete)
     layers = dict(_lora_layers(unet))
-    rank = max(layer.lora_A[adapter_name].weight.shape[0] for layer in layers.values())
-    if (highest := max(pair.rank for pair in fitted.values())) > rank:
-        raise LoraError(f"The LoRA has rank {highest}, the adapter {rank}; add_lora({highest}).")
+    for path, pair in fitted.items():
+        rank = layers[path].lora_A[adapter_name].weight.shape[0] if path in layers else 0
+        if pair.rank > rank:
+            raise LoraError(
+                f"`{path}`: the LoRA has rank {pair.rank}, the adapter {rank}; "
+                f"add_lora({pair.rank})."
+            )
     for path, pair in fitted.items():
         layer = layers[path]
         layer.lora_A[adapter_name].weight[: pair.rank].copy_(pair.down)
@@ -217,10 +251,13 @@ def start_from(unet: nn.Module, pairs: Mapping[str, LoraPair], adapter_name: str
 
 @torch.no_grad()
 def apply_lora(
-    unet: nn.Module, pairs: Mapping[str, LoraPair], strength: float = 1.0
+    unet: nn.Module,
+    pairs: Mapping[str, LoraPair],
+    strength: float = 1.0,
+    differences: Mapping[str, Tensor] | None = None,
 ) -> Callable[[], None]:
-    """Merge `strength * delta` into the base weights and return a function that puts the old
-    weights back.
+    """Merge `strength * delta` into the base weights, and whole `differences` with it, and return a
+    function that puts the old weights back.
 
     The undo is exact because the old weights are kept, on their device: as much memory again as the
     updated weights take. Undo several LoRAs in reverse order; a second call of one undo does
@@ -234,8 +271,10 @@ def apply_lora(
     modules = base_modules(unet)
     kept: list[tuple[Tensor, Tensor]] = []
     hooks: list[RemovableHandle] = []
+    whole = Whole(unet, differences or {})
 
     def undo() -> None:
+        whole.remove()
         while hooks:
             hooks.pop().remove()
         while kept:
@@ -252,6 +291,7 @@ def apply_lora(
             delta = moved.delta(strength)
             kept.append((weight, weight.clone()))
             weight.add_(delta)
+        whole.set(strength)
     except BaseException:
         undo()  # no half-applied LoRA, even when memory runs out in the middle
         raise

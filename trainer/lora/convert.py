@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from .formats import read_lora
 from .match import describe_base, pair_widths
 from .metadata import with_hashes
 from .names import MOTION, motion_lora_name, webui_name, with_paths
-from .pairs import LoraError, LoraPair
+from .pairs import LoraError, LoraPair, kohya_name, layers_of
 
 EVOLVED = "animatediff-evolved"
 SPATIAL, MOTION_LORA, MOTION_MODULE = "-spatial", "-motion-lora", "-motion-module"
@@ -68,6 +68,7 @@ class Source:
     pairs: dict[str, LoraPair]
     metadata: dict[str, str]
     motion_module: Path | None = None
+    differences: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, motion: bool) -> dict[str, LoraPair]:
         """The motion layers, or the image layers. Raises LoraError for a LoRA of another UNet."""
@@ -94,7 +95,7 @@ def read_source(path: Path) -> Source:
     found = read_lora(path)
     told = {k: v for k, v in found.metadata.items() if k not in OF_THE_FILE}
     pairs = _unfolded(with_paths(found.pairs), told.pop(FOLDED, "{}"))
-    return Source(dict(sorted(pairs.items())), told)
+    return Source(dict(sorted(pairs.items())), told, differences=found.differences)
 
 
 def convert(
@@ -116,6 +117,12 @@ def convert(
         raise LoraError(f"`motion_module` is only used with '{EVOLVED}'; leave it out.")
     found = read_source(Path(source))
     pairs = cast_pairs(found.pairs, dtype)
+    if found.differences and to not in WITH_DIFFERENCES:
+        raise LoraError(
+            f"`{Path(source).name}` has {len(found.differences)} whole differences (first: "
+            f"{min(found.differences)}), which '{to}' cannot hold; use "
+            f"{' or '.join(WITH_DIFFERENCES)}."
+        )
     return TARGETS[to](replace(found, pairs=pairs, motion_module=motion_module), Path(out))
 
 
@@ -125,8 +132,30 @@ def _peft(source: Source, out: Path) -> Converted:
     return Converted({out: done.modules})
 
 
+def _comfyui(source: Source, out: Path) -> Converted:
+    whole = source.differences
+    done = export_file(source.pairs, out, source.metadata, dtype=KEEP, differences=whole)
+    return Converted({out: done.modules})
+
+
 def _kohya(source: Source, out: Path) -> Converted:
-    done = export_file(source.pairs, out, source.metadata, dtype=KEEP)
+    """With the underscores of the names that ComfyUI and musubi-tuner know: for a transformer those
+    of its original file, for a UNet diffusers'.
+    """
+    original = layers_of(source.pairs).original
+
+    def name_of(path: str) -> str:
+        return kohya_name((original and original(path)) or path)
+
+    done = export_kohya(
+        source.pairs,
+        out,
+        source.metadata,
+        dtype=KEEP,
+        tensors_of=partial(kohya_tensors, name_of=name_of),
+        differences=source.differences,
+        layer_name=name_of,
+    )
     return Converted({out: done.modules})
 
 
@@ -140,11 +169,12 @@ def _webui(source: Source, out: Path) -> Converted:
 
 
 def _diffusers(source: Source, out: Path) -> Converted:
-    config = {f"unet.{k}": v for k, v in _diffusers_config(source.pairs).items()}
+    start = layers_of(source.pairs).component
+    config = {f"{start}.{k}": v for k, v in _diffusers_config(source.pairs).items()}
     tensors: dict[str, Tensor] = {}
     for path, pair in source.pairs.items():
-        tensors[f"unet.{path}.lora_A.weight"] = pair.down
-        tensors[f"unet.{path}.lora_B.weight"] = pair.up
+        tensors[f"{start}.{path}.lora_A.weight"] = pair.down
+        tensors[f"{start}.{path}.lora_B.weight"] = pair.up
     told = {**source.metadata, "format": "pt", "lora_adapter_metadata": json.dumps(config)}
     _write(out, tensors, told, source.pairs)
     return Converted({out: len(source.pairs)})
@@ -262,6 +292,7 @@ def _equal(back: LoraPair, wanted: LoraPair) -> bool:
 
 
 TARGETS: dict[str, Callable[[Source, Path], Converted]] = {
+    "comfyui": _comfyui,
     "kohya": _kohya,
     "kohya-webui": _webui,
     "peft": _peft,
@@ -269,3 +300,5 @@ TARGETS: dict[str, Callable[[Source, Path], Converted]] = {
     EVOLVED: _evolved,
 }
 """Format -> function that writes it."""
+WITH_DIFFERENCES = ("comfyui", "kohya")
+"""Formats that can hold whole differences of weights."""

@@ -23,6 +23,7 @@ from .formats import COMFYUI_PREFIX, PEFT_CONFIG, PEFT_WEIGHTS, LoraFile, read_l
 from .match import Model, fit_pairs
 from .metadata import with_hashes
 from .pairs import LoraError, LoraPair, check_pair, kohya_name, layers_of
+from .whole import check_difference
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEEP = "keep"
@@ -107,6 +108,34 @@ def comfyui_tensors(
     return tensors
 
 
+def whole_tensors(
+    differences: Mapping[str, Tensor], name: Callable[[str], str] | None = None
+) -> dict[str, Tensor]:
+    """Keys and tensors of whole differences by path of the weight: `.diff` of a layer's weight,
+    `.diff_b` of its bias. ``name`` is that of a layer in the file, ComfyUI's own if not given.
+    Raises LoraError for a weight that cannot be named so.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers = layers_of(differences)
+    for path, value in differences.items():
+        layer, _, part = path.rpartition(".")
+        bare = bool(layers.bare) and path.endswith(layers.bare)
+        original = layers.original(path if bare else layer) if layers.original else None
+        if original is None or (bare and name is not None):
+            raise LoraError(f"The difference of `{path}` has no place in this form; use 'comfyui'.")
+        written = COMFYUI_PREFIX + original if name is None else name(layer)
+        tensors[f"{written}.diff_b" if part == "bias" else f"{written}.diff"] = value
+    return tensors
+
+
+def _cast_whole(differences: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    kind, stored = DTYPES.get(dtype), {}
+    for path, value in sorted(differences.items()):
+        stored[path] = value.detach().to("cpu", kind or value.dtype).contiguous()
+        check_difference(path, stored[path])
+    return stored
+
+
 def export_file(
     source: nn.Module | Mapping[str, LoraPair],
     path: str | Path,
@@ -117,7 +146,7 @@ def export_file(
     layers of its family; `options` and errors as `export_kohya`.
     """
     pairs = _pairs_of(source)
-    original = layers_of(pairs).original
+    original = layers_of({**pairs, **options.get("differences", {})}).original
     if original is None:
         return export_kohya(source, path, metadata, **options)
     named = partial(comfyui_tensors, name_of=original)
@@ -133,6 +162,8 @@ def export_kohya(
     extra: Mapping[str, str] | None = None,
     base: Model | None = None,
     tensors_of: Callable[[Mapping[str, LoraPair]], dict[str, Tensor]] = kohya_tensors,
+    differences: Mapping[str, Tensor] | None = None,
+    layer_name: Callable[[str], str] | None = None,
 ) -> Exported:
     """Write `source` (a UNet with a LoRA, or pairs) as one kohya .safetensors that ComfyUI's own
     loader reads. `tensors_of` makes its keys and tensors.
@@ -151,12 +182,13 @@ def export_kohya(
     if model is not None:
         fit_pairs(pairs, model)
     stored = cast_pairs(pairs, dtype)
-    tensors = tensors_of(stored)
+    whole = _cast_whole(differences or {}, dtype)
+    tensors = {**tensors_of(stored), **whole_tensors(whole, layer_name)}
     told = with_hashes(_joined(metadata, extra or {}), tensors)
 
     def check(written: Path) -> None:
         back = read_lora(written, stored)
-        _compare(back, stored)
+        _compare(back, stored, whole)
         if back.metadata != told or not back.hash_ok:
             changed = f"The metadata of `{path.name}` changed when it was read back;"
             raise LoraError(f"{changed} nothing was replaced. Export again.")
@@ -249,10 +281,15 @@ def _pairs_of(source: nn.Module | Mapping[str, LoraPair]) -> Mapping[str, LoraPa
     return lora_state(source) if isinstance(source, nn.Module) else source
 
 
-def _compare(back: LoraFile, stored: Mapping[str, LoraPair]) -> None:
+def _compare(
+    back: LoraFile, stored: Mapping[str, LoraPair], whole: Mapping[str, Tensor] | None = None
+) -> None:
     """Raise LoraError unless the file that was read back has the same modules, values, dtypes and
     alphas.
     """
+    for path, value in (whole or {}).items():
+        if not torch.equal(back.differences.get(path, value[:0]), value):
+            raise LoraError(f"The difference of `{path}` was lost; nothing was replaced.")
     if set(back.pairs) != set(stored):
         odd = sorted(set(back.pairs) ^ set(stored))
         raise LoraError(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
 
 from ..diffusion.noise import EPSILON
 from .formats import LoraFile
 from .match import Model, describe_base, fit_pairs, match, pair_widths
 from .pairs import KOHYA_PREFIX, LoraError, LoraPair, layers_of, weight_shapes
 from .recommended import read_recommended
+from .whole import fit_differences
+
+if TYPE_CHECKING:
+    from ..families import Family
 
 DECLARED, OFFICIAL = "declared", "official"
 OFFICIAL_RANK = 64
@@ -84,28 +92,89 @@ def fit_few_step(
         )
     if few_step_kind(found) is None:
         raise LoraError(
-            f"'{file_name}' is not a few-step LoRA: its metadata comes from another trainer and "
-            f"does not mention few steps. {STYLE}"
+            f"'{file_name}' is not a few-step LoRA: nothing in its metadata says that it is for "
+            f"few steps. {STYLE}"
         )
     return pairs
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from, by the module paths of its network: ``told`` says in words what the
+    file is. A file of others is not ``recorded``: it says nothing of how it was made.
+    """
+
+    pairs: dict[str, LoraPair]
+    told: str
+    differences: dict[str, Tensor] = field(default_factory=dict)
+    recorded: bool = True
+
+    def ranks(self, least: int) -> dict[str, int]:
+        """The rank of the adapter at each layer, ``least`` or more: of our own files and official
+        ones the same everywhere.
+        """
+        if not self.recorded:
+            return {path: max(least, pair.rank) for path, pair in self.pairs.items()}
+        highest = max(least, *(pair.rank for pair in self.pairs.values()))
+        return dict.fromkeys(self.pairs, highest)
+
+
+def fit_start(
+    found: LoraFile,
+    network: nn.Module,
+    family: Family,
+    model_name: str,
+    file_name: str,
+    prediction: str,
+) -> Start:
+    """A LoRA for a run to start from: as `fit_few_step`, or any LoRA without a record of ours where
+    others publish step LoRAs for the family. Raises LoraError.
+    """
+    unrecorded = family.step_loras is not None and not declares_few_step(found.metadata)
+    if not unrecorded:
+        pairs = fit_few_step(found, network, family.name, model_name, file_name, prediction)
+    else:
+        pairs = fit_pairs(found.pairs, network, metadata=found.metadata)
+    fit_differences(found.differences, network)
+    return Start(pairs, describe_start(found), found.differences, not unrecorded)
+
+
+def describe_start(found: LoraFile) -> str:
+    """What a LoRA is, in one line for people: base model, rank, whole differences, record."""
+    ranks = sorted({pair.rank for pair in found.pairs.values()})
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    parts = [f"for {describe_base(pair_widths(found.pairs))}", f"{len(found.pairs)} layers", rank]
+    if found.differences:
+        parts.append(f"{len(found.differences)} whole differences (norms, biases and the like)")
+    if declares_few_step(found.metadata):
+        return f"a few-step LoRA of this trainer {', '.join(parts)}"
+    if any(key.startswith("ss_") for key in found.metadata):
+        parts.append(
+            "made by another trainer that says nothing of few steps: if it is a style LoRA, "
+            "its style is kept and few steps are still to be learned"
+        )
+        return f"a LoRA {', '.join(parts)}"
+    return f"a step LoRA {', '.join(parts)}, no record of how it was made"
 
 
 def _check_base(
     found: LoraFile, family: str, model_name: str, file_name: str, prediction: str
 ) -> None:
     """Refuse a file that says of itself that it belongs to another base model."""
-    made_for = read_recommended(found.metadata, file_name).prediction_type
-    if made_for != prediction:
-        raise LoraError(
-            f"'{file_name}' was distilled from a model that predicts {made_for}, but the MODEL "
-            f"'{model_name}' predicts {prediction}. Load its base model, or another LoRA."
-        )
     wanted = found.metadata.get("mcm.family")
     if wanted and wanted != family:
         base = found.metadata.get("mcm.base_model", "unknown")
         raise LoraError(
             f"'{file_name}' is a LoRA for '{wanted}' (base model '{base}'), but the MODEL is "
             f"'{model_name}' of family '{family}'. Load its base model, or another LoRA."
+        )
+    if few_step_kind(found) is None:  # says nothing of what it was made for
+        return
+    made_for = read_recommended(found.metadata, file_name).prediction_type
+    if made_for != prediction:
+        raise LoraError(
+            f"'{file_name}' was distilled from a model that predicts {made_for}, but the MODEL "
+            f"'{model_name}' predicts {prediction}. Load its base model, or another LoRA."
         )
 
 

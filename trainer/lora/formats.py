@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from .files import Hashes, file_hashes, read_json, read_metadata, read_tensors
 from .match import resolve_names
 from .names import LORA, motion_lora_path
-from .pairs import LoraError, LoraPair, base_modules, check_pair
+from .pairs import KOHYA_PREFIX, LoraError, LoraPair, base_modules, check_pair, kohya_name
 from .peft_config import AlphaOf, peft_alphas
+from .whole import WHOLE, check_difference, known_weight
 
 COMFYUI_PREFIX = "diffusion_model."
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -45,11 +46,18 @@ class LoraFormat:
     suffixes: Mapping[str, str]
     alphas: Callable[[Path, Mapping[str, str]], AlphaOf]
     path_of: Callable[[str], str | None] = str
+    whole: Mapping[str, str] = field(default_factory=dict)
+    """Suffix -> which of a layer's weights has a whole difference."""
 
     def split(self, key: str) -> tuple[str, str] | None:
         """(module name, part), or None for a key this format does not know."""
         if not key.startswith(self.prefix):
             return None
+        for suffix, name in self.whole.items():
+            if key.endswith(suffix):
+                start = 0 if self.keep_prefix else len(self.prefix)
+                path = known_weight(key[start : len(key) - len(suffix)], name)
+                return None if path is None else (path, WHOLE_PART)
         for suffix, part in self.suffixes.items():
             if key.endswith(suffix):
                 start = 0 if self.keep_prefix else len(self.prefix)
@@ -69,6 +77,8 @@ class LoraFile:
     pairs: dict[str, LoraPair]
     metadata: dict[str, str]
     hashes: Hashes
+    differences: dict[str, Tensor] = field(default_factory=dict)
+    """Whole differences of weights, by path: of norms, biases and the like."""
 
     @property
     def hash_ok(self) -> bool | None:
@@ -100,8 +110,8 @@ def _alpha_from_config(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
 
 
 def _alpha_from_header(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
-    """diffusers keeps the PEFT config as JSON in the header, with `unet.` before each key; without
-    it, no scaling.
+    """diffusers keeps the PEFT config as JSON in the header, with `unet.` or `transformer.` before
+    each key; without it, no scaling.
     """
     raw = metadata.get("lora_adapter_metadata")
     if raw is None:
@@ -116,8 +126,10 @@ def _alpha_from_header(file: Path, metadata: Mapping[str, str]) -> AlphaOf:
         raise LoraError(
             f"`lora_adapter_metadata` of `{file.name}` is not a table; export the LoRA again."
         )
-    ours = {key: value for key, value in config.items() if key.startswith("unet.")} or config
-    return peft_alphas({key.removeprefix("unet."): v for key, v in ours.items()}, file.name)
+    starts = ("unet.", "transformer.")
+    ours = {key: value for key, value in config.items() if key.startswith(starts)} or config
+    plain = {key.partition(".")[2] if key.startswith(starts) else key: v for key, v in ours.items()}
+    return peft_alphas(plain, file.name)
 
 
 def _known_layer(name: str) -> str | None:
@@ -128,7 +140,18 @@ def _known_layer(name: str) -> str | None:
     return next((path for path in paths if path is not None), None)
 
 
-LORA_AB = {".lora_A.weight": "down", ".lora_B.weight": "up"}
+def _plain_underscores(name: str) -> str:
+    """VideoX-Fun writes two underscores after `lora_unet`."""
+    return name.replace(f"{KOHYA_PREFIX}_", KOHYA_PREFIX, 1)
+
+
+WHOLE_PART = "whole"
+LORA_AB = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+}
 DIFFUSERS_PARTS = {
     **LORA_AB,
     ".lora.down.weight": "down",
@@ -151,7 +174,10 @@ OTHER_KINDS = (
     (".lora_t1.", "LoCon with a core tensor (CP decomposition)"),
     (".dora_scale", "DoRA"),
     (".lora_magnitude_vector", "DoRA"),
+    ("k_img", "layers of an image-to-video model (I2V)"),
+    ("img_emb", "layers of an image-to-video model (I2V)"),
     (".diff_b", "whole biases (a full difference)"),
+    (".diff_m", "whole modulations (a full difference)"),
     (".w_norm", "norm layers (LyCORIS)"),
     (".b_norm", "norm layers (LyCORIS)"),
     (".diff", "whole weights (a full difference)"),
@@ -169,10 +195,14 @@ is found is named.
 
 # Asked in this order; the last one takes bare module paths (`unet.save_lora_adapter`).
 FORMATS = (
-    LoraFormat("kohya", "lora_unet_", True, KOHYA_PARTS, _alpha_is_rank),
+    LoraFormat("kohya", KOHYA_PREFIX, True, KOHYA_PARTS, _alpha_is_rank, _plain_underscores, WHOLE),
     LoraFormat("peft", "base_model.model.", False, LORA_AB, _alpha_from_config),
     LoraFormat("diffusers", "unet.", False, DIFFUSERS_PARTS, _alpha_from_header),
-    LoraFormat("ComfyUI", COMFYUI_PREFIX, False, COMFYUI_PARTS, _alpha_is_rank, _known_layer),
+    LoraFormat("diffusers", "transformer.", False, DIFFUSERS_PARTS, _alpha_from_header),
+    LoraFormat(
+        "ComfyUI", COMFYUI_PREFIX, False, COMFYUI_PARTS, _alpha_is_rank, _known_layer, WHOLE
+    ),
+    LoraFormat("original names", "", False, COMFYUI_PARTS, _alpha_is_rank, _known_layer, WHOLE),
     LoraFormat("motion LoRA", "", False, MOTION_PARTS, _alpha_is_rank, motion_lora_path),
     LoraFormat("diffusers (bare)", "", False, DIFFUSERS_PARTS, _alpha_from_header),
 )
@@ -207,7 +237,7 @@ def read_lora(path: str | Path, model: nn.Module | Iterable[str] | None = None) 
     tensors = read_tensors(file)
     metadata = read_metadata(file)
     form = detect(tensors, file.name)
-    parts = _group(tensors, form, file.name)
+    parts, differences = _group(tensors, form, file.name)
     alpha_of = form.alphas(file, metadata)
     pairs: dict[str, LoraPair] = {}
     for module, part in sorted(parts.items()):
@@ -222,18 +252,43 @@ def read_lora(path: str | Path, model: nn.Module | Iterable[str] | None = None) 
             )
         rank = part.down.shape[0] if part.down.dim() else 0
         alpha = alpha_of(module, rank) if part.alpha is None else float(part.alpha)
-        pairs[module] = LoraPair(part.down, part.up, alpha)
-        check_pair(module, pairs[module])
-    found = LoraFile(Path(path), form.name, pairs, metadata, file_hashes(file))
+        pair = LoraPair(part.down, part.up, alpha)
+        if part.down.dim() == 5:
+            weight = known_weight(module, "weight") or f"{module}.weight"
+            differences[weight] = _delta_of_conv3d(pair)
+            continue
+        pairs[module] = pair
+        check_pair(module, pair)
+    _check_differences(differences, pairs, file.name)
+    found = LoraFile(Path(path), form.name, pairs, metadata, file_hashes(file), differences)
     return found if model is None else found.resolved(model)
+
+
+def _delta_of_conv3d(pair: LoraPair) -> Tensor:
+    """The update of a Conv3d as one tensor: its weight is small where there is one."""
+    up, down = pair.up.float().flatten(1), pair.down.float().flatten(1)
+    return (up @ down * (pair.alpha / pair.rank)).reshape(-1, *pair.down.shape[1:])
+
+
+def _check_differences(
+    differences: Mapping[str, Tensor], pairs: Mapping[str, LoraPair], where: str
+) -> None:
+    for path, value in differences.items():
+        check_difference(path, value)
+        module, _, name = path.rpartition(".")
+        if name == "weight" and {module, kohya_name(module)} & set(pairs):
+            raise LoraError(
+                f"`{module}` in `{where}` has a low-rank update and a whole one, of which ComfyUI "
+                "reads only one; export the LoRA again."
+            )
 
 
 def detect(keys: Iterable[str], where: str) -> LoraFormat:
     """The first format that understands at least one key. Raises LoraError when none does."""
     names = sorted(keys)
-    for form in FORMATS:
-        if any(form.split(key) for key in names):
-            return form
+    some = [form for form in FORMATS if any(form.split(key) for key in names)]
+    if some:
+        return next((form for form in some if all(form.split(key) for key in names)), some[0])
     shown = ", ".join(names[:3]) or "no tensors at all"
     raise LoraError(
         f"`{where}` is not a LoRA of a known format{_kind_of(names)}: it holds {shown}. Known are "
@@ -247,7 +302,10 @@ def _kind_of(keys: Iterable[str]) -> str:
     return f", but {kinds[0]}" if kinds else ""
 
 
-def _group(tensors: Mapping[str, Tensor], form: LoraFormat, where: str) -> dict[str, Parts]:
+def _group(
+    tensors: Mapping[str, Tensor], form: LoraFormat, where: str
+) -> tuple[dict[str, Parts], dict[str, Tensor]]:
+    """The parts of each pair, and whole differences by the path of the weight."""
     split = {key: form.split(key) for key in tensors}
     strange = sorted(key for key, found in split.items() if found is None)
     if strange:
@@ -257,13 +315,19 @@ def _group(tensors: Mapping[str, Tensor], form: LoraFormat, where: str) -> dict[
             "is supported: export the UNet's LoRA alone."
         )
     parts: dict[str, Parts] = {}
+    differences: dict[str, Tensor] = {}
     for key, found in split.items():
         assert found is not None
         module, part = found
+        if part == WHOLE_PART:
+            if module in differences:
+                raise LoraError(f"`{where}` has two differences of `{module}`; export it again.")
+            differences[module] = tensors[key]
+            continue
         before = parts.get(module, Parts())
         if getattr(before, part) is not None:
             raise LoraError(
                 f"`{module}` has its {part} matrix twice in `{where}`; export the LoRA again."
             )
         parts[module] = replace(before, **{part: tensors[key]})
-    return parts
+    return parts, differences

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from .formats import LoraFile, locate, read_lora
+from ..models.motion_module import read_motion_module
+from ..models.weights import ModelError, shapes_only
+from .few_step import declares_few_step, describe_start
+from .files import read_header
+from .formats import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, LoraFile, locate, read_lora
 from .match import describe_base, guess_base, pair_widths
 from .metadata import one_value
-from .pairs import base_modules
+from .pairs import LoraError, base_modules, family_of_layers, lora_targets, weight_shapes
+
+if TYPE_CHECKING:
+    from ..families import Family
 
 LONG_VALUE = 100  # characters of a metadata value shown before it is cut
 HASH_WORDS = {
@@ -45,6 +55,8 @@ class InspectReport:
     tensors_sha256: str
     hash_ok: bool | None
     metadata: dict[str, str]
+    about: str = ""
+    """What the file is, in one line."""
 
     @property
     def rank(self) -> str:
@@ -55,6 +67,8 @@ class InspectReport:
         """The report for a terminal, one fact per line."""
         rows = [
             ("file", f"{self.path.name} ({self.size / 2**20:.2f} MiB)"),
+            ("family", self.family),
+            ("what it is", self.about),
             ("format", self.format),
             ("made for", self.base),
             (
@@ -104,7 +118,96 @@ def inspect_file(
         tensors_sha256=found.hashes.tensors_sha256,
         hash_ok=found.hash_ok,
         metadata=found.metadata,
+        about=describe_start(found) if _steps_are_known(found) else "a LoRA",
     )
+
+
+def _steps_are_known(found: LoraFile) -> bool:
+    """Whether a LoRA is ours, or of a family for which others publish step LoRAs."""
+    family = family_of_layers(found.pairs)
+    return declares_few_step(found.metadata) or bool(family and family.step_loras)
+
+
+@dataclass(frozen=True)
+class BaseReport:
+    """What is known of a base model, or of a file that belongs to one, by headers alone."""
+
+    rows: tuple[tuple[str, str], ...]
+
+    def text(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows)
+
+
+def inspect_base(path: Path) -> BaseReport | None:
+    """Describe a base model's file or folder, or a text encoder, autoencoder or motion module,
+    without reading its weights; None for anything else. Raises ModelError for a model of a known
+    kind that cannot be used.
+    """
+    from ..families import FAMILIES
+
+    if path.is_dir():
+        if any((path / name).is_file() for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS)):
+            return None
+        families = [family for family in FAMILIES if family.matches(path)]
+    elif path.is_file():
+        header = _header(path)
+        families = [family for family in FAMILIES if family.shelf.holds(path, header)]
+    else:
+        return None
+    with shapes_only():
+        return _network(path, families[0]) if families else _companion(path, FAMILIES)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        return read_header(path)
+    except LoraError:  # a pickle, or no weights at all
+        return {}
+
+
+def _network(path: Path, family: Family) -> BaseReport:
+    from ..families import Companions
+
+    rows = [("file", path.name), ("family", family.name), ("what it is", "a base model")]
+    try:
+        if family.describe is not None:
+            network, size, form = family.describe(path)
+            rows += [("size", size), ("form", form)]
+        else:
+            network = family.load(path, torch.float32, Companions()).network
+            rows.append(("size", describe_base(_widths(network))))
+    except ModelError as error:
+        return BaseReport((*rows, ("incomplete", str(error))))
+    trained = lora_targets(network)
+    rows += [("modules", f"{len(trained)} of {len(base_modules(network))} are trained")]
+    rows += [("which, and why", family.layers.trained), ("licence", family.licence)]
+    return BaseReport(tuple(rows))
+
+
+def _widths(network: nn.Module) -> dict[str, int]:
+    return {path: shape[1] for path, shape in weight_shapes(network).items()}
+
+
+def _companion(path: Path, families: Sequence[Family]) -> BaseReport | None:
+    if path.is_dir():
+        return None
+    found = None
+    for family in families:
+        for setting, offer in family.offers.items():
+            with suppress(ModelError):
+                if found is None and offer.fits(path):
+                    found = family.name, f"its {setting.replace('_', ' ')} (`{setting}`)"
+    if found is None:
+        with suppress(ValueError, OSError):
+            module = read_motion_module(path)
+            owner = next(family for family in families if "motion_module" in family.takes)
+            about = f"a motion module (`motion_module`) of {len(module.weights)} weights"
+            found = owner.name, about
+    if found is None:
+        return None
+    rows = (("file", path.name), ("family", found[0]), ("what it is", found[1]))
+    return BaseReport(rows)
 
 
 def _family(widths: Mapping[str, int]) -> str:

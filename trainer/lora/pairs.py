@@ -124,7 +124,10 @@ def family_of_layers(names: Iterable[str]) -> Family | None:
 
     known = set(names)
     for family in FAMILIES:
-        if any(marker in name for name in known for marker in family.layers.markers):
+        layers = family.layers
+        if any(marker in name for name in known for marker in layers.markers) or any(
+            name.startswith(layers.starts) for name in known if layers.starts
+        ):
             return family
     return None
 

@@ -18,7 +18,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from .fp8 import build_fp8_network
+from .fp8 import MARKER, SCALES, build_fp8_network
 from .weights import (
     ModelError,
     file_keys,
@@ -281,3 +281,16 @@ def size_of(options: Mapping[str, Any]) -> str:
     known = {(1536, 30): "1.3B", (5120, 40): "14B"}
     layers = options["num_layers"]
     return known.get((width, layers), f"{width} wide, {layers} layers")
+
+
+def form_of(path: Path) -> str:
+    """How the transformer at ``path`` is stored, in words: names of its weights and their types."""
+    if path.is_dir():
+        weights, names = read_weights(path), "diffusers folder"
+    else:
+        weights = read_file(path)
+        prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in weights)), "")
+        names = f"original names after `{prefix}`" if prefix else "original names"
+    kinds = {str(v.dtype).removeprefix("torch.") for k, v in weights.items() if v.ndim > 1}
+    scaled = MARKER in weights or any(name.endswith(SCALES) for name in weights)
+    return f"{names}, {', '.join(sorted(kinds))}{', scaled' if scaled else ''}"

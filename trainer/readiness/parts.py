@@ -30,7 +30,7 @@ from ..families import (
     resolve_model,
 )
 from ..families.record import Offer
-from ..lora.few_step import fit_few_step
+from ..lora.few_step import fit_start
 from ..lora.formats import read_lora
 from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES, Download
 from ..models.weights import shapes_only
@@ -104,7 +104,7 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     said = [Finding("Base model", "ok", f"{model.name}, {size}; licence: {model.licence}.")]
     if config.motion_module is not None:
         said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
-    own = ", ".join(model.companions) or "the base model's own"
+    own = ", ".join(model.companions.values()) or "the base model's own"
     said.append(Finding("Text encoder and VAE", "ok", f"{model.text.width} wide; {own}."))
     return said + _start_lora(config, model), model
 
@@ -128,15 +128,26 @@ def missing(
 
 
 def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
+    part = "LoRA to start from"
     if config.start_from in ("auto", "none"):
-        return []
+        advised = model.family.step_loras
+        warm = config.start_from == "auto" and model.brought("warm_start.safetensors")
+        if advised is None or warm:
+            return []
+        text = f"none; {advised.advice()}"
+        return [Finding(part, "note", text, "start_from")]
     path = Path(config.start_from).expanduser()
     try:
-        fit_few_step(read_lora(path, model.network), model.network, model.family.name, model.name,
-                     path.name)  # fmt: skip
+        found = read_lora(path, model.network)
+        named = (model.name, path.name, model.prediction_type)
+        start = fit_start(found, model.network, model.family, *named)
     except (ValueError, OSError) as error:
-        return [Finding("LoRA to start from", "bad", str(error), "start_from")]
-    return [Finding("LoRA to start from", "ok", f"{path.name} fits.")]
+        return [Finding(part, "bad", str(error), "start_from")]
+    text = f"{path.name} fits." if start.recorded else f"{path.name} fits; it is {start.told}."
+    ranks = {pair.rank for pair in start.pairs.values()}
+    if not start.recorded and max(ranks) > config.lora.rank:
+        text += f" It keeps its rank; `lora.rank`={config.lora.rank} is for smaller layers."
+    return [Finding(part, "ok", text)]
 
 
 def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -> Finding:

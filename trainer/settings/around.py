@@ -82,19 +82,21 @@ class DataConfig(Part):
         "library. They are made once and used for all styles. More clips cover more prompts; each "
         "takes one full sampling.",
     )
-    library_steps: int = Field(
-        default=25,
+    library_steps: int | None = Field(
+        default=None,
         ge=1,
         le=250,
         description="Sampling steps for each example clip; half as many take half the time. The "
         "true number is at least this, at most `trajectory.ddim_timesteps`. Only used with "
-        "`motion.target` endpoint; consistency needs every timestep.",
+        "`motion.target` endpoint; consistency needs every timestep. Not set: the base model's "
+        "own, 25 for UNets, 24 for Wan.",
     )
-    library_guidance: float = Field(
-        default=8.0,
+    library_guidance: float | None = Field(
+        default=None,
         ge=0.0,
         le=30.0,
-        description="Guidance w for the example clips (LCM's form: a CFG scale of w + 1).",
+        description="Guidance w for the example clips (LCM's form: a CFG scale of w + 1). Not set: "
+        "the base model's own, 8 for UNets, 4 for Wan.",
     )
     cache: UserPath | None = Field(
         default=None,
