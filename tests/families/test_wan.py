@@ -102,7 +102,6 @@ def test_every_form_is_the_same_model(model, folder):
 
 
 def test_the_folder_of_a_transformer_alone_is_read_with_what_lies_beside_it(folder):
-    """Wan 2.2 14B has two, each a model of its own."""
     assert load_model(str(folder / "transformer")).name == "transformer"
 
 

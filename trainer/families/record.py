@@ -38,13 +38,16 @@ class Companions:
 @dataclass(frozen=True)
 class Base:
     """A published base model: its ``text_width``, which tells LoRAs of one family apart, and the
-    clip to offer where a LoRA says nothing: width and height in pixels, frames.
+    clip to offer where a LoRA says nothing: width and height in pixels, frames. ``cards`` and
+    ``skeleton`` are as those of `Family`, where they differ.
     """
 
     name: str
     label: str
     text_width: int
     size: tuple[int, int, int] = (256, 256, 16)
+    cards: tuple[CardPreset, ...] = ()
+    skeleton: Callable[[torch.device | str], VideoModel] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,8 @@ class Family:
     layers: LayerNames
     bases: tuple[Base, ...]
     """The best known first."""
+    base_at: Callable[[Path], str] = field(default=lambda path: "", kw_only=True)
+    """The name of the one of them that is at a path; empty where it does not matter."""
     cards: tuple[CardPreset, ...]
     """Smallest first."""
     skeleton: Callable[[torch.device | str], VideoModel]

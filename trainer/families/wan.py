@@ -1,14 +1,13 @@
-"""The Wan family: text-to-video transformers of Wan 2.1 (1.3B, 14B) and Wan 2.2 14B.
+"""The Wan family: text-to-video transformers of Wan 2.1, 1.3B and 14B.
 
 A transformer is a single file in ComfyUI's ``diffusion_models``, with UMT5 and the VAE in the
-folders beside it, or a diffusers folder. Each expert of Wan 2.2 14B is a model by itself. Nothing
-is looked up online: what a model is built like is read from its weights (`models.wan`).
+folders beside it, or a diffusers folder. Nothing is looked up online: what a model is built like is
+read from its weights (`models.wan`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,15 @@ from transformers import UMT5EncoderModel
 from ..cards import CardPreset
 from ..diffusion.noise import RectifiedFlow
 from ..models.about import read_about
-from ..models.comfyui_folders import find_beside
-from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES, Need
-from ..models.tiny_vae import TinyVae, is_tiny_vae, read_tiny_vae
-from ..models.umt5 import file_tokenizer, folder_tokenizer, is_umt5, open_umt5, xxl_config
+from ..models.downloads import Need
+from ..models.tiny_vae import TinyVae, read_tiny_vae
+from ..models.umt5 import (
+    Umt5,
+    file_tokenizer,
+    folder_tokenizer,
+    open_umt5,
+    xxl_config,
+)
 from ..models.wan import (
     CLASS,
     build_wan,
@@ -37,7 +41,7 @@ from ..models.wan import (
     read_wan,
     size_of,
 )
-from ..models.wan_vae import is_wan_vae, read_wan_vae
+from ..models.wan_vae import read_wan_vae
 from ..models.weights import (
     FILE_SUFFIXES,
     ModelError,
@@ -49,9 +53,10 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, LayerNames, Offer, Shelf, StepLoras, Teaching
+from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
 from .wan_graph import PUBLISHED, SHIFT, graph
+from .wan_parts import OFFERS, Places
 
 TEACHER_SHIFT = 8.0
 """Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
@@ -71,62 +76,6 @@ TEACHING = Teaching(
 SIZE: dict[str, Any] = {"frames": 33, "height": 272, "width": 480, "fps": 16}
 """What is trained where the settings say nothing: a seventh of the tokens of 81 frames at 480p."""
 LICENCE = "Apache-2.0"
-TEXT = ("text_encoder", "tokenizer")
-"""Folders of a diffusers model that make states of prompts."""
-
-
-def _is_own_vae(path: Path) -> bool:
-    """By its name too: Qwen-Image's VAE has the same layers and lies in the same folder."""
-    return "wan" in path.name.lower() and is_wan_vae(path)
-
-
-OFFERS = {
-    "text_encoder": Offer(TEXT_ENCODERS, ("text_encoders", "clip"), is_umt5),
-    "vae": Offer(WAN_VAES, ("vae",), _is_own_vae),
-    "tiny_vae": Offer(TINY_VAES, ("vae_approx", "vae"), is_tiny_vae),
-}
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the parts of a model lie; None for what is not there. ``text`` is a file, or a
-    diffusers folder with ``text_encoder`` and ``tokenizer``.
-    """
-
-    transformer: Path
-    text: Path | None
-    vae: Path | None
-    tiny_vae: Path | None
-
-    @classmethod
-    def of(cls, path: Path, given: Companions) -> Places:
-        """What is ``given``, else what is in the model's folder or in ComfyUI's beside its file."""
-        if path.is_dir():
-            whole = (path / "transformer").is_dir()  # else the folder of a transformer by itself
-            home = path if whole else path.parent
-            text = home if all((home / part).is_dir() for part in TEXT) else None
-            vae = home / "vae" if (home / "vae").is_dir() else None
-            found = cls(path / "transformer" if whole else path, text, vae, None)
-        else:
-            found = cls(
-                path,
-                *(find_beside(path, OFFERS[name].folders, OFFERS[name].fits) for name in OFFERS),
-            )
-        return cls(
-            found.transformer,
-            _resolved(given.text_encoder) or found.text,
-            _resolved(given.vae) or found.vae,
-            _resolved(given.tiny_vae) or found.tiny_vae,
-        )
-
-    def names(self, path: Path) -> dict[str, str]:
-        """Names of the files beside the model at ``path``, by setting."""
-        beside = dict(zip(OFFERS, (self.text, self.vae, self.tiny_vae), strict=True))
-        return {name: p.name for name, p in beside.items() if p and not p.is_relative_to(path)}
-
-
-def _resolved(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().resolve()
 
 
 def matches(path: Path) -> bool:
@@ -264,22 +213,40 @@ def skeleton(device: torch.device | str) -> VideoModel:
     return build_skeleton(device, heads=12, layers=30, hidden=8960)
 
 
+def large_skeleton(device: torch.device | str) -> VideoModel:
+    """The same of 14B."""
+    return build_skeleton(device, heads=40, layers=40, hidden=13824)
+
+
+def base_at(path: Path) -> str:
+    """The name of the published size that the transformer at ``path`` has, or of another."""
+    with shapes_only():
+        options = read_wan(Places.of(path, Companions()).transformer).options
+    return f"wan-{size_of(options)}".lower()
+
+
 def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: int) -> VideoModel:
-    """A transformer of these sizes with UMT5-XXL, the exact VAE and the tiny one: on "meta" without
-    contents, on another device with random weights.
+    """A transformer of these sizes with UMT5-XXL, which is read when a prompt needs it, the exact
+    VAE and the tiny one: on "meta" without contents, on another device with random weights.
     """
     with torch.device(device):
         network = WanTransformer3DModel(
             num_attention_heads=heads, num_layers=layers, ffn_dim=hidden
         )
-        encoder, vae, tiny = UMT5EncoderModel(xxl_config()), AutoencoderKLWan(), TinyVae()
+        vae, tiny = AutoencoderKLWan(), TinyVae()
+
+    def encoder() -> nn.Module:
+        with torch.device(device):
+            return UMT5EncoderModel(config).requires_grad_(False)
+
+    config = xxl_config()
     return VideoModel(
         family=FAMILY,
         name=f"wan-{heads * 128}",
         path=Path("no wan files"),
         network=network,
         codec=CausalCodec(vae, tiny),
-        text=MaskedText(encoder, None),
+        text=MaskedText.of(Umt5(config, None, "", encoder)),
         noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         base_hash="",
         licence=LICENCE,
@@ -287,9 +254,19 @@ def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: 
     ).freeze()
 
 
+CARDS_14B = (
+    CardPreset(8, 17, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
+    CardPreset(12, 33, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
+    CardPreset(16, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight", swapped=40),
+    CardPreset(24, 33, 272, 480, 64, batch=1, accumulation=4, memory="tight", swapped=30),
+    CardPreset(48, 49, 272, 480, 64, batch=1, accumulation=4, swapped=10),
+)
+"""With blocks in main memory so that a bf16 file fits too; fp8 takes half of it."""
+
+
 FAMILY = Family(
     name="wan",
-    title="Wan (text to video: Wan 2.1 1.3B and 14B, Wan 2.2 14B)",
+    title="Wan (text to video: Wan 2.1 1.3B and 14B)",
     architecture="wan-t2v",
     licence=LICENCE,
     frames=tuple(range(5, 122, 4)),
@@ -315,8 +292,16 @@ FAMILY = Family(
     ),
     bases=(
         Base("wan-1.3b", "Wan 2.1 T2V 1.3B", 1536, (480, 272, 33)),
-        Base("wan-14b", "Wan 2.1 or Wan 2.2 T2V 14B", 5120, (480, 272, 33)),
+        Base(
+            "wan-14b",
+            "Wan 2.1 T2V 14B",
+            5120,
+            (480, 272, 33),
+            cards=CARDS_14B,
+            skeleton=large_skeleton,
+        ),
     ),
+    base_at=base_at,
     cards=(
         CardPreset(8, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight"),
         CardPreset(12, 33, 272, 480, 32, batch=1, accumulation=4),

@@ -13,7 +13,6 @@ SHIFT = 5.0
 """Of few-step sampling; the levels of the teacher's trajectories are those too."""
 _COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 COMFYUI = f"{_COMFYUI}/diffusion_models"
-COMFYUI_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
 SINGLE_FILES = {
     "Wan2.1-T2V-1.3B-Diffusers": "wan2.1_t2v_1.3B_fp16.safetensors",
     "Wan2.1-T2V-14B-Diffusers": "wan2.1_t2v_14B_fp16.safetensors",
@@ -26,10 +25,6 @@ PUBLISHED = {
     "wan2.1_t2v_14B_bf16.safetensors": COMFYUI,
     "wan2.1_t2v_14B_fp8_e4m3fn.safetensors": COMFYUI,
     "wan2.1_t2v_14B_fp8_scaled.safetensors": COMFYUI,
-    "wan2.2_t2v_high_noise_14B_fp16.safetensors": COMFYUI_22,
-    "wan2.2_t2v_low_noise_14B_fp16.safetensors": COMFYUI_22,
-    "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
-    "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
     "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     "Wan2.1-T2V-14B-Diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
     **{each.name: f"{_COMFYUI}/text_encoders" for each in TEXT_ENCODERS},

@@ -128,7 +128,7 @@ def step_memory(config: TrainConfig, model: VideoModel, machine: Machine) -> Mem
         return {"bytes": torch.tensor(astuple(found))}
 
     cache = ContentCache(config.data.cache)
-    key = cache.key("estimate", torch.__version__, *_what_counts(asked, model))
+    key = cache.key("estimate with what waits", torch.__version__, *_what_counts(asked, model))
     return MemoryEstimate(*cache.fetch(key, compute)["bytes"].tolist())
 
 
@@ -155,6 +155,13 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
     if found.gib > HEADROOM * there:
         state = "bad" if found.gib > there else "warn"
         text += f" Try {memory_advice(config)[0]}."
+    elif on_card and machine.ram_gib and found.waiting > HEADROOM * machine.ram_gib * GIB:
+        state = "bad"
+        text += (
+            f" What waits in main memory takes {found.waiting / GIB:.1f} GiB of its "
+            f"{machine.ram_gib:.1f} GiB: use an fp8 file of the base model, or lower "
+            "`hardware.blocks_to_swap`."
+        )
     setting = "memory" if state != "ok" else ""
     return Finding("Memory", state, text, setting)
 

@@ -195,6 +195,7 @@ class HardwareConfig(Part):
             "decode_precision",
             "gradient_checkpointing",
             "offload_idle",
+            "blocks_to_swap",
             "channels_last",
             "compile",
         }
@@ -221,6 +222,14 @@ class HardwareConfig(Part):
         description="Moves the text encoder and autoencoder to main memory while they are not "
         "needed. Saves about 1 GiB of graphics memory.",
     )
+    blocks_to_swap: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Blocks of the base model that wait in main memory and are copied to the card "
+        "just before their use, for models larger than the card. Needs gradient checkpointing and "
+        "as much free main memory; on a card only. 0: none.",
+    )
     channels_last: bool = Field(
         default=False,
         description="Stores images in channels-last order, which tensor cores prefer. May be "
@@ -231,6 +240,24 @@ class HardwareConfig(Part):
         description="Compiles the UNet's blocks with torch.compile. The first steps take minutes; "
         "long runs on NVIDIA cards may get faster.",
     )
+
+    @model_validator(mode="after")
+    def _swapping_recomputes(self) -> HardwareConfig:
+        if not self.blocks_to_swap:
+            return self
+        if not self.gradient_checkpointing:
+            raise ValueError(
+                f"`hardware.blocks_to_swap`={self.blocks_to_swap} needs "
+                "`hardware.gradient_checkpointing`=true: a block's weights must be fetched again "
+                "for its gradient. Set `memory` to lean or tight."
+            )
+        if self.compile:
+            raise ValueError(
+                f"`hardware.blocks_to_swap`={self.blocks_to_swap} does not work with "
+                "`hardware.compile`=true, which compiles weights that stay in their place; turn "
+                "one of the two off."
+            )
+        return self
 
 
 class PreviewConfig(Part):
