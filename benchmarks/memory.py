@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,21 @@ from trainer.cards import CardPreset
 from trainer.config import load_config
 from trainer.distill.estimate import GIB, estimate
 from trainer.distill.preflight import HEADROOM
-from trainer.families import FAMILIES, Family
+from trainer.families import FAMILIES, skeleton_named
 
-PARTS = ("weights", "trained", "optimizer", "step", "context")
+PARTS = ("weights", "trained", "optimizer", "step", "context", "waiting")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
     parser.add_argument("--features", default="efficientnet-lite0")
+    parser.add_argument("--family", nargs="+", help="only these, such as wan wan-14b")
     options = parser.parse_args()
     rows = []
-    for family in FAMILIES:
-        for preset in family.cards:
-            rows.append(measure(family, preset, options.features))
-            print(line(rows[-1]), flush=True)
+    for name, preset in presets(options.family):
+        rows.append(measure(name, preset, options.features))
+        print(line(rows[-1]), flush=True)
     found = {"presets": rows, "date": datetime.date.today().isoformat()}
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     over = [row for row in rows if row["gib"] > HEADROOM * row["card"]]
@@ -42,15 +43,24 @@ def main() -> None:
         raise SystemExit(f"{len(over)} presets do not fit their card: {over}")
 
 
-def measure(family: Family, preset: CardPreset, features: str) -> dict[str, Any]:
-    """GiB of a training step with ``preset``, whole and by part."""
-    settings = {"adversarial.features": features, "model": family.name}
+def presets(chosen: list[str] | None) -> Iterator[tuple[str, CardPreset]]:
+    """(name, preset) of families and of base models whose size is another."""
+    for family in FAMILIES:
+        bases = [(base.name, base.cards) for base in family.bases if base.cards]
+        for name, cards in ((family.name, family.cards), *bases):
+            if not chosen or name in chosen:
+                yield from ((name, preset) for preset in cards)
+
+
+def measure(name: str, preset: CardPreset, features: str) -> dict[str, Any]:
+    """GiB of a training step with ``preset``, whole and by part; ``waiting`` is in main memory."""
+    settings = {"adversarial.features": features, "model": name}
     config = load_config(overrides=settings, card=preset.gigabytes)
-    found = estimate(config, family.skeleton("meta"))
+    found = estimate(config, skeleton_named(name))
     parts = {name: round(getattr(found, name) / GIB, 2) for name in PARTS}
     title = preset.title.partition(": ")[2]
     return {
-        "family": family.name, "card": preset.gigabytes, "preset": title,
+        "family": name, "card": preset.gigabytes, "preset": title,
         "gib": round(found.gib, 2),
     } | parts  # fmt: skip
 

@@ -15,6 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 
+from trainer.lora.graph import Node, build_graph  # noqa: E402
+from trainer.lora.metadata import LoraCard  # noqa: E402
 from trainer.lora.needs import (  # noqa: E402
     CHECKPOINTS,
     HUB,
@@ -23,12 +25,15 @@ from trainer.lora.needs import (  # noqa: E402
     needed_folder,
 )
 from trainer.lora.workflow import (  # noqa: E402
-    Node,
-    build_graph,
+    after,
+    decode,
+    empty_clip,
     few_step_sampler,
+    lora_nodes,
     note,
     sample_nodes,
     save_nodes,
+    sources_of,
 )
 
 MINI_SIZE = (64, 64, 8)
@@ -53,19 +58,6 @@ def encode(text: str, loader: Node, title: str) -> Node:
     return Node("CLIPTextEncode", {"text": text}, {"clip": (loader, "CLIP")}, title)
 
 
-def empty_video(model: tuple[Node, str], size: tuple[int, int, int], videos: int = 1) -> Node:
-    names = ("width", "height", "frames")
-    return Node(
-        "MCM_EmptyLatentVideo",
-        {**dict(zip(names, size, strict=True)), "videos": videos},
-        {"model": model},
-    )
-
-
-def decode(sampler: Node, loader: Node) -> Node:
-    return Node("VAEDecode", {}, {"samples": (sampler, "LATENT"), "vae": (loader, "VAE")})
-
-
 def teacher_sampler(
     model: tuple[Node, str], positive: Node, negative: Node, latents: Node, steps: int = 50
 ) -> Node:
@@ -88,7 +80,13 @@ def text_to_video() -> Graph:
         "*Load MCM LoRA* sets the noise levels. Set KSampler to **lcm**, **simple**, CFG 1."
     )
     sampled = sample_nodes(
-        loader, (lora, "MODEL"), "a red circle growing", size=MINI_SIZE, fps=8, steps=4, seed=3
+        sources_of(loader),
+        (lora, "MODEL"),
+        "a red circle growing",
+        size=MINI_SIZE,
+        fps=8,
+        steps=4,
+        seed=3,
     )
     return [told, loader, lora, *sampled]
 
@@ -98,7 +96,7 @@ def teacher_and_student() -> Graph:
     lora = load_lora((loader, "MODEL"), POSTER)
     positive = encode("a blue circle moving right", loader, "Prompt")
     negative = encode("", loader, "Negative")
-    empty = empty_video((loader, "MODEL"), MINI_SIZE)
+    empty = empty_clip((loader, "MODEL"), MINI_SIZE)
     samplers = [teacher_sampler((loader, "MODEL"), positive, negative, empty)]
     for steps in (1, 2, 4, 8):
         latents = (empty, "LATENT")
@@ -107,7 +105,7 @@ def teacher_and_student() -> Graph:
         )
     for number, sampler in enumerate(samplers):
         sampler.column = 2 + 2 * (number // 2)  # in pairs; their decoders stand between
-    decoded = [decode(sampler, loader) for sampler in samplers]
+    decoded = [decode((sampler, "LATENT"), sources_of(loader)) for sampler in samplers]
     sampled = [node for pair in zip(samplers, decoded, strict=True) for node in pair]
     labels = ["teacher, 50 steps", "1 step", "2 steps", "4 steps", "8 steps"]
     page = Node(
@@ -124,14 +122,14 @@ def video_to_video() -> Graph:
     lora = load_lora((loader, "MODEL"), POSTER)
     positive = encode("a purple cross moving up", loader, "Prompt")
     negative = encode("", loader, "Negative")
-    empty = empty_video((loader, "MODEL"), MINI_SIZE)
+    empty = empty_clip((loader, "MODEL"), MINI_SIZE)
     source = teacher_sampler((loader, "MODEL"), positive, negative, empty, steps=30)
-    shown = decode(source, loader)
+    shown = decode((source, "LATENT"), sources_of(loader))
     again = Node("VAEEncode", {}, {"pixels": (shown, "IMAGE"), "vae": (loader, "VAE")})
     styled = few_step_sampler(
         (lora, "MODEL"), positive, negative, (again, "LATENT"), 4, seed=4, denoise=0.8
     )
-    result = decode(styled, loader)
+    result = decode((styled, "LATENT"), sources_of(loader))
     page = Node(
         "MCM_SideBySide",
         {"label_1": "source", "label_2": "in the style", "label_3": "", "label_4": "",
@@ -164,7 +162,7 @@ def long_clip() -> Graph:
         "24, in overlapping windows of 8."
     )
     sampled = sample_nodes(
-        loader,
+        sources_of(loader),
         (windows, "MODEL"),
         "a blue circle circling",
         size=(64, 64, 24),
@@ -197,7 +195,7 @@ def modelscope() -> Graph:
         "**Licence of the base model: CC-BY-NC-4.0, no commercial use.**"
     )
     sampled = sample_nodes(
-        loader,
+        sources_of(loader),
         (lora, "MODEL"),
         "a corgi running on the beach",
         size=(256, 256, 16),
@@ -230,7 +228,7 @@ def animatediff() -> Graph:
         "**models/loras**.\n\nSD 1.5 style LoRAs go between the checkpoint and the motion module."
     )
     sampled = sample_nodes(
-        loader,
+        sources_of(loader),
         (lora, "MODEL"),
         "a cherry tree in the wind, petals falling",
         size=(512, 512, 16),
@@ -241,6 +239,69 @@ def animatediff() -> Graph:
     return [told, loader, motion, lora, *sampled]
 
 
+WAN_LORA = "my-wan-style.safetensors"
+WAN_PROMPT = "a fishing boat rocking on the waves, seagulls flying past"
+WAN_FILES = (
+    "The files are listed with their folders in the loaders: the transformer in "
+    "**models/diffusion_models**, UMT5 in **models/text_encoders**, the VAE in **models/vae**, "
+    "your LoRA in **models/loras**. A LoRA of this trainer opens a graph like this one by itself, "
+    "with its own file, size and steps: drop it on the canvas."
+)
+
+
+def wan_nodes() -> Graph:
+    """Wan 2.1 1.3B with a style LoRA in 4 steps, all of ComfyUI's own nodes."""
+    card = LoraCard(
+        title="Wan",
+        family="wan",
+        base_model="Wan 2.1 T2V 1.3B",
+        base_file="wan2.1_t2v_1.3B_fp16.safetensors",
+        base_hash="",
+        base_license="Apache-2.0",
+        width=480,
+        height=272,
+        frames=33,
+        fps=16,
+    )
+    return lora_nodes(card, WAN_LORA, WAN_PROMPT, seed=3)
+
+
+def of_kind(nodes: Graph, kind: str) -> Node:
+    return next(node for node in nodes if node.type == kind)
+
+
+def wan_style() -> Graph:
+    told = note(
+        "## Wan in your style, in 4 steps\n\nAll nodes are ComfyUI's own. *ModelSamplingSD3* sets "
+        "the shift that the LoRA was trained with, 5; KSampler needs **lcm**, **simple**, CFG 1.\n"
+        f"\n{WAN_FILES}"
+    )
+    return [told, *wan_nodes()]
+
+
+def wan_teacher_and_student() -> Graph:
+    """The same prompt and seed without the LoRA, as Wan is sampled, and with it."""
+    nodes = wan_nodes()
+    loader, student = of_kind(nodes, "UNETLoader"), of_kind(nodes, "KSampler")
+    shifted = after("ModelSamplingSD3", {"shift": 8.0}, (loader, "MODEL"), title="Wan's own shift")
+    values = {**student.values, "steps": 30, "cfg": 6.0, "sampler_name": "uni_pc"}
+    links = {**student.links, "model": (shifted, "MODEL")}
+    teacher = Node("KSampler", values, links, "Teacher, 30 steps")
+    sources = sources_of(of_kind(nodes, "VAELoader"))
+    before = decode((teacher, "LATENT"), sources)
+    columns = {"images_1": (before, "IMAGE"), "images_2": (of_kind(nodes, "VAEDecode"), "IMAGE")}
+    labels = {"label_1": "Wan, 30 steps", "label_2": "your style, 4 steps"}
+    labels |= {f"label_{n}": "" for n in (3, 4, 5)}
+    page = Node("MCM_SideBySide", labels, columns)
+    kept = [node for node in nodes if node.type not in ("CreateVideo", "SaveVideo")]
+    told = note(
+        "## Wan beside your style\n\nLeft: the base model with guidance, as it is usually sampled. "
+        f"Right: the same prompt and seed with the LoRA.\n\n{WAN_FILES}"
+    )
+    saved = save_nodes((page, "IMAGE"), 16, "video/wan-comparison")
+    return [told, *kept, shifted, teacher, before, page, *saved]
+
+
 EXAMPLES = {
     "1 Text to video in 4 steps": text_to_video,
     "2 AnimateDiff, official LoRA": animatediff,
@@ -248,6 +309,8 @@ EXAMPLES = {
     "4 Video to video": video_to_video,
     "5 Longer clip": long_clip,
     "6 Teacher beside student": teacher_and_student,
+    "7 Wan, style LoRA in 4 steps": wan_style,
+    "8 Wan, teacher beside student": wan_teacher_and_student,
 }
 """In the order of use, by the names that the template browser shows (`NAME.json`)."""
 

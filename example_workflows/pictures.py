@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parent), str(HERE.parent / "tests" / "nodes")]
+TESTS = HERE.parent / "tests"
+sys.path += [str(HERE.parent), str(TESTS), str(TESTS / "nodes")]
 
 from browser import drop_file, frontend, press_run  # noqa: E402
 from comfyui import ComfyServer, error_of, find_comfyui  # noqa: E402
@@ -46,11 +47,24 @@ NEEDS = {
         "Needs 2 downloads: the diffusers folder",
         "of ModelScopeT2V and an MCM LoRA",
     ),
+    "7 Wan, style LoRA in 4 steps": (
+        "Wan in your style in 4 steps",
+        "33 frames, 480 x 272 px",
+        "Needs Wan 2.1, its text encoder and VAE,",
+        "and a LoRA that you trained",
+    ),
+    "8 Wan, teacher beside student": (
+        "Wan beside your style",
+        "30 steps and 4 steps, same prompt",
+        "Needs Wan 2.1, its text encoder and VAE,",
+        "and a LoRA that you trained",
+    ),
 }
 VIEW = (1900, 1250)
 MARGIN, TITLE = 24, 30
 ONLY_GRAPH = """body * {visibility: hidden}
     #graph-canvas, .dom-widget, .dom-widget * {visibility: visible}"""
+STYLE = "css => document.head.appendChild(document.createElement('style')).textContent = css"
 FIT = """([margin, title]) => {
     const boxes = app.graph.nodes.map(node => [...node.pos, ...node.size]);
     const left = Math.min(...boxes.map(box => box[0])) - margin;
@@ -169,7 +183,7 @@ def photograph(page: Any, server: ComfyServer, file: Path, run: bool) -> Image.I
 @contextmanager
 def canvas(server: ComfyServer) -> Iterator[Any]:
     with frontend(server, *VIEW) as page:
-        page.add_style_tag(content=ONLY_GRAPH)
+        page.evaluate(STYLE, ONLY_GRAPH)
         yield page
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ENGLISH = HERE / "en" / "nodeDefs.json"
-sys.path += [str(HERE.parent), str(HERE.parent / "tests" / "nodes")]
+TESTS = HERE.parent / "tests"
+sys.path += [str(HERE.parent), str(TESTS), str(TESTS / "nodes")]
 
 
 def english(object_info: dict[str, Any]) -> dict[str, Any]:

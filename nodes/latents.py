@@ -37,7 +37,8 @@ class EmptyLatentVideo(io.ComfyNode):
                     max=1024,
                     tooltip=(
                         "Frames per video: 8, 16, 24 or 32 for ModelScope, up to 32 for "
-                        "AnimateDiff. For more, add MCM Context Windows."
+                        "AnimateDiff; for more, add MCM Context Windows. For Wan 5, 9, 13, ... or "
+                        "121."
                     ),
                 ),
                 io.Int.Input(

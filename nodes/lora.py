@@ -35,7 +35,11 @@ class LoadLora(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="MODEL from Load Video Model or AnimateDiff Motion Module."
+                    "model",
+                    tooltip=(
+                        "MODEL from Load Video Model, AnimateDiff Motion Module, or a Wan from "
+                        "Load Diffusion Model."
+                    ),
                 ),
                 _name_input(),
                 io.Float.Input(
@@ -101,6 +105,12 @@ class LoraInfo(io.ComfyNode):
                     display_name="summary",
                     tooltip="All of this as text, for Preview Any.",
                 ),
+                io.Int.Output("fps", display_name="fps", tooltip="Frames per second of its clips."),
+                io.Float.Output(
+                    "shift",
+                    display_name="shift",
+                    tooltip="For ModelSamplingSD3, if ComfyUI's own node loads a LoRA for Wan.",
+                ),
             ],
         )
 
@@ -114,9 +124,11 @@ class LoraInfo(io.ComfyNode):
 
         found, summary = lora_info(lora_name)
         size = (found.width, found.height, found.frames)
-        values = (found.steps, found.guidance_scale, found.trigger, *size, found.strength)
-        told = (no_value(lora_name) if value is None else value for value in values)
-        return io.NodeOutput(*told, summary)
+        values = (found.steps, found.guidance_scale, found.trigger, *size, found.strength, summary)
+        values += (found.fps, found.sampling.get("shift"))
+        return io.NodeOutput(
+            *(no_value(lora_name, found) if value is None else value for value in values)
+        )
 
 
 NODES = (LoadLora, LoraInfo)

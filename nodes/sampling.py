@@ -48,15 +48,28 @@ class ModelSampling(io.ComfyNode):
                     tooltip="`mcm.original_steps` in the LoRA's metadata: its number of noise "
                     "levels, 50.",
                 ),
+                io.Float.Input(
+                    "shift",
+                    default=5.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="`mcm.shift` in the metadata of a LoRA for Wan: 5. Wan uses this value "
+                    "only, other models the two above.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="MODEL for KSampler (lcm, simple, CFG 1).")],
         )
 
     @classmethod
-    def execute(cls, model: object, timestep_scaling: float, original_steps: int) -> io.NodeOutput:
+    def execute(
+        cls, model: object, timestep_scaling: float, original_steps: int, shift: float = 5.0
+    ) -> io.NodeOutput:
         from .native.sampling import apply_model_sampling
 
-        return io.NodeOutput(apply_model_sampling(model, timestep_scaling, original_steps))
+        patched = apply_model_sampling(model, timestep_scaling, original_steps, shift=shift)
+        return io.NodeOutput(patched)
 
 
 class Scheduler(io.ComfyNode):

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 
 from trainer.lora.blueprint import Shown, build_blueprint  # noqa: E402
-from trainer.lora.workflow import Node  # noqa: E402
+from trainer.lora.graph import Node  # noqa: E402
 
 LEFT_OUT = ("MarkdownNote", "SaveVideo")
 

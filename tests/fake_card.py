@@ -235,6 +235,8 @@ class _Dispatch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         if _on_card((*args, *kwargs.values())):
             return CardTensor.__torch_dispatch__(func, types, args, kwargs)
         device = kwargs.get("device")
@@ -353,6 +355,15 @@ def _grouped(lists: Any, *args: Any) -> Any:
 _GROUPED = torch._C._group_tensors_by_device_and_dtype
 
 
+class _Stream:
+    """A stream of a card that has finished whatever it is given."""
+
+    def __init__(self, device: Any = None) -> None: ...
+    def wait_event(self, event: None) -> None: ...
+    def wait_stream(self, stream: _Stream) -> None: ...
+    def record_event(self) -> None: ...
+
+
 class FakeCard:
     """Inside, this machine has a card of ``gigabytes``; `waits` counts ``(place, what)``."""
 
@@ -395,6 +406,9 @@ class FakeCard:
         for name, answer in answers.items():
             enter(mock.patch.object(torch.cuda, name, lambda *a, _answer=answer, **k: _answer))
         enter(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped))
+        enter(mock.patch.object(torch.cuda, "Stream", _Stream))
+        enter(mock.patch.object(torch.cuda, "current_stream", _Stream))
+        enter(mock.patch.object(torch.cuda, "stream", contextlib.nullcontext))
         if hasattr(torch, "accelerator"):  # from PyTorch 2.6 on
             stream = SimpleNamespace(is_capturing=lambda: False)
             enter(mock.patch.object(torch.accelerator, "current_stream", lambda *_: stream))

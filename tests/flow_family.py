@@ -22,7 +22,16 @@ from trainer.cards import CARDS, CardPreset, Speed
 from trainer.diffusion.noise import RectifiedFlow
 from trainer.families.base import VideoModel
 from trainer.families.causal import CausalCodec
-from trainer.families.record import Base, Companions, Family, LayerNames, Loader, Shelf
+from trainer.families.record import (
+    Base,
+    BaseFiles,
+    Companions,
+    Family,
+    Graph,
+    LayerNames,
+    Loader,
+    Shelf,
+)
 from trainer.families.text import MaskedText
 from trainer.models.umt5 import JsonTokenizer
 from trainer.models.weights import file_hash, read_json
@@ -99,10 +108,10 @@ def lacks(folder: Path) -> list[str]:
     return [part for part in parts if not (folder / part).is_dir()]
 
 
-def loaders(name: str, file: str, motion_module: str) -> tuple[Loader, ...]:
-    checkpoint = f"{name}.safetensors"
+def graph(base: BaseFiles) -> Graph:
+    checkpoint = f"{base.name}.safetensors"
     widgets = {"ckpt_name": checkpoint}
-    return (Loader("CheckpointLoaderSimple", widgets, checkpoint, "checkpoints"),)
+    return Graph((Loader("CheckpointLoaderSimple", widgets, checkpoint, "checkpoints"),))
 
 
 def denoise(network: nn.Module, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
@@ -133,7 +142,7 @@ FAMILY = Family(
     counter=counter,
     speed=Speed(60.0, 0.0, "a clock"),
     shelf=Shelf(lacks=lacks),
-    loaders=loaders,
+    graph=graph,
     published={"tiny flow ü.safetensors": "someone/flow/resolve/main"},
 )
 

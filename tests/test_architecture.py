@@ -243,7 +243,7 @@ def test_no_way_of_asking_is_overlooked(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "family.loaders(name)",
+        "family.graph(base)",
         "if family is None: pass",
         "if family and family.shelf.takes_motion: pass",
         "card = LoraCard(family=model.family.name)",

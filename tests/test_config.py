@@ -90,10 +90,19 @@ def test_presets_and_their_choices_are_the_same_names() -> None:
     assert set(record.choices) == set(PRESETS)
 
 
-def test_presets_never_touch_settings_that_may_be_unset() -> None:
-    # An unset value is not in the file, so a preset's value would come back on loading.
-    optional = {record.name for record in fields() if record.optional}
-    assert optional and not any(optional & set(preset) for preset in PRESETS.values())
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_unset_stays_unset_where_the_base_model_or_a_preset_says_something(
+    preset, tmp_path
+) -> None:
+    names = ("data.library_guidance", "trajectory.guidance_min", "trajectory.guidance_max")
+    config = load_config(preset=preset, overrides=dict.fromkeys(names))
+    assert [values_of(config)[name] for name in names] == [None] * 3
+    save_config(config, tmp_path / "c.toml")
+    assert load_config(tmp_path / "c.toml") == config
+    recommending = load_config()
+    assert values_of(recommending)["data.library_guidance"] == 2.0, "the mini model's own"
+    save_config(recommending, tmp_path / "c.toml")
+    assert load_config(tmp_path / "c.toml") == recommending
 
 
 def draw(record: ConfigField, rng: random.Random) -> object:

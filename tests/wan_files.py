@@ -112,14 +112,14 @@ def sentencepiece_model() -> bytes:
     return made.getvalue()
 
 
-def build_encoder(layers: int = 2) -> Any:
+def build_encoder(layers: int = 2, **options: Any) -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(1)
+    tiny = {"vocab_size": 64, "d_model": TEXT_WIDTH, "d_kv": 16, "d_ff": 48, "num_heads": 4}
     config = UMT5Config(
-        vocab_size=64, d_model=TEXT_WIDTH, d_kv=16, d_ff=48, num_layers=layers, num_heads=4,
-        feed_forward_proj="gated-gelu",
-    )  # fmt: skip
+        **{**tiny, **options}, num_layers=layers, feed_forward_proj="gated-gelu"
+    )
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
@@ -202,6 +202,25 @@ def save_comfyui(models: Path) -> Path:
     tiny = tiny_vae_state(build_tiny_vae())
     save_half(tiny, models / "vae_approx" / "taew2_1.safetensors", torch.float32)
     return models
+
+
+CORE_TEXT = {"d_model": 4096, "d_kv": 8, "d_ff": 8, "num_heads": 1}
+"""Sizes of a text encoder as wide as the real one."""
+
+
+def save_for_core(models: Path) -> Path:
+    """A tiny Wan in ComfyUI's folder ``models``, in fp32, under the names of the published files;
+    the transformer's path. ComfyUI's own loaders take transformer and VAE.
+    """
+    state = original(build_transformer(text_dim=4096).state_dict())
+    place = models / "diffusion_models" / "wan2.1_t2v_1.3B_fp16.safetensors"
+    save_half(state, place, torch.float32)
+    text = encoder_state(build_encoder(**CORE_TEXT), sentencepiece_model())
+    name = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+    save_half(text, models / "text_encoders" / name, torch.float32)
+    vae = original_vae(build_vae().state_dict())
+    save_half(vae, models / "vae" / "wan_2.1_vae.safetensors", torch.float32)
+    return place
 
 
 def save_folder(folder: Path) -> Path:

@@ -20,7 +20,8 @@ class CardPreset:
     """Settings for a card of ``gigabytes``: clips of ``frames`` x ``height`` x ``width`` pixels,
     LoRA ``rank``, ``batch`` clips at a time and ``accumulation`` batches a step.
 
-    ``memory`` is the setting of that name. ``frames_per_clip`` are decoded for the discriminator.
+    ``memory`` is the setting of that name. ``frames_per_clip`` are decoded for the discriminator,
+    ``swapped`` blocks wait in main memory.
     """
 
     gigabytes: int
@@ -32,6 +33,7 @@ class CardPreset:
     accumulation: int
     memory: str = "lean"
     frames_per_clip: int = 2
+    swapped: int = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -44,6 +46,7 @@ class CardPreset:
             "data.frames_per_clip": self.frames_per_clip,
             "lora.rank": self.rank,
             "optim.accumulation": self.accumulation,
+            "hardware.blocks_to_swap": self.swapped,
             "memory": self.memory,
         }
 

@@ -141,11 +141,12 @@ def refuse_uneven_timesteps(config: TrainConfig) -> None:
     them would not be 999, where sampling begins. Existing runs with such a number may continue.
     """
     count = config.recipe.trajectory.ddim_timesteps
-    if 1000 % count:
+    if count is not None and 1000 % count:
         allowed = ", ".join(str(n) for n in range(8, 251) if not 1000 % n)
         raise ConfigError(
             f"`trajectory.ddim_timesteps`={count} is not allowed: it must divide 1000, so that the "
-            f"trajectory reaches timestep 999, where sampling begins; use {allowed}."
+            f"trajectory reaches timestep 999, where sampling begins; use {allowed}, or leave it "
+            "unset for the base model's own."
         )
 
 
@@ -237,8 +238,11 @@ def to_toml(config: TrainConfig) -> str:
     tables: dict[str, Any] = {"": tomlkit.document()}
     follow = memory_values(config.memory)
     values = values_of(config)
+    below = {**recommended(config.model), **PRESETS[config.preset]}
     for found in fields():
         where, value = found.path.rpartition(".")[0], values[found.name]
+        if value is None and below.get(found.name) is not None:
+            value = UNSET  # left out, it would come back as what lies below
         _add(
             _table(tables, where),
             found,
@@ -268,6 +272,9 @@ def _add(table: Any, found: ConfigField, value: Any, follows: bool) -> None:
     else:
         table.add(key, _toml_value(value))
     table.add(tomlkit.nl())
+
+
+UNSET = "none"
 
 
 def _toml_value(value: Any) -> Any:

@@ -105,7 +105,8 @@ def _shown(name: str, report: dict[str, Any]) -> str:
         ("Device", str(report["device"])),
         ("Peak memory", f"{took} of {report['available_gib']:.1f} GiB"),
         ("A training step", f"{report['seconds_per_step']:.2f} s"),
-        ("Example clips, once", f"about {duration(report.get('library_seconds', 0))}"),
+        ("Example clips, once", f"about {duration(report.get('library_seconds', 0))}, "
+         f"{report.get('library_bytes', 0) / 2**20:.0f} MiB"),
         ("Whole training", f"about {duration(report['total_seconds'])}"),
         ("Disk", f"{report['disk_bytes'] / 2**20:.0f} MiB of {report['disk_free'] / 2**30:.0f} GiB "
          "free"),

@@ -51,6 +51,12 @@ def add_context_windows(
     another pack, a length that it cannot make, and an overlap as long as the window.
     """
     info = video_info(model)
+    if info.stride:
+        raise ValueError(
+            f"'{info.name}' is ComfyUI's own video model, whose clips are no batches of frames: "
+            "these windows would cut videos apart, not frames. Use ComfyUI's 'WAN Context Windows "
+            "(Manual)' instead."
+        )
     if context_length not in info.frames:
         raise ValueError(
             f"`context_length`={context_length} is not a clip length that '{info.name}' supports; "

@@ -29,7 +29,17 @@ class VideoInfo:
     licence: str
     scheduler_config: dict[str, Any]
     latent_factor: int = 8
+    stride: int = 0
+    """Frames in a latent frame after the first, where the LATENT of a clip has five axes (videos,
+    C, f, h, w), as that of core's own video models. 0 where a clip is a batch of frames."""
+    sides: int = 8
+    """Sides of a clip are multiples of this many pixels."""
     weight_files: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def windows(self) -> str:
+        """The node for clips longer than the model's."""
+        return "ComfyUI's 'WAN Context Windows'" if self.stride else "MCM Context Windows"
 
     @cached_property
     def base_hash(self) -> str:
@@ -43,7 +53,7 @@ class VideoInfo:
         if frames not in self.frames:
             raise ValueError(
                 f"`frames`={frames} is not supported by '{self.name}'; use "
-                f"{allowed_frames(self.frames)}. For a longer clip add MCM Context Windows."
+                f"{allowed_frames(self.frames)}. For a longer clip add {self.windows}."
             )
 
 
@@ -58,13 +68,16 @@ def attach_info(base_model: Any, info: VideoInfo) -> None:
 def video_info(model: Any) -> VideoInfo:
     """The info of MODEL ``model`` (a ModelPatcher).
 
-    Raises ValueError for a MODEL that none of this pack's loaders made.
+    Raises ValueError for a MODEL that neither a loader of this pack made nor ComfyUI's own loader
+    from a text-to-video Wan.
     """
-    info = getattr(getattr(model, "model", None), "mcm_info", None)
+    from .core_models import core_info
+
+    info = getattr(getattr(model, "model", None), "mcm_info", None) or core_info(model)
     if info is None:
         raise ValueError(
             "This MODEL is not a text-to-video model of this pack. Connect the MODEL of "
             "'Load Video Model' (MCM_LoadVideoModel) or 'AnimateDiff Motion Module' "
-            "(MCM_AnimateDiff)."
+            "(MCM_AnimateDiff), or a Wan from ComfyUI's 'Load Diffusion Model' (UNETLoader)."
         )
     return info

@@ -17,6 +17,8 @@ from .info import VideoInfo, video_info
 from .notices import tell
 
 LATENT_FACTOR = 8
+WINDOWS = frozenset(("mcm_context", "context_handler"))
+"""What a MODEL's options hold when it makes clips longer than its own: our windows, core's."""
 _KEEPING = """
     to cpu cuda float half bfloat16 type clone contiguous detach copy_ repeat cat concat
     interpolate pad flip rot90 roll narrow __getitem__ index_select gather
@@ -82,30 +84,44 @@ def frames_of(samples: Any) -> int | None:
 def empty_latents(
     width: int, height: int, frames: int, videos: int, model: Any = None
 ) -> dict[str, Any]:
-    """LATENT with ``samples`` (videos * frames, 4, height / 8, width / 8) of zeros.
+    """LATENT with ``samples`` (videos * frames, 4, height / 8, width / 8) of zeros; for core's own
+    video models (videos, 16, (frames - 1) / 4 + 1, height / 8, width / 8).
 
     Sizes in pixels. Raises ValueError for sizes or frames that MODEL ``model`` cannot make.
     """
     import comfy.model_management
 
     info = video_info(model) if model is not None else None
-    if info is not None and "mcm_context" not in model.model_options:
+    windows = model is not None and WINDOWS & set(model.model_options)
+    if info is not None and not windows:
         info.check_frames(frames)
     factor = info.latent_factor if info else LATENT_FACTOR
+    sides = info.sides if info else LATENT_FACTOR
     for label, value in (("width", width), ("height", height)):
-        if value % factor:
-            raise ValueError(f"`{label}`={value} must be a multiple of {factor} pixels.")
-    shape = (videos * frames, 4, height // factor, width // factor)
+        if value % sides:
+            raise ValueError(f"`{label}`={value} must be a multiple of {sides} pixels.")
     device = comfy.model_management.intermediate_device()
-    return {"samples": video_latents(torch.zeros(shape, device=device), frames)}
+    side = (height // factor, width // factor)
+    if info is None or not info.stride:
+        latents = torch.zeros((videos * frames, 4, *side), device=device)
+        return {"samples": video_latents(latents, frames)}
+    later, rest = divmod(frames - 1, info.stride)
+    if rest:
+        raise ValueError(
+            f"`frames`={frames} cannot be made by '{info.name}': use {later * info.stride + 1} or "
+            f"{(later + 1) * info.stride + 1} (a multiple of {info.stride}, and one)."
+        )
+    channels = model.model.latent_format.latent_channels
+    return {"samples": torch.zeros((videos, channels, later + 1, *side), device=device)}
 
 
 def model_for_frames(model: Any, frames: int) -> Any:
     """A clone of MODEL ``model`` that takes each ``frames`` rows of a latent batch as one video,
     also where the LATENT does not say (VAE Encode, nodes of other packs).
     """
-    video_info(model)
     clone = model.clone()
+    if video_info(model).stride:  # its LATENTs say it themselves
+        return clone
     clone.model_options["transformer_options"]["mcm_frames"] = frames
     return clone
 

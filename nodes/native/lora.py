@@ -5,16 +5,18 @@ their sampling.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...trainer.diffusion.noise import EPSILON, VELOCITY
+from ...trainer.diffusion.noise import EPSILON, FLOW, VELOCITY
 from ...trainer.paths import MINI
 from .advice import SAMPLER, SCHEDULER, advise
+from .core_models import core_name, layer_shapes
 from .info import VideoInfo, video_info
 from .notices import tell
+from .previews import add_previews
 from .sampling import apply_model_sampling, prediction_of
 
 FOLDER = "loras"
@@ -41,6 +43,7 @@ class LoraSettings:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    fps: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `apply_model_sampling`."""
     steps_allowed: tuple[int, ...] = ()
@@ -113,16 +116,24 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     found = read_or_why(resolve_lora(name))
     if isinstance(found, str):
         raise ValueError(f"{found} {STYLE}")
-    unet = model.model.diffusion_model
-    predicts = VELOCITY if prediction_of(model) == "V_PREDICTION" else EPSILON
-    pairs = fit_few_step(found, unet, info.family, info.name, name, predicts)
+    network = layer_shapes(model) if info.stride else model.model.diffusion_model
+    pairs = fit_few_step(found, network, info.family, info.name, name, _prediction(model, info))
     settings = settings_of(found)
     _warn(found, info, name)
     patched = apply_model_sampling(model, **settings.sampling)
     advise(patched, settings.steps, settings.guidance_scale, settings.steps_allowed)
-    add_pairs(patched, pairs, strength)
+    add_pairs(patched, pairs, strength, core_name(pairs) if info.stride else str)
+    if info.stride:
+        add_previews(patched)  # MODELs of this pack have them from their loaders
     note_student(patched, name)
     return patched
+
+
+def _prediction(model: Any, info: VideoInfo) -> str:
+    """What the network of MODEL ``model`` predicts, in the trainer's words."""
+    if info.stride:
+        return FLOW
+    return VELOCITY if prediction_of(model) == "V_PREDICTION" else EPSILON
 
 
 def note_student(model: Any, name: str) -> None:
@@ -141,14 +152,16 @@ def note_student(model: Any, name: str) -> None:
         )
 
 
-def add_pairs(model: Any, pairs: Mapping[str, Any], strength: float) -> None:
+def add_pairs(
+    model: Any, pairs: Mapping[str, Any], strength: float, name_of: Callable[[str], str] = str
+) -> None:
     """Patch ``strength * delta`` of every pair onto MODEL ``model``, in place, as core's loader
-    does: ComfyUI then merges, offloads and undoes it.
+    does: ComfyUI then merges, offloads and undoes it. ``name_of`` gives the name of a path.
     """
     from comfy.weight_adapter.lora import LoRAAdapter
 
     patches = {
-        f"diffusion_model.{path}.weight": LoRAAdapter(
+        f"diffusion_model.{name_of(path)}.weight": LoRAAdapter(
             set(), (pair.up, pair.down, pair.alpha, None, None, None)
         )
         for path, pair in pairs.items()
@@ -176,7 +189,8 @@ def settings_of(found: Any) -> LoraSettings:
         width=told.width or width,
         height=told.height or height,
         frames=told.frames or frames,
-        sampling=told.sampling,
+        fps=told.fps,
+        sampling={**told.sampling, "shift": told.shift},
         steps_allowed=told.steps_allowed,
     )
 
@@ -264,10 +278,13 @@ def _base_of(found: Any) -> str:
 
 def _recommended(settings: LoraSettings) -> list[str]:
     allowed = ", ".join(map(str, settings.steps_allowed))
+    shift = settings.sampling.get("shift")
     return [
         f"{settings.steps} steps (made for {allowed}), CFG {settings.guidance_scale:g}, sampler "
-        f"{SAMPLER}, scheduler {SCHEDULER}, strength {settings.strength:g}",
-        f"{settings.frames} frames of {settings.width} x {settings.height} pixels",
+        f"{SAMPLER}, scheduler {SCHEDULER}, strength {settings.strength:g}"
+        + (f", shift {shift:g}" if shift else ""),
+        f"{settings.frames} frames of {settings.width} x {settings.height} pixels"
+        + (f", {settings.fps} a second" if settings.fps else ""),
     ]
 
 
@@ -284,12 +301,17 @@ def _file_lines(found: Any, settings: LoraSettings) -> list[str]:
     ]
 
 
-def no_value(name: str) -> Any:
+def no_value(name: str, settings: LoraSettings) -> Any:
     """An output without a value: a node that is connected to it stops with this sentence, all
     others run.
     """
     from comfy_execution.graph_utils import ExecutionBlocker
 
+    if settings.steps is not None:
+        return ExecutionBlocker(
+            f"'{name}' does not say this: only LoRAs for Wan have a shift, and only those of this "
+            "trainer a frame rate. Leave the input of this node unconnected."
+        )
     return ExecutionBlocker(
         f"'{name}' is not a few-step LoRA: it recommends no steps, CFG or size. Type the value "
         "here instead of connecting 'MCM LoRA Info', or choose a few-step LoRA there."

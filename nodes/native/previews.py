@@ -71,17 +71,23 @@ def start_player(guider: Any) -> Player | None:
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
     if previewer is None:
         return None
+    info = video_info(model)
     frames = guider.model_options["transformer_options"].get("mcm_frames")
     return Player(
         decode=lambda rows: preview_frames(previewer, rows, frames),
         send=ComfyAPISync().execution.set_progress,
-        fps=video_info(model).fps,
+        fps=info.fps / max(1, info.stride),
         ended=lambda: send(PREVIEW_END, node),
     )
 
 
 def preview_frames(previewer: Any, x0: Tensor, frames: int | None) -> list[Any]:
-    """One PIL image per frame of latents ``x0`` (videos * F, 4, h, w), the videos side by side."""
+    """One PIL image per frame of latents ``x0`` (videos * F, 4, h, w) or (videos, C, f, h, w), the
+    videos side by side.
+    """
+    if x0.ndim == 5:
+        wide = x0[:MAX_VIDEOS].permute(2, 1, 3, 0, 4).flatten(-2)  # (f, C, h, videos * w)
+        return [previewer.decode_latent_to_preview(frame[None, :, None]) for frame in wide]
     count = frames if frames and x0.shape[0] % frames == 0 else x0.shape[0]
     videos = x0.unflatten(0, (-1, count))[:MAX_VIDEOS]
     wide = videos.permute(1, 2, 3, 0, 4).flatten(-2)  # (F, 4, h, videos * w)

@@ -32,11 +32,31 @@ def apply_model_sampling(
     timestep_scaling: float = TIMESTEP_SCALING,
     original_steps: int = ORIGINAL_STEPS,
     sigma_data: float = SIGMA_DATA,
+    shift: float | None = None,
 ) -> Any:
-    """A clone of MODEL ``model`` that is sampled as a student distilled with these numbers.
+    """A clone of MODEL ``model`` that is sampled as a student distilled with these numbers: on a
+    flow (Wan) ``shift``, on other models the first three.
 
     Raises ValueError for a MODEL of another pack, and for numbers out of range.
     """
+    from .core_models import flow_sampling
+
+    info = video_info(model)
+    if info.stride:
+        sampling = flow_sampling(model, shift)
+    else:
+        sampling = _table_sampling(model, timestep_scaling, original_steps, sigma_data)
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", sampling)
+    wrap(clone, "SAMPLER_SAMPLE", WRAPPER_KEY, _with_step_seed)
+    advise(clone)
+    return clone
+
+
+def _table_sampling(
+    model: Any, timestep_scaling: float, original_steps: int, sigma_data: float
+) -> Any:
+    """The sampling of a student of a model that predicts noise or velocity."""
     info = video_info(model)
     train_steps = int(info.scheduler_config.get("num_train_timesteps", 1000))
     if not (math.isfinite(timestep_scaling) and timestep_scaling > 0):
@@ -54,15 +74,10 @@ def apply_model_sampling(
             f"'{info.name}' has a zero terminal SNR schedule, whose last level holds no signal: "
             "few-step LoRAs cannot be used with it. Use the base model without rescaling."
         )
-    sampling = _sampling_class(prediction_of(model))(
+    return _sampling_class(prediction_of(model))(
         model.model.model_config, info.scheduler_config, timestep_scaling, original_steps,
         sigma_data,
     )  # fmt: skip
-    clone = model.clone()
-    clone.add_object_patch("model_sampling", sampling)
-    wrap(clone, "SAMPLER_SAMPLE", WRAPPER_KEY, _with_step_seed)
-    advise(clone)
-    return clone
 
 
 def prediction_of(model: Any) -> str:
@@ -189,6 +204,10 @@ def video_noise(seed: int, shape: Sequence[int], frames: int) -> Iterator[Tensor
     Video v has its own generator of seed ``seed + v``; every draw is (C, F, h, w). A video does not
     depend on the others of its batch.
     """
+    if len(shape) == 5:
+        generators = [_generator(seed + video) for video in range(shape[0])]
+        while True:
+            yield torch.stack([torch.randn(tuple(shape[1:]), generator=g) for g in generators])
     rows, channels, height, width = shape
     generators = [_generator(seed + video) for video in range(rows // frames)]
     while True:
@@ -218,10 +237,18 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def noise_of(order: str, seed: int, shape: Sequence[int], frames: int | None) -> Iterator[Tensor]:
-    """The noise of one sampling run; ``frames`` None means that the batch is one video.
+    """The noise of one sampling run; ``frames`` None means that the batch is one video. Latents of
+    five axes (videos, C, f, h, w) say themselves what a video is.
 
-    Raises ValueError for latents that are not whole videos.
+    Raises ValueError for latents that are not whole videos, and for an order that theirs has not.
     """
+    if len(shape) == 5:
+        if order == "frames":
+            raise ValueError(
+                "The `noise_order` 'frames' is that of diffusers' TextToVideoSDPipeline, whose "
+                "clips are batches of frames. For Wan choose 'video' or 'core'."
+            )
+        return NOISE_ORDERS[order](seed, shape, 0)
     if len(shape) != 4 or shape[0] % (frames or shape[0]):
         raise ValueError(
             f"Latents of shape {tuple(shape)} are not whole videos of {frames or 'any'} frames "

@@ -161,6 +161,35 @@ def test_levels_of_a_flow_are_those_of_diffusers(count):
     assert scheduler.sigmas[-1] == path.end
 
 
+def test_few_steps_of_a_flow_are_those_of_comfyuis_scheduler_simple():
+    """Its numbers for ModelSamplingSD3 at shift 5, printed by ComfyUI 0.33.0."""
+    simple = {
+        1: [1.0],
+        2: [1.0, 0.833333],
+        3: [1.0, 0.909215, 0.714897],
+        4: [1.0, 0.9375, 0.833333, 0.625],
+        5: [1.0, 0.952381, 0.882353, 0.769231, 0.555556],
+        6: [1.0, 0.961716, 0.909215, 0.833333, 0.714897, 0.5006],
+        7: [1.0, 0.96796, 0.926166, 0.86983, 0.789764, 0.666978, 0.454835],
+        8: [1.0, 0.972222, 0.9375, 0.892857, 0.833333, 0.75, 0.625, 0.416667],
+    }
+    path = RectifiedFlow(shift=5.0)
+    for steps, wanted in simple.items():
+        for places in (48, 50):
+            found = path.few_steps(steps, places)
+            torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", [{}, VELOCITY], ids=["epsilon", "velocity"])
+def test_steadiness_is_what_an_error_of_the_output_makes_of_the_clip(prediction):
+    z, output, off = noise(0), noise(1), 1e-3 * noise(2)
+    kinds = ((VariancePreserving.from_config(MODELSCOPE | prediction), TIMESTEPS),
+             (RectifiedFlow(shift=5.0), TIMES))  # fmt: skip
+    for path, level in kinds:
+        moved = path.read(z, output + off, level).x0 - path.read(z, output, level).x0
+        torch.testing.assert_close(moved.abs() * path.steadiness(level, 5), off.abs())
+
+
 def test_a_count_that_is_not_possible_is_refused():
     for count in (0, 1001):
         with pytest.raises(ValueError, match=f"`count`={count} noise levels; use 1 to 1000"):
@@ -173,7 +202,8 @@ def test_shares_of_the_way_and_what_the_network_is_called_with():
     path, flow = VariancePreserving.from_config(MODELSCOPE), RectifiedFlow(shift=5.0)
     torch.testing.assert_close(path.share(TIMESTEPS), torch.tensor([0.019, 0.499, 0.999]))
     assert torch.equal(path.model_time(TIMESTEPS), TIMESTEPS)
-    assert torch.equal(flow.share(TIMES), TIMES)
+    shifted = flow.levels(48)[[5, 23, 47]]
+    torch.testing.assert_close(flow.share(shifted), torch.tensor([0.125, 0.5, 1.0]))
     torch.testing.assert_close(flow.model_time(TIMES), torch.tensor([20.0, 500.0, 1000.0]))
 
 

@@ -3,19 +3,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.config import load_config
-from trainer.diffusion.noise import VariancePreserving, few_step_places
-from trainer.distill.draws import FRESH, REPLAY, TRAJECTORY, Sizes, draw_frames, draw_step
+from trainer.config import TrainConfig, load_config
+from trainer.diffusion.noise import RectifiedFlow, VariancePreserving, few_step_places
+from trainer.distill.draws import Sizes, StepDraws, draw_frames
+from trainer.distill.draws import draw_step as draw
+from trainer.distill.plan import FRESH, REPLAY, TRAJECTORY, TeacherPlan
+from trainer.families import modelscope
 
 PATH = VariancePreserving(torch.linspace(1, 0.01, 1000))
-SIZES = Sizes(PATH, (4, 8, 4, 4), 8, prompts=10, motions=5, replays=7)
+FLOW = RectifiedFlow(5.0)
+
+
+def plan_of(config: TrainConfig) -> TeacherPlan:
+    return TeacherPlan.of(config, modelscope.FAMILY, PATH)
+
+
+def draw_step(config: TrainConfig, step: int, rank: int = 0, replays: int = 7) -> StepDraws:
+    sizes = Sizes(plan_of(config), (4, 8, 4, 4), 8, prompts=10, motions=5, replays=replays)
+    return draw(config, sizes, step, rank)
 
 
 def test_draws_depend_on_seed_step_and_rank_alone():
     config = load_config()
-    a, b = draw_step(config, SIZES, 7), draw_step(config, SIZES, 7)
+    a, b = draw_step(config, 7), draw_step(config, 7)
     assert torch.equal(a.noise, b.noise) and torch.equal(a.place, b.place)
-    for other in (draw_step(config, SIZES, 8), draw_step(config, SIZES, 7, rank=1)):
+    for other in (draw_step(config, 8), draw_step(config, 7, rank=1)):
         assert not torch.equal(a.noise, other.noise)
 
 
@@ -27,21 +39,20 @@ def test_sources_follow_their_probabilities():
             "trajectory.replay_probability": 0.8,
         }
     )
-    source = draw_step(config, SIZES, 0).source
+    source = draw_step(config, 0).source
     shares = [float((source == kind).float().mean()) for kind in (TRAJECTORY, FRESH, REPLAY)]
     assert shares == pytest.approx([0.5, 0.1, 0.4], abs=0.09)
 
 
 def test_nothing_is_replayed_before_something_was_stored():
     config = load_config(overrides={"data.batch_size": 64, "trajectory.replay_probability": 1.0})
-    empty = Sizes(PATH, (4, 8, 4, 4), 8, 10, 5, replays=0)
-    assert REPLAY not in draw_step(config, empty, 0).source.tolist()
+    assert REPLAY not in draw_step(config, 0, replays=0).source.tolist()
 
 
 def test_biased_points_are_where_few_step_sampling_stops():
     config = load_config(overrides={"data.batch_size": 256, "trajectory.few_step_bias": 1.0})
     stops = {int(place) for steps in (1, 2, 4, 8) for place in few_step_places(steps)}
-    drawn = set(draw_step(config, SIZES, 0).place.tolist())
+    drawn = set(draw_step(config, 0).place.tolist())
     assert drawn <= stops and len(drawn) == len(stops)
 
 
@@ -50,7 +61,7 @@ def timesteps(overrides, *kinds):
     uniform = {"data.batch_size": 256, "trajectory.few_step_bias": 0.0}
     config, found = load_config(overrides={**uniform, **overrides}), set()
     for step in range(8):
-        drawn = draw_step(config, SIZES, step)
+        drawn = draw_step(config, step)
         wanted = torch.isin(drawn.source, torch.tensor(kinds))
         found |= {20 * (int(place) + 1) - 1 for place in drawn.place[wanted]}
     return found

@@ -15,7 +15,6 @@ from trainer.config import load_config
 from trainer.data.cache import ContentCache
 from trainer.data.prompts import build_prompts
 from trainer.diffusion.sampling import SAMPLERS
-from trainer.distill.draws import TRAJECTORY, lowest_place
 from trainer.distill.library import (
     STAGE,
     Recipe,
@@ -24,6 +23,7 @@ from trainer.distill.library import (
     read_shipped,
     write_shipped,
 )
+from trainer.distill.plan import TeacherPlan
 from trainer.distill.student import Student, roll_out
 from trainer.families import MINI, load_model
 from trainer.lora.adapter import add_lora
@@ -107,9 +107,13 @@ def test_a_rollout_is_the_teachers_guided_sampling(student, stride, steps):
     model, texts = student.model, [PROMPTS[1], PROMPTS[0], PROMPTS[1]]
     shape = model.latent_shape(model.frames, model.height, model.width)
     noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(7))
-    states = roll_out(student, texts, noise, guidance=GUIDANCE, steps=10, stride=stride)
-    library = TrajectoryLibrary(states, torch.tensor([1, 0, 1]), stride)
-    assert library.states.shape == (3, steps + 1, *shape) and library.stride == stride
+    visited = tuple(range(9, -1, -stride))[::-1]
+    states = roll_out(
+        student, texts, noise, guidance=GUIDANCE, levels=model.noise.levels(10), visited=visited,
+        kept=visited,
+    )  # fmt: skip
+    library = TrajectoryLibrary(states, torch.tensor([1, 0, 1]), visited)
+    assert library.states.shape == (3, steps + 1, *shape)
     z = library.noise.float()
     text, empty = model.encode_text(texts), model.encode_text([""])
     now = 999
@@ -135,13 +139,14 @@ def test_a_rollout_is_the_teachers_guided_sampling(student, stride, steps):
         assert (library.clean.float() - sampled).abs().max() < 0.02 * sampled.abs().max()
 
 
-def test_only_where_ends_count_may_the_teacher_skip_timesteps():
-    assert load_config().library_stride == 2
-    assert load_config(overrides={"data.library_steps": 50}).library_stride == 1
-    assert load_config(overrides={"data.library_steps": 250}).library_stride == 1
-    assert load_config(overrides={"data.library_steps": 1}).library_stride == 50
-    for other in ({"motion.target": "consistency"}, {"videos": "clips"}):
-        assert load_config(overrides=other).library_stride == 1
+def test_only_where_ends_count_may_the_teacher_skip_timesteps(student):
+    def stride(overrides):
+        return TeacherPlan.of_model(load_config(overrides=overrides), student.model).stride
+
+    assert stride({}) == 2
+    assert stride({"data.library_steps": 50}) == stride({"data.library_steps": 250}) == 1
+    assert stride({"data.library_steps": 1}) == 50
+    assert stride({"motion.target": "consistency"}) == stride({"videos": "clips"}) == 1
 
 
 def test_only_what_training_reads_is_kept(student, prompts, settings):
@@ -149,13 +154,12 @@ def test_only_what_training_reads_is_kept(student, prompts, settings):
     library, _ = fetch(student, prompts, settings)
     whole = {**settings, "motion.target": "consistency"}
     full, _ = fetch(student, prompts, whole)
-    assert full.states.shape[1] == 11 and full.left_out == 0
-    assert library.states.shape[1] == 1 + 3 and library.left_out == 2, "999, 799, 599 and the end"
+    assert full.states.shape[1] == 11 and full.whole
+    assert library.states.shape[1] == 1 + 3, "999, 799, 599 and the end"
+    assert library.places == (5, 7, 9) and not library.whole
     sizes = {len(tensors["states"]) for tensors in cached(settings["data.cache"])}
     assert sizes == {3, 10}, "without the noise"
-    config = load_config(overrides=settings)
-    place = torch.tensor([lowest_place(config, student.model.noise, TRAJECTORY), 9])
-    assert place.tolist() == [5, 9]
+    place = torch.tensor([5, 9])
     latents, following = library.points(torch.tensor([0, 1]), place, place, library.noise)
     assert torch.equal(latents[0], library.states[0, 1])
     assert torch.equal(latents[1], library.noise[1]) and following is None

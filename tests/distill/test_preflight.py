@@ -25,6 +25,9 @@ def test_it_makes_two_clips_of_a_large_library_tells_its_stages_and_keeps_nothin
     ]
     assert any(line.endswith(f"{CLIPS} of {CLIPS}") for line in said)
     assert report.library_seconds > 0
+    stored = 2 * 8 * 4 * 8 * 8 * 2  # the end and a state of 8 frames, in fp16; the noise is drawn
+    assert report.library_bytes == 5000 * stored
+    assert f"{report.library_bytes / 2**20:.0f} MiB more, once" in report.text()
     assert "Example clips" in report.text() and report.to_json()["library_seconds"] > 0
     assert list(cache.iterdir()) == [] and not (tmp_path / "r").exists()
 

@@ -348,7 +348,7 @@ def test_the_motion_module_is_asked_for_and_must_fit(
 
     with pytest.raises(ModelError, match="needs a motion module.*--motion-module"):
         load_model(str(sd15_checkpoint))
-    with pytest.raises(ModelError, match="needs no `motion_module`"):
+    with pytest.raises(ModelError, match="takes no `motion_module`"):
         load_model(str(tiny_model), motion_module=motion_module_file)
     MotionAdapter(block_out_channels=(32, 64, 64)).save_pretrained(tmp_path / "xl")
     with pytest.raises(ModelError, match="is for channels .32, 64, 64. .*not for XL"):

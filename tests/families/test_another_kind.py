@@ -140,7 +140,7 @@ def test_its_lora_opens_a_graph_with_its_own_loader(run, flow):
 
 
 def test_without_nodes_its_lora_has_no_graph(flow, monkeypatch):
-    other = replace(FAMILY, name="nodeless", loaders=None)
+    other = replace(FAMILY, name="nodeless", graph=None)
     monkeypatch.setattr(families, "FAMILIES", [*families.FAMILIES, other])
     card = LoraCard(title="x", family="nodeless", base_model="x", base_hash="", base_license="",
                     frames=5, width=32, height=32, fps=8)  # fmt: skip

@@ -57,9 +57,11 @@ def bare(file, tmp_path):
 
 def test_a_file_finds_its_companions_in_comfyuis_folders(model, file):
     assert (model.family.name, model.name) == ("wan", file.stem)
-    assert model.companions == (
-        "umt5_tiny.safetensors", "wan_2.1_vae.safetensors", "taew2_1.safetensors",
-    )  # fmt: skip
+    assert model.companions == {
+        "text_encoder": "umt5_tiny.safetensors",
+        "vae": "wan_2.1_vae.safetensors",
+        "tiny_vae": "taew2_1.safetensors",
+    }
     assert (model.frames, model.height, model.width, model.fps) == (33, 272, 480, 16)
     assert (model.licence, model.prediction_type) == ("Apache-2.0", "velocity")
     assert model.noise.config == {"shift": 5.0}
@@ -73,7 +75,7 @@ def test_companions_that_are_given_win(models, file, tmp_path):
     wan_files.build_vae().save_pretrained(vae)
     shutil.copyfile(models / "vae_approx" / "taew2_1.safetensors", tiny)
     model = load_model(str(bare(file, tmp_path)), text_encoder=text, vae=vae, tiny_vae=tiny)
-    assert model.companions == ("text.safetensors", "v", "t.safetensors")
+    assert list(model.companions.values()) == ["text.safetensors", "v", "t.safetensors"]
 
 
 def test_another_models_files_beside_it_are_passed_over(models, file, tmp_path):
@@ -84,13 +86,14 @@ def test_another_models_files_beside_it_are_passed_over(models, file, tmp_path):
     (vaes / "a wan.safetensors").write_bytes(b"damaged")
     save_file({"x": torch.zeros(1)}, tmp_path / "models" / "text_encoders" / "a.safetensors")
     model = load_model(str(tmp_path / "models" / "diffusion_models" / file.name))
-    assert model.companions[:2] == ("umt5_tiny.safetensors", "wan_2.1_vae.safetensors")
+    assert model.companions["text_encoder"] == "umt5_tiny.safetensors"
+    assert model.companions["vae"] == "wan_2.1_vae.safetensors"
 
 
 @torch.no_grad()
 def test_every_form_is_the_same_model(model, folder):
     other = load_model(str(folder))
-    assert other.companions == () and other.name == folder.name
+    assert other.companions == {} and other.name == folder.name
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 16, 2, 4, 4, generator=generator)
     level, prompts = torch.tensor([0.7]), ["a red star"]
@@ -99,7 +102,6 @@ def test_every_form_is_the_same_model(model, folder):
 
 
 def test_the_folder_of_a_transformer_alone_is_read_with_what_lies_beside_it(folder):
-    """Wan 2.2 14B has two, each a model of its own."""
     assert load_model(str(folder / "transformer")).name == "transformer"
 
 

@@ -52,7 +52,7 @@ def test_the_forward_is_diffusers(model, network, text, level):
 @torch.no_grad()
 def test_eight_guided_steps_are_flow_euler(model, network, text):
     empty, guidance = model.encode_text([""]), 5.0
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=8.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8))
     latents = randn_tensor(SHAPE, torch.Generator().manual_seed(7))
     for time in scheduler.timesteps:

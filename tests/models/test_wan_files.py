@@ -217,6 +217,29 @@ def test_other_video_models_are_refused_by_name(key, what, tmp_path):
         read_wan(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("wan2.2_t2v_high_noise_14B_fp16", "high-noise"),
+        ("wan2.2_t2v_low_noise_14B_fp8_scaled", "low-noise"),
+        ("Wan2_2-T2V-A14B-LowNoise", "low-noise"),
+    ],
+)
+def test_the_experts_of_wan_22_are_refused_by_name(network, name, which, tmp_path):
+    path = tmp_path / f"{name}.safetensors"
+    save_file(wan_files.original(network.state_dict()), path)
+    with pytest.raises(ModelError, match=rf"the {which} expert of Wan 2.2 14B.*Use a text-to"):
+        read_wan(path)
+
+
+@pytest.mark.parametrize("part", ["transformer", "transformer_2"])
+def test_a_folder_of_two_experts_is_refused(part, tmp_path):
+    for name in ("transformer", "transformer_2"):
+        wan_files.build_transformer(1).save_pretrained(tmp_path / name)
+    with pytest.raises(ModelError, match="one of the two experts of Wan 2.2 14B"):
+        read_wan(tmp_path / part)
+
+
 def test_a_folder_for_pictures_is_refused(tmp_path):
     wan_files.build_transformer(1, image_dim=8, added_kv_proj_dim=128).save_pretrained(
         tmp_path / "transformer"

@@ -13,6 +13,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 OFFICIAL_MODULES = HERE.parent / "data_keys" / "official_animatediff.json"
 TRAINED = "trained ü.safetensors"
+WAN_LORA = "my-wan-style.safetensors"
 PROMPT = "a red star growing"
 
 
@@ -35,6 +36,29 @@ def stock(models: Path, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, models / "diffusers" / "text-to-video-ms-1.7b")
     _export_peft(random_pairs(tiny_model / "unet", seed=1), loras / "modelscopet2v-laion")
     stock_animatediff(models)
+    stock_wan(models)
+
+
+def stock_wan(models: Path) -> None:
+    """What the examples of Wan name, of tiny size, and the node that reads its text encoder."""
+    import wan_files
+
+    from trainer.families import load_model
+    from trainer.lora.adapter import add_lora, lora_parameters, lora_state
+
+    file = wan_files.save_for_core(models)
+    network = load_model(str(file)).network
+    add_lora(network, 2, 2.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in lora_parameters(network):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    told = card(
+        title="Wan ink", family="wan", base_model=file.stem, base_file=file.name, frames=9,
+        width=64, height=48, fps=16, prediction_type="velocity", shift=5.0, original_steps=48,
+    )  # fmt: skip
+    export(lora_state(network), models / "loras" / WAN_LORA, told)
+    shutil.copyfile(HERE / "tiny_text.py", models.parent / "custom_nodes" / "tiny_text.py")
 
 
 def stock_animatediff(models: Path) -> None:
@@ -115,13 +139,13 @@ def card(**changes: Any) -> Any:
 
 def export(pairs: dict[str, Any], path: Path, told: Any) -> None:
     """A file as the trainer exports it, its own workflow included."""
-    from trainer.lora.export import export_kohya
+    from trainer.lora.export import export_file
     from trainer.lora.metadata import build_metadata
     from trainer.lora.workflow import lora_workflow
 
     prompt = f"{PROMPT} {told.trigger}".strip()
     workflow = lora_workflow(told, path.name, prompt)
-    export_kohya(pairs, path, build_metadata(told, pairs), extra={"workflow": workflow})
+    export_file(pairs, path, build_metadata(told, pairs), extra={"workflow": workflow})
 
 
 def _export_peft(pairs: dict[str, Any], folder: Path) -> None:

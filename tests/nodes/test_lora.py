@@ -283,9 +283,10 @@ def test_the_nodes_return_what_the_functions_do(comfy, base):
     nodes = import_module(f"{comfy.__name__}.nodes.lora")
     (model,) = nodes.LoadLora.execute(base, "sub/ink.safetensors", 1.0).result
     assert model.patches
-    steps, cfg, trigger, *size, strength, summary = nodes.LoraInfo.execute(
+    steps, cfg, trigger, *size, strength, summary, fps, shift = nodes.LoraInfo.execute(
         "sub/ink.safetensors"
     ).result
+    assert fps == 8 and "only LoRAs for Wan have a shift" in shift.message
     assert (steps, cfg, trigger, size, strength) == (2, 1.0, "in ink", [32, 32, 8], 1.0)
     assert "Ink" in summary
 
@@ -335,7 +336,8 @@ def test_a_lora_that_another_trainer_signed_is_not_sampled_in_few_steps(
     native, base, pairs, own_folder
 ):
     name = write(own_folder, "oil.safetensors", pairs, **SIGNED)
-    with pytest.raises(ValueError, match="not a few-step LoRA.*another trainer.*LoaderModelOnly"):
+    match = "not a few-step LoRA.*nothing in its metadata.*LoaderModelOnly"
+    with pytest.raises(ValueError, match=match):
         native("lora").load_lora(base, name, 1.0)
     assert base.patches == {}
 
@@ -422,8 +424,10 @@ def test_an_output_without_a_value_stops_only_what_is_connected_to_it(comfy, pai
 
     name = write(own_folder, "a.safetensors", pairs, **SIGNED)
     node = import_module(f"{comfy.__name__}.nodes.lora").LoraInfo
-    steps, cfg, trigger, width, height, frames, strength, summary = node.execute(name).result
-    for value in (steps, cfg, width, height, frames):
+    steps, cfg, trigger, width, height, frames, strength, summary, fps, shift = node.execute(
+        name
+    ).result
+    for value in (steps, cfg, width, height, frames, fps, shift):
         assert isinstance(value, ExecutionBlocker)
         assert "not a few-step LoRA: it recommends no steps, CFG or size" in value.message
     assert (trigger, strength) == ("in oil", 1.0) and "Not a few-step LoRA" in summary

@@ -11,18 +11,35 @@ import pytest
 from ui_graphs import FRONTEND_ONLY, api_format, inputs_of, is_widget, widgets_of
 
 from trainer.lora.blueprint import Shown, build_blueprint
+from trainer.lora.graph import KINDS, Node, build_graph
 from trainer.lora.metadata import LoraCard
 from trainer.lora.needs import NOT_PUBLISHED
-from trainer.lora.workflow import KINDS, Node, build_graph, lora_workflow
+from trainer.lora.workflow import lora_workflow
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 BLUEPRINTS = FOLDER.parent / "subgraphs"
+FOLDERS = (
+    "loras", "checkpoints", "diffusers", "animatediff_models", "diffusion_models", "text_encoders",
+    "vae",
+)  # fmt: skip
 PLACE = "example_workflows_build"
 ANIMATEDIFF = {
     "family": "animatediff",
     "base_model": "sd15",
     "base_file": "sd15.safetensors",
     "motion_module": "mm_sd_v15_v2.ckpt",
+}
+WAN = {
+    "family": "wan",
+    "base_model": "wan",
+    "base_file": "wan2.1_t2v_1.3B_fp16.safetensors",
+    "companions": {"text_encoder": "my umt5.safetensors", "vae": "a folder"},
+    "prediction_type": "velocity",
+    "shift": 3.0,
+    "width": 480,
+    "height": 272,
+    "frames": 33,
+    "fps": 16,
 }
 CARD = LoraCard(
     title="Ink",
@@ -54,7 +71,10 @@ def object_info(comfy_server):
 def graphs(build):
     found = {name: json.loads(build.example(name)) for name in build.EXAMPLES}
     motion = dataclasses.replace(CARD, **ANIMATEDIFF)
-    for name, card in (("a LoRA", CARD), ("an AnimateDiff LoRA", motion)):
+    wan = dataclasses.replace(CARD, **WAN)
+    for name, card in (
+        ("a LoRA", CARD), ("an AnimateDiff LoRA", motion), ("a Wan LoRA", wan),
+    ):  # fmt: skip
         found[name] = json.loads(lora_workflow(card, "ink.safetensors", "a red star"))
     return found
 
@@ -128,7 +148,7 @@ def test_missing_files_are_named_by_a_widgets_value_and_an_address(graphs):
     assert len(named) >= 5
     for model, node in named:
         assert model["url"].startswith("https://huggingface.co/") or model["url"] == NOT_PUBLISHED
-        assert model["directory"] in ("loras", "checkpoints", "diffusers", "animatediff_models")
+        assert model["directory"] in FOLDERS
         assert any(model["name"].startswith(str(value)) for value in node["widgets_values"]), model
 
 
@@ -149,6 +169,40 @@ def test_a_loras_graph_names_every_file_its_folder_and_a_public_address():
     text = next(node for node in graph["nodes"] if node["type"] == "MarkdownNote")["widgets_values"]
     for words in ("**in ink**", "**checkpoints/sd15.safetensors**", motion, "ab12cd34ef..."):
         assert words in text[0]
+
+
+def test_a_wan_loras_graph_is_of_core_nodes_with_its_shift_and_the_files_of_the_run():
+    graph = json.loads(lora_workflow(dataclasses.replace(CARD, **WAN), "ink.safetensors", "a cat"))
+    nodes = {node["type"]: node["widgets_values"] for node in graph["nodes"]}
+    assert not [kind for kind in nodes if kind.startswith("MCM_")]
+    assert nodes["ModelSamplingSD3"] == [3.0]
+    assert nodes["EmptyHunyuanLatentVideo"] == [480, 272, 33, 1]
+    assert nodes["KSampler"] == [0, "fixed", 4, 1.0, "lcm", "simple", 1.0]
+    assert nodes["LoraLoaderModelOnly"] == ["ink.safetensors", 1.0]
+    assert nodes["CreateVideo"] == [16.0]
+    told = {
+        model["name"]: (model["directory"], model["url"].rsplit("/", 3)[-3:])
+        for node in graph["nodes"]
+        for model in node["properties"].get("models", [])
+    }
+    files = {
+        "wan2.1_t2v_1.3B_fp16.safetensors": "diffusion_models",
+        "my umt5.safetensors": "text_encoders",
+        "wan_2.1_vae.safetensors": "vae",
+        "ink.safetensors": "loras",
+    }
+    assert {name: place for name, (place, _) in told.items()} == files
+    for name in ("wan2.1_t2v_1.3B_fp16.safetensors", "wan_2.1_vae.safetensors"):
+        assert told[name][1] == ["split_files", files[name], name]
+
+
+def test_a_wan_folder_has_the_file_with_the_same_weights_in_its_graph():
+    whole = {**WAN, "base_model": "Wan2.1-T2V-14B-Diffusers", "base_file": "", "companions": {}}
+    graph = json.loads(lora_workflow(dataclasses.replace(CARD, **whole), "ink.safetensors", "x"))
+    names = {node["type"]: node["widgets_values"][0] for node in graph["nodes"] if "Loader" in
+             node["type"]}  # fmt: skip
+    assert names["UNETLoader"] == "wan2.1_t2v_14B_fp16.safetensors"
+    assert names["CLIPLoader"] == "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 
 
 def test_a_motion_adapter_folder_is_no_missing_file():

@@ -7,24 +7,30 @@ import pytest
 from trainer.cards import BUNDLED_SPEED, CARDS
 from trainer.cli.main import build_parser
 from trainer.cli.options import config_from
-from trainer.config import PRESETS, load_config, save_config, values_of, with_overrides
+from trainer.config import PRESETS, ConfigError, load_config, save_config, values_of, with_overrides
 from trainer.families import FAMILIES, card_settings
 from trainer.settings import QUALITY_PRESETS, TrainConfig
 from trainer.settings.presets import GOVERNED, memory_values
 
 
+def every_presets():
+    """(family, presets), those of a base model of another size too."""
+    for family in FAMILIES:
+        yield family, family.cards
+        yield from ((family, base.cards) for base in family.bases if base.cards)
+
+
 def test_every_family_has_a_preset_for_every_card():
     assert CARDS == (8, 12, 16, 24, 48)
-    for family in FAMILIES:
-        presets = family.cards
+    for family, presets in every_presets():
         assert tuple(p.gigabytes for p in presets) == CARDS
         assert all(p.frames in family.frames for p in presets)
         assert len({p.title for p in presets}) == len(CARDS)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_every_preset_is_a_valid_config(family):
-    for preset in family.cards:
+@pytest.mark.parametrize("presets", [p for _, p in every_presets()])
+def test_every_preset_is_a_valid_config(presets):
+    for preset in presets:
         config = with_overrides(TrainConfig(), preset.settings)
         assert config.data.frames == preset.frames
         assert config.lora.rank == preset.rank
@@ -33,8 +39,8 @@ def test_every_preset_is_a_valid_config(family):
 
 
 def test_bigger_cards_never_get_less():
-    for family in FAMILIES:
-        sizes = [(p.frames * p.height * p.width, p.rank) for p in family.cards]
+    for _, presets in every_presets():
+        sizes = [(p.frames * p.height * p.width, p.rank) for p in presets]
         assert sizes == sorted(sizes)
 
 
@@ -58,6 +64,19 @@ def test_the_flag_is_the_argument(tiny_model):
 
 def test_models_with_their_own_settings_keep_them(tiny_model):
     assert card_settings("mini", 8) == card_settings(str(tiny_model), 8) == {}
+
+
+def test_a_base_model_of_another_size_has_presets_of_its_own():
+    assert card_settings("wan-14b", 24)["hardware.blocks_to_swap"] == 30
+    assert card_settings("wan", 24)["hardware.blocks_to_swap"] == 0
+
+
+def test_swapping_needs_what_it_needs():
+    with pytest.raises(ConfigError, match="`hardware.blocks_to_swap`=3 needs .*gradient_check"):
+        load_config(overrides={"hardware.blocks_to_swap": 3})
+    with pytest.raises(ConfigError, match="`hardware.blocks_to_swap`=3 does not work with"):
+        given = {"hardware.blocks_to_swap": 3, "memory": "lean", "hardware.compile": True}
+        load_config(overrides=given)
 
 
 def test_an_unknown_card_is_named():

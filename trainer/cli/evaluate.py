@@ -37,7 +37,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-steps", type=int, default=50, help="the teacher's DDIM steps (50)"
     )
-    parser.add_argument("--guidance", type=float, default=3.0, help="the teacher's CFG scale (3.0)")
+    parser.add_argument("--guidance", type=float, help="the teacher's CFG scale (3.0; 5.0 for Wan)")
     parser.add_argument("--count", type=int, default=64, help="clips per row (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of prompts and noise (0)")
     _add_networks(parser)

@@ -95,9 +95,9 @@ def _write(path: Path | None, content: dict[str, Any]) -> None:
 def _estimate(options: argparse.Namespace) -> int:
     from ..distill.estimate import estimate
     from ..distill.preflight import HEADROOM
-    from ..families import family_named
+    from ..families import skeleton_named
 
-    model = family_named(options.family).skeleton("meta") if options.family else None
+    model = skeleton_named(options.family) if options.family else None
     gigabytes = card_from(options)
     config = config_from(options, **({"model": options.family} if options.family else {}))
     found = estimate(config, model)

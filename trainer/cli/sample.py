@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..lora.formats import LoraFile
 
 SIZE = ("frames", "height", "width")
-TEACHER_STEPS, TEACHER_GUIDANCE = 50, 3.0
+TEACHER_STEPS = 50
 
 
 def sample_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,9 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, help="sampling steps (with a LoRA: what it recommends; else 50)"
     )
     parser.add_argument(
-        "--guidance", type=float, help="CFG scale (with a LoRA: what it recommends; else 3.0)"
+        "--guidance",
+        type=float,
+        help="CFG scale (with a LoRA: what it recommends; else 3.0, for Wan 5.0)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
     parser.add_argument("--frames", type=int, help="frames (the model's own)")
@@ -76,7 +78,7 @@ def sample(options: argparse.Namespace) -> int:
     model.to(device_from(options))
     if found is not None:
         apply_lora(model.network, found.pairs, options.strength, found.differences)
-    sampling = _sampling(options, found)
+    sampling = _sampling(options, found, model.family.teaching.cfg)
     with Progress(sampling["steps"], "sampling") as progress:
         clips = generate_clips(
             model,
@@ -93,12 +95,16 @@ def sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sampling(options: argparse.Namespace, found: LoraFile | None) -> dict[str, Any]:
-    """How the student ``found`` samples, as it recommends, or the teacher without one."""
+def _sampling(
+    options: argparse.Namespace, found: LoraFile | None, guidance: float
+) -> dict[str, Any]:
+    """How the student ``found`` samples, as it recommends, or the teacher with ``guidance`` without
+    one.
+    """
     from ..lora.recommended import read_recommended
 
     if found is None:
-        chosen = {"sampler": "ddim", "steps": TEACHER_STEPS, "guidance_scale": TEACHER_GUIDANCE}
+        chosen = {"sampler": "ddim", "steps": TEACHER_STEPS, "guidance_scale": guidance}
     else:
         told = read_recommended(found.metadata, found.path.name)
         chosen = {"sampler": "lcm", "steps": told.steps, "guidance_scale": told.guidance_scale}

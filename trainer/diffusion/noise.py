@@ -14,12 +14,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .path import Reading, prepare
+
 TRAJECTORY_STEPS = 50
+"""Places of LCM's trajectory (arXiv 2310.04378, section 4.3)."""
+FLOW_STEPS = 48
+"""Of a flow, as in rCM. 1, 2, 3, 4, 6 and 8 divide it: the times of sampling in so many steps are
+among its levels.
+"""
 TRAIN_TIMESTEPS = 1000
 TIMESTEP_SCALING = 4.0
 """MCM's value; diffusers' default is 10. Samplers must use the value of the training."""
@@ -44,74 +51,6 @@ PREDICTIONS = (EPSILON, VELOCITY)
 """Values of ``prediction_type`` that can be read: noise, or the velocity of arXiv 2202.00512."""
 
 
-class Reading(NamedTuple):
-    """The clip and the noise (B, C, F, h, w) that an output at a point stands for."""
-
-    x0: Tensor
-    eps: Tensor
-
-
-class NoisePath(Protocol):
-    """The noise levels of a base model, and what its network predicts (``prediction``)."""
-
-    end: ClassVar[float]
-    """The level at which a sampling run ends."""
-
-    @property
-    def prediction(self) -> str: ...
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The parameters that distinguish it from others of its kind."""
-        ...
-
-    def levels(self, count: int) -> Tensor:
-        """``count`` levels from little noise to most, evenly spaced as the model's samplers do;
-        the last one is pure noise. Raises ValueError for a count that is not possible.
-        """
-        ...
-
-    def share(self, level: Tensor) -> Tensor:
-        """How far from the clean end ``level`` is, 0 to 1, as its samplers space levels."""
-        ...
-
-    def model_time(self, level: Tensor) -> Tensor:
-        """What the network is called with at ``level``."""
-        ...
-
-    def alpha_sigma(
-        self, level: Tensor, ndim: int, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
-        """``(alpha, sigma)`` of ``level`` as tensors (B, 1, ..., 1) of ``ndim`` axes."""
-        ...
-
-    def add_noise(self, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
-        """``z`` at ``level`` (B,) of clean latents and noise (B, C, F, h, w).
-
-        With a `Reading` it is one step of the deterministic solver (DDIM, eta 0, arXiv 2010.02502
-        eq. 12; Euler on a flow): the level that the point came from is already in the reading.
-        """
-        ...
-
-    def read(self, z: Tensor, output: Tensor, level: Tensor) -> Reading:
-        """What the network's ``output`` at the point ``z`` means; all (B, C, F, h, w)."""
-        ...
-
-    def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
-        """``f(z)`` (B, C, F, h, w): the clip that the point ``z`` leads to, with ``f(z) = z`` at
-        level 0.
-        """
-        ...
-
-    def bounded(self, timestep_scaling: float, sigma_data: float) -> NoisePath:
-        """The same path with these constants in `consistency`, where it has any."""
-        ...
-
-    def to(self, device: torch.device | str) -> NoisePath:
-        """A copy with its tables on ``device``; levels passed to it must be on that device too."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class VariancePreserving:
     """``alpha_t = sqrt(alphas_cumprod[t])``, ``sigma_t = sqrt(1 - alphas_cumprod[t])`` (DDPM eq. 4,
@@ -130,6 +69,7 @@ class VariancePreserving:
     timestep_scaling: float = TIMESTEP_SCALING
     sigma_data: float = SIGMA_DATA
     end: ClassVar[float] = -1
+    places: ClassVar[int] = TRAJECTORY_STEPS
 
     def __post_init__(self) -> None:
         alphas = self.alphas_cumprod
@@ -177,12 +117,19 @@ class VariancePreserving:
 
     def levels(self, count: int) -> Tensor:
         """Timesteps ``k - 1, 2k - 1, ..., T - 1`` (count,) int64 with ``k = T / count``, rounded:
-        the "trailing" spacing, and with 50 the trajectory of LCM (arXiv 2310.04378, section 4.3).
+        the "trailing" spacing, and with 50 the trajectory of LCM.
         """
         train = len(self.alphas_cumprod)
         if not 1 <= count <= train:
             raise ValueError(f"`count`={count} noise levels; use 1 to {train}.")
         return (torch.arange(1, count + 1) * (train / count)).round().long() - 1
+
+    def few_steps(self, steps: int, places: int) -> Tensor:
+        return self.levels(places)[few_step_places(steps, places)]
+
+    @property
+    def teacher(self) -> VariancePreserving:
+        return self
 
     def share(self, level: Tensor) -> Tensor:
         return level / len(self.alphas_cumprod)
@@ -205,15 +152,19 @@ class VariancePreserving:
         power = power.to(dtype).reshape(-1, *[1] * (ndim - 1))
         return power.sqrt(), (1 - power).sqrt()
 
+    def steadiness(self, level: Tensor, ndim: int) -> Tensor:
+        alpha, sigma = self.alpha_sigma(level, ndim)
+        return alpha / sigma if self.prediction == EPSILON else 1 / sigma
+
     def add_noise(self, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
-        x0, eps, alpha, sigma = _prepare(self, x0, eps, level)
+        x0, eps, alpha, sigma = prepare(self, x0, eps, level)
         return alpha * x0 + sigma * eps
 
     def read(self, z: Tensor, output: Tensor, level: Tensor) -> Reading:
         """As `NoisePath.read`, from eps or from ``v = alpha eps - sigma x0`` (arXiv 2202.00512,
         appendix D). Not finite where alpha is 0: the last timestep of a zero terminal SNR schedule.
         """
-        z, output, alpha, sigma = _prepare(self, z, output, level)
+        z, output, alpha, sigma = prepare(self, z, output, level)
         eps = alpha * output + sigma * z if self.prediction == VELOCITY else output
         return Reading((z - sigma * eps) / alpha, eps)
 
@@ -237,12 +188,15 @@ class RectifiedFlow:
     (arXiv 2209.03003); levels are t, 0 to 1.
 
     ``shift`` moves evenly spaced levels towards noise, ``t' = s t / (1 + (s - 1) t)`` (arXiv
-    2403.03206, section 5.3.2). The consistency function needs no constants: ``x0(z, 0) = z``.
+    2403.03206, section 5.3.2); ``teacher_shift`` is that of the base model's own sampling, where it
+    is another. The consistency function needs no constants: ``x0(z, 0) = z``.
     """
 
     shift: float = 1.0
     prediction: str = FLOW
+    teacher_shift: float | None = None
     end: ClassVar[float] = 0
+    places: ClassVar[int] = FLOW_STEPS
 
     @property
     def config(self) -> dict[str, Any]:
@@ -251,11 +205,26 @@ class RectifiedFlow:
     def levels(self, count: int) -> Tensor:
         if count < 1:
             raise ValueError(f"`count`={count} noise levels; use 1 or more.")
-        even = torch.arange(1, count + 1) / count
+        return self._shifted(torch.arange(1, count + 1) / count)
+
+    def few_steps(self, steps: int, places: int) -> Tensor:
+        """As `NoisePath.few_steps`: the numbers of ComfyUI's scheduler ``simple``, which takes them
+        from 1000 levels and rounds as here; they do not depend on ``places``.
+        """
+        check_steps(steps, TRAIN_TIMESTEPS)
+        passed = [int(step * (TRAIN_TIMESTEPS / steps)) for step in range(steps)]
+        return self._shifted((TRAIN_TIMESTEPS - torch.tensor(passed)) / TRAIN_TIMESTEPS)
+
+    @property
+    def teacher(self) -> RectifiedFlow:
+        return self if self.teacher_shift is None else replace(self, shift=self.teacher_shift)
+
+    def _shifted(self, even: Tensor) -> Tensor:
         return self.shift * even / (1 + (self.shift - 1) * even)
 
     def share(self, level: Tensor) -> Tensor:
-        return level
+        """As `NoisePath.share`: ``level`` before the shift."""
+        return level / (self.shift - (self.shift - 1) * level)
 
     def model_time(self, level: Tensor) -> Tensor:
         return TRAIN_TIMESTEPS * level
@@ -266,12 +235,15 @@ class RectifiedFlow:
         sigma = level.to(dtype).reshape(-1, *[1] * (ndim - 1))
         return 1 - sigma, sigma
 
+    def steadiness(self, level: Tensor, ndim: int) -> Tensor:
+        return 1 / self.alpha_sigma(level, ndim)[1]
+
     def add_noise(self, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
-        x0, eps, alpha, sigma = _prepare(self, x0, eps, level)
+        x0, eps, alpha, sigma = prepare(self, x0, eps, level)
         return alpha * x0 + sigma * eps
 
     def read(self, z: Tensor, output: Tensor, level: Tensor) -> Reading:
-        z, output, alpha, sigma = _prepare(self, z, output, level)
+        z, output, alpha, sigma = prepare(self, z, output, level)
         return Reading(z - sigma * output, z + alpha * output)
 
     def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
@@ -282,22 +254,6 @@ class RectifiedFlow:
 
     def to(self, device: torch.device | str) -> RectifiedFlow:
         return self
-
-
-def _prepare(
-    path: NoisePath, a: Tensor, b: Tensor, level: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if a.shape != b.shape:
-        raise ValueError(
-            f"the two tensors must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}."
-        )
-    if level.ndim == 1 and len(level) not in (1, len(a)):
-        raise ValueError(
-            f"`level` has {len(level)} values for a batch of {len(a)}; give one level per video."
-        )
-    dtype = functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)
-    alpha, sigma = path.alpha_sigma(level, a.ndim, dtype)
-    return a.to(dtype), b.to(dtype), alpha, sigma
 
 
 def boundary_scalings(
@@ -331,12 +287,17 @@ def few_step_places(steps: int, count: int = TRAJECTORY_STEPS) -> Tensor:
 
     Raises ValueError if ``steps`` is not within 1 .. ``count``.
     """
+    check_steps(steps, count)
+    return torch.tensor(_lcm_places(steps, count))
+
+
+@functools.cache
+def _lcm_places(steps: int, count: int) -> tuple[int, ...]:
     from diffusers import LCMScheduler
 
-    check_steps(steps, count)
     scheduler: Any = LCMScheduler(num_train_timesteps=count, original_inference_steps=count)
     scheduler.set_timesteps(steps)
-    return torch.as_tensor(scheduler.timesteps, dtype=torch.long)
+    return tuple(int(place) for place in scheduler.timesteps)
 
 
 def check_steps(steps: int, most: int) -> None:

@@ -22,11 +22,10 @@ from .noise import (
     TIMESTEP_SCALING,
     TRAIN_TIMESTEPS,
     TRAJECTORY_STEPS,
-    NoisePath,
     check_steps,
-    few_step_places,
     guided,
 )
+from .path import NoisePath
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(latents (B, C, F, h, w), level (B,), text (B, L, D)) -> output (B, C, F, h, w)``: a network's
@@ -88,9 +87,8 @@ def sample_lcm(
     `SamplingOptions`; ``steps`` is at most ``original_steps``. Returns latents (B, C, F, h, w) in
     float32. Raises ValueError for arguments that do not fit.
     """
-    places = few_step_places(steps, original_steps)
     path = path.bounded(timestep_scaling, sigma_data)
-    run = _Run(predict, path, text, shape, path.levels(original_steps)[places], options)
+    run = _Run(predict, path, text, shape, path.few_steps(steps, original_steps), options)
     for level, following in run.pairs():
         output = run.predict(run.latents, level)
         clip = path.consistency(run.latents, path.read(run.latents, output, level).x0, level)
@@ -109,7 +107,8 @@ def sample_ode(
     order: int = 1,
     **options: Any,
 ) -> Tensor:
-    """The teacher's deterministic solver, from evenly spaced levels down to the clean end.
+    """The teacher's deterministic solver, from evenly spaced levels down to the clean end; on a
+    flow with a shift of its own for that, evenly spaced before it.
 
     ``order`` 1 is DDIM (arXiv 2010.02502, eta 0), Euler on a flow; 2 is DPM-Solver++ 2M (arXiv
     2211.01095, algorithm 2), whose last step is of order 1 and, as in diffusers, goes to the clip
@@ -117,7 +116,8 @@ def sample_ode(
     is at most 1000.
     """
     check_steps(steps, TRAIN_TIMESTEPS)
-    run = _Run(predict, path, text, shape, path.levels(steps).flip(0), options)
+    levels = path.teacher.levels(steps).flip(0)
+    run = _Run(predict, path, text, shape, levels, options)
     earlier: tuple[Tensor, Tensor] | None = None  # prediction and length of the step before
     for level, following in run.pairs():
         x0, eps = path.read(run.latents, run.predict(run.latents, level), level)

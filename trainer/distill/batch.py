@@ -21,7 +21,8 @@ from ..config import TrainConfig
 from ..data.prompts import PromptSet
 from ..families import VideoModel
 from ..motion.sources import MotionSource, Replay, TrajectoryLibrary
-from .draws import FRESH, REPLAY, TRAJECTORY, StepDraws, generator_for, timesteps_of
+from .draws import StepDraws, generator_for
+from .plan import FRESH, REPLAY, TRAJECTORY, TeacherPlan, timesteps_of
 from .sources import Sources
 from .student import ParameterEma, StepParts
 
@@ -54,6 +55,10 @@ class Session:
     @property
     def model(self) -> VideoModel:
         return self.parts.model
+
+    @property
+    def plan(self) -> TeacherPlan:
+        return TeacherPlan.of_model(self.config, self.model)
 
     @property
     def library(self) -> TrajectoryLibrary | None:
@@ -127,7 +132,7 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
     """The batch that ``draws`` of step ``step`` stand for."""
     s, path, library = session, session.model.noise, session.library
     rows, origins, earlier = _rows(s, draws)
-    levels = path.levels(s.config.recipe.trajectory.ddim_timesteps)
+    levels = s.plan.levels
     level, below = levels[draws.place], levels[(draws.place - 1).clamp(min=0)]
     stored = draws.source == REPLAY
     near = timesteps_of(path, level) <= s.config.recipe.motion.self_anchor_max_timestep
@@ -143,7 +148,7 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
         guidance=draws.guidance,
         noise=draws.noise,
         text=s.model.encode_text(s.prompts.texts(rows.tolist())),
-        empty=s.model.encode_text([""]),
+        empty=s.model.encode_text([s.model.negative]),
         earlier=earlier,
         anchored=(stored & near).float(),
         fresh=fresh,

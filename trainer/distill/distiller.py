@@ -159,7 +159,7 @@ def sizes_of(session: Session) -> Sizes:
     """What the draws of the next step are made from."""
     s = session
     counts = len(s.prompts), len(s.motions), len(s.replay)
-    return Sizes(s.model.noise, s.sources.latent_shape, s.sources.frames, *counts)
+    return Sizes(s.plan, s.sources.latent_shape, s.sources.frames, *counts)
 
 
 def shared_values(means: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:

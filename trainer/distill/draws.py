@@ -13,23 +13,16 @@ from torch import Tensor
 
 from ..adversarial.augment import AugmentDraws, draw_augment
 from ..config import TrainConfig
-from ..diffusion.noise import TRAIN_TIMESTEPS, NoisePath, few_step_places
-
-TRAJECTORY, FRESH, REPLAY = 0, 1, 2
-"""Where a point comes from.
-
-A real (or teacher's) trajectory, a new prediction from noise, a stored prediction.
-"""
-FEW_STEPS = (1, 2, 4, 8)
+from .plan import FRESH, REPLAY, TRAJECTORY, TeacherPlan
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What draws are made from: the noise levels of the model, latent shape (C, f, h, w) and frames
-    of a clip, and how many rows each source has now.
+    """What draws are made from: the plan of the run, latent shape (C, f, h, w) and frames of a
+    clip, and how many rows each source has now.
     """
 
-    path: NoisePath
+    plan: TeacherPlan
     latent: tuple[int, int, int, int]
     frames: int
     prompts: int
@@ -76,7 +69,7 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
     """
     g = generator_for(config.seed, step, rank)
     batch, per_clip = config.data.batch_size, config.data.frames_per_clip
-    low, high = config.recipe.trajectory.guidance_min, config.recipe.trajectory.guidance_max
+    low, high = sizes.plan.guidance
     shape = (batch, *sizes.latent)
 
     def rows(count: int) -> Tensor:
@@ -85,7 +78,7 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
     source = _draw_source(config, sizes, batch, g)
     return StepDraws(
         source=source,
-        place=_draw_place(config, sizes.path, source, g),
+        place=_draw_place(sizes.plan, source, g),
         guidance=low + (high - low) * torch.rand(batch, generator=g),
         prompt=rows(sizes.prompts),
         motion=rows(sizes.motions),
@@ -110,59 +103,24 @@ def _draw_source(config: TrainConfig, sizes: Sizes, batch: int, g: torch.Generat
     return torch.where(real, TRAJECTORY, own)
 
 
-def _draw_place(config: TrainConfig, path: NoisePath, source: Tensor, g: torch.Generator) -> Tensor:
+def _draw_place(plan: TeacherPlan, source: Tensor, g: torch.Generator) -> Tensor:
     """Places (B,) on the ascending trajectory, uniform, but a share ``few_step_bias`` of the points
     is at the levels of few-step sampling, equally often for each number of steps.
     """
-    batch, count = len(source), config.recipe.trajectory.ddim_timesteps
-    ranges = [_range(config, path, kind) for kind in (TRAJECTORY, FRESH, REPLAY)]
-    stops = [few_step_places(steps, count).tolist() for steps in FEW_STEPS]
-    biased, which, where, uniform = torch.rand(4, batch, generator=g).tolist()
+    kinds = (TRAJECTORY, FRESH, REPLAY)
+    spans, stops = [plan.span(kind) for kind in kinds], [plan.stops(kind) for kind in kinds]
+    biased, which, where, uniform = torch.rand(4, len(source), generator=g).tolist()
     drawn = []
     for k, kind in enumerate(source.tolist()):
-        low, high = ranges[kind]
-        reached = [[stop for stop in row if low <= stop <= high] for row in stops]
-        tables = [row for row in reached if row]
-        if biased[k] < config.recipe.trajectory.few_step_bias and tables:
+        low, high = spans[kind]
+        tables = stops[kind]
+        if biased[k] < plan.told.few_step_bias and tables:
             table = tables[int(which[k] * len(tables))]
-            drawn.append(table[int(where[k] * len(table))])
+            place = table[int(where[k] * len(table))]
         else:
-            drawn.append(low + int(uniform[k] * (high - low + 1)))
-    return torch.where(source == TRAJECTORY, _visited(config, drawn), torch.tensor(drawn))
-
-
-def _visited(config: TrainConfig, places: list[int]) -> Tensor:
-    """The next place at or above each of ``places`` at which the teacher's rollout has been."""
-    top, stride = config.recipe.trajectory.ddim_timesteps - 1, config.library_stride
-    return torch.tensor([top - (top - place) // stride * stride for place in places])
-
-
-def lowest_place(config: TrainConfig, path: NoisePath, source: int) -> int:
-    """The lowest place at which points of ``source`` are drawn, where the teacher's rollout has
-    been.
-    """
-    return int(_visited(config, [_range(config, path, source)[0]])[0])
-
-
-def _range(config: TrainConfig, path: NoisePath, source: int) -> tuple[int, int]:
-    """First and last place on the trajectory that points of ``source`` may have.
-
-    If motion is compared with ends, a step trains what sampling does: the top levels start from
-    noise, where the base model's trajectory is almost pure noise; lower levels start from the
-    student's own predictions.
-    """
-    count = config.recipe.trajectory.ddim_timesteps
-    if not config.aims_at_ends:
-        return 0, count - 1
-    if source != TRAJECTORY:
-        return 0, count - 2
-    noisy = timesteps_of(path, path.levels(count)) >= config.recipe.trajectory.real_min_timestep
-    return min(int((~noisy).sum()), count - 1), count - 1
-
-
-def timesteps_of(path: NoisePath, level: Tensor) -> Tensor:
-    """Levels as timesteps of 0 to 1000, the unit in which settings give them."""
-    return (path.share(level) * TRAIN_TIMESTEPS).round()
+            place = low + int(uniform[k] * (high - low + 1))
+        drawn.append(plan.visited(place) if kind == TRAJECTORY else place)
+    return torch.tensor(drawn)
 
 
 def draw_frames(batch: int, frames: int, per_clip: int, g: torch.Generator) -> Tensor:

@@ -17,11 +17,12 @@ from ..adversarial.augment import draw_augment
 from ..adversarial.frame_losses import deeper_half
 from ..cards import CARDS
 from ..config import TrainConfig, with_overrides
-from ..diffusion.noise import TRAJECTORY_STEPS
 from ..families import VideoModel, load_model
+from ..models.block_swap import swapped_blocks, swapped_bytes
 from .batch import Batch, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
+from .plan import TeacherPlan
 from .session import build_parts, build_student, new_memory
 from .step import gradients
 from .student import StepParts, decoder_dtype
@@ -39,7 +40,8 @@ class MemoryEstimate:
     """Bytes at the peak of a training step.
 
     ``weights`` of frozen networks; ``trained`` of adapter, heads and averages; ``optimizer`` state;
-    ``step``: activations and gradients; ``context`` of the device's own libraries.
+    ``step``: activations and gradients; ``context`` of the device's own libraries. ``waiting`` is
+    not on the device: what a card's run keeps in main memory until it is needed.
     """
 
     weights: int
@@ -47,6 +49,7 @@ class MemoryEstimate:
     optimizer: int
     step: int
     context: int
+    waiting: int = 0
 
     @property
     def total(self) -> int:
@@ -65,7 +68,10 @@ class MemoryEstimate:
             ("Device", self.context),
             ("Peak memory", self.total),
         )
-        return "\n".join(f"{name:<16}{size / GIB:6.2f} GiB" for name, size in rows)
+        lines = [f"{name:<16}{size / GIB:6.2f} GiB" for name, size in rows]
+        if self.waiting:
+            lines.append(f"{'Main memory':<16}{self.waiting / GIB:6.2f} GiB, for what waits there")
+        return "\n".join(lines)
 
 
 def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEstimate:
@@ -82,17 +88,25 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     count = sum(parameter.numel() for parameter in trained)
     judge = list(parts.discriminator.parameters()) if parts.discriminator else []
     weights = [model.network, parts.decoder.vae, parts.features, parts.reader]
+    idle = [model.text.loaded, model.codec.vae]
     if on_cpu or not config.hardware.offload_idle:
-        weights += [model.text.loaded, model.codec.vae]
+        weights, idle = weights + idle, []
     adapter = storage_bytes(parts.parameters, META)
-    averages = adapter if not config.optim.offload else 0
+    swapped, places = (0, 0) if on_cpu else _swapped(config, model)
+    offloaded = config.optim.offload and not on_cpu
     return MemoryEstimate(
-        weights=_frozen_bytes(weights) - adapter,
-        trained=adapter + averages + module_bytes(parts.discriminator, META),
+        weights=_frozen_bytes(weights) - adapter - swapped + places,
+        trained=adapter + (0 if offloaded else adapter) + module_bytes(parts.discriminator, META),
         optimizer=state_bytes(config.optim, count) + 2 * storage_bytes(judge, META),
         step=_step_peak(parts, config, trained),
         context=0 if on_cpu else CONTEXT,
+        waiting=swapped + _frozen_bytes(idle) + (3 * adapter if offloaded else 0),
     )
+
+
+def _swapped(config: TrainConfig, model: VideoModel) -> tuple[int, int]:
+    chosen = swapped_blocks(model.network, model.family.blocks, config.hardware.blocks_to_swap)
+    return swapped_bytes(chosen, model.family.exact)
 
 
 def memory_advice(config: TrainConfig) -> list[str]:
@@ -167,14 +181,15 @@ def made_batch(parts: StepParts) -> Batch:
     stored = config.recipe.trajectory.real_probability == 1
     known = stored and config.videos is None
     ends = clips.clone() if config.aims_at_ends else None
-    levels = model.noise.levels(TRAJECTORY_STEPS)
+    plan = TeacherPlan.of_model(config, model)
+    levels, middle = plan.levels, plan.places // 2
     batch = Batch(
         rows=places,
         origins=places,
-        level=levels[24].repeat(count),
-        next_level=levels[23].repeat(count),
+        level=levels[middle].repeat(count),
+        next_level=levels[middle - 1].repeat(count),
         most=levels[-1:],
-        guidance=torch.full((count,), config.recipe.trajectory.guidance_min),
+        guidance=torch.full((count,), plan.guidance[0]),
         noise=clips,
         text=text,
         empty=text[:1].clone(),

@@ -20,7 +20,8 @@ from ..lora.workflow import lora_workflow
 from ..media import read_clip
 from ..runs.folder import Run
 from .batch import Session
-from .draws import FEW_STEPS, generator_for
+from .draws import generator_for
+from .plan import FEW_STEPS, TeacherPlan
 from .preview import Sampled
 
 RECOMMENDED_STEPS = 4
@@ -67,13 +68,15 @@ def export_student(
         base_hash=model.base_hash,
         base_license=model.licence,
         base_file=model.path.name if model.path.is_file() else "",
+        companions=model.companions,
         motion_module=model.motion_module,
         trigger=config.trigger,
         steps=RECOMMENDED_STEPS,
         steps_allowed=FEW_STEPS,
         timestep_scaling=TIMESTEP_SCALING,
         sigma_data=SIGMA_DATA,
-        original_steps=config.recipe.trajectory.ddim_timesteps,
+        original_steps=TeacherPlan.of_model(config, model).places,
+        shift=model.noise.config.get("shift"),
         prediction_type=model.prediction_type,
         frames=sources.frames,
         width=sources.width,

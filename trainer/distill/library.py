@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from ..files import atomic_write
 from ..lora.adapter import add_lora
 from ..motion.sources import TrajectoryLibrary
 from ..runs.guards import StopRequested
-from .draws import TRAJECTORY, generator_for, lowest_place
+from .draws import generator_for
+from .plan import TeacherPlan
 from .student import Student, roll_out
 
 logger = logging.getLogger(__name__)
@@ -87,21 +89,19 @@ class Recipe:
 
     model: VideoModel
     shape: tuple[int, int, int, int]
-    guidance: float
-    steps: int
-    stride: int
-    left_out: int
+    plan: TeacherPlan
 
     @classmethod
     def of(cls, config: TrainConfig, model: VideoModel, shape: tuple[int, int, int, int]) -> Recipe:
-        """The recipe of a run. If motion is compared with the ends of trajectories, training reads
-        no state below `trajectory.real_min_timestep` but the end, and only those are kept.
+        """The recipe of a run."""
+        return cls(model, shape, TeacherPlan.of_model(config, model))
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one stored clip: its end and the states that training reads, in fp16; its noise
+        is drawn again.
         """
-        steps, stride = config.recipe.trajectory.ddim_timesteps, config.library_stride
-        left_out = 0
-        if config.aims_at_ends:
-            left_out = lowest_place(config, model.noise, TRAJECTORY) // stride
-        return cls(model, shape, config.data.library_guidance, steps, stride, left_out)
+        return len(self.plan.kept) * math.prod(self.shape) * 2
 
     @cached_property
     def teacher(self) -> str:
@@ -118,6 +118,8 @@ class Recipe:
             "schedule": model.noise.config,
             "prediction": model.noise.prediction,
         }
+        if model.negative:
+            said["negative"] = model.negative
         text = json.dumps(said, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -125,8 +127,17 @@ class Recipe:
         """Key of ``clip`` made with a UNet in ``dtype``; None for clips that serve every type."""
         tokens = self.model.text.tokens(clip.text)
         parts = (self.teacher, str(tokens), clip.text, clip.number, str(self.shape))
-        sampling = (self.guidance, self.steps, self.stride, self.left_out)
-        return ContentCache.key("clip", LIBRARY_VERSION, *parts, *sampling, str(dtype))
+        return ContentCache.key("clip", LIBRARY_VERSION, *parts, *self._sampling, str(dtype))
+
+    @property
+    def _sampling(self) -> tuple[str | float, ...]:
+        """What keys say of the plan. The states that are kept are all from the first one on, in
+        nearly every run; then its place alone tells them, as it always has.
+        """
+        plan, kept = self.plan, self.plan.kept
+        left_out = plan.rollout.index(kept[0])
+        usual = (plan.library_guidance, plan.places, plan.stride, left_out)
+        return usual if kept == plan.rollout[left_out:] else (*usual, str(kept))
 
 
 def _chosen(config: Any, names: Sequence[str]) -> dict[str, Any]:
@@ -167,7 +178,7 @@ def fetch_library(
     if len(found) == len(clips):
         log(f"All {len(clips)} example clips ({STAGE}) were made earlier.")
     else:
-        made = -(-recipe.steps // recipe.stride)
+        made = len(recipe.plan.rollout)
         log(
             f"The base model makes {len(clips) - len(found)} of {len(clips)} example clips in "
             f"{made} sampling steps each. They are made once for all styles, and each is saved at "
@@ -176,7 +187,8 @@ def fetch_library(
         found |= _make_shares(store, clips, found, accelerator, progress)
     states = torch.stack([found[place] for place in range(len(clips))])
     rows = torch.tensor([clip.row for clip in clips])
-    return TrajectoryLibrary(states, rows, recipe.stride, recipe.left_out)
+    kept = recipe.plan.kept
+    return TrajectoryLibrary(states, rows, kept, whole=kept == recipe.plan.rollout)
 
 
 def _make_shares(
@@ -256,15 +268,15 @@ class _Store:
         return made
 
     def _roll(self, clips: list[Clip], between: Callable[[], None]) -> Tensor:
-        recipe = self.recipe
+        recipe, plan = self.recipe, self.recipe.plan
         return roll_out(
             self.student,
             [clip.text for clip in clips],
             torch.stack([clip.noise(recipe.shape) for clip in clips]),
-            guidance=recipe.guidance,
-            steps=recipe.steps,
-            stride=recipe.stride,
-            left_out=recipe.left_out,
+            guidance=plan.library_guidance,
+            levels=plan.levels,
+            visited=plan.rollout,
+            kept=plan.kept,
             between=between,
         )
 

@@ -317,8 +317,7 @@ def _train_locked(
     session = build_session(config, accelerator, log, waits)
     waits.over()
     distiller = Distiller(session, NanGuard())
-    guidance = config.data.library_guidance + 1
-    previewer = Previewer(session, preview_prompts(session), guidance, style=style_of(session))
+    previewer = Previewer(session, preview_prompts(session), style=style_of(session))
     newest = latest_checkpoint(run) if resume else None
     resume_step = int(newest.name.rpartition("-")[2]) if newest else 0
     with EventLog(run.events_path, resume_step if resume else None) as events:

@@ -25,6 +25,7 @@ from ..runs.guards import NanGuard
 from .distiller import Distiller
 from .estimate import HEADROOM, estimate, memory_advice
 from .export import preview_prompts
+from .library import Recipe
 from .loop import make_accelerator
 from .preview import Previewer
 from .session import build_session
@@ -38,13 +39,16 @@ _LINUX_PEAK = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Measured:
-    """Peak memory in GiB, seconds of one library clip, one step and one preview, bytes."""
+    """Peak memory in GiB, seconds of one library clip, one step and one preview, bytes of a
+    checkpoint and of a library clip.
+    """
 
     memory_gib: float
     clip_seconds: float = 0.0
     seconds_per_step: float = 0.0
     preview_seconds: float = 0.0
     checkpoint_bytes: int = 0
+    clip_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class PreflightReport:
     seconds_per_step: float
     preview_seconds: float
     library_seconds: float
+    library_bytes: int
     total_seconds: float
     checkpoint_bytes: int
     disk_bytes: int
@@ -79,8 +84,8 @@ class PreflightReport:
             f"Peak memory     {self.memory_gib:.2f} of {self.available_gib:.1f} GiB",
             f"Time            {self.seconds_per_step:.2f} s per step, {self.preview_seconds:.1f} s "
             f"per preview, about {self.total_seconds / 60:.1f} minutes in all",
-            f"Example clips   about {self.library_seconds / 60:.1f} minutes more, once for all "
-            "styles of this model",
+            f"Example clips   about {self.library_seconds / 60:.1f} minutes and "
+            f"{self.library_bytes / 2**20:.0f} MiB more, once for all styles of this model",
             f"Disk            {self.disk_bytes / 2**20:.0f} MiB needed, "
             f"{self.disk_free / 2**30:.1f} GiB free",
             "The run fits." if self.fits else "The run does NOT fit.",
@@ -145,14 +150,16 @@ def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> 
         distiller.step(step)
     per_step = (time.monotonic() - begun) / (STEPS - 1)
     stages.next("One preview")
-    guidance = config.data.library_guidance + 1
-    preview = _time_preview(Previewer(session, preview_prompts(session), guidance))
+    preview = _time_preview(Previewer(session, preview_prompts(session)))
     tensors = [t for group in distiller.tensors().values() for t in group.values()]
     size = sum(t.numel() * t.element_size() for t in tensors)
     size += 2 * sum(p.numel() * 4 for p in session.parts.parameters)  # AdamW keeps two moments
     stages.next("Done")
     peak = _peak_gib(accelerator.device)
-    return Measured(peak, stages.clip_seconds, per_step, preview, size)
+    clip = 0
+    if config.videos is None:
+        clip = Recipe.of(config, session.model, session.sources.latent_shape).clip_bytes
+    return Measured(peak, stages.clip_seconds, per_step, preview, size, clip)
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -207,6 +214,7 @@ def _report(config: TrainConfig, device: torch.device, found: Measured) -> Prefl
         seconds_per_step=found.seconds_per_step,
         preview_seconds=found.preview_seconds,
         library_seconds=config.data.library_clips * found.clip_seconds,
+        library_bytes=config.data.library_clips * found.clip_bytes,
         total_seconds=total + previews * found.preview_seconds,
         checkpoint_bytes=found.checkpoint_bytes,
         disk_bytes=kept + (8 << 20) * max(previews, 1),

@@ -23,6 +23,7 @@ from ..lora.adapter import adapter_at
 from ..media import write_clip
 from ..sheets import Row, contact_sheet, grid
 from .batch import Session
+from .plan import TeacherPlan
 from .sources import Sources
 
 MOTION_ALARM = 0.5
@@ -81,7 +82,8 @@ class Sampled(Protocol):
 
 
 class Previewer:
-    """Samples fixed prompts with fixed seeds; the teacher's clips are made once and kept.
+    """Samples fixed prompts with fixed seeds; the teacher's clips are made once and kept, with the
+    guidance of example clips.
 
     ``style`` (see `style_of`) adds how much of the way to the style images is done.
     """
@@ -90,12 +92,11 @@ class Previewer:
         self,
         session: Sampled,
         prompts: Sequence[str],
-        guidance_scale: float,
         seed: int | None = None,
         style: tuple[Look, Tensor] | None = None,
     ):
         self.session, self.prompts = session, list(prompts)
-        self.guidance_scale = guidance_scale
+        self.plan = TeacherPlan.of_model(session.config, session.model)
         self.seed = session.config.seed if seed is None else seed
         self._teacher: np.ndarray | None = None
         self._style = style
@@ -173,13 +174,12 @@ class Previewer:
         if self._teacher is None:
             steps = self.session.config.preview.teacher_steps
             self._teacher = self._clips(
-                "ddim", steps, lora=False, guidance_scale=self.guidance_scale
+                "ddim", steps, lora=False, guidance_scale=self.plan.guidance_scale
             )
         return self._teacher
 
     def _sample(self, steps: int) -> np.ndarray:
-        count = self.session.config.recipe.trajectory.ddim_timesteps
-        return self._clips("lcm", steps, original_steps=count)
+        return self._clips("lcm", steps, original_steps=self.plan.places)
 
     def _clips(self, sampler: str, steps: int, **options: Any) -> np.ndarray:
         s = self.session

@@ -14,6 +14,7 @@ from ..adversarial.reader import OFF, ClipReader, build_reader
 from ..config import TrainConfig
 from ..data.cache import ContentCache
 from ..families import VideoModel
+from ..models.block_swap import BlockSwap, swapped_blocks
 from ..models.checkpointing import compile_blocks, enable_checkpointing
 from ..motion.learned import build_representation
 from ..motion.sources import Replay
@@ -105,11 +106,13 @@ def build_student(
     """``model`` on ``device`` in its precision, with the adapter in its network, that of the
     checkpoint ``stored`` if given; changes ``model``.
 
-    Text encoder and autoencoder stay in main memory if the settings say so and ``device`` has a
-    memory of its own.
+    Text encoder and autoencoder, and the blocks to swap, stay in main memory if the settings say so
+    and ``device`` has a memory of its own.
     """
     hardware = config.hardware
     model.resting = hardware.offload_idle and device.type not in ("cpu", "mps")
+    swapped = swapped_blocks(model.network, model.family.blocks, hardware.blocks_to_swap)
+    swap = BlockSwap(swapped, model.family.exact) if swapped and device.type == "cuda" else None
     model.to(device, base_dtype(hardware.precision, device))
     add_adapter(config, model, log, stored)
     network, kinds = model.network.to(device), model.family.blocks
@@ -119,6 +122,9 @@ def build_student(
     network.eval()
     if hardware.channels_last:
         order_channels_last(network)
+    if swap is not None:
+        swap.start(device)
+        log(f"{len(swapped)} blocks of the base model wait in main memory between their uses.")
     if hardware.compile:
         compile_blocks(network, kinds, ContentCache(config.data.cache).root / "compiled")
     if hardware.gradient_checkpointing:
@@ -150,6 +156,7 @@ def build_parts(config: TrainConfig, student: Student, device: torch.device) -> 
         representation=build_representation(
             config.recipe.motion.representation,
             model.codec.channels,
+            lead=model.codec.lead,
             seed=config.seed,
         ).to(device),
         features=features,

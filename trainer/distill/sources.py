@@ -146,7 +146,7 @@ def encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, 
     model, prompts = sources.model, sources.prompts
     if not model.text.fingerprint:
         return
-    texts = ["", *config.preview.prompts]
+    texts = ["", model.negative, *config.preview.prompts]
     for prompt in prompts.prompts:
         texts += [prompt.text, prompt.frame, prompt.teacher]
     if sources.images is not None:

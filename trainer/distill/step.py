@@ -22,6 +22,7 @@ from ..adversarial.augment import apply_augment
 from ..adversarial.frame_losses import LossMemory, deeper_half, shallower_half
 from ..adversarial.losses import discriminator_loss, frozen, generator_loss
 from ..motion.losses import low_pass_anchor, motion_energy_loss, motion_loss, self_anchor
+from ..motion.representations import of_one_kind
 from .batch import Batch, StyleBatch
 from .student import StepParts, Student, gradient_scale
 
@@ -121,8 +122,10 @@ def motion_losses(
     ours, wanted = head.student(prediction), head.target(points.target)
     consistency = motion_loss(config.loss, ours, wanted, config.huber_c).mean()
     energy, anchor, own = (prediction.new_zeros(()) for _ in range(3))
-    if config.energy_weight:
-        energy = motion_energy_loss(prediction, points.target).mean()
+    lead = parts.model.codec.lead
+    if config.energy_weight and prediction.shape[2] > lead + 1:
+        moving = (of_one_kind(clip, lead) for clip in (prediction, points.target))
+        energy = motion_energy_loss(*moving).mean()
     if config.anchor_weight:
         anchor = low_pass_anchor(prediction, points.target, ANCHOR_POOL, config.huber_c).mean()
     if config.self_anchor_weight:
@@ -226,8 +229,8 @@ def _backward(
         if config.weight_mode == "gradient_ratio":
             weight = memory.ratio.update(by_motion, by_style) * config.weight
         gradient = by_motion + weight * by_style
-    alpha, sigma = parts.model.noise.alpha_sigma(batch.level, prediction.ndim)
-    counts = (alpha / sigma) ** parts.config.recipe.trajectory.snr_power
+    steady = parts.model.noise.steadiness(batch.level, prediction.ndim)
+    counts = steady**parts.config.recipe.trajectory.snr_power
     _through_the_network(parts, prediction, gradient * counts * share)
     for parameter, value in zip(head, by_head, strict=True):
         _add_gradient(parameter, torch.zeros_like(parameter) if value is None else value * share)

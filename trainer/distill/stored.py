@@ -124,11 +124,10 @@ def preview_checkpoint(
     if chosen:
         taken = len(list(run.samples.glob("own-*")))
         folder = run.samples / f"own-{student.step:06d}-{taken + 1:03d}"
-    guidance = student.config.data.library_guidance + 1
     if strengths:
         one = (prompts or preview_prompts(student))[:1]
-        return Previewer(student, one, guidance, seed).make_strengths(folder, strengths)
-    made = Previewer(student, prompts or preview_prompts(student), guidance, seed).make(folder)
+        return Previewer(student, one, seed).make_strengths(folder, strengths)
+    made = Previewer(student, prompts or preview_prompts(student), seed).make(folder)
     if not prompts and not read_state(run).live:
         with EventLog(run.events_path) as events:
             events.append("preview", step=student.step, folder=folder.name, **made.event())

@@ -80,6 +80,10 @@ class Student:
         return path.add_noise(*reading, following)
 
 
+END = -1
+"""Stands for the end of a trajectory among its places."""
+
+
 @torch.no_grad()
 def roll_out(
     student: Student,
@@ -87,38 +91,39 @@ def roll_out(
     noise: Tensor,
     *,
     guidance: float,
-    steps: int,
-    stride: int = 1,
-    left_out: int = 0,
+    levels: Tensor,
+    visited: Sequence[int],
+    kept: Sequence[int],
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Guided DDIM rollouts of the teacher for ``texts`` (N) from ``noise`` (N, C, F, h, w), in one
-    pass: the states (N, S + 1, C, F, h, w) of a `TrajectoryLibrary`.
+    pass: the states (N, K + 1, C, F, h, w) of a `TrajectoryLibrary`.
 
-    ``guidance`` is LCM's w, ``steps`` T, of which every ``stride``-th is taken and the lowest
-    ``left_out`` are dropped. ``between`` is called before every step and may raise. Raises
-    FloatingPointError if the teacher gives NaN or infinity.
+    ``guidance`` is LCM's w. Of the ascending ``levels`` (T,) those at the places ``visited`` are
+    taken; their states at the places ``kept`` (K) come back, the end before them. ``between`` is
+    called before every step and may raise. Raises FloatingPointError if the teacher gives NaN or
+    infinity.
     """
     model = student.model
-    levels = model.noise.levels(steps).flip(0)[::stride].to(model.device)
-    visited = torch.cat([levels, torch.zeros_like(levels[:1])])
-    latents = noise.to(model.device)
-    text, empty = model.encode_text(texts), model.encode_text([""])
+    falling = torch.cat([torch.zeros_like(levels[:1]), levels[list(visited)]]).flip(0)
+    latents, falling = noise.to(model.device), falling.to(model.device)
+    text, empty = model.encode_text(texts), model.encode_text([model.negative])
     scale = torch.full((len(texts),), guidance, device=model.device)
-    states = [noise.half().cpu()]
-    for level, following in zip(visited[:-1], visited[1:], strict=True):
+    states = {visited[-1]: noise.half().cpu()}
+    below = [END, *visited[:-1]][::-1]
+    for place, level, following in zip(below, falling[:-1], falling[1:], strict=True):
         between()
         now, then = level.expand(len(texts)), following.expand(len(texts))
         latents = student.teacher_step(latents, now, then, text, empty, scale)
-        states.append(latents.half().cpu())
-    states.reverse()
-    kept = torch.stack([states[0], *states[1 + left_out :]], dim=1)
-    if not kept.isfinite().all():
+        if place in (END, *kept):
+            states[place] = latents.half().cpu()
+    found = torch.stack([states[place] for place in (END, *kept)], dim=1)
+    if not found.isfinite().all():
         raise FloatingPointError(
             f"The teacher's rollout at guidance {guidance} is not finite; lower "
             "`data.library_guidance` or use fp32."
         )
-    return kept
+    return found
 
 
 @dataclass

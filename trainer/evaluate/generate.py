@@ -27,7 +27,7 @@ def generate_clips(
     sampler: str = "lcm",
     steps: int = 4,
     guidance_scale: float = 1.0,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     size: tuple[int, int, int] | None = None,
@@ -44,7 +44,7 @@ def generate_clips(
     is (frames, height, width), the model's own by default. ``lora`` False switches an adapter of a
     model in training off: that is the teacher. ``between`` is called before every pass through the
     network and may raise, to end it there. ``quick`` decodes as previews are. ``options`` go to the
-    sampler.
+    sampler. Guidance takes ``negative_prompt``, by default the model's own.
 
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make, and
     its `BrokenOutputError` for NaN or flat frames.
@@ -53,7 +53,8 @@ def generate_clips(
     shape = model.latent_shape(*(size or (model.frames, model.height, model.width)))
     batch_size = batch_size or clips_at_once(shape)
     if guidance_scale != 1.0:
-        options["negative_text"] = model.encode_text([negative_prompt])
+        negative = model.negative if negative_prompt is None else negative_prompt
+        options["negative_text"] = model.encode_text([negative])
 
     def predict(*tensors: Tensor) -> Tensor:
         between()

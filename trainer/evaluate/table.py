@@ -79,11 +79,12 @@ class Evaluation:
     the call; without a file it is the model as it stands, a LoRA in training included (that is off
     for the teacher).
 
-    The teacher runs once (DDIM with ``guidance_scale``, a CFG scale), the student at each of
-    ``steps`` (LCM). ``style`` is a folder of images. ``prompts`` is a text file, by default the one
-    that came with the model. A model that brings a judge is measured by it, any other by the
-    feature network ``features``: captions are then left out. ``worlds`` gives true clips by name,
-    "public video" and "style video"; without them the distances to true clips are left out.
+    The teacher runs once (DDIM with ``guidance_scale``, a CFG scale, by default its family's), the
+    student at each of ``steps`` (LCM). ``style`` is a folder of images. ``prompts`` is a text file,
+    by default the one that came with the model. A model that brings a judge is measured by it, any
+    other by the feature network ``features``: captions are then left out. ``worlds`` gives true
+    clips by name, "public video" and "style video"; without them the distances to true clips are
+    left out.
     ``videomae`` and ``clip`` are folders of such networks for the distances of clips and for
     CLIPSIM, ``videos`` a folder of real videos to measure the distance to. ``examples`` clips of
     each method are kept to look at.
@@ -95,7 +96,7 @@ class Evaluation:
     teacher_steps: int = 50
     count: int = 64
     seed: int = 0
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
     prompts: Path | None = None
     features: str = "auto"
     features_path: Path | None = None
@@ -117,7 +118,8 @@ def evaluate(
     """
     bench, file = _prepared(model, asked, progress)
     references, images = _references(bench, asked)
-    teacher = bench.watch("teacher", asked.teacher_steps, "ddim", asked.guidance_scale, lora=False)
+    guidance = _guidance(model, asked)
+    teacher = bench.watch("teacher", asked.teacher_steps, "ddim", guidance, lora=False)
     rows = [_row("teacher", asked.teacher_steps, bench, teacher, references)]
     rows[0] |= {"flow_ratio": 1.0, "flow_ratio_ci": [1.0, 1.0]}
     references = references.with_teacher(teacher.seen)
@@ -136,6 +138,11 @@ def evaluate(
     if file is not None:
         meta["lora"] = {"name": file.path.name, "sha256": file.hashes.tensors_sha256}
     return EvaluationResult(rows, meta, _examples(bench, [teacher, *sights], asked.examples))
+
+
+def _guidance(model: VideoModel, asked: Evaluation) -> float:
+    own = model.family.teaching.cfg
+    return own if asked.guidance_scale is None else asked.guidance_scale
 
 
 def _prepared(
@@ -205,7 +212,7 @@ def _meta(bench: Bench, asked: Evaluation, sampling: dict[str, Any]) -> dict[str
         "seed": bench.seed,
         "noise_seeds": [bench.seed * SEEDS_PER_RUN, len(bench.captions)],
         "true_clips_per_prompt": TRUE_CLIPS_PER_PROMPT,
-        "teacher": {**teacher, "guidance_scale": asked.guidance_scale},
+        "teacher": {**teacher, "guidance_scale": _guidance(model, asked)},
         "student": student,
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "accuracies": "Wilson"},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

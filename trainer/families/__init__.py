@@ -12,6 +12,7 @@ import torch
 from ..paths import BUNDLED, MINI, bundled
 from . import animatediff, modelscope, wan
 from .base import Companions, Family, ModelError, VideoModel
+from .record import Base
 
 FAMILIES: list[Family] = [modelscope.FAMILY, wan.FAMILY, animatediff.FAMILY]
 """Every kind of base model; the first that recognises a path reads it."""
@@ -32,6 +33,8 @@ __all__ = [
     "family_of",
     "load_model",
     "resolve_model",
+    "sized",
+    "skeleton_named",
     "token_counter",
 ]
 
@@ -78,17 +81,39 @@ def family_named(name: str) -> Family:
     raise ValueError(f"`family`={name!r} is not known; use {known}.")
 
 
+def sized(name: str) -> tuple[Family, Base | None]:
+    """The family called ``name``, or the family of a published model that differs in size from the
+    others, such as wan-14b, with that model; ValueError for another name.
+    """
+    for family in FAMILIES:
+        for base in family.bases:
+            if base.name == name and base.skeleton is not None:
+                return family, base
+    return family_named(name), None
+
+
+def skeleton_named(name: str, device: torch.device | str = "meta") -> VideoModel:
+    """The `Family.skeleton` of a name that `sized` takes."""
+    family, base = sized(name)
+    return (base and base.skeleton or family.skeleton)(device)
+
+
 def card_settings(model: str, gigabytes: int) -> dict[str, Any]:
     """Settings, by dotted name, for base model ``model`` on a card of ``gigabytes``.
 
-    ``model`` is a path, or the bare name of a family in place of one. Empty for a model that brings
+    ``model`` is a path, or a name that `sized` takes in place of one. Empty for a model that brings
     its own settings, such as the embedded one: it fits everywhere. Raises ValueError for a size
     without a preset, ModelError for a model that is not there.
     """
-    named = [family for family in FAMILIES if family.name == model]
-    path = None if named else resolve_model(model)
-    family = family_of(path) if path else named[0]
-    presets = {preset.gigabytes: preset.settings for preset in family.cards}
+    names = {f.name for f in FAMILIES} | {b.name for f in FAMILIES for b in f.bases if b.skeleton}
+    path = None if model in names else resolve_model(model)
+    if path is None:
+        family, base = sized(model)
+    else:
+        family = family_of(path)
+        base = next((b for b in family.bases if b.name == family.base_at(path)), None)
+    cards = base.cards if base is not None and base.cards else family.cards
+    presets = {preset.gigabytes: preset.settings for preset in cards}
     if gigabytes not in presets:
         raise ValueError(
             f"`card`={gigabytes} GB has no preset; use {', '.join(map(str, presets))}: the largest "

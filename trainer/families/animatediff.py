@@ -39,7 +39,7 @@ from ..models.weights import (
 )
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
 from .codec import FrameCodec
-from .record import Base, Loader, Shelf
+from .record import Base, BaseFiles, Graph, Loader, Shelf
 from .text import ClipText, clip_counter
 from .unet import CHANNELS, IMAGE_LAYERS, Architecture, build_skeleton
 
@@ -122,7 +122,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         path=path,
         network=unet,
         codec=FrameCodec(vae),
-        companions=() if companions.vae is None else (companions.vae.name,),
+        companions={} if companions.vae is None else {"vae": companions.vae.name},
         text=text,
         noise=read_schedule(scheduler, path),
         frames=min(16, module.max_frames),
@@ -253,16 +253,17 @@ def skeleton(device: torch.device | str) -> VideoModel:
     return build_skeleton(FAMILY, FULL_SIZE, device)
 
 
-def loaders(name: str, file: str, motion_module: str) -> tuple[Loader, ...]:
+def graph(base: BaseFiles) -> Graph:
     """`Load Checkpoint`, then `AnimateDiff Motion Module`. A diffusers folder of an image model has
     no loader in ComfyUI: the same weights as one file are named.
     """
-    checkpoint = file or f"{name}.safetensors"
-    return (
-        Loader("CheckpointLoaderSimple", {"ckpt_name": checkpoint}, checkpoint, "checkpoints"),
-        Loader(
-            "MCM_AnimateDiff", {"motion_module": motion_module}, motion_module, "animatediff_models"
-        ),
+    checkpoint = base.file or f"{base.name}.safetensors"
+    module = base.companions.get("motion_module", "")
+    return Graph(
+        (
+            Loader("CheckpointLoaderSimple", {"ckpt_name": checkpoint}, checkpoint, "checkpoints"),
+            Loader("MCM_AnimateDiff", {"motion_module": module}, module, "animatediff_models"),
+        )
     )
 
 
@@ -299,7 +300,7 @@ FAMILY = Family(
     takes=("motion_module", "vae"),
     speed=Speed(5.5, 4.3, "an H100; most cards are slower"),
     shelf=Shelf("checkpoints", holds, takes_motion=True),
-    loaders=loaders,
+    graph=graph,
     published={
         "v1-5-pruned-emaonly.safetensors": (
             "stable-diffusion-v1-5/stable-diffusion-v1-5/resolve/main"

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.noise import NoisePath, VariancePreserving
+from ..diffusion.noise import VariancePreserving
+from ..diffusion.path import NoisePath
 from ..models.weights import ModelError
 from ..words import allowed_frames
 from .codec import VideoCodec
@@ -61,9 +62,9 @@ class VideoModel:
     """Longest clip that these weights can make; None is the family's."""
     motion_module: str = ""
     """File or folder name of the motion module; empty where the model has none of its own."""
-    companions: tuple[str, ...] = ()
-    """Names of the files that text encoder and autoencoders were read from, where those are not in
-    the model's own file or folder."""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """By setting, the names of the files that text encoder and autoencoders were read from, where
+    those are not in the model's own file or folder."""
     subjects: tuple[str, ...] = ()
     """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False
@@ -81,6 +82,11 @@ class VideoModel:
         """What the network computes in."""
         named = self.network.named_parameters()
         return next(value.dtype for name, value in named if not self.family.exact(name))
+
+    @property
+    def negative(self) -> str:
+        """The negative prompt of its guidance; empty for most."""
+        return self.family.teaching.negative
 
     @property
     def prediction_type(self) -> str:

@@ -31,6 +31,7 @@ class CausalCodec:
     Latents are ``(z - mean) / std`` by channel.
     """
 
+    lead = 1
     window = 3
     """Latents that one frame is decoded from."""
 

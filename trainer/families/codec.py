@@ -29,6 +29,9 @@ class VideoCodec(Protocol):
     channels: int
     factor: int
     """Pixels a side of one latent cell; height and width are multiples of it."""
+    lead: int
+    """Latents at the beginning of a clip that are of another kind than those after them, because
+    they hold fewer frames: the two kinds are never compared with each other."""
 
     @property
     def quick(self) -> VideoCodec:
@@ -65,6 +68,8 @@ class VideoCodec(Protocol):
 
 class FrameCodec:
     """An image autoencoder of diffusers (KL or tiny), one frame after another."""
+
+    lead = 0
 
     def __init__(self, vae: Any, channels: int = 4, factor: int = 8):
         self.vae, self.channels, self.factor = vae, channels, factor

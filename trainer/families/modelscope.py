@@ -37,7 +37,7 @@ from ..models.weights import (
 from ..paths import BUNDLED, bundled
 from .base import Companions, Family, ModelError, VideoModel, read_schedule
 from .codec import FrameCodec
-from .record import Base, Loader, Shelf
+from .record import Base, BaseFiles, Graph, Loader, Shelf
 from .text import ClipText, clip_counter
 from .unet import CHANNELS, IMAGE_LAYERS, Architecture, build_skeleton
 
@@ -94,7 +94,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         path=path,
         network=unet,
         codec=FrameCodec(vae),
-        companions=() if companions.vae is None else (companions.vae.name,),
+        companions={} if companions.vae is None else {"vae": companions.vae.name},
         text=ClipText(
             read_text_encoder(path / "text_encoder", dtype), read_tokenizer(path / "tokenizer")
         ),
@@ -159,11 +159,11 @@ def skeleton(device: torch.device | str) -> VideoModel:
     return build_skeleton(FAMILY, FULL_SIZE, device)
 
 
-def loaders(name: str, file: str, motion_module: str) -> tuple[Loader, ...]:
+def graph(base: BaseFiles) -> Graph:
     """`Load Video Model`; the embedded model comes with the pack."""
-    directory = "" if bundled(name) else "diffusers"
-    widgets = {"model_name": name, "weight_dtype": "default"}
-    return (Loader("MCM_LoadVideoModel", widgets, name, directory),)
+    directory = "" if bundled(base.name) else "diffusers"
+    widgets = {"model_name": base.name, "weight_dtype": "default"}
+    return Graph((Loader("MCM_LoadVideoModel", widgets, base.name, directory),))
 
 
 FAMILY = Family(
@@ -204,7 +204,7 @@ FAMILY = Family(
     counter=clip_counter,
     speed=Speed(6.1, 2.2, "an H100; most cards are slower"),
     shelf=Shelf(lacks=lacks),
-    loaders=loaders,
+    graph=graph,
     published={
         "text-to-video-ms-1.7b": "ali-vilab/text-to-video-ms-1.7b",
         "zeroscope_v2_576w": "cerspense/zeroscope_v2_576w",

@@ -38,13 +38,16 @@ class Companions:
 @dataclass(frozen=True)
 class Base:
     """A published base model: its ``text_width``, which tells LoRAs of one family apart, and the
-    clip to offer where a LoRA says nothing: width and height in pixels, frames.
+    clip to offer where a LoRA says nothing: width and height in pixels, frames. ``cards`` and
+    ``skeleton`` are as those of `Family`, where they differ.
     """
 
     name: str
     label: str
     text_width: int
     size: tuple[int, int, int] = (256, 256, 16)
+    cards: tuple[CardPreset, ...] = ()
+    skeleton: Callable[[torch.device | str], VideoModel] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,18 @@ class StepLoras:
 
 
 @dataclass(frozen=True)
+class BaseFiles:
+    """What the graph of a LoRA is made for: the ``name`` of its base model, ``file`` where that is
+    one file, and the files beside it by setting (`Companions`); ``shift`` of a flow's levels.
+    """
+
+    name: str
+    file: str = ""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    shift: float | None = None
+
+
+@dataclass(frozen=True)
 class Loader:
     """A node of ComfyUI in the graph of a LoRA: its type and widgets, and the ``file`` that it
     loads from ``directory`` of ComfyUI's ``models``; a file without one comes with the pack.
@@ -104,8 +119,26 @@ class Loader:
 
     node: str
     widgets: Mapping[str, Any]
-    file: str
+    file: str = ""
     directory: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of ComfyUI that run a base model with a few-step LoRA. Those of this pack where
+    ComfyUI has none.
+
+    Each of the ``loaders`` gives some of MODEL, CLIP and VAE; one that takes a MODEL is fed the one
+    before, and of several the last counts. ``lora`` applies the LoRA (its widgets: name, strength),
+    nodes of ``sampling`` follow it, ``latents`` begins a clip (widgets: width, height, frames,
+    videos). ``note`` is said in the graph.
+    """
+
+    loaders: tuple[Loader, ...]
+    lora: str = "MCM_LoadLora"
+    sampling: tuple[Loader, ...] = ()
+    latents: str = "MCM_EmptyLatentVideo"
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +169,22 @@ class Shelf:
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """How a base model makes the clips that a student learns from, where the settings say nothing.
+
+    ``guidance`` is the range drawn from and ``library_guidance`` that of example clips, both as
+    LCM's w; ``cfg`` the CFG scale of the clips that commands sample; ``library_steps`` the sampling
+    steps of an example clip. ``negative`` is the prompt of guidance's unconditional half.
+    """
+
+    guidance: tuple[float, float] = (5.0, 15.0)
+    library_guidance: float = 8.0
+    cfg: float = 3.0
+    library_steps: int = 25
+    negative: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """Constants and callables of one kind of base model. A new family is one file and one line in
     the table.
@@ -161,6 +210,8 @@ class Family:
     layers: LayerNames
     bases: tuple[Base, ...]
     """The best known first."""
+    base_at: Callable[[Path], str] = field(default=lambda path: "", kw_only=True)
+    """The name of the one of them that is at a path; empty where it does not matter."""
     cards: tuple[CardPreset, ...]
     """Smallest first."""
     skeleton: Callable[[torch.device | str], VideoModel]
@@ -168,6 +219,7 @@ class Family:
     for estimates, on another device with random weights."""
     counter: Callable[[Path], tuple[Callable[[str], int], int]]
     """Of a base model: the counter of a prompt's tokens, and how many are read."""
+    teaching: Teaching = Teaching()
     takes: tuple[str, ...] = ("vae",)
     """The `Companions` that it can be given."""
     offers: Mapping[str, Offer] = field(default_factory=dict)
@@ -182,9 +234,9 @@ class Family:
     speed: Speed | None = None
     """How fast it trains, where that was measured."""
     shelf: Shelf = Shelf()
-    loaders: Callable[[str, str, str], tuple[Loader, ...]] | None = None
-    """The nodes of ComfyUI for (name, file name, motion module) of a base model, each fed by the
-    one before: CLIP and VAE come from the first, MODEL from the last. None where no nodes of this
-    pack run it; its LoRAs then carry no workflow."""
+    graph: Callable[[BaseFiles], Graph] | None = None
+    """The nodes of ComfyUI that run a base model. None where none do; its LoRAs then carry no
+    workflow."""
     published: Mapping[str, str] = field(default_factory=dict)
-    """Files and folders of base models -> where on Hugging Face they lie."""
+    """Files and folders of base models, and of what they need -> where on Hugging Face they
+    lie."""

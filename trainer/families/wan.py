@@ -1,14 +1,13 @@
-"""The Wan family: text-to-video transformers of Wan 2.1 (1.3B, 14B) and Wan 2.2 14B.
+"""The Wan family: text-to-video transformers of Wan 2.1, 1.3B and 14B.
 
 A transformer is a single file in ComfyUI's ``diffusion_models``, with UMT5 and the VAE in the
-folders beside it, or a diffusers folder. Each expert of Wan 2.2 14B is a model by itself. Nothing
-is looked up online: what a model is built like is read from its weights (`models.wan`).
+folders beside it, or a diffusers folder. Nothing is looked up online: what a model is built like is
+read from its weights (`models.wan`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,15 @@ from transformers import UMT5EncoderModel
 from ..cards import CardPreset
 from ..diffusion.noise import RectifiedFlow
 from ..models.about import read_about
-from ..models.comfyui_folders import find_beside
-from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES, Need
-from ..models.tiny_vae import TinyVae, is_tiny_vae, read_tiny_vae
-from ..models.umt5 import file_tokenizer, folder_tokenizer, is_umt5, open_umt5, xxl_config
+from ..models.downloads import Need
+from ..models.tiny_vae import TinyVae, read_tiny_vae
+from ..models.umt5 import (
+    Umt5,
+    file_tokenizer,
+    folder_tokenizer,
+    open_umt5,
+    xxl_config,
+)
 from ..models.wan import (
     CLASS,
     build_wan,
@@ -37,7 +41,7 @@ from ..models.wan import (
     read_wan,
     size_of,
 )
-from ..models.wan_vae import is_wan_vae, read_wan_vae
+from ..models.wan_vae import read_wan_vae
 from ..models.weights import (
     FILE_SUFFIXES,
     ModelError,
@@ -49,72 +53,29 @@ from ..models.weights import (
 )
 from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
-from .record import Base, LayerNames, Offer, Shelf, StepLoras
+from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
+from .wan_graph import PUBLISHED, SHIFT, graph
+from .wan_parts import OFFERS, Places
 
-SHIFT = 5.0
-"""Of few-step sampling; the levels of the teacher's trajectories are those too."""
+TEACHER_SHIFT = 8.0
+"""Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
+    "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+"""Wan's own negative prompt, with which its quality is published."""
+TEACHING = Teaching(
+    guidance=(4.0, 4.0),  # a CFG scale of 5, as in rCM
+    library_guidance=4.0,
+    cfg=5.0,
+    library_steps=24,  # every second level of 48
+    negative=NEGATIVE,
+)
 SIZE: dict[str, Any] = {"frames": 33, "height": 272, "width": 480, "fps": 16}
 """What is trained where the settings say nothing: a seventh of the tokens of 81 frames at 480p."""
 LICENCE = "Apache-2.0"
-TEXT = ("text_encoder", "tokenizer")
-"""Folders of a diffusers model that make states of prompts."""
-COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/diffusion_models"
-COMFYUI_22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
-
-
-def _is_own_vae(path: Path) -> bool:
-    """By its name too: Qwen-Image's VAE has the same layers and lies in the same folder."""
-    return "wan" in path.name.lower() and is_wan_vae(path)
-
-
-OFFERS = {
-    "text_encoder": Offer(TEXT_ENCODERS, ("text_encoders", "clip"), is_umt5),
-    "vae": Offer(WAN_VAES, ("vae",), _is_own_vae),
-    "tiny_vae": Offer(TINY_VAES, ("vae_approx", "vae"), is_tiny_vae),
-}
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the parts of a model lie; None for what is not there. ``text`` is a file, or a
-    diffusers folder with ``text_encoder`` and ``tokenizer``.
-    """
-
-    transformer: Path
-    text: Path | None
-    vae: Path | None
-    tiny_vae: Path | None
-
-    @classmethod
-    def of(cls, path: Path, given: Companions) -> Places:
-        """What is ``given``, else what is in the model's folder or in ComfyUI's beside its file."""
-        if path.is_dir():
-            whole = (path / "transformer").is_dir()  # else the folder of a transformer by itself
-            home = path if whole else path.parent
-            text = home if all((home / part).is_dir() for part in TEXT) else None
-            vae = home / "vae" if (home / "vae").is_dir() else None
-            found = cls(path / "transformer" if whole else path, text, vae, None)
-        else:
-            found = cls(
-                path,
-                *(find_beside(path, OFFERS[name].folders, OFFERS[name].fits) for name in OFFERS),
-            )
-        return cls(
-            found.transformer,
-            _resolved(given.text_encoder) or found.text,
-            _resolved(given.vae) or found.vae,
-            _resolved(given.tiny_vae) or found.tiny_vae,
-        )
-
-    def names(self, path: Path) -> tuple[str, ...]:
-        """Names of the files beside the model at ``path``."""
-        beside = (self.text, self.vae, self.tiny_vae)
-        return tuple(p.name for p in beside if p and not p.is_relative_to(path))
-
-
-def _resolved(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().resolve()
 
 
 def matches(path: Path) -> bool:
@@ -155,7 +116,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         network=build_wan(found, dtype),
         codec=CausalCodec(vae, tiny),
         text=MaskedText.of(source),
-        noise=RectifiedFlow(SHIFT),
+        noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         frames=about["frames"],
         height=about["height"],
         width=about["width"],
@@ -252,32 +213,60 @@ def skeleton(device: torch.device | str) -> VideoModel:
     return build_skeleton(device, heads=12, layers=30, hidden=8960)
 
 
+def large_skeleton(device: torch.device | str) -> VideoModel:
+    """The same of 14B."""
+    return build_skeleton(device, heads=40, layers=40, hidden=13824)
+
+
+def base_at(path: Path) -> str:
+    """The name of the published size that the transformer at ``path`` has, or of another."""
+    with shapes_only():
+        options = read_wan(Places.of(path, Companions()).transformer).options
+    return f"wan-{size_of(options)}".lower()
+
+
 def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: int) -> VideoModel:
-    """A transformer of these sizes with UMT5-XXL, the exact VAE and the tiny one: on "meta" without
-    contents, on another device with random weights.
+    """A transformer of these sizes with UMT5-XXL, which is read when a prompt needs it, the exact
+    VAE and the tiny one: on "meta" without contents, on another device with random weights.
     """
     with torch.device(device):
         network = WanTransformer3DModel(
             num_attention_heads=heads, num_layers=layers, ffn_dim=hidden
         )
-        encoder, vae, tiny = UMT5EncoderModel(xxl_config()), AutoencoderKLWan(), TinyVae()
+        vae, tiny = AutoencoderKLWan(), TinyVae()
+
+    def encoder() -> nn.Module:
+        with torch.device(device):
+            return UMT5EncoderModel(config).requires_grad_(False)
+
+    config = xxl_config()
     return VideoModel(
         family=FAMILY,
         name=f"wan-{heads * 128}",
         path=Path("no wan files"),
         network=network,
         codec=CausalCodec(vae, tiny),
-        text=MaskedText(encoder, None),
-        noise=RectifiedFlow(SHIFT),
+        text=MaskedText.of(Umt5(config, None, "", encoder)),
+        noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         base_hash="",
         licence=LICENCE,
         **SIZE,
     ).freeze()
 
 
+CARDS_14B = (
+    CardPreset(8, 17, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
+    CardPreset(12, 33, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
+    CardPreset(16, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight", swapped=40),
+    CardPreset(24, 33, 272, 480, 64, batch=1, accumulation=4, memory="tight", swapped=30),
+    CardPreset(48, 49, 272, 480, 64, batch=1, accumulation=4, swapped=10),
+)
+"""With blocks in main memory so that a bf16 file fits too; fp8 takes half of it."""
+
+
 FAMILY = Family(
     name="wan",
-    title="Wan (text to video: Wan 2.1 1.3B and 14B, Wan 2.2 14B)",
+    title="Wan (text to video: Wan 2.1 1.3B and 14B)",
     architecture="wan-t2v",
     licence=LICENCE,
     frames=tuple(range(5, 122, 4)),
@@ -303,8 +292,16 @@ FAMILY = Family(
     ),
     bases=(
         Base("wan-1.3b", "Wan 2.1 T2V 1.3B", 1536, (480, 272, 33)),
-        Base("wan-14b", "Wan 2.1 or Wan 2.2 T2V 14B", 5120, (480, 272, 33)),
+        Base(
+            "wan-14b",
+            "Wan 2.1 T2V 14B",
+            5120,
+            (480, 272, 33),
+            cards=CARDS_14B,
+            skeleton=large_skeleton,
+        ),
     ),
+    base_at=base_at,
     cards=(
         CardPreset(8, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight"),
         CardPreset(12, 33, 272, 480, 32, batch=1, accumulation=4),
@@ -314,24 +311,13 @@ FAMILY = Family(
     ),
     skeleton=skeleton,
     counter=counter,
+    teaching=TEACHING,
     takes=tuple(OFFERS),
     offers=OFFERS,
     exact=is_exact,
     describe=describe,
     step_loras=StepLoras(("lightx2v", "CausVid", "AccVideo", "FastWan", "rCM"), 300),
     shelf=Shelf("diffusion_models", holds, lacks),
-    published={
-        "wan2.1_t2v_1.3B_fp16.safetensors": COMFYUI,
-        "wan2.1_t2v_1.3B_bf16.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_fp16.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_bf16.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_fp8_e4m3fn.safetensors": COMFYUI,
-        "wan2.1_t2v_14B_fp8_scaled.safetensors": COMFYUI,
-        "wan2.2_t2v_high_noise_14B_fp16.safetensors": COMFYUI_22,
-        "wan2.2_t2v_low_noise_14B_fp16.safetensors": COMFYUI_22,
-        "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
-        "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": COMFYUI_22,
-        "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        "Wan2.1-T2V-14B-Diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-    },
+    graph=graph,
+    published=PUBLISHED,
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .workflow import KINDS, PACK, PACK_VERSION, Node, build_graph
+from .graph import KINDS, PACK, PACK_VERSION, Node, build_graph
 
 INPUT_NODE, OUTPUT_NODE = -10, -20  # ids that the frontend gives to a subgraph's two ends
 IO_WIDTH, ROW, TITLE, MARGIN = 150, 20, 40, 60

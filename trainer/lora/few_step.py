@@ -92,8 +92,8 @@ def fit_few_step(
         )
     if few_step_kind(found) is None:
         raise LoraError(
-            f"'{file_name}' is not a few-step LoRA: its metadata comes from another trainer and "
-            f"does not mention few steps. {STYLE}"
+            f"'{file_name}' is not a few-step LoRA: nothing in its metadata says that it is for "
+            f"few steps. {STYLE}"
         )
     return pairs
 
@@ -161,18 +161,20 @@ def _check_base(
     found: LoraFile, family: str, model_name: str, file_name: str, prediction: str
 ) -> None:
     """Refuse a file that says of itself that it belongs to another base model."""
-    made_for = read_recommended(found.metadata, file_name).prediction_type
-    if made_for != prediction:
-        raise LoraError(
-            f"'{file_name}' was distilled from a model that predicts {made_for}, but the MODEL "
-            f"'{model_name}' predicts {prediction}. Load its base model, or another LoRA."
-        )
     wanted = found.metadata.get("mcm.family")
     if wanted and wanted != family:
         base = found.metadata.get("mcm.base_model", "unknown")
         raise LoraError(
             f"'{file_name}' is a LoRA for '{wanted}' (base model '{base}'), but the MODEL is "
             f"'{model_name}' of family '{family}'. Load its base model, or another LoRA."
+        )
+    if few_step_kind(found) is None:  # says nothing of what it was made for
+        return
+    made_for = read_recommended(found.metadata, file_name).prediction_type
+    if made_for != prediction:
+        raise LoraError(
+            f"'{file_name}' was distilled from a model that predicts {made_for}, but the MODEL "
+            f"'{model_name}' predicts {prediction}. Load its base model, or another LoRA."
         )
 
 

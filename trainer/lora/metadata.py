@@ -43,7 +43,7 @@ class LoraCard:
     base_model: str
     """Name of the base model the LoRA was trained on, as shown to people."""
     base_hash: str
-    """Hex SHA-256 of the base UNet's weights."""
+    """Hex SHA-256 of the base model's weights."""
     base_license: str
     frames: int
     width: int
@@ -63,8 +63,12 @@ class LoraCard:
     original_steps: int = 50
     prediction_type: str = EPSILON
     """What the network of the base model predicts."""
+    shift: float | None = None
+    """Of the levels of a flow; None for other models."""
     base_file: str = ""
-    """File name of a base model that is one file, as ComfyUI's checkpoint loader lists it."""
+    """File name of a base model that is one file, as ComfyUI's loaders list it."""
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """Names of the files beside the base model, by setting, such as `text_encoder`."""
     motion_module: str = ""
     """Name of the motion module that made a video model of an image model; empty without one."""
     trigger: str = ""
@@ -174,6 +178,7 @@ def _mcm(card: LoraCard) -> dict[str, str]:
         "mcm.sigma_data": str(card.sigma_data),
         "mcm.prediction_type": card.prediction_type,
         "mcm.original_steps": str(card.original_steps),
+        "mcm.shift": "" if card.shift is None else f"{card.shift:g}",
         "mcm.frames": str(card.frames),
         "mcm.width": str(card.width),
         "mcm.height": str(card.height),

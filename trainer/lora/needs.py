@@ -55,8 +55,8 @@ def needed_folder(name: str, directory: str = FOLDERS) -> list[Entry]:
     return [{"name": name + inside, "url": url, "directory": directory}]
 
 
-def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
-    """Markdown for the graph of a LoRA: what it is, and where its files go."""
+def note_text(card: LoraCard, file_name: str, base_files: list[Entry], more: str = "") -> str:
+    """Markdown for the graph of a LoRA: what it is, where its files go, and ``more``."""
     lines = [f"## {_plain(card.title)}", ""]
     if card.trigger:
         lines += [f"Trigger word for the prompt: {_bold(card.trigger)}", ""]
@@ -70,9 +70,11 @@ def note_text(card: LoraCard, file_name: str, base_files: list[Entry]) -> str:
     if not base_files:
         lines.append(f"* the base model {_bold(card.base_model)} is included in this pack")
     if base_files and card.base_hash:
-        lines += ["", f"SHA-256 of the base UNet's weights: {card.base_hash[:10]}..."]
+        lines += ["", f"SHA-256 of the base model's weights: {card.base_hash[:10]}..."]
     if base_files and card.base_license:
         lines += ["", f"Licence of the base model: {card.base_license}"]
+    if more:
+        lines += ["", more]
     return "\n".join([*lines, "", "Then press **R** and **Run**."])
 
 

@@ -26,6 +26,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "timestep_scaling": (0.01, 1000.0),
     "sigma_data": (0.01, 10.0),
     "original_steps": (1, MOST_STEPS),
+    "shift": (0.01, 100.0),
     "frames": (1, 1024),
     "width": (8, 8192),
     "height": (8, 8192),
@@ -51,6 +52,8 @@ class Recommended:
     width: int | None = None
     height: int | None = None
     fps: int | None = None
+    shift: float | None = None
+    """Of a flow's levels; None for other models."""
     trigger: str = ""
     prediction_type: str = LoraCard.prediction_type
     """What its base model predicts."""

@@ -51,7 +51,7 @@ class Fp8Linear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp8Linear:
         super()._apply(fn, recurse)
-        self.scale = self.scale.to(self.weight.device)  # a factor keeps fp32
+        self.scale = self.scale.to(fn(self.scale.new_empty(0)).device)  # a factor keeps fp32
         return self
 
 

@@ -71,11 +71,11 @@ class JsonTokenizer:
 class Umt5:
     """A text encoder that was found whole, and its tokenizer; ``load`` reads its weights, frozen.
 
-    ``fingerprint`` is one of them, empty where only shapes are read.
+    ``fingerprint`` is one of them, empty where only shapes are read; those need no tokenizer.
     """
 
     config: Any
-    tokenizer: TextTokenizer
+    tokenizer: TextTokenizer | None
     fingerprint: str
     load: Callable[[], nn.Module]
 

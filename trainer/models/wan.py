@@ -38,9 +38,10 @@ HEAD_KEY = "head.modulation"
 EXACT = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 """Parts that keep fp32 beside half precision (diffusers' `_keep_in_fp32_modules`)."""
 WANTED = (
-    "Use a text-to-video file of Wan 2.1 (1.3B or 14B) or of Wan 2.2 14B, such as "
-    "wan2.1_t2v_1.3B_fp16.safetensors."
+    "Use a text-to-video file of Wan 2.1 (1.3B or 14B), such as wan2.1_t2v_1.3B_fp16.safetensors."
 )
+EXPERT = re.compile("(high|low)[ _-]?noise", re.IGNORECASE)
+"""In the names of the files of Wan 2.2 14B; their tensors are those of Wan 2.1."""
 
 _ROOTS = {
     "patch_embedding": "patch_embedding",
@@ -167,6 +168,7 @@ def read_wan(path: Path) -> WanWeights:
 
     Raises ModelError: unreadable, another model, or a Wan that makes no clips of text alone.
     """
+    _refuse_expert(path)
     if path.is_dir():
         return _read_folder(path)
     weights = {_plain(name): value for name, value in read_file(path).items()}
@@ -177,6 +179,21 @@ def read_wan(path: Path) -> WanWeights:
     # A name without a counterpart is kept, and refused by name when the network is built.
     named = {diffusers_name(name) or name: value for name, value in weights.items()}
     return WanWeights(path, named, _checked(_options(named, path), path))
+
+
+def _refuse_expert(path: Path) -> None:
+    """Raise ModelError for one of the two experts of Wan 2.2 14B: a file by its name, a folder by
+    the other beside it.
+    """
+    found = EXPERT.search(path.name)
+    two = path.is_dir() and any((p / "transformer_2").is_dir() for p in (path, path.parent))
+    if not found and not two:
+        return
+    which = f"the {found[1].lower()}-noise expert" if found else "one of the two experts"
+    raise ModelError(
+        f"'{path}' is {which} of Wan 2.2 14B, which is for a part of the noise levels only and "
+        f"cannot be trained here: training uses all of them. {WANTED}"
+    )
 
 
 def _read_folder(folder: Path) -> WanWeights:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .representations import REPRESENTATIONS, as_full_precision
+from .representations import REPRESENTATIONS, as_full_precision, of_one_kind, raw
 
 EMA_DECAY = 0.95
 HIDDEN_CHANNELS = 64
@@ -112,11 +112,20 @@ class HeadEma:
 
 
 class FixedRepresentation:
-    """A function of `REPRESENTATIONS` as a `MotionRepresentation`."""
+    """A function of `REPRESENTATIONS` as a `MotionRepresentation`.
 
-    def __init__(self, name: str, function: Callable[[Tensor], Tensor]):
-        self.name = name
-        self.student = function
+    It compares latents of one kind only (see `of_one_kind`). Where there is just one of them there
+    is nothing to compare it with: then that one is its own representation, and holds the motion of
+    its frames. ``raw`` compares no latent with another, and takes all.
+    """
+
+    def __init__(self, name: str, function: Callable[[Tensor], Tensor], lead: int = 0):
+        self.name, self.function = name, function
+        self.lead = 0 if function is raw else lead
+
+    def student(self, latents: Tensor) -> Tensor:
+        alike = of_one_kind(latents, self.lead)
+        return raw(alike) if self.lead and alike.shape[2] == 1 else self.function(alike)
 
     @torch.no_grad()
     def target(self, latents: Tensor) -> Tensor:
@@ -194,11 +203,13 @@ def build_representation(
     name: str,
     channels: int,
     *,
+    lead: int = 0,
     hidden: int = HIDDEN_CHANNELS,
     ema_decay: float = EMA_DECAY,
     seed: int = 0,
 ) -> MotionRepresentation:
-    """The representation ``name`` for latents of ``channels`` channels, on the CPU.
+    """The representation ``name`` for latents of ``channels`` channels, the first ``lead`` of a
+    clip of another kind than the rest, on the CPU.
 
     ``hidden`` (channels), ``ema_decay`` and ``seed`` (of the head's initial weights) concern
     learned heads.
@@ -206,7 +217,7 @@ def build_representation(
     Raises ValueError for an unknown ``name``, or an ``ema_decay`` outside [0, 1).
     """
     if name in REPRESENTATIONS:
-        return FixedRepresentation(name, REPRESENTATIONS[name])
+        return FixedRepresentation(name, REPRESENTATIONS[name], lead)
     if name not in LEARNED_LAYERS:
         raise ValueError(
             f"`motion_representation`={name!r} is unknown; use {', '.join(representation_names())}."

@@ -102,6 +102,14 @@ def global_correlation(latents: Tensor) -> Tensor:
         return earlier @ later
 
 
+def of_one_kind(latents: Tensor, lead: int) -> Tensor:
+    """The latents (B, C, F - lead, h, w) of a clip that hold equally many frames.
+
+    The first ``lead`` hold fewer, and would differ from the next one also where nothing moves.
+    """
+    return latents[:, :, lead:]
+
+
 REPRESENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "raw": raw,
     "diff": diff,

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..diffusion.noise import NoisePath
+from ..diffusion.path import NoisePath
 
 
 class MotionSource(Protocol):
@@ -45,15 +45,15 @@ class MotionSource(Protocol):
 class TrajectoryLibrary:
     """Teacher rollouts.
 
-    ``states`` (N, S + 1, C, F, h, w) fp16, from timestep 0 up to 999; ``prompts`` (N,) rows. Of the
-    T places on the trajectory every ``stride``-th was visited, from the top: all T with 1. Of the
-    visited ones the lowest ``left_out`` are not kept.
+    ``states`` (N, K + 1, C, F, h, w) fp16: the end, then the states at the K ``places`` of the
+    trajectory, which ascend to pure noise; ``prompts`` (N,) rows. ``whole``: no place that the
+    rollouts visited is missing, so each state leads to the one before it.
     """
 
     states: Tensor
     prompts: Tensor
-    stride: int = 1
-    left_out: int = 0
+    places: tuple[int, ...]
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.states)
@@ -72,11 +72,12 @@ class TrajectoryLibrary:
     ) -> tuple[Tensor, Tensor | None]:
         """Both sides of the step are stored, so neither noise nor the teacher is needed.
 
-        With a ``stride`` the step is that much longer, and ``place`` must be a visited place that
-        is kept. Where some are left out, only the first side is there.
+        ``place`` must be one of `places`. Where the library is not whole, only the first side is
+        there.
         """
-        rows, kept = rows.cpu(), place.cpu() // self.stride - self.left_out
-        following = None if self.left_out else self.states[rows, kept].to(noise)
+        rows = rows.cpu()
+        kept = torch.tensor([self.places.index(where) for where in place.tolist()])
+        following = self.states[rows, kept].to(noise) if self.whole else None
         return self.states[rows, kept + 1].to(noise), following
 
 

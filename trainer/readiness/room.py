@@ -13,6 +13,7 @@ import torch
 from ..config import TrainConfig, with_overrides
 from ..data.cache import ContentCache
 from ..distill.estimate import HEADROOM, MemoryEstimate, estimate, memory_advice
+from ..distill.library import Recipe
 from ..distill.step import ANCHOR_POOL
 from ..families import VideoModel
 from ..models.weights import shapes_only
@@ -45,7 +46,24 @@ def size_findings(config: TrainConfig, model: VideoModel) -> list[Finding]:
             f"clip; use {frames} or less."
         )
         wrong.append(Finding("Clip size", "bad", text, "data.frames_per_clip"))
-    return wrong or [Finding("Clip size", "ok", f"{frames} frames of {width} x {height} px.")]
+    return wrong or [_length(model, frames, f"{frames} frames of {width} x {height} px.")]
+
+
+def _length(model: VideoModel, frames: int, size: str) -> Finding:
+    """A warning about clips so short that no two latents can be compared."""
+    lead, latents = model.codec.lead, _latents(model, frames)
+    if latents > lead + 1 or not lead:
+        return Finding("Clip size", "ok", size)
+    text = (
+        f"{size} Such a clip is {latents} latents, and motion is compared between the later ones; "
+        "so there is little motion to learn. Use longer clips, such as `data.frames`="
+        f"{next(n for n in model.family.frames if _latents(model, n) > lead + 1)} or more."
+    )
+    return Finding("Clip size", "warn", text, "data.frames")
+
+
+def _latents(model: VideoModel, frames: int) -> int:
+    return model.latent_shape(frames, model.height, model.width)[1]
 
 
 def _sides(config: TrainConfig, model: VideoModel, height: int, width: int) -> list[Finding]:
@@ -110,7 +128,7 @@ def step_memory(config: TrainConfig, model: VideoModel, machine: Machine) -> Mem
         return {"bytes": torch.tensor(astuple(found))}
 
     cache = ContentCache(config.data.cache)
-    key = cache.key("estimate", torch.__version__, *_what_counts(asked, model))
+    key = cache.key("estimate with what waits", torch.__version__, *_what_counts(asked, model))
     return MemoryEstimate(*cache.fetch(key, compute)["bytes"].tolist())
 
 
@@ -137,6 +155,13 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
     if found.gib > HEADROOM * there:
         state = "bad" if found.gib > there else "warn"
         text += f" Try {memory_advice(config)[0]}."
+    elif on_card and machine.ram_gib and found.waiting > HEADROOM * machine.ram_gib * GIB:
+        state = "bad"
+        text += (
+            f" What waits in main memory takes {found.waiting / GIB:.1f} GiB of its "
+            f"{machine.ram_gib:.1f} GiB: use an fp8 file of the base model, or lower "
+            "`hardware.blocks_to_swap`."
+        )
     setting = "memory" if state != "ok" else ""
     return Finding("Memory", state, text, setting)
 
@@ -160,7 +185,7 @@ def disk_findings(
     run = previews * PREVIEW_BYTES + (config.checkpoint.keep + 1) * checkpoint
     places = [
         ("run folder", config.run, run),
-        ("cache", ContentCache(config.data.cache).root, library_bytes(config, shape)),
+        ("cache", ContentCache(config.data.cache).root, library_bytes(config, model)),
     ]
     return [_disk(name, place, needed) for name, place, needed in places]
 
@@ -171,12 +196,12 @@ def _latent_shape(config: TrainConfig, model: VideoModel) -> tuple[int, int, int
     return model.latent_shape(data.frames or model.frames, height, width)
 
 
-def library_bytes(config: TrainConfig, shape: tuple[int, int, int, int]) -> int:
-    """Most bytes that the teacher's stored clips take, in fp16."""
+def library_bytes(config: TrainConfig, model: VideoModel) -> int:
+    """Bytes that the teacher's stored clips take."""
     if config.videos is not None:
         return 0
-    states = -(-config.recipe.trajectory.ddim_timesteps // config.library_stride) + 1
-    return config.data.library_clips * states * math.prod(shape) * 2
+    shape = _latent_shape(config, model)
+    return config.data.library_clips * Recipe.of(config, model, shape).clip_bytes
 
 
 def _disk(name: str, place: Path, needed: int) -> Finding:

@@ -82,19 +82,21 @@ class DataConfig(Part):
         "library. They are made once and used for all styles. More clips cover more prompts; each "
         "takes one full sampling.",
     )
-    library_steps: int = Field(
-        default=25,
+    library_steps: int | None = Field(
+        default=None,
         ge=1,
         le=250,
         description="Sampling steps for each example clip; half as many take half the time. The "
         "true number is at least this, at most `trajectory.ddim_timesteps`. Only used with "
-        "`motion.target` endpoint; consistency needs every timestep.",
+        "`motion.target` endpoint; consistency needs every timestep. Not set: the base model's "
+        "own, 25 for UNets, 24 for Wan.",
     )
-    library_guidance: float = Field(
-        default=8.0,
+    library_guidance: float | None = Field(
+        default=None,
         ge=0.0,
         le=30.0,
-        description="Guidance w for the example clips (LCM's form: a CFG scale of w + 1).",
+        description="Guidance w for the example clips (LCM's form: a CFG scale of w + 1). Not set: "
+        "the base model's own, 8 for UNets, 4 for Wan.",
     )
     cache: UserPath | None = Field(
         default=None,
@@ -193,6 +195,7 @@ class HardwareConfig(Part):
             "decode_precision",
             "gradient_checkpointing",
             "offload_idle",
+            "blocks_to_swap",
             "channels_last",
             "compile",
         }
@@ -219,6 +222,14 @@ class HardwareConfig(Part):
         description="Moves the text encoder and autoencoder to main memory while they are not "
         "needed. Saves about 1 GiB of graphics memory.",
     )
+    blocks_to_swap: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="Blocks of the base model that wait in main memory and are copied to the card "
+        "just before their use, for models larger than the card. Needs gradient checkpointing and "
+        "as much free main memory; on a card only. 0: none.",
+    )
     channels_last: bool = Field(
         default=False,
         description="Stores images in channels-last order, which tensor cores prefer. May be "
@@ -229,6 +240,24 @@ class HardwareConfig(Part):
         description="Compiles the UNet's blocks with torch.compile. The first steps take minutes; "
         "long runs on NVIDIA cards may get faster.",
     )
+
+    @model_validator(mode="after")
+    def _swapping_recomputes(self) -> HardwareConfig:
+        if not self.blocks_to_swap:
+            return self
+        if not self.gradient_checkpointing:
+            raise ValueError(
+                f"`hardware.blocks_to_swap`={self.blocks_to_swap} needs "
+                "`hardware.gradient_checkpointing`=true: a block's weights must be fetched again "
+                "for its gradient. Set `memory` to lean or tight."
+            )
+        if self.compile:
+            raise ValueError(
+                f"`hardware.blocks_to_swap`={self.blocks_to_swap} does not work with "
+                "`hardware.compile`=true, which compiles weights that stay in their place; turn "
+                "one of the two off."
+            )
+        return self
 
 
 class PreviewConfig(Part):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Part
+from .base import ConfigError, Part
 
 AUGMENTATIONS = ("color", "translation", "cutout")
 Representation = Literal[
@@ -15,28 +15,39 @@ Representation = Literal[
 ]  # fmt: skip
 
 
+def check_guidance(least: float, most: float) -> None:
+    """Raise ConfigError for a range of guidance that is none."""
+    if least > most:
+        raise ConfigError(
+            f"`trajectory.guidance_min`={least} is above `trajectory.guidance_max`={most}; lower "
+            "the first or raise the second."
+        )
+
+
 class TrajectoryConfig(Part):
     """Which points of the teacher's trajectory a step trains on."""
 
-    ddim_timesteps: int = Field(
-        default=50,
+    ddim_timesteps: int | None = Field(
+        default=None,
         ge=8,
         le=250,
-        description="Timesteps of the base model's (teacher's) DDIM sampler. More timesteps make "
-        "each teacher step smaller.",
+        description="Timesteps of the base model's (teacher's) sampler. More timesteps make each "
+        "teacher step smaller. Not set: the base model's own, 50 for UNets, 48 for Wan.",
     )
-    guidance_min: float = Field(
-        default=5.0,
+    guidance_min: float | None = Field(
+        default=None,
         ge=0.0,
         le=30.0,
         description="Lowest teacher guidance w to draw (a CFG scale of w + 1). Only used with "
-        "`motion.target` consistency; stored trajectories use `data.library_guidance`.",
+        "`motion.target` consistency; stored trajectories use `data.library_guidance`. Not set: "
+        "the base model's own, 5 for UNets, 4 for Wan.",
     )
-    guidance_max: float = Field(
-        default=15.0,
+    guidance_max: float | None = Field(
+        default=None,
         ge=0.0,
         le=30.0,
-        description="Highest teacher guidance w to draw. The mini model recommends 1 to 3.",
+        description="Highest teacher guidance w to draw. The mini model recommends 1 to 3. Not "
+        "set: the base model's own, 15 for UNets, 4 for Wan.",
     )
     real_probability: float = Field(
         default=0.5,
@@ -67,7 +78,8 @@ class TrajectoryConfig(Part):
         le=1.0,
         description="Weight of a training point: (alpha_t / sigma_t) ** this power. An error of "
         "the predicted noise reaches the clip multiplied by sigma_t / alpha_t: with 0 (the paper) "
-        "the first sampling step far outweighs the later ones, with 1 all count the same.",
+        "the first sampling step far outweighs the later ones, with 1 all count the same. For "
+        "models that predict a velocity, such as Wan, it is (1 / sigma_t) ** this power.",
     )
     few_step_bias: float = Field(
         default=0.7,
@@ -79,11 +91,8 @@ class TrajectoryConfig(Part):
 
     @model_validator(mode="after")
     def _guidance_is_a_range(self) -> TrajectoryConfig:
-        if self.guidance_min > self.guidance_max:
-            raise ValueError(
-                f"`trajectory.guidance_min`={self.guidance_min} is above `trajectory.guidance_max`="
-                f"{self.guidance_max}; lower the first or raise the second."
-            )
+        if self.guidance_min is not None and self.guidance_max is not None:
+            check_guidance(self.guidance_min, self.guidance_max)
         return self
 
 

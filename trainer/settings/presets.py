@@ -25,8 +25,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2406.06890 and its reference code; lr 5e-6 is meant for long runs of large models.
     "paper": {
         **_OFF_EXTRAS,
-        "trajectory.guidance_min": 5.0,
-        "trajectory.guidance_max": 15.0,
+        "trajectory.guidance_min": None,  # 5 to 15 for UNets, also for the mini model
+        "trajectory.guidance_max": None,
         "trajectory.real_probability": 0.5,
         "motion.representation": "learned",
         "motion.huber_c": 0.001,

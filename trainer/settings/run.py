@@ -134,13 +134,6 @@ class TrainConfig(Part):
         """Whether motion is compared with the ends of the teacher's stored trajectories."""
         return self.recipe.motion.target == "endpoint" and self.videos is None
 
-    @property
-    def library_stride(self) -> int:
-        """The library's teacher visits every Nth timestep of the trajectory; this is N."""
-        if not self.aims_at_ends:
-            return 1
-        return max(1, self.recipe.trajectory.ddim_timesteps // self.data.library_steps)
-
     @model_validator(mode="after")
     def _frames_fit(self) -> TrainConfig:
         if self.data.frames is not None and self.data.frames_per_clip > self.data.frames:

@@ -1,0 +1,70 @@
+"""Where the parts of a Wan lie: transformer, text encoder, VAE and tiny VAE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..models.comfyui_folders import find_beside
+from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES
+from ..models.tiny_vae import is_tiny_vae
+from ..models.umt5 import is_umt5
+from ..models.wan_vae import is_wan_vae
+from .record import Companions, Offer
+
+TEXT = ("text_encoder", "tokenizer")
+"""Folders of a diffusers model that make states of prompts."""
+
+
+def _is_own_vae(path: Path) -> bool:
+    """By its name too: Qwen-Image's VAE has the same layers and lies in the same folder."""
+    return "wan" in path.name.lower() and is_wan_vae(path)
+
+
+OFFERS = {
+    "text_encoder": Offer(TEXT_ENCODERS, ("text_encoders", "clip"), is_umt5),
+    "vae": Offer(WAN_VAES, ("vae",), _is_own_vae),
+    "tiny_vae": Offer(TINY_VAES, ("vae_approx", "vae"), is_tiny_vae),
+}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parts of a model lie; None for what is not there. ``text`` is a file, or a
+    diffusers folder with ``text_encoder`` and ``tokenizer``.
+    """
+
+    transformer: Path
+    text: Path | None
+    vae: Path | None
+    tiny_vae: Path | None
+
+    @classmethod
+    def of(cls, path: Path, given: Companions) -> Places:
+        """What is ``given``, else what is in the model's folder or in ComfyUI's beside its file."""
+        if path.is_dir():
+            whole = (path / "transformer").is_dir()  # else the folder of a transformer by itself
+            home = path if whole else path.parent
+            text = home if all((home / part).is_dir() for part in TEXT) else None
+            vae = home / "vae" if (home / "vae").is_dir() else None
+            found = cls(path / "transformer" if whole else path, text, vae, None)
+        else:
+            found = cls(
+                path,
+                *(find_beside(path, OFFERS[name].folders, OFFERS[name].fits) for name in OFFERS),
+            )
+        return cls(
+            found.transformer,
+            _resolved(given.text_encoder) or found.text,
+            _resolved(given.vae) or found.vae,
+            _resolved(given.tiny_vae) or found.tiny_vae,
+        )
+
+    def names(self, path: Path) -> dict[str, str]:
+        """Names of the files beside the model at ``path``, by setting."""
+        beside = dict(zip(OFFERS, (self.text, self.vae, self.tiny_vae), strict=True))
+        return {name: p.name for name, p in beside.items() if p and not p.is_relative_to(path)}
+
+
+def _resolved(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().resolve()
