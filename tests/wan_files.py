@@ -117,9 +117,7 @@ def build_encoder(layers: int = 2, **options: Any) -> Any:
 
     torch.manual_seed(1)
     tiny = {"vocab_size": 64, "d_model": TEXT_WIDTH, "d_kv": 16, "d_ff": 48, "num_heads": 4}
-    config = UMT5Config(
-        **{**tiny, **options}, num_layers=layers, feed_forward_proj="gated-gelu"
-    )
+    config = UMT5Config(**{**tiny, **options}, num_layers=layers, feed_forward_proj="gated-gelu")
     return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 

@@ -122,4 +122,3 @@ def flow_sampling(model: Any, shift: float | None) -> Any:
     if hasattr(own, "noise_scale"):  # of newer versions of ComfyUI
         sampling.set_noise_scale(own.noise_scale)
     return sampling
-

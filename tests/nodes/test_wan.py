@@ -367,4 +367,3 @@ def test_previews_show_every_latent_frame(native, base):
     images = native("previews").preview_frames(previewer, noise(), None)
     assert len(images) == 3 and images[0].size == (2 * 6, 4)
     assert len({image.tobytes() for image in images}) == 3
-

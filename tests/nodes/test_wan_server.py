@@ -64,9 +64,7 @@ def test_the_server_takes_the_graph_with_its_own_text_loader(comfy_server):
     assert error.startswith("CLIPLoader: "), "which knows the full size only"
 
 
-@pytest.mark.parametrize(
-    "name", ["7 Wan, style LoRA in 4 steps", "8 Wan, teacher beside student"]
-)
+@pytest.mark.parametrize("name", ["7 Wan, style LoRA in 4 steps", "8 Wan, teacher beside student"])
 def test_the_examples_run(comfy_server, name):
     workflow = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
     graph = api_format(workflow, comfy_server.get("/object_info"))

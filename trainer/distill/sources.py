@@ -60,9 +60,7 @@ def add_adapter(
         add_whole(model.network, found.differences)
 
 
-def _initial_lora(
-    path: Path, config: TrainConfig, model: VideoModel, log: Log
-) -> Start:
+def _initial_lora(path: Path, config: TrainConfig, model: VideoModel, log: Log) -> Start:
     found = read_lora(path, model.network)
     start = fit_start(
         found, model.network, model.family, model.name, path.name, model.prediction_type
