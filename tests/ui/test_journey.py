@@ -231,11 +231,21 @@ def test_a_folder_that_cannot_be_used_says_why(trainer, chromium):
             page.locator("#check-folder").click()
             page.locator(".notice.bad", has_text=reason).wait_for()
         held: list[Route] = []
-        page.route("**/queue/join*", lambda route: held.append(route), times=1)
+
+        def hold(route: Route) -> None:
+            if "/etc" in (route.request.post_data or ""):
+                held.append(route)
+            else:
+                route.continue_()
+
+        page.route("**/queue/join*", hold)
+        box = page.locator("#field-images input, #field-images textarea")
+        box.fill("/etc")
+        page.locator("#check-folder").click()
+        wait_for(page, lambda: len(held) == 1)
         good = str(trainer.pictures / "poster")  # the page keeps it, for the tests that follow
-        for folder in ("/etc", good):  # the second click comes before the answer to the first
-            page.locator("#field-images input, #field-images textarea").fill(folder)
-            page.locator("#check-folder").click()
+        box.fill(good)
+        page.locator("#check-folder").click()  # before the answer to the first click
         held[0].continue_()
         page.get_by_text("images used").wait_for()
 
