@@ -123,6 +123,8 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     patched = apply_model_sampling(model, **settings.sampling)
     advise(patched, settings.steps, settings.guidance_scale, settings.steps_allowed)
     add_pairs(patched, pairs, strength, core_name(pairs) if info.stride else str)
+    if found.differences:
+        add_differences(patched, found.differences, strength, core_name(pairs))
     if info.stride:
         add_previews(patched)  # MODELs of this pack have them from their loaders
     note_student(patched, name)
@@ -169,6 +171,26 @@ def add_pairs(
     missed = set(patches) - set(model.add_patches(patches, strength))
     if missed:
         raise ValueError(f"ComfyUI did not accept {len(missed)} layers (first: {min(missed)}).")
+
+
+def add_differences(
+    model: Any, differences: Mapping[str, Any], strength: float, name_of: Callable[[str], str]
+) -> None:
+    """Patch whole differences of weights (norms, biases, modulations), which a LoRA has that was
+    trained from a step LoRA with them, onto MODEL ``model``, in place.
+    """
+    import comfy.utils
+
+    patches = {f"diffusion_model.{name_of(path)}": value for path, value in differences.items()}
+    for key, value in patches.items():
+        try:
+            own = comfy.utils.get_attr(model.model, key)
+        except AttributeError as error:
+            raise ValueError(f"The MODEL has no `{key}`, which this LoRA changes.") from error
+        if own.shape != value.shape:
+            wrong = f"{tuple(value.shape)} in the LoRA, {tuple(own.shape)} in the MODEL"
+            raise ValueError(f"`{key}` is {wrong}. Load the base model that it was made for.")
+    model.add_patches({key: ("diff", (value,)) for key, value in patches.items()}, strength)
 
 
 def settings_of(found: Any) -> LoraSettings:

@@ -103,7 +103,7 @@ def inspect_file(
     return InspectReport(
         path=Path(path),
         format=found.format,
-        family=found.metadata.get("mcm.family") or _family(widths),
+        family=found.metadata.get("mcm.family") or _family(found.pairs, widths),
         base=found.metadata.get("mcm.base_model") or describe_base(widths),
         modules=tuple(sorted(found.pairs)),
         unresolved=() if model is None else _unresolved(found, model),
@@ -210,7 +210,10 @@ def _companion(path: Path, families: Sequence[Family]) -> BaseReport | None:
     return BaseReport(rows)
 
 
-def _family(widths: Mapping[str, int]) -> str:
+def _family(names: Iterable[str], widths: Mapping[str, int]) -> str:
+    family = family_of_layers(names)
+    if family is not None and family.step_loras is not None:
+        return family.name
     base = guess_base(widths)
     return "unknown" if base is None else base.name
 
