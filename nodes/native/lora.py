@@ -176,13 +176,15 @@ def add_pairs(
 def add_differences(
     model: Any, differences: Mapping[str, Any], strength: float, name_of: Callable[[str], str]
 ) -> None:
-    """Patch whole differences of weights (norms, biases, modulations), which a LoRA has that was
+    """Patch whole differences of weights (norms, biases), which a LoRA has that was
     trained from a step LoRA with them, onto MODEL ``model``, in place.
     """
     import comfy.utils
 
     patches = {f"diffusion_model.{name_of(path)}": value for path, value in differences.items()}
     for key, value in patches.items():
+        if not key.endswith((".weight", ".bias")):
+            raise ValueError(f"ComfyUI never applies a difference of `{key}`: it is of no layer.")
         try:
             own = comfy.utils.get_attr(model.model, key)
         except AttributeError as error:

@@ -1,4 +1,4 @@
-"""A LoRA with whole differences of norms, biases and modulations, as runs from a step LoRA export:
+"""A LoRA with whole differences of norms and biases, as runs from a step LoRA export:
 the same student in the trainer, through ComfyUI's own loader and through Load MCM LoRA.
 """
 
@@ -15,6 +15,11 @@ import wan_files
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     return wan_files.save_for_core(tmp_path_factory.mktemp("ComfyUI") / "models")
+
+
+@pytest.fixture(scope="module")
+def pack(comfy):
+    return lambda name: import_module(f"{comfy.__name__}.nodes.native.{name}")
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def lora(comfy, file, tmp_path, monkeypatch):
         for parameter in lora_parameters(student.network):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     plain = load_model(str(file)).network
-    wanted = ("norm_q.weight", "norm2", "scale_shift_table", "net.2.bias", "patch_embedding",
+    wanted = ("norm_q.weight", "norm2", "net.2.bias", "patch_embedding",
               "blocks.1.ffn.net.0.proj.weight")  # fmt: skip
     whole = {
         name: torch.randn(value.shape, generator=generator) * 0.1
@@ -63,7 +68,7 @@ def near(found, wanted):
     return float((found - wanted).norm() / wanted.norm()) <= 1e-4
 
 
-def test_both_loaders_give_the_trainers_student(comfy, file, lora, caplog):
+def test_both_loaders_give_the_trainers_student(pack, file, lora, caplog):
     import comfy.sd
     import comfy.utils
 
@@ -79,19 +84,32 @@ def test_both_loaders_give_the_trainers_student(comfy, file, lora, caplog):
         core = comfy.sd.load_lora_for_models(base, None, state, 1.0, 0)[0]
         assert near(predicted(core, x, text), wanted)
     assert "not loaded" not in caplog.text and "MISMATCH" not in caplog.text
-    native = import_module(f"{comfy.__name__}.nodes.native.lora")
+    native = pack("lora")
     ours = native.load_lora(base, path.name, 1.0)
     assert near(predicted(ours, x, text), wanted) and not near(plain, wanted)
     assert near(predicted(base, x, text), plain), "and it is undone"
 
 
-def test_a_difference_of_another_shape_is_refused(comfy, file, lora):
+def test_a_difference_of_another_shape_is_refused(pack, file, lora):
     import comfy.sd
 
-    native = import_module(f"{comfy.__name__}.nodes.native.lora")
-    base = comfy.sd.load_diffusion_model(str(file))
+    native, base = pack("lora"), comfy.sd.load_diffusion_model(str(file))
     wrong = {"blocks.0.attn1.norm_q.weight": torch.ones(64)}
     with pytest.raises(ValueError, match=r"norm_q.weight. is .64,. in the LoRA, .128,. in the"):
         native.add_differences(base, wrong, 1.0, lambda path: path.replace("attn1", "self_attn"))
     with pytest.raises(ValueError, match="has no .diffusion_model.nowhere.bias"):
         native.add_differences(base, {"nowhere.bias": torch.ones(1)}, 1.0, str)
+    with pytest.raises(ValueError, match="never applies a difference of"):
+        native.add_differences(base, {"blocks.0.modulation": torch.ones(1)}, 1.0, str)
+
+
+def test_core_still_leaves_modulations_alone(pack, file, tmp_path):
+    """Why they are left out; if this fails, ComfyUI has learned it and they can be carried."""
+    import comfy.sd
+
+    base = comfy.sd.load_diffusion_model(str(file))
+    key = "diffusion_model.blocks.0.modulation"
+    x, text = torch.randn(1, 16, 2, 4, 4), torch.zeros(1, 8, 4096)
+    before, patched = predicted(base, x, text), base.clone()
+    assert patched.add_patches({key: ("diff", (torch.ones(1, 6, 128),))}) == [key]
+    assert torch.equal(predicted(patched, x, text), before)

@@ -68,7 +68,7 @@ def _initial_lora(path: Path, config: TrainConfig, model: VideoModel, log: Log) 
     ranks = sorted({pair.rank for pair in start.pairs.values()})
     log(f"Continues from {path} (rank {', '.join(map(str, ranks))}).")
     if not start.recorded:
-        log(f"It is {start.told}.")
+        log(f"It is {start.told}.{start.remark()}")
     if ranks[-1] > config.lora.rank:
         log(f"The LoRA keeps its rank {ranks[-1]} instead of `lora.rank`={config.lora.rank}.")
     return start

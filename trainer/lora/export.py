@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from .match import Model, fit_pairs
 from .metadata import with_hashes
 from .pairs import LoraError, LoraPair, check_pair, kohya_name, layers_of
 from .whole import check_difference
+
+if TYPE_CHECKING:
+    from ..families.record import LayerNames
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEEP = "keep"
@@ -109,14 +112,15 @@ def comfyui_tensors(
 
 
 def whole_tensors(
-    differences: Mapping[str, Tensor], name: Callable[[str], str] | None = None
+    differences: Mapping[str, Tensor],
+    layers: LayerNames,
+    name: Callable[[str], str] | None = None,
 ) -> dict[str, Tensor]:
     """Keys and tensors of whole differences by path of the weight: `.diff` of a layer's weight,
-    `.diff_b` of its bias. ``name`` is that of a layer in the file, ComfyUI's own if not given.
-    Raises LoraError for a weight that cannot be named so.
+    `.diff_b` of its bias. ``layers`` are those of the family, ``name`` is that of a layer in the
+    file, ComfyUI's own if not given. Raises LoraError for a weight that cannot be named so.
     """
     tensors: dict[str, Tensor] = {}
-    layers = layers_of(differences)
     for path, value in differences.items():
         layer, _, part = path.rpartition(".")
         bare = bool(layers.bare) and path.endswith(layers.bare)
@@ -183,7 +187,8 @@ def export_kohya(
         fit_pairs(pairs, model)
     stored = cast_pairs(pairs, dtype)
     whole = _cast_whole(differences or {}, dtype)
-    tensors = {**tensors_of(stored), **whole_tensors(whole, layer_name)}
+    layers = layers_of({**pairs, **whole})
+    tensors = {**tensors_of(stored), **whole_tensors(whole, layers, layer_name)}
     told = with_hashes(_joined(metadata, extra or {}), tensors)
 
     def check(written: Path) -> None:

@@ -101,13 +101,25 @@ def fit_few_step(
 @dataclass(frozen=True)
 class Start:
     """What a run starts from, by the module paths of its network: ``told`` says in words what the
-    file is. A file of others is not ``recorded``: it says nothing of how it was made.
+    file is, ``left_out`` names the weights whose differences ComfyUI would never apply. A file of
+    others is not ``recorded``: it says nothing of how it was made.
     """
 
     pairs: dict[str, LoraPair]
     told: str
     differences: dict[str, Tensor] = field(default_factory=dict)
     recorded: bool = True
+    left_out: tuple[str, ...] = ()
+
+    def remark(self) -> str:
+        """What is left out and why, as a sentence with a space before it; empty for nothing."""
+        if not self.left_out:
+            return ""
+        return (
+            f" Left out: {len(self.left_out)} differences (first: `{self.left_out[0]}`), because "
+            "ComfyUI never applies those of weights that belong to no layer, whatever LoRA has "
+            "them: it does not with this file by itself either."
+        )
 
     def ranks(self, least: int) -> dict[str, int]:
         """The rank of the adapter at each layer, ``least`` or more: of our own files and official
@@ -136,7 +148,10 @@ def fit_start(
     else:
         pairs = fit_pairs(found.pairs, network, metadata=found.metadata)
     fit_differences(found.differences, network)
-    return Start(pairs, describe_start(found), found.differences, not unrecorded)
+    bare = family.layers.bare
+    whole = {k: v for k, v in found.differences.items() if not (bare and k.endswith(bare))}
+    left = tuple(k for k, v in found.differences.items() if k not in whole and v.any())
+    return Start(pairs, describe_start(found), whole, not unrecorded, left)
 
 
 def describe_start(found: LoraFile) -> str:

@@ -158,7 +158,8 @@ def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
     ranks = {pair.rank for pair in start.pairs.values()}
     if not start.recorded and max(ranks) > config.lora.rank:
         text += f" It keeps its rank; `lora.rank`={config.lora.rank} is for smaller layers."
-    return [Finding(part, "ok", text)]
+    state = "note" if start.left_out else "ok"
+    return [Finding(part, state, text + start.remark())]
 
 
 def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -> Finding:
