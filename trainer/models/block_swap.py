@@ -181,7 +181,9 @@ def _weights(block: nn.Module, exact: Callable[[str], bool]) -> Iterator[Weight]
     begin = 0
     for path, module in block.named_modules():
         for name, value in module._parameters.items():
-            if value is None or value.requires_grad or exact(f"{path}.{name}"):
+            # Small ones stay on the card: whole differences change them in place (`lora.whole`).
+            small = value is None or value.ndim < 2
+            if small or value.requires_grad or exact(f"{path}.{name}"):
                 continue
             yield Weight(module, name, begin)
             begin += -(-value.numel() * value.element_size() // ALIGNMENT) * ALIGNMENT
