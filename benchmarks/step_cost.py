@@ -197,7 +197,7 @@ class SteppedAgain:
 def library_difference(variant: Variant) -> float:
     """Largest relative loss difference that reading the teacher's step from the library makes."""
     session = variant.distiller.session
-    guidance = torch.full((session.config.data.batch_size,), session.config.data.library_guidance)
+    guidance = torch.full((session.config.data.batch_size,), session.plan.library_guidance)
     rounds = [[replace(draws, guidance=guidance) for draws in part] for part in variant.rounds]
     stepping = replace(session, motions=SteppedAgain(session.motions))
     stored = replace(variant, rounds=rounds)

@@ -144,6 +144,7 @@ def test_saved_config_loads_equal_whatever_it_holds(tmp_path: Path) -> None:
         values["trajectory.guidance_min"] = 0.0
         values["data.frames"] = None
         values["optim.offload"] = False
+        values["hardware.blocks_to_swap"] = 0
         config = load_config(overrides=values)
         assert {name: values_of(config)[name] for name in values} == values
         save_config(config, file)

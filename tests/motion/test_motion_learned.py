@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.motion import build_representation, huber, representation_names
+from trainer.motion import REPRESENTATIONS, build_representation, huber, representation_names
 from trainer.motion.learned import HeadEma, LearnedRepresentation
 
 LEARNED = ("learned", "learned_deep")
@@ -209,3 +209,17 @@ def test_to_moves_both_heads():
     representation = build_representation("learned", 4).to("meta")
     assert {v.device.type for v in representation.state_dict().values()} == {"meta"}
     assert build_representation("diff", 4).to("meta").name == "diff"
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_latents_of_another_kind_are_not_compared_with_the_rest(name):
+    """The first latent of a causal autoencoder holds one frame, the others four."""
+    alike = build_representation(name, 4, lead=1)
+    x = clip()
+    other = x.clone()
+    other[:, :, 0] += 3.0
+    compared = x if name == "raw" else x[:, :, 1:]
+    assert torch.equal(alike.student(x), alike.student(other)) == (name != "raw")
+    assert torch.equal(alike.target(x), REPRESENTATIONS[name](compared))
+    if name != "raw":
+        assert torch.equal(alike.student(x[:, :, :2]), x[:, :, 1:2]), "one by itself is compared"

@@ -167,7 +167,11 @@ def convert(options: argparse.Namespace) -> int:
     --motion-module also a merged motion module).
     """
     from ..lora.convert import convert
+    from ..lora.inspect import inspect_base
 
+    base = inspect_base(options.source)
+    if base is not None:
+        raise ValueError(f"'{options.source}' is no LoRA:\n{base.text()}")
     done = convert(
         options.source,
         options.out,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .options import add_device_argument, add_model_arguments, device_from, model_from
 
 if TYPE_CHECKING:
+    from ..families import VideoModel
     from ..lora.formats import LoraFile
 
 SIZE = ("frames", "height", "width")
@@ -34,9 +35,11 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
         help="CFG scale (with a LoRA: what it recommends; else 3.0, for Wan 5.0)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (0)")
-    parser.add_argument("--frames", type=int, help="frames (the model's own)")
-    parser.add_argument("--height", type=int, help="pixels (the model's own)")
-    parser.add_argument("--width", type=int, help="pixels (the model's own)")
+    parser.add_argument(
+        "--frames", type=int, help="frames (as the LoRA recommends, else the model's own)"
+    )
+    parser.add_argument("--height", type=int, help="pixels (likewise)")
+    parser.add_argument("--width", type=int, help="pixels (likewise)")
     parser.add_argument("--scale", type=int, help="enlarge the clip by this whole number")
     add_device_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
@@ -73,7 +76,7 @@ def sample(options: argparse.Namespace) -> int:
     _check_numbers(options)
     model = model_from(options)
     found = None if options.lora is None else fit_student(model, options.lora)
-    size = tuple(getattr(options, side) or getattr(model, side) for side in SIZE)
+    size = _size(options, model, found)
     model.latent_shape(*size)  # a size that it cannot make is said before anything is loaded
     model.to(device_from(options))
     if found is not None:
@@ -91,8 +94,20 @@ def sample(options: argparse.Namespace) -> int:
     scale = options.scale or max(1, 256 // size[2])
     write_clip(to_frames(clips[0]), options.out, model.fps, scale=scale)
     steps, guidance = sampling["steps"], sampling["guidance_scale"]
-    print(f"Wrote {options.out} ({size[0]} frames, {steps} steps, CFG {guidance:g}).")
+    frames, height, width = size
+    about = f"{frames} frames of {width} x {height} px, {steps} steps, CFG {guidance:g}"
+    print(f"Wrote {options.out} ({about}).")
     return 0
+
+
+def _size(options: argparse.Namespace, model: VideoModel, found: LoraFile | None) -> Any:
+    """Frames, height and width: as asked for, else as the LoRA recommends, else the model's own."""
+    from ..lora.recommended import read_recommended
+
+    told = None if found is None else read_recommended(found.metadata, found.path.name)
+    return tuple(
+        getattr(options, side) or getattr(told, side, None) or getattr(model, side) for side in SIZE
+    )
 
 
 def _sampling(

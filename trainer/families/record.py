@@ -144,12 +144,14 @@ class Graph:
 @dataclass(frozen=True)
 class Offer:
     """What to do for a companion: ``downloads`` to fetch by hand, and ``fits``, which tells one by
-    its path, of the files in ``folders`` of ComfyUI's ``models``.
+    its path, of the files in ``folders`` of ComfyUI's ``models``. ``without`` says what a training
+    is like without one, where it can do without.
     """
 
     downloads: tuple[Download, ...]
     folders: tuple[str, ...]
     fits: Callable[[Path], bool]
+    without: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,13 @@ def _is_own_vae(path: Path) -> bool:
 OFFERS = {
     "text_encoder": Offer(TEXT_ENCODERS, ("text_encoders", "clip"), is_umt5),
     "vae": Offer(WAN_VAES, ("vae",), _is_own_vae),
-    "tiny_vae": Offer(TINY_VAES, ("vae_approx", "vae"), is_tiny_vae),
+    "tiny_vae": Offer(
+        TINY_VAES,
+        ("vae_approx", "vae"),
+        is_tiny_vae,
+        without="none; the exact VAE decodes while training. A step of 1.3B at 33 frames of "
+        "480 x 272 px then takes about 17 GiB of graphics memory instead of 5, and more time.",
+    ),
 }
 
 

@@ -153,6 +153,7 @@ def inspect_base(path: Path) -> BaseReport | None:
     elif path.is_file():
         header = _header(path)
         families = [family for family in FAMILIES if family.shelf.holds(path, header)]
+        families += [f for f in FAMILIES if f.describe is not None and f.matches(path)]
     else:
         return None
     with shapes_only():
@@ -178,7 +179,7 @@ def _network(path: Path, family: Family) -> BaseReport:
             network = family.load(path, torch.float32, Companions()).network
             rows.append(("size", describe_base(_widths(network))))
     except ModelError as error:
-        return BaseReport((*rows, ("incomplete", str(error))))
+        return BaseReport((*rows, ("cannot be used", str(error))))
     trained = lora_targets(network)
     rows += [("modules", f"{len(trained)} of {len(base_modules(network))} are trained")]
     rows += [("which, and why", family.layers.trained), ("licence", family.licence)]

@@ -116,7 +116,9 @@ def _modelspec(card: LoraCard) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": card.title,
         "modelspec.description": card.description,
-        "modelspec.prediction_type": "v" if card.prediction_type == VELOCITY else EPSILON,
+        "modelspec.prediction_type": {EPSILON: EPSILON, VELOCITY: "v"}.get(
+            card.prediction_type, ""
+        ),
         "modelspec.resolution": f"{card.width}x{card.height}",
         "modelspec.date": card.date,
         "modelspec.author": card.author,

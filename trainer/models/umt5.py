@@ -181,7 +181,7 @@ def config_of(weights: Mapping[str, Tensor], source: Path) -> Any:
         hidden = weights["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
     except KeyError as error:
         raise ModelError(
-            f"'{source}' is no complete UMT5 encoder: {error} is missing. {WANTED}"
+            f"'{source}' is not a UMT5 encoder, or not all of one: {error} is missing. {WANTED}"
         ) from error
     layers = {name.split(".")[2] for name in weights if name.startswith("encoder.block.")}
     return UMT5Config(

@@ -107,7 +107,8 @@ def of_one_kind(latents: Tensor, lead: int) -> Tensor:
 
     The first ``lead`` hold fewer, and would differ from the next one also where nothing moves.
     """
-    return latents[:, :, lead:]
+    # Not even a view of the whole: it would change the order in which gradients are added up.
+    return latents[:, :, lead:] if lead else latents
 
 
 REPRESENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {

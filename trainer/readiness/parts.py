@@ -106,7 +106,18 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
         said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
     own = ", ".join(model.companions.values()) or "the base model's own"
     said.append(Finding("Text encoder and VAE", "ok", f"{model.text.width} wide; {own}."))
-    return said + _start_lora(config, model), model
+    return said + _left_out(model, disk) + _start_lora(config, model), model
+
+
+def _left_out(model: VideoModel, disk: Disk) -> list[Finding]:
+    """Companions that the model can do without, but better has."""
+    return [
+        Finding(
+            TITLES[setting], "note", offer.without, setting, offer.downloads, disk.fitting(offer)
+        )
+        for setting, offer in model.family.offers.items()
+        if offer.without and setting not in model.companions
+    ]
 
 
 def missing(
