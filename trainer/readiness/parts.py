@@ -158,8 +158,7 @@ def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
     ranks = {pair.rank for pair in start.pairs.values()}
     if not start.recorded and max(ranks) > config.lora.rank:
         text += f" It keeps its rank; `lora.rank`={config.lora.rank} is for smaller layers."
-    state = "note" if start.left_out else "ok"
-    return [Finding(part, state, text + start.remark())]
+    return [Finding(part, "note" if start.left_out else "ok", text + start.remark())]
 
 
 def feature_finding(config: TrainConfig, model: VideoModel | None, disk: Disk) -> Finding:

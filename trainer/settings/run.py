@@ -95,8 +95,8 @@ class TrainConfig(Part):
         min_length=1,
         description="LoRA to start from. auto: the base model's own few-step LoRA "
         "(warm_start.safetensors in its folder) if its rank matches, which saves training time. "
-        "none: start from zero. Or the path of a LoRA from this trainer, an official MCM folder, or, "
-        "for Wan, a step LoRA of others, of any rank; a rank above `lora.rank` is kept.",
+        "none: start from zero. Or the path of a LoRA from this trainer, an official MCM folder "
+        "or, for Wan, a step LoRA of others, of any rank; a rank above `lora.rank` is kept.",
     )
     preset: Literal["recipe", "paper", "lcm"] = Field(
         default="recipe",
