@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -23,6 +24,25 @@ LONG = 5000
 def wait_for(page, condition):
     """Let the page live until ``condition()`` holds."""
     wait_until(condition, "what the page was asked for", pause=lambda _: page.wait_for_timeout(100))
+
+
+@contextmanager
+def answer_held(page, text):
+    """Hold back what the page asks with ``text`` in it, until the end of the block."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if text in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/queue/join*", hold)
+    yield
+    wait_for(page, lambda: held)
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join*")
 
 
 def test_from_a_fresh_start_to_a_lora_in_comfyui_by_clicking(trainer, chromium, tmp_path):
@@ -226,27 +246,27 @@ def test_a_folder_that_cannot_be_used_says_why(trainer, chromium):
         str(trainer.pictures / ".." / "runs"): "outside the folders",
     }
     with opened(chromium, trainer.url) as page:
+        box = page.locator("#field-images input, #field-images textarea")
         for folder, reason in cases.items():
-            page.locator("#field-images input, #field-images textarea").fill(folder)
+            box.fill(folder)
             page.locator("#check-folder").click()
             page.locator(".notice.bad", has_text=reason).wait_for()
-        held: list[Route] = []
-
-        def hold(route: Route) -> None:
-            if "/etc" in (route.request.post_data or ""):
-                held.append(route)
-            else:
-                route.continue_()
-
-        page.route("**/queue/join*", hold)
-        box = page.locator("#field-images input, #field-images textarea")
-        box.fill("/etc")
+        # What comes while a folder is being read counts: a folder picked, and a second click.
+        with answer_held(page, "/etc"):
+            box.fill("/etc")
+            page.locator("#check-folder").click()
+            page.locator("#known-folders input").click()
+            page.get_by_role("option", name="example: poster").click()
+            wait_for(page, lambda: box.input_value() != "/etc")
+        page.get_by_text("96 images used").wait_for()
+        box.fill(str(trainer.pictures / "missing"))
         page.locator("#check-folder").click()
-        wait_for(page, lambda: len(held) == 1)
-        good = str(trainer.pictures / "poster")  # the page keeps it, for the tests that follow
-        box.fill(good)
-        page.locator("#check-folder").click()  # before the answer to the first click
-        held[0].continue_()
+        page.locator(".notice.bad", has_text="does not exist").wait_for()
+        with answer_held(page, "/etc"):
+            box.fill("/etc")
+            page.locator("#check-folder").click()
+            box.fill(str(trainer.pictures / "poster"))  # kept for the tests that follow
+            page.locator("#check-folder").click()
         page.get_by_text("images used").wait_for()
 
 

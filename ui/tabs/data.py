@@ -35,6 +35,11 @@ SURE = """(...given) => {
   return given;
 }"""
 
+PRESS_CHECK = "() => { document.querySelector('#check-folder').click(); }"
+"""All ways to another folder go through one event: the folder given last is the one that is shown,
+whatever is given while another one is being read.
+"""
+
 
 class DataTab:
     """Components of the tab and what their buttons do."""
@@ -156,15 +161,15 @@ class DataTab:
         told = [self.summary, self.view, self.report_page, self.report]
         self.options = [*(form[name] for name in SCANNED), self.captions.unsaved]
         self.outputs = [self.scan, *told, *self.captions.shown]
-        look: dict[str, Any] = {
-            "fn": self.look, "inputs": self.options, "outputs": self.outputs, **SHOWN,
-        }  # fmt: skip
         images = self.fields["images"]
-        for ask in (self.check.click, images.submit):
-            ask(**look, trigger_mode="always_last")  # a folder given while one is being read counts
+        gr.on(
+            [self.check.click, images.submit],
+            self.look, self.options, self.outputs, trigger_mode="always_last", **SHOWN,
+        )  # fmt: skip
+        ask: dict[str, Any] = {"fn": None, "js": PRESS_CHECK, **QUIET}
         picked = self.folders.input(lambda name: name or gr.skip(), self.folders, images, **QUIET)
-        picked.then(**look)
-        self._wire_sets(look)
+        picked.then(**ask)
+        self._wire_sets(ask)
         again = [self.scan, *self.options, self.captions.chosen]
         for part in (self.fields["trigger"], self.fields["prompt_template"]):
             for happening in (part.submit, part.blur):
@@ -180,20 +185,20 @@ class DataTab:
             reporting(self._autocaption), [images, self.captioner], None, **QUIET
         )
 
-    def _wire_sets(self, look: dict[str, Any]) -> None:
+    def _wire_sets(self, ask: dict[str, Any]) -> None:
         images = self.fields["images"]
         sets = [images, self.folders, self.arrived]
         uploaded = self.upload.upload(
             reporting(self._upload), [self.upload, self.into, images], sets, **SHOWN
         )
-        uploaded.success(**look)
+        uploaded.success(**ask)
         uploaded.then(lambda: None, None, self.upload, **QUIET)
         copied = self.copy.click(reporting(self._copy), images, sets, **SHOWN)
-        copied.success(**look)
+        copied.success(**ask)
         deleted = self.delete.click(
             reporting(self._delete), [images, self.sure], sets, js=SURE, **ASKED
         )
-        deleted.success(**look)
+        deleted.success(**ask)
 
     def look(self, images: str, *given: Any) -> list[Any]:
         """Scan the folder; for a folder that cannot be used, show a message instead of pictures."""
