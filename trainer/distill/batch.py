@@ -75,8 +75,9 @@ class StyleBatch:
     ``frames`` (B, K); ``text`` (N, D) and ``captions`` of the student's frames; ``pixels``
     (N, 3, H, W) of real frames with ``real_text`` (N, D), their ``wrong_text`` (N, D) and ``mask``
     (N,) where it counts; ``wanted`` maps of the frames that content is compared with, where they
-    are known; ``r1_weight`` of this step; ``read`` (N, D) what a CLIP makes of the captions. ``place`` (2,) of the
-    part of the student's frames that is decoded; None for whole frames. ``pixels`` are such a part.
+    are known; ``r1_weight`` of this step; ``read`` (N, D) what a CLIP makes of the captions.
+    ``place`` (2,) of the part of the student's frames that is decoded; None for whole frames.
+    ``pixels`` are such a part.
     """
 
     frames: Tensor

@@ -86,12 +86,12 @@ class CausalCodec:
         """As `VideoCodec.decode_frames`, each frame of a window of latents. Nothing asks the device
         for a value: window and part are as large for every frame.
         """
-        kept = []
-        for axis in (3, 4) if place is not None else ():
-            latents, inside = self._part(latents, axis, place[axis - 3])
-            kept.append((axis - 1, inside))
+        if place is None:
+            return self._frames(latents, frames)
+        latents, rows = self._part(latents, 3, place[0])
+        latents, columns = self._part(latents, 4, place[1])
         pixels = self._frames(latents, frames)
-        for axis, inside in kept:
+        for axis, inside in ((2, rows), (3, columns)):
             pixels = pixels if inside is None else pixels.index_select(axis, inside)
         return pixels
 
