@@ -212,7 +212,8 @@ def _made_style(parts: StepParts, size: tuple[int, int]) -> StyleBatch:
     count = data.batch_size * data.frames_per_clip
     text = torch.randn(count, parts.model.text.width, device=device)
     draws = draw_augment(options.augment, count, torch.Generator().manual_seed(0))
-    pixels = torch.rand(count, 3, *size, device=device) * 2 - 1
+    part = parts.decoder.part(*size)
+    pixels = torch.rand(count, 3, *part, device=device) * 2 - 1
     return StyleBatch(
         frames=torch.arange(data.frames_per_clip).repeat(data.batch_size, 1),
         text=text,
@@ -223,8 +224,9 @@ def _made_style(parts: StepParts, size: tuple[int, int]) -> StyleBatch:
         mask=torch.ones(count) if options.mismatched_captions else None,
         augment_fake=draws,
         augment_real=draws,
-        wanted=_made_maps(parts, pixels) if parts.config.aims_at_ends else None,
+        wanted=_made_maps(parts, pixels) if parts.config.aims_at_ends and part == size else None,
         r1_weight=options.r1_weight,
+        place=None if part == size else torch.zeros(2, device=device),
         read=None if parts.reader is None else parts.reader.targets([""] * count),
     )
 

@@ -60,8 +60,9 @@ def build_session(
         log(caption_loss(parts.features, parts.reader))
     optimizer, judging = build_optimizers(config, parts)
     compared = config.aims_at_ends and config.recipe.adversarial.content_weight
+    whole = parts.decoder.part(*sources.size[1:]) == sources.size[1:]
     ends = None
-    if compared and parts.features is not None:
+    if compared and whole and parts.features is not None:
         ends = EndMaps(motions.clean, sources.frames, parts.decoder, parts.features, device)
     return Session(
         accelerator=accelerator,
