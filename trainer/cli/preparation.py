@@ -102,6 +102,9 @@ def _estimate(options: argparse.Namespace) -> int:
     config = config_from(options, **({"model": options.family} if options.family else {}))
     found = estimate(config, model)
     print(found.text())
+    for offer in (model.family.offers if model else {}).values():
+        if offer.without:
+            print(f"This is with {offer.files}. {offer.without}")
     if gigabytes is None:
         fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
         size = f"Fits a card with {fitting[0]}" if fitting else f"Does not fit one with {CARDS[-1]}"
@@ -135,6 +138,8 @@ def models(options: argparse.Namespace) -> int:
     for found in find_models(comfyui_folder(pack, options.comfyui), options.folder):
         state = "ready" if found.ready else f"missing: {', '.join(found.missing)}"
         print(f"{found.name}  [{found.licence}]  {state}\n    {found.model}")
+        for text in found.better_with:
+            print(f"    {text}")
     return 0
 
 
