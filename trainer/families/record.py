@@ -166,8 +166,8 @@ class Shelf:
 
     ``directory`` is that of ComfyUI's ``models`` for single files, empty where a model is always a
     folder; ``holds`` tells one by its path and safetensors header (empty where it has none);
-    ``lacks`` names the parts that a folder lacks, ``does_without`` the companions that are not there
-    and that it can do without, by setting. ``takes_motion``: an image model, which takes a
+    ``lacks`` names the parts that a folder lacks, ``does_without`` the settings of companions that
+    are not there and that it can do without. ``takes_motion``: an image model, which takes a
     motion module beside it.
     """
 
