@@ -263,8 +263,8 @@ CARDS_14B = (
     CardPreset(8, 17, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
     CardPreset(12, 33, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
     CardPreset(16, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight", swapped=40),
-    CardPreset(24, 33, 272, 480, 64, batch=1, accumulation=4, memory="tight", swapped=30),
-    CardPreset(48, 49, 272, 480, 64, batch=1, accumulation=4, swapped=10),
+    CardPreset(24, 49, 272, 480, 64, batch=1, accumulation=4, memory="tight", swapped=30),
+    CardPreset(48, 49, 480, 832, 64, batch=1, accumulation=4, swapped=20),
 )
 """With blocks in main memory so that a bf16 file fits too; fp8 takes half of it."""
 
