@@ -25,6 +25,8 @@ NEXT = {
     SAVING: "the LoRA file",
 }
 """What a run waits for -> what comes after it, for people."""
+UNITS = dict.fromkeys((FIRST_PREVIEW, PREVIEW, SAVING), "sets of clips")
+"""What is counted, where it is not clips: a set for each number of sampling steps."""
 STATE_SECONDS = 1.0
 
 
@@ -62,7 +64,7 @@ class Waits:
     def _begin(self, what: str, done: int, total: int) -> None:
         self.over()
         self._what, self._written = what, 0.0
-        count = f", {total - done} to go" if total else ""
+        count = f", {total - done} {UNITS.get(what, 'clips')} to go" if total else ""
         self._log(f"{what.capitalize()}{count}. Next: {NEXT.get(what, 'training')}.")
         if total:
             self._bar = Progress(total, what, done, unit="clip", log=self._log)
