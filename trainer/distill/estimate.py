@@ -89,7 +89,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     count = sum(parameter.numel() for parameter in trained)
     judge = list(parts.discriminator.parameters()) if parts.discriminator else []
     weights = [model.network, parts.decoder.vae, parts.features, parts.reader]
-    idle = [model.text.loaded, model.codec.vae]
+    idle = [model.text.loaded, model.codec.vae, model.codec.quick.vae]
     if on_cpu or not config.hardware.offload_idle:
         weights, idle = weights + idle, []
     adapter = storage_bytes(parts.parameters, META)
