@@ -27,7 +27,6 @@ from .sources import (
     Progress,
     Stored,
     add_adapter,
-    encode_prompts,
     load_motions,
     open_sources,
     real_frames,
@@ -62,8 +61,7 @@ def build_session(
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
     device = accelerator.device
-    sources = open_sources(config, device, log, progress, lists)
-    encode_prompts(config, sources, device, log)
+    sources = open_sources(config, device, log, progress, lists, encode=True)
     student = build_student(config, sources.model, device, log, stored)
     motions, prompts = load_motions(config, student, sources, accelerator, log, progress, lists)
     parts = build_parts(config, student, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,19 +19,20 @@ from ..data.images import ImageSet, scan_images
 from ..data.prompts import Prompt, PromptSet, build_prompts
 from ..data.records import MediaFolder
 from ..data.videos import VideoSet, scan_videos
-from ..families import VideoModel, load_model
+from ..families import VideoModel, family_of, load_model, resolve_model
 from ..families.codec import VideoCodec
 from ..files import atomic_write
 from ..lora.adapter import add_lora, start_from
 from ..lora.few_step import Start, fit_start
 from ..lora.formats import read_lora
 from ..lora.whole import add_whole
+from ..models.weights import shapes_only
 from ..motion.sources import EncodedVideos, MotionSource
 from ..runs.checkpoints import load_checkpoint
 from ..words import span
 from .library import Log, Progress, fetch_library
 from .student import Student, base_dtype
-from .waits import IMAGES, MODEL, VIDEOS
+from .waits import IMAGES, MODEL, TEXTS, VIDEOS, WEIGHTS
 
 Stored = Mapping[str, Mapping[str, Tensor]]
 WHOLE = "whole"
@@ -131,17 +133,17 @@ def open_sources(
     log: Log,
     progress: Progress,
     lists: Path | None = None,
+    *,
+    encode: bool = False,
 ) -> Sources:
-    """Read model, images and prompts; every image is listed in a file in ``lists``. Raises
-    ModelError, DataError, PromptError or ValueError.
+    """Read model, images and prompts; every image is listed in a file in ``lists``. With
+    ``encode``, the states of all prompts and captions are kept in the cache, where the family wants
+    that before its network is read. Raises ModelError, DataError, PromptError or ValueError.
     """
     progress(MODEL, 0, 0)
-    model = load_model(
-        config.model,
-        base_dtype(config.hardware.precision, device),
-        **config.companions,
-    )
-    model.text_store = ContentCache(config.data.cache)
+    early = encode and family_of(resolve_model(config.model)).texts_first
+    with shapes_only() if early else nullcontext():
+        model = _read(config, device)
     log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     frames = config.data.frames or model.frames
     height, width = config.data.height or model.height, config.data.width or model.width
@@ -155,16 +157,27 @@ def open_sources(
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     fps = config.data.fps or model.fps
-    return Sources(model, images, prompts, shape, frames, height, width, fps)
+    sources = Sources(model, images, prompts, shape, frames, height, width, fps)
+    if not early:
+        return sources
+    progress(TEXTS, 0, 0)
+    _encode_prompts(config, sources, device, log)
+    progress(WEIGHTS, 0, 0)
+    return replace(sources, model=_read(config, device))
 
 
-def encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, log: Log) -> None:
-    """Encode all that a run says, while ``device`` has no network yet, where the text encoder is
-    too large to lie beside it; states are kept in the cache, for every later run.
+def _read(config: TrainConfig, device: torch.device) -> VideoModel:
+    dtype = base_dtype(config.hardware.precision, device)
+    model = load_model(config.model, dtype, **config.companions)
+    model.text_store = ContentCache(config.data.cache)
+    return model
+
+
+def _encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, log: Log) -> None:
+    """Keep the states of all that a run says in the cache, while neither main memory nor ``device``
+    has the network: the text encoder is too large to lie beside it.
     """
     model, prompts = sources.model, sources.prompts
-    if not model.text.fingerprint:
-        return
     texts = ["", model.negative, *config.preview.prompts]
     for prompt in prompts.prompts:
         texts += [prompt.text, prompt.frame, prompt.teacher]

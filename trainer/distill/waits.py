@@ -14,10 +14,13 @@ from ..runs.progress import Progress
 from .library import STAGE as LIBRARY
 
 MODEL, IMAGES, VIDEOS = "reading the base model", "reading the style images", "encoding videos"
+TEXTS, WEIGHTS = "encoding the prompts", "reading the base model's weights"
 FIRST_PREVIEW, PREVIEW, SAVING = "first preview", "preview", "saving the run"
 NEXT = {
     MODEL: "the style images",
     IMAGES: "the teacher's example clips, the trajectory library",
+    TEXTS: "the base model's weights",
+    WEIGHTS: "the teacher's example clips, the trajectory library",
     LIBRARY: "the first preview, then training",
     VIDEOS: "the first preview, then training",
     FIRST_PREVIEW: "training",

@@ -312,6 +312,7 @@ FAMILY = Family(
     skeleton=skeleton,
     counter=counter,
     teaching=TEACHING,
+    texts_first=True,
     takes=tuple(OFFERS),
     offers=OFFERS,
     exact=is_exact,
