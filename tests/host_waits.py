@@ -26,6 +26,8 @@ WITHOUT_IMAGES = {
 }
 BESIDE_STEPS = {
     **IN_A_STEP,
+    "trainer/families/text.py:encode": "UMT5 asks whether its mask is whole; texts are read once",
+    "trainer/families/base.py:_reading": "the network makes room for a large text encoder",
     "trainer/distill/student.py:roll_out": "the library is kept in main memory",
     "trainer/distill/sources.py:_videos": "encoded videos are kept in main memory",
     "trainer/adversarial/losses.py:norms": "a checkpoint has no norms before the first finite one",
