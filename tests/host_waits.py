@@ -40,6 +40,11 @@ BESIDE_STEPS = {
     "trainer/lora/pairs.py:check_pair": "an export holds finite numbers only",
     "trainer/lora/export.py:cast_pairs": "export",
 }
+READING_TEXT = {
+    "trainer/families/base.py:_reading": "the network makes room for a large text encoder, once",
+    "trainer/models/block_swap.py:moved": "what of its blocks is on the card does too",
+    "trainer/families/text.py:encode": "how many tokens prompts have, once",
+}
 MEASURING = {
     "trainer/evaluate/networks.py:_in_batches": "features are compared by the host",
     "trainer/evaluate/published.py:similarity": "CLIPSIM is a number of the host",
