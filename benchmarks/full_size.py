@@ -3,10 +3,12 @@
     python benchmarks/full_size.py --json benchmarks/results/full_size.json [--comfyui PATH]
 
 Writes stand-ins for the published files (their shapes, key names and formats, random weights in
-fp16), reads them as a user's files are read, and predicts noise for one clip of 16 frames in bf16:
-256 px for ModelScopeT2V, 512 px for AnimateDiff. The trainer's and the nodes' predictions are
-compared. Needs 16 GiB of memory, 6 GiB of disk and some minutes, but no graphics card. Each path
-runs in a process of its own. Without ``--comfyui`` only the trainer's path is run.
+fp16), reads them as a user's files are read, and predicts noise for one clip in bf16: 16 frames of
+256 px for ModelScopeT2V, of 512 px for AnimateDiff; for Wan 2.1 1.3B in fp32 9 frames of 256 x 144
+px, with random states of text. The trainer's and the nodes' predictions are compared; for Wan the
+nodes are ComfyUI's own. Needs 16 GiB of memory, 6 GiB of disk and some minutes, but no graphics
+card. Each path runs in a process of its own. Without ``--comfyui`` only the trainer's path is run.
+Rows of OUT stay unless they are measured again.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import full_size_wan
 import psutil
 import repository
 import torch
 
 ROOT = repository.ROOT
-SIDES = {"modelscope": 256, "animatediff": 512}
-FRAMES, TOKENS, TIMESTEP = 16, 77, 499
+SIZES = {"modelscope": (16, 256, 256), "animatediff": (16, 512, 512), "wan": (9, 144, 256)}
+"""Frames, height and width of a clip in pixels, by family."""
+TOKENS, TIMESTEP = 77, 499
 CHECKPOINT, MOTION = "sd15.safetensors", "mm_sd_v15_v2.safetensors"
 GIB = 1 << 30
 
@@ -42,7 +46,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         rows = [row for family in options.family for row in measure(family, Path(folder), options)]
-    found = {"rows": rows, "machine": machine(), "date": datetime.date.today().isoformat()}
+    found = {"rows": kept(options) + rows}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
@@ -55,11 +59,19 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--json", type=Path, metavar="OUT", default=Path("full_size.json"), help="file to write")
     add("--comfyui", type=Path, help="folder of ComfyUI's main.py, for the nodes' path")
-    add("--family", nargs="+", choices=tuple(SIDES), default=list(SIDES))
-    add("--side", type=int, help="clip side in pixels, in place of the family's own")
+    add("--family", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    add("--side", type=int, help="side of a square clip in pixels, in place of the family's own")
     add("--part", choices=("write", "trainer", "nodes"), help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of other families that an earlier call left in OUT."""
+    if not options.json.is_file():
+        return []
+    rows = json.loads(options.json.read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["family"] not in options.family]
 
 
 def measure(family: str, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -68,9 +80,11 @@ def measure(family: str, folder: Path, options: argparse.Namespace) -> list[dict
     place.mkdir()
     in_own_process("write", family, place, options)
     rows = []
-    for part in ("trainer", "nodes") if options.comfyui else ("trainer",):
+    where = {"machine": machine(), "date": datetime.date.today().isoformat()}
+    for part in PARTS_RUN if options.comfyui else PARTS_RUN[:1]:
         report = in_own_process(part, family, place, options)
-        rows.append({"family": family, "path": part, "side": side_of(family, options), **report})
+        row = {"family": family, "path": part, "clip": size_of(family, options.side)}
+        rows.append(row | report | where)
         print(rows[-1], flush=True)
     if options.comfyui:
         ours, theirs = (torch.load(place / f"{part}.pt", weights_only=True) for part in PARTS_RUN)
@@ -81,8 +95,10 @@ def measure(family: str, folder: Path, options: argparse.Namespace) -> list[dict
 PARTS_RUN = ("trainer", "nodes")
 
 
-def side_of(family: str, options: argparse.Namespace) -> int:
-    return options.side or SIDES[family]
+def size_of(family: str, side: int | None) -> tuple[int, int, int]:
+    """Frames, height and width of the clip."""
+    frames, height, width = SIZES[family]
+    return frames, side or height, side or width
 
 
 def in_own_process(
@@ -90,7 +106,8 @@ def in_own_process(
 ) -> dict[str, Any]:
     """What ``part`` reports; its peak memory is its process's own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--family", family]
-    command += ["--folder", str(place), "--side", str(side_of(family, options))]
+    command += ["--folder", str(place)]
+    command += ["--side", str(options.side)] if options.side else []
     command += ["--comfyui", str(options.comfyui.resolve())] if options.comfyui else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -103,10 +120,7 @@ def write(options: argparse.Namespace) -> None:
     family, folder = options.family[0], options.folder
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
-    if family == "modelscope":
-        write_modelscope(folder)
-    else:
-        write_animatediff(folder)
+    WRITERS[family](folder)
     report(written_gib=sum(f.stat().st_size for f in folder.rglob("*")) / GIB)
 
 
@@ -142,11 +156,21 @@ def write_animatediff(folder: Path) -> None:
     save_file(original_motion(adapter), folder / MOTION)
 
 
+WRITERS = {
+    "modelscope": write_modelscope,
+    "animatediff": write_animatediff,
+    "wan": full_size_wan.write,
+}
+
+
 def trainer(options: argparse.Namespace) -> None:
     """The path of a training run: `load_model` and `VideoModel.predict`."""
     from trainer.families import load_model
 
     family, folder = options.family[0], options.folder
+    if family == "wan":
+        finish(folder / "trainer.pt", *full_size_wan.trainer(folder, size_of(family, options.side)))
+        return
     begun = time.perf_counter()
     if family == "modelscope":
         model = load_model(str(folder), torch.bfloat16)
@@ -155,16 +179,19 @@ def trainer(options: argparse.Namespace) -> None:
         model = load_model(path, torch.bfloat16, motion_module=folder / MOTION)
     model.to("cpu", torch.bfloat16)
     loaded = time.perf_counter()
-    latents, text = inputs(options.side, model.text.width)
+    latents, text = inputs(size_of(family, options.side), model.text.width)
     with torch.inference_mode():
         eps = model.predict(latents, torch.tensor([TIMESTEP]), text.bfloat16())
-    finish(eps, folder / "trainer.pt", begun, loaded)
+    finish(folder / "trainer.pt", eps, begun, loaded)
 
 
 def nodes(options: argparse.Namespace) -> None:
     """The path of a ComfyUI graph: the loaders behind the nodes, and the model's own forward."""
     family, folder = options.family[0], options.folder
     pack = import_pack(options.comfyui)
+    if family == "wan":
+        finish(folder / "nodes.pt", *full_size_wan.nodes(folder, size_of(family, options.side)))
+        return
     begun = time.perf_counter()
     with torch.inference_mode():
         if family == "modelscope":
@@ -174,14 +201,14 @@ def nodes(options: argparse.Namespace) -> None:
         else:
             patcher, width = animatediff_model(pack, folder), 768
         loaded = time.perf_counter()
-        latents, text = inputs(options.side, width)
+        latents, text = inputs(size_of(family, options.side), width)
         rows = latents[0].transpose(0, 1).contiguous()
-        context = text.expand(FRAMES, -1, -1)
-        timesteps = torch.full((FRAMES,), float(TIMESTEP))
+        context = text.expand(len(rows), -1, -1)
+        timesteps = torch.full((len(rows),), float(TIMESTEP))
         eps = patcher.model.diffusion_model(
             rows.bfloat16(), timesteps, context=context.bfloat16(), transformer_options={}
         )
-    finish(eps.float().transpose(0, 1)[None], folder / "nodes.pt", begun, loaded)
+    finish(folder / "nodes.pt", eps.float().transpose(0, 1)[None], begun, loaded)
 
 
 def animatediff_model(pack: str, folder: Path) -> Any:
@@ -217,14 +244,15 @@ def import_pack(comfyui: Path) -> str:
     return name
 
 
-def inputs(side: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same noisy latents (1, 4, 16, h, w) and text (1, 77, D) for both paths."""
+def inputs(size: tuple[int, int, int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same noisy latents (1, 4, f, h, w) and text (1, 77, D) for both paths."""
+    frames, *sides = size
     generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(1, 4, FRAMES, side // 8, side // 8, generator=generator)
+    latents = torch.randn(1, 4, frames, sides[0] // 8, sides[1] // 8, generator=generator)
     return latents, torch.randn(1, TOKENS, width, generator=generator)
 
 
-def finish(eps: torch.Tensor, file: Path, begun: float, loaded: float) -> None:
+def finish(file: Path, eps: torch.Tensor, begun: float, loaded: float) -> None:
     assert bool(eps.isfinite().all()), "the prediction is not finite"
     seconds = time.perf_counter() - loaded
     torch.save(eps.float().clone(), file)
@@ -268,8 +296,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         difference = row.get("relative_difference")
         shown = "" if difference is None else f"{difference:.1e}"
+        frames, height, width = row["clip"]
         lines.append(
-            f"| {row['family']} | {FRAMES} x {row['side']} px | {row['path']} | "
+            f"| {row['family']} | {frames} x {width} x {height} px | {row['path']} | "
             f"{row['load_seconds']:.1f} | {row['forward_seconds']:.1f} | {row['peak_gib']:.1f} | "
             f"{shown} |"
         )

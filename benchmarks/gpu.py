@@ -2,14 +2,16 @@
 
     python benchmarks/gpu.py --json benchmarks/results/gpu.json      on an NVIDIA card
     python benchmarks/gpu.py --tiny --json gpu.json                  the same code, small, anywhere
+    python benchmarks/gpu.py --family wan --whole-run                a run from images to its LoRA
 
-For both families: seconds and memory of a training step of the recipe (batch 1, LoRA rank 64, all
+For each family: seconds and memory of a training step of the recipe (batch 1, LoRA rank 64, all
 losses, one own prediction, optimizer included) with and without each option; beside it what
 `trainer.distill.estimate` foresaw; the share of the card's matrix peak, as model arithmetic
 (recomputed work does not count) over what a large matrix product reaches on the same card; and
-seconds for a clip of 16 frames in 1, 2, 4, 8 steps by the student and 50 guided steps by the
-teacher, decoding included. Weights are random: time and memory do not depend on them. Rows of an
-earlier call in OUT, of the same card and PyTorch, stay unless they are measured again.
+seconds for a clip in 1, 2, 4, 8 steps by the student and 50 guided steps by the teacher, decoding
+included. Weights are random: time and memory do not depend on them. Rows of an earlier call in OUT,
+of the same card and PyTorch, stay unless they are measured again. A whole run is told about in
+``whole_run.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import argparse
 import datetime
 import gc
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +27,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_setup import TINY, config_of, distiller_of, model_of, variants
+from gpu_setup import GIB, TINY, config_of, distiller_of, machine, model_of, variants
 from torch.utils.flop_counter import FlopCounterMode
+from whole_run import RESULT, WRITERS, whole_run
 
 from trainer.diffusion.sampling import SAMPLERS
 from trainer.distill.batch import Batch
@@ -37,7 +39,6 @@ from trainer.distill.session import build_parts, build_student, new_memory
 from trainer.distill.step import gradients
 from trainer.files import atomic_write
 
-GIB = 1 << 30
 WARM_UP = 3
 STUDENT_STEPS, TEACHER_STEPS, GUIDANCE = (1, 2, 4, 8), 50, 9.0
 COLUMNS = ("family", "variant", "seconds", "gib", "reserved_gib", "estimated_gib", "peak_share")
@@ -52,6 +53,8 @@ def main() -> int:
         )
         return 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.whole_run:
+        return whole_run(options, device)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     before = earlier(options, device)
     for found in measure(options, device):  # written row by row: a lent card may be gone soon
@@ -67,15 +70,28 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--json", type=Path, required=True, metavar="OUT", help="file to write, and a .md beside it"
-    )
+    add("--json", type=Path, metavar="OUT", help="file to write, and a .md beside it")
     add("--family", nargs="+", choices=tuple(TINY), default=list(TINY))
     add("--tiny", action="store_true", help="small models, to prove the code")
     add("--variant", nargs="+", metavar="NAME", help="only these variants")
     add("--repeats", type=int, default=5, help="timed steps (5)")
     add("--features", default="efficientnet-lite0", help="feature network of the discriminator")
-    return parser.parse_args()
+    run = parser.add_argument_group("a whole run")
+    run.add_argument("--whole-run", action="store_true", help="from an image folder to its LoRA")
+    run.add_argument("--steps", type=int, help="training steps (600)")
+    run.add_argument("--clips", type=int, help="clips of the trajectory library (128)")
+    run.add_argument("--card", type=int, default=24, help="preset of a card of so many GB (24)")
+    return checked(parser)
+
+
+def checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    options = parser.parse_args()
+    if options.whole_run and not (len(options.family) == 1 and options.family[0] in WRITERS):
+        parser.error(f"--whole-run takes one family: --family {' or '.join(WRITERS)}")
+    if options.json is None and (options.tiny or not options.whole_run):
+        parser.error("add --json OUT, the file to write")
+    options.json = options.json or RESULT
+    return options
 
 
 def earlier(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -173,8 +189,9 @@ def clip_rows(
     release(device)
     model = model_of(family, options.tiny, device, torch.bfloat16)
     model.to(device, torch.bfloat16)
-    shape = (1, *model.latent_shape(16, model.height, model.width))
-    text = torch.randn(1, 77, model.text.width, dtype=model.dtype, device=device)
+    shape = (1, *model.latent_shape(model.frames, model.height, model.width))
+    states = (1, model.text.max_tokens, model.text.width)
+    text = torch.randn(states, dtype=model.dtype, device=device)
     plans = [("student", "lcm", n, {}) for n in STUDENT_STEPS]
     guided = {"guidance_scale": GUIDANCE, "negative_text": text[:1] * 0}
     plans.append(("teacher", "ddim", 4 if options.tiny else TEACHER_STEPS, guided))
@@ -190,7 +207,8 @@ def clip_rows(
         with torch.no_grad():
             clip()
             times = [seconds_of(clip, device) for _ in range(min(options.repeats, 3))]
-        rows.append({"who": who, "steps": steps, "seconds": median(times)})
+        row = {"who": who, "steps": steps, "frames": model.frames, "seconds": median(times)}
+        rows.append(row)
     return rows
 
 
@@ -240,9 +258,10 @@ def table(found: dict[str, Any]) -> str:
     for row in found["steps"]:
         cells = [short(row.get(name, row.get("error", ""))) for name in COLUMNS]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| family | clip of 16 frames | seconds |", "|---|---|---|"]
+    lines += ["", "| family | clip | seconds |", "|---|---|---|"]
     for row in found["clips"]:
-        what = f"{row['who']}, {row['steps']} step{'s' if row['steps'] > 1 else ''}"
+        what = f"{row.get('frames', 16)} frames, {row['who']}, {row['steps']} step"
+        what += "s" if row["steps"] > 1 else ""
         lines.append(f"| {row['family']} | {what} | {short(row['seconds'])} |")
     peak = f"Matrix peak: {found['matrix_peak_tflops']:.1f} TFLOP/s in bf16."
     warning = " Small models: no statement about full size." if found["tiny"] else ""
@@ -253,14 +272,6 @@ def table(found: dict[str, Any]) -> str:
 
 def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    found: dict[str, Any] = {"system": platform.platform(), "torch": torch.__version__}
-    if device.type == "cuda":
-        found["graphics_card"] = torch.cuda.get_device_name()
-        found["memory_gib"] = torch.cuda.get_device_properties(device).total_memory / GIB
-    return found
 
 
 if __name__ == "__main__":

@@ -1,14 +1,22 @@
-"""What ``gpu.py`` measures: sessions of both families with random weights, and their variants."""
+"""What ``gpu.py`` measures: sessions of each family with random weights, and their variants."""
 
 from __future__ import annotations
 
 import importlib.util
+import platform
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import repository  # noqa: F401
 import torch
 from accelerate import Accelerator
-from diffusers import UNet3DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKLWan,
+    UNet3DConditionModel,
+    UNetMotionModel,
+    WanTransformer3DModel,
+)
 
 from trainer.config import TrainConfig, load_config
 from trainer.distill.batch import Batch, Session
@@ -17,8 +25,12 @@ from trainer.distill.estimate import made_batch
 from trainer.distill.session import build_optimizers, build_parts, build_student, new_memory
 from trainer.distill.student import ParameterEma, base_dtype
 from trainer.families import VideoModel, family_named
+from trainer.families.causal import CausalCodec
 from trainer.families.unet import Architecture, build_skeleton
+from trainer.models.tiny_vae import TinyVae
 from trainer.runs.guards import NanGuard
+
+GIB = 1 << 30
 
 _SMALL = (32, 64, 64, 64)
 _TEXT = {
@@ -28,7 +40,7 @@ _TEXT = {
     "num_attention_heads": 2,
 }
 _VAE = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
-TINY: dict[str, Architecture] = {
+_UNETS: dict[str, Architecture] = {
     "modelscope": Architecture(
         unet=lambda: UNet3DConditionModel(
             sample_size=8,
@@ -57,6 +69,27 @@ TINY: dict[str, Architecture] = {
         vae=_VAE,
     ),
 }
+
+
+def _small_unet(family: str, device: torch.device | str) -> VideoModel:
+    return build_skeleton(family_named(family), _UNETS[family], device)
+
+
+def _small_wan(family: str, device: torch.device | str) -> VideoModel:
+    """Two layers, 9 frames of 32 px, small autoencoders; text states as wide as the real ones."""
+    with torch.device(device):
+        network = WanTransformer3DModel(num_attention_heads=1, num_layers=2, ffn_dim=96)
+        codec = CausalCodec(AutoencoderKLWan(base_dim=4), TinyVae((8, 6, 6, 4)))
+    shapes = family_named(family).skeleton("meta")
+    sizes = {"frames": 9, "height": 32, "width": 32}
+    return replace(shapes, network=network, codec=codec, **sizes).freeze()
+
+
+TINY: dict[str, Callable[[str, torch.device | str], VideoModel]] = {
+    **dict.fromkeys(_UNETS, _small_unet),
+    "wan": _small_wan,
+}
+"""Makes a small model of a family, by the family's name."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "fp32": {"hardware.precision": "fp32", "hardware.decode_precision": "fp32"},
@@ -98,7 +131,7 @@ def variants(device: torch.device) -> dict[str, dict[str, Any]]:
 
 
 def config_of(device: torch.device, features: str, settings: dict[str, Any]) -> TrainConfig:
-    """One clip of 16 frames, LoRA rank 64, every term of the loss, and ``settings``."""
+    """One clip of the model's own size, LoRA rank 64, every term of the loss, and ``settings``."""
     return load_config(
         overrides={
             "model": "random weights",
@@ -118,12 +151,12 @@ def model_of(family: str, tiny: bool, device: torch.device | str, dtype: torch.d
     kept = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        record = family_named(family)
-        model = build_skeleton(record, TINY[family], device) if tiny else record.skeleton(device)
+        made = TINY[family](family, device) if tiny else family_named(family).skeleton(device)
     finally:
         torch.set_default_dtype(kept)
-    model.codec.vae.float()
-    return model
+    for codec in (made.codec, made.codec.quick):
+        codec.vae.float()
+    return made
 
 
 def distiller_of(
@@ -151,3 +184,12 @@ def distiller_of(
         ema=ParameterEma(parts.parameters, config.optim.ema_decay),
     )
     return Distiller(session, NanGuard()), made_batch(parts)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a number was measured on."""
+    found: dict[str, Any] = {"system": platform.platform(), "torch": torch.__version__}
+    if device.type == "cuda":
+        found["graphics_card"] = torch.cuda.get_device_name()
+        found["memory_gib"] = torch.cuda.get_device_properties(device).total_memory / GIB
+    return found

@@ -4,6 +4,7 @@
 
 For each family and card size the preset of `trainer.settings.presets` at the published sizes, by
 `trainer.distill.estimate`: weights, LoRA, optimizer, activations and gradients of the real step.
+Rows of OUT stay unless they are computed again.
 """
 
 from __future__ import annotations
@@ -32,15 +33,22 @@ def main() -> None:
     parser.add_argument("--features", default="efficientnet-lite0")
     parser.add_argument("--family", nargs="+", help="only these, such as wan wan-14b")
     options = parser.parse_args()
-    rows = []
+    rows, today = [], {"date": datetime.date.today().isoformat()}
     for name, preset in presets(options.family):
-        rows.append(measure(name, preset, options.features))
+        rows.append(measure(name, preset, options.features) | today)
         print(line(rows[-1]), flush=True)
-    found = {"presets": rows, "date": datetime.date.today().isoformat()}
+    found = {"presets": merged(options.json, rows)}
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     over = [row for row in rows if row["gib"] > HEADROOM * row["card"]]
     if over:
         raise SystemExit(f"{len(over)} presets do not fit their card: {over}")
+
+
+def merged(file: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` after those of ``file`` that are not among them."""
+    before = json.loads(file.read_text(encoding="utf-8"))["presets"] if file.is_file() else []
+    again = {(row["family"], row["card"]) for row in rows}
+    return [row for row in before if (row["family"], row["card"]) not in again] + rows
 
 
 def presets(chosen: list[str] | None) -> Iterator[tuple[str, CardPreset]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wan_files
 from fake_card import FakeCard
 from network_files import tiny_clip, tiny_dinov2, tiny_videomae
 
@@ -63,6 +64,24 @@ def small_animatediff(
         "prompts": str(prompts),
         **SMALL,
         "data.frames": 4,
+    }
+
+
+@pytest.fixture(scope="session")
+def small_wan(style_images, tmp_path_factory) -> dict[str, Any]:
+    """The same on a tiny Wan as a single file, its parts in ComfyUI's folders beside it."""
+    models = wan_files.save_comfyui(tmp_path_factory.mktemp("ComfyUI") / "models")
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("a red star moving up\na blue circle\n", encoding="utf-8")
+    return {
+        "model": str(next((models / "diffusion_models").iterdir())),
+        "images": str(style_images),
+        "prompts": str(prompts),
+        "adversarial.features": "efficientnet-lite0",
+        **SMALL,
+        "data.frames": 5,
+        "data.library_steps": 4,
+        "preview.steps": (1,),
     }
 
 

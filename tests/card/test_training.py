@@ -43,8 +43,8 @@ STEP_OPTIONS: dict[str, dict[str, Any]] = {
     "no discriminator": {"adversarial.weight": 0.0, "optim.grad_clip": 0.0},
     "efficientnet": {"adversarial.features": "efficientnet-lite0"},
 }  # fmt: skip
-STAND_INS = ("modelscope", "animatediff")
-"""Families that a tiny model is made of here."""
+STAND_INS = {"modelscope": "small", "animatediff": "small_animatediff", "wan": "small_wan"}
+"""Families that a tiny model is made of here -> the fixture of its settings."""
 SIZES = ("data.frames", "data.height", "data.width", "lora.rank", "data.batch_size")
 
 
@@ -98,9 +98,9 @@ def test_a_step_with(option, small, card, tmp_path):
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_a_step_with_the_preset(preset, small, small_animatediff, card, tmp_path):
+def test_a_step_with_the_preset(preset, card, tmp_path, request):
     family, settings = presets()[preset]
-    base = small if family == "modelscope" else small_animatediff
+    base = request.getfixturevalue(STAND_INS[family])
     features = {} if family == "modelscope" else {"adversarial.features": "efficientnet-lite0"}
     session = build({**base, **settings, **features}, tmp_path / "run")
     assert session.model.resting

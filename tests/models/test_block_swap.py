@@ -18,6 +18,7 @@ from trainer.lora.adapter import adapter_disabled, add_lora, lora_parameters
 from trainer.lora.export import export_file
 from trainer.lora.formats import LoraFile, read_lora
 from trainer.lora.pairs import LoraPair, lora_targets
+from trainer.lora.whole import add_whole
 from trainer.models.block_swap import BlockSwap, swapped_blocks, swapped_bytes
 from trainer.models.checkpointing import enable_checkpointing
 from trainer.models.wan import build_wan, read_wan
@@ -81,6 +82,18 @@ def test_outputs_and_gradients_are_bit_equal(form, count, tmp_path):
     swap = prepared(swapped, count)
     assert len(swap.hosts) == count and len(swap.places) == min(2, count)
     for ours, theirs in zip(passes(swapped), passes(plain), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_norms_that_a_step_lora_changes_are_the_students_and_not_the_teachers(tmp_path):
+    plain, swapped = network_of("fp32", tmp_path), network_of("fp32", tmp_path)
+    for network, count in ((plain, 0), (swapped, LAYERS)):
+        prepared(network, count)
+        norms = [name for name, _ in network.named_parameters() if "norm_q" in name]
+        add_whole(network, {name: torch.full((128,), 2.0) for name in norms})
+    teacher, student = passes(plain)[:2]
+    assert (teacher - student).abs().max() > 0.1
+    for ours, theirs in zip(passes(swapped)[:2], (teacher, student), strict=True):
         assert torch.equal(ours, theirs)
 
 

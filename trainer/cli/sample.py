@@ -67,7 +67,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> int:
-    """Make a clip: with a LoRA in 1 to 8 steps, or with the base model (DDIM with guidance).
+    """Make a clip: with a LoRA in 1 to 8 steps, or with the base model in many.
 
       python -m trainer sample --lora ink.safetensors --prompt "a red star growing" --out clip.mp4
       python -m trainer sample --prompt "a red star growing" --steps 50 --out teacher.webp

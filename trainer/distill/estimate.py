@@ -70,7 +70,8 @@ class MemoryEstimate:
         )
         lines = [f"{name:<16}{size / GIB:6.2f} GiB" for name, size in rows]
         if self.waiting:
-            lines.append(f"{'Main memory':<16}{self.waiting / GIB:6.2f} GiB, for what waits there")
+            size = f"{self.waiting / GIB:6.2f} GiB"
+            lines.append(f"{'RAM':<16}{size} of the computer's, for what the card does not hold")
         return "\n".join(lines)
 
 
@@ -82,13 +83,13 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     feature network raise.
     """
     on_cpu = config.hardware.device == "cpu"
-    shapes, model = _on_shapes(config, on_cpu), model or _read(config)
+    shapes, model = _on_shapes(config, on_cpu), model or read_model(config)
     parts = build_parts(shapes, build_student(shapes, model, META, lambda _: None), META)
     trained = parts.parameters + parts.representation.parameters()
     count = sum(parameter.numel() for parameter in trained)
     judge = list(parts.discriminator.parameters()) if parts.discriminator else []
     weights = [model.network, parts.decoder.vae, parts.features, parts.reader]
-    idle = [model.text.loaded, model.codec.vae]
+    idle = [model.text.loaded, model.codec.vae, model.codec.quick.vae]
     if on_cpu or not config.hardware.offload_idle:
         weights, idle = weights + idle, []
     adapter = storage_bytes(parts.parameters, META)
@@ -102,6 +103,23 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
         context=0 if on_cpu else CONTEXT,
         waiting=swapped + _frozen_bytes(idle) + (3 * adapter if offloaded else 0),
     )
+
+
+def estimated(config: TrainConfig, model: VideoModel) -> str:
+    """What an estimate with ``config`` is of, in a line."""
+    data = config.data
+    height, width = data.height or model.height, data.width or model.width
+    parts = [
+        f"{data.frames or model.frames} frames of {width} x {height} px",
+        f"LoRA rank {config.lora.rank}",
+        f"{data.batch_size} x {config.optim.accumulation} clips per step",
+    ]
+    if "tiny_vae" in model.family.takes:
+        tiny = getattr(model.codec, "tiny", None) is not None
+        parts.append("with the tiny VAE" if tiny else "WITHOUT the tiny VAE, which saves memory")
+    if config.hardware.blocks_to_swap:
+        parts.append(f"{config.hardware.blocks_to_swap} blocks in the computer's RAM")
+    return f"Estimated for {model.name}: {', '.join(parts)}."
 
 
 def _swapped(config: TrainConfig, model: VideoModel) -> tuple[int, int]:
@@ -128,7 +146,7 @@ def memory_advice(config: TrainConfig) -> list[str]:
     return hints
 
 
-def _read(config: TrainConfig) -> VideoModel:
+def read_model(config: TrainConfig) -> VideoModel:
     """The config's base model, in half precision to save main memory."""
     return load_model(config.model, torch.bfloat16, **config.companions)
 

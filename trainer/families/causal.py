@@ -143,6 +143,8 @@ class CausalCodec:
         """
         other = copy(self.quick)
         other.checkpointing = checkpointing
+        # There before a step, which would wait for them to be copied.
+        other.mean, other.std = self.mean.to(device), self.std.to(device)
         if dtype != torch.float32 or apart or checkpointing or self.tiny is not None:
             own = decoding_half(self.vae) if self.tiny is None else deepcopy(self.tiny)
             other.vae = nn.Module.to(own, device, dtype)

@@ -230,6 +230,9 @@ class Family:
     counter: Callable[[Path], tuple[Callable[[str], int], int]]
     """Of a base model: the counter of a prompt's tokens, and how many are read."""
     teaching: Teaching = Teaching()
+    texts_first: bool = False
+    """Whether a run encodes its prompts before it reads the network, because the text encoder is
+    of its size."""
     takes: tuple[str, ...] = ("vae",)
     """The `Companions` that it can be given."""
     offers: Mapping[str, Offer] = field(default_factory=dict)

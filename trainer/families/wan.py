@@ -317,6 +317,7 @@ FAMILY = Family(
     skeleton=skeleton,
     counter=counter,
     teaching=TEACHING,
+    texts_first=True,
     takes=tuple(OFFERS),
     offers=OFFERS,
     exact=is_exact,

@@ -268,7 +268,7 @@ def apply_lora(
     """
     if not math.isfinite(strength):
         raise LoraError(f"`strength`={strength}; a finite number is needed, usually 0 to 1.5.")
-    fitted = fit_pairs(pairs, unet)
+    fitted = fit_pairs(pairs, unet) if pairs or not differences else {}
     modules = base_modules(unet)
     kept: list[tuple[Tensor, Tensor]] = []
     hooks: list[RemovableHandle] = []

@@ -252,7 +252,7 @@ def _checked(options: dict[str, Any], path: Path) -> dict[str, Any]:
     if options.get("image_dim") or options.get("added_kv_proj_dim"):
         what = "a Wan image-to-video model (I2V)"
     elif outputs == 3 * CHANNELS:
-        what = "Wan 2.2 5B, whose latents have 48 channels,"
+        what = "Wan 2.2 5B (its latents have 48 channels)"
     elif inputs != CHANNELS:
         what = f"a Wan that is given a picture or a video (I2V, Fun; {inputs} input channels)"
     elif outputs != CHANNELS:
