@@ -61,5 +61,6 @@ def test_comfyui_is_found_from_the_packs_place_or_a_setting(comfyui, tmp_path):
     assert comfyui_folder(pack) == comfyui
     assert comfyui_folder(tmp_path / "alone") is None
     assert comfyui_folder(tmp_path / "alone", comfyui) == comfyui
+    assert comfyui_folder(tmp_path / "alone", comfyui / "models") == comfyui
     with pytest.raises(ValueError, match="no folder `models`"):
         comfyui_folder(pack, tmp_path)

@@ -48,6 +48,8 @@ class FoundModel:
     """True for an image model, which needs a motion module."""
     speed: Speed | None = None
     """How fast models of its kind train, where that was measured."""
+    better_with: tuple[str, ...] = ()
+    """What it can do without, and what a training is like then, a sentence or two each."""
 
     @property
     def ready(self) -> bool:
@@ -61,7 +63,7 @@ class FoundModel:
 
 def comfyui_folder(pack: Path, setting: Path | None = None) -> Path | None:
     """ComfyUI's folder: ``setting``, ``COMFYUI_PATH``, or two levels above a pack that lies in
-    ``custom_nodes``. None if it was not found.
+    ``custom_nodes``. None if it was not found. Its folder ``models`` is as good.
 
     Raises ValueError for a setting without ``models``.
     """
@@ -70,6 +72,8 @@ def comfyui_folder(pack: Path, setting: Path | None = None) -> Path | None:
         folder = Path(given).expanduser().absolute()
         if (folder / "models").is_dir():
             return folder
+        if folder.name == "models" and folder.is_dir():
+            return folder.parent
         if setting is None:
             return None
         raise ValueError(f"'{folder}' has no folder `models`; give the folder of ComfyUI itself.")
@@ -77,6 +81,11 @@ def comfyui_folder(pack: Path, setting: Path | None = None) -> Path | None:
     if above.name == "custom_nodes" and (above.parent / "models").is_dir():
         return above.parent
     return None
+
+
+def searched(comfyui: Path | None, folders: Sequence[Path] = ()) -> list[Path]:
+    """The places where `find_models` looks, apart from the embedded model's."""
+    return [*([] if comfyui is None else [comfyui / "models"]), *folders, _hub_folder()]
 
 
 def find_models(comfyui: Path | None = None, folders: Sequence[Path] = ()) -> list[FoundModel]:
@@ -219,10 +228,13 @@ def _search(folder: Path, depth: int) -> Iterator[Path]:
 
 def _hub() -> Iterator[tuple[Path, str]]:
     """Snapshots in the cache of the ``hf`` command, newest first of each model."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
-    for folder in sorted(hub.glob("models--*/snapshots/*")):
+    for folder in sorted(_hub_folder().glob("models--*/snapshots/*")):
         yield folder, folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+
+
+def _hub_folder() -> Path:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
 
 
 def _described(folder: Path, name: str, motion: tuple[str, ...]) -> list[FoundModel]:
@@ -235,9 +247,10 @@ def _found(family: Family, path: Path, name: str, motion: tuple[str, ...]) -> Fo
     shelf = family.shelf
     notes = {"licence": family.licence} if shelf.takes_motion else _notes(path, family.licence)
     missing = motion if shelf.takes_motion else tuple(shelf.lacks(path))
+    offers = [family.offers[setting] for setting in shelf.does_without(path)]
     return FoundModel(
-        name, str(path), missing=missing, needs_motion=shelf.takes_motion,
-        speed=family.speed, **notes,
+        name, str(path), missing=missing, needs_motion=shelf.takes_motion, speed=family.speed,
+        better_with=tuple(f"Better with {each.files}. {each.without}" for each in offers), **notes,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 
 def allowed_frames(frames: tuple[int, ...]) -> str:
@@ -13,6 +15,18 @@ def allowed_frames(frames: tuple[int, ...]) -> str:
         return f"{', '.join(map(str, frames[:3]))}, ... or {frames[-1]}"
     words = [str(count) for count in frames]
     return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def quoted(path: Path) -> str:
+    """``path`` as a command line takes it."""
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
+def span(values: Iterable[float]) -> str:
+    """ "4" for equal numbers, "2 to 6" for others; empty for none."""
+    found = sorted({float(value) for value in values})
+    ends = [f"{value:g}" for value in found[:1] + found[1:][-1:]]
+    return " to ".join(ends)
 
 
 def has_word(text: str, word: str) -> bool:

@@ -6,10 +6,14 @@ and their noise levels are a flow's, which need no more than the right shift.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .info import VideoInfo
+
+if TYPE_CHECKING:
+    from ...trainer.families.record import Base, Family
 
 FPS = 16
 STRIDE = 4
@@ -42,16 +46,38 @@ def core_info(model: Any) -> VideoInfo | None:
     return _info(model)
 
 
-def _info(model: Any) -> VideoInfo | None:
+def size_of_file(path: Path) -> tuple[int, int, int]:
+    """Width and height in pixels and frames to offer for the file of a text-to-video Wan, by its
+    header. Raises ValueError for a file of another kind.
+    """
+    from ...trainer.models.wan import CHANNELS, plain_name, refuse_foreign
+    from ...trainer.models.weights import read_file, shapes_only
+
+    with shapes_only():
+        weights = {plain_name(name): value for name, value in read_file(path).items()}
+    refuse_foreign(weights, path)
+    first = weights.get("patch_embedding.weight")
+    family, base = _recognised(_linear_shapes(weights.items()))
+    if family is None or first is None or first.shape[1] != CHANNELS:
+        raise ValueError(f"'{path.name}' is not a text-to-video Wan.")
+    return (base or family.bases[0]).size
+
+
+def _recognised(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family | None, Base | None]:
+    """The family that layers of these shapes belong to, and the published size if it is one."""
     from ...trainer.lora.match import guess_base
     from ...trainer.lora.pairs import family_of_layers
+
+    widths = {path: shape[1] for path, shape in shapes.items()}
+    return family_of_layers(shapes), guess_base(widths)
+
+
+def _info(model: Any) -> VideoInfo | None:
     from .prediction import checkpoint_path
 
-    shapes = layer_shapes(model)
-    family = family_of_layers(shapes)
+    family, base = _recognised(layer_shapes(model))
     if family is None:
         return None
-    base = guess_base({path: shape[1] for path, shape in shapes.items()})
     width, height, frames = (base or family.bases[0]).size
     file = checkpoint_path(model)
     label = base.label if base else family.title
@@ -77,8 +103,13 @@ def layer_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     By name, not by class: ComfyUI's quantised layers, and those of GGUF loaders, are no
     `nn.Linear`, but their weights know the shape that they stand for.
     """
+    return _linear_shapes(model.model.diffusion_model.named_parameters())
+
+
+def _linear_shapes(weights: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Of ``weights`` by their original names."""
     found = {}
-    for name, weight in model.model.diffusion_model.named_parameters():
+    for name, weight in weights:
         path = _path_of(name.removesuffix(".weight"))
         if path is not None and name.endswith(".weight") and len(weight.shape) == 2:
             found[path] = tuple(weight.shape)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .notices import comfy_server
 
 VIDEO_SIZE = "/mcm/video_size"
-NAMES = ("model_name", "motion_module", "lora_name")
+NAMES = ("model_name", "motion_module", "unet_name")
 SIDES = ("width", "height", "frames")
 
 
 def add_routes() -> None:
-    """Answer ``GET /mcm/video_size?model_name=...`` (or ``motion_module``, and ``lora_name``).
+    """Answer ``GET /mcm/video_size?model_name=...`` (or ``motion_module`` or ``unet_name``, and
+    ``lora_name``, once for each LoRA).
 
     Only once: ComfyUI refuses a route twice, so a second copy of the pack would prevent it from
     starting.
@@ -29,20 +31,22 @@ def add_routes() -> None:
     @server.routes.get(VIDEO_SIZE)
     async def answer(request: web.Request) -> web.Response:
         names = {name: request.query.get(name, "") for name in NAMES}
+        loras = request.query.getall("lora_name", [])
         try:
-            return web.json_response(await asyncio.to_thread(video_size, **names))
+            return web.json_response(await asyncio.to_thread(video_size, loras=loras, **names))
         except (ValueError, OSError, KeyError):  # do not reveal anything about files or folders
             return web.json_response({"error": "unknown or unreadable name"}, status=404)
 
 
 def video_size(
-    model_name: str = "", motion_module: str = "", lora_name: str = ""
+    model_name: str = "", motion_module: str = "", unet_name: str = "", loras: Sequence[str] = ()
 ) -> dict[str, int]:
-    """``width`` and ``height`` in pixels and ``frames`` to offer for a model of `Load Video Model`
-    or a motion module, and what a LoRA's metadata says instead.
+    """``width`` and ``height`` in pixels and ``frames`` to offer for a model of `Load Video Model`,
+    a motion module or a text-to-video file of core's loader, and what the metadata of ``loras``
+    says instead, that of the first before the others.
 
-    Names as in the nodes' lists. Reads small JSON files and the LoRA's header, no weights. Raises
-    ValueError for names that are not in the model folders.
+    Names as in the nodes' lists. Reads small JSON files and headers, no weights. Raises ValueError
+    for names that are not in the model folders.
     """
     from .animatediff import SIZE
     from .motion_files import resolve_motion_module
@@ -53,8 +57,10 @@ def video_size(
     elif motion_module:
         resolve_motion_module(motion_module)
         size = dict(zip(SIDES, SIZE, strict=True))
-    if lora_name:
-        size |= _lora_size(lora_name)
+    elif unet_name:
+        size = _file_size(unet_name)
+    for name in reversed(loras):
+        size |= _lora_size(name)
     if set(size) != set(SIDES):
         raise ValueError("Neither the model nor the LoRA says what it was made for.")
     return size
@@ -73,12 +79,27 @@ def _folder_size(name: str) -> dict[str, int]:
     return {"width": info.width, "height": info.height, "frames": info.default_frames}
 
 
+def _file_size(name: str) -> dict[str, int]:
+    import folder_paths
+
+    from .core_models import size_of_file
+
+    path = folder_paths.get_full_path("diffusion_models", name)
+    if path is None:
+        raise ValueError(f"`unet_name`={name!r} was not found.")
+    return dict(zip(SIDES, size_of_file(Path(path)), strict=True))
+
+
 def _lora_size(name: str) -> dict[str, int]:
+    """Nothing for a file that cannot be read here, such as a style LoRA in a pickle."""
     from ...trainer.lora.files import read_metadata
     from ...trainer.lora.formats import locate
     from .lora import resolve_lora
 
-    return _sizes_in(read_metadata(locate(resolve_lora(name))))
+    try:
+        return _sizes_in(read_metadata(locate(resolve_lora(name))))
+    except (ValueError, OSError):
+        return {}
 
 
 def _sizes_in(metadata: Mapping[str, Any]) -> dict[str, int]:

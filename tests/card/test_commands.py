@@ -6,14 +6,22 @@ import json
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
-from fake_card import FakeCard
+import torch
+import wan_files
+from fake_card import CardTensor, FakeCard
 from host_waits import BESIDE_STEPS, MEASURING, places
 from network_files import write_blip
 
 from trainer.cli.main import main
 from trainer.config import load_config, save_config
+from trainer.families import load_model
+from trainer.lora.adapter import add_lora, lora_parameters, lora_state
+from trainer.lora.export import export_file
+from trainer.lora.metadata import LoraCard, build_metadata
 from trainer.media import read_clip
+from trainer.models.block_swap import BlockSwap
 from trainer.paths import MINI
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
@@ -74,12 +82,52 @@ def test_sample(student, trained, small, card, tmp_path):
     assert card.waits and places(card.waits) <= set(BESIDE_STEPS)
 
 
+def wan_lora(model, path):
+    """A few-step LoRA of random numbers for the Wan at ``model``."""
+    network = load_model(str(model)).network
+    add_lora(network, 2, 2.0)
+    with torch.no_grad():
+        for index, parameter in enumerate(lora_parameters(network)):
+            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+            parameter.copy_(0.2 * drawn)
+    pairs = lora_state(network)
+    told = LoraCard(
+        title="Ink", family="wan", base_model="Wan", base_hash="", base_license="Apache-2.0",
+        frames=5, width=32, height=32, fps=16, prediction_type="velocity", shift=5.0,
+    )  # fmt: skip
+    export_file(pairs, path, build_metadata(told, pairs))
+    return path
+
+
+def test_a_model_larger_than_the_card_makes_its_clips(card, tmp_path, monkeypatch):
+    """Its blocks wait in main memory; its LoRA is merged there."""
+    started = []
+    start = BlockSwap.start
+    monkeypatch.setattr(BlockSwap, "start", lambda *a: (started.append(a[0]), start(*a)))
+    file = next((wan_files.save_comfyui(tmp_path) / "diffusion_models").iterdir())
+    lora = wan_lora(file, tmp_path / "ink.safetensors")
+    argv = ["sample", "--model", str(file), "--prompt", "a red star", "--steps=2"]
+    argv += ["--frames=5", "--height=32", "--width=32", "--blocks-to-swap=2"]
+    clips = []
+    for more in ([], ["--lora", str(lora)]):
+        out = tmp_path / f"{len(more)}.webp"
+        assert main([*argv, *more, "--out", str(out)]) == 0
+        clips.append(read_clip(out)[0])
+    assert len(clips[0]) == 5 and not np.array_equal(*clips)
+    assert len(started) == 2
+    for swap in started:
+        assert all(isinstance(place, CardTensor) for place in swap.places)
+        assert not any(isinstance(host, CardTensor) for host in swap.hosts)
+    assert places(card.waits) <= set(BESIDE_STEPS)
+
+
 def test_evaluate_samples_and_looks_on_the_card(trained, small, networks, videos, card, tmp_path):
     model = tmp_path / "with a judge"
     shutil.copytree(small["model"], model)
     shutil.copytree(MINI / "judge", model / "judge")
     argv = ["evaluate", "--model", str(model), "--lora", str(trained.export_path)]
     argv += ["--style", small["images"], "--steps=1", "--teacher-steps=2", "--count=2"]
+    argv += ["--blocks-to-swap=1"]
     argv += ["--videomae", str(networks / "videomae"), "--clip", str(networks / "clip")]
     argv += ["--videos", str(videos), "--json", str(tmp_path / "rows.json")]
     assert main(argv) == 0

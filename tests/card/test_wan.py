@@ -105,7 +105,7 @@ def test_the_text_encoder_is_on_the_card_once_before_all_else(
     assert {where for _, where in seen} == {"cuda"}
     assert len({id(encoder) for encoder, _ in seen}) == 1, "it is read once"
     text = run.log_path.read_text(encoding="utf-8")
-    assert text.index("prompts and captions are encoded once") < text.index("Trajectory library")
+    assert text.index("prompts and captions, once") < text.index("Trajectory library")
 
 
 def test_the_benchmark_of_a_whole_run_is_on_the_card(card, tmp_path, monkeypatch):

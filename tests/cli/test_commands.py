@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 import torch
 
 from trainer.cli.main import COMMANDS, main
-from trainer.config import fields
+from trainer.cli.options import blocks_to_swap_from
+from trainer.cli.sample import sample_arguments
+from trainer.config import ConfigError, fields, load_config, save_config
 from trainer.families import MINI
 from trainer.lora.formats import read_lora
 from trainer.media import read_clip
@@ -196,6 +199,8 @@ def test_sample_and_evaluate_check_a_lora_alike(told, message, tmp_path, capsys)
         (["--guidance", "-1"], "`--guidance -1.0` must be from 0 to 100"),
         (["--steps", "0"], "`--steps 0` must be from 1 to 1000"),
         (["--frames", "9"], "`frames`=9 is not supported"),
+        (["--blocks-to-swap", "-1"], "`--blocks-to-swap -1` must be 0 or more"),
+        (["--blocks-to-swap", "99"], "`--blocks-to-swap`=99 is more than the"),
     ],
 )
 def test_numbers_that_sample_cannot_use_are_named(arguments, message, tmp_path, capsys):
@@ -210,6 +215,24 @@ def test_evaluate_says_what_is_wrong_before_it_samples(tmp_path, capsys):
         assert main(["evaluate", "--count", "2", "--lora", str(bundled_lora()), *argv]) == 1
         shown = capsys.readouterr().err
         assert message in shown and "teacher" not in shown
+
+
+def test_blocks_wait_as_in_the_run_that_the_lora_lies_in(tmp_path):
+    def asked(*argv):
+        parser = ArgumentParser()
+        sample_arguments(parser)
+        lora = ["--lora", str(tmp_path / "ink.safetensors")]
+        given = parser.parse_args([*lora, "--prompt", "x", "--out", "x.mp4", *argv])
+        return blocks_to_swap_from(given)
+
+    assert asked() == 0, "a LoRA anywhere else"
+    settings = {"hardware.blocks_to_swap": 3, "memory": "lean"}
+    save_config(load_config(overrides=settings), tmp_path / "config.toml")
+    assert asked() == 3
+    assert asked("--blocks-to-swap", "0") == 0
+    (tmp_path / "config.toml").write_text("steps = 'many'", encoding="utf-8")
+    with pytest.raises(ConfigError, match="steps"):
+        asked()
 
 
 def test_a_device_that_is_not_there_is_no_other_one(tmp_path, capsys):

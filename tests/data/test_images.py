@@ -308,6 +308,18 @@ def test_report_lists_files_prompts_and_reasons(tmp_path: Path) -> None:
     assert "refused  -       -        zero.png" in report
 
 
+def test_a_log_names_what_cannot_be_used_and_only_counts_the_rest() -> None:
+    records = [ImageRecord(path=Path(f"/set/{n}.png"), status="used", caption="x") for n in "abc"]
+    records += [
+        ImageRecord(path=Path(f"/set/bad {n}.png"), status="refused", reason="too small")
+        for n in range(30)
+    ]
+    lines = ImageFolder(Path("/set"), records, ["a note"]).brief().splitlines()
+    assert lines[0].endswith("3 used (0 with a caption, 3 without), 30 refused, 0 ignored")
+    assert lines[1:3] == ["note: a note", "refused: bad 0.png: too small"]
+    assert len(lines) == 23 and lines[-1] == "... and 10 more that are refused"
+
+
 def test_unusable_folders_raise_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist; check the spelling"):
         scan(tmp_path / "missing")

@@ -97,6 +97,22 @@ def straight(tiny_model, style_images, tmp_path_factory):
     return run
 
 
+def test_the_log_counts_the_images_and_a_file_lists_them(straight, style_images):
+    said = straight.log_path.read_text(encoding="utf-8")
+    listed = (straight.path / "images.txt").read_text(encoding="utf-8")
+    used = len(list(style_images.glob("*.png")))
+    assert f"{used} used (" in said and str(straight.path / "images.txt") in said
+    for image in style_images.glob("*.png"):
+        assert image.name in listed and image.name not in said
+
+
+def test_the_end_says_what_was_exported_and_what_to_do_next(straight):
+    said = straight.log_path.read_text(encoding="utf-8")
+    command = f"python -m trainer resume {straight.path} --steps {2 * STEPS}"
+    assert f"Exported step {STEPS}: {straight.export_path} (" in said
+    assert "models/loras" in said and f"To train further: `{command}`" in said
+
+
 def assert_equal_result(run: Run, straight: Run) -> None:
     ours, theirs = load_file(run.export_path), load_file(straight.export_path)
     assert ours.keys() == theirs.keys()
@@ -171,8 +187,8 @@ def test_previews_show_teacher_and_student_and_measure_motion(tiny_model, style_
     assert (run.samples / "step-000000" / "grid.webp").is_file()
     assert not read_events(run.events_path, "alarm") or event["step"] == 1
     said = run.log_path.read_text(encoding="utf-8")
-    assert "First preview, 3 to go. Next: training." in said
-    assert "Trajectory library, 2 to go. Next: the first preview, then training." in said
+    assert "First preview, 3 sets of clips to go. Next: training." in said
+    assert "Trajectory library, 2 clips to go. Next: the first preview, then training." in said
     assert set(event["motion_kept"]) == {"1", "2"}
 
 

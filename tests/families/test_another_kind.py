@@ -112,7 +112,7 @@ def test_its_lora_is_known_by_the_names_of_its_layers(run, flow, tmp_path, capsy
     capsys.readouterr()
     assert main(["inspect", str(bare)]) == 0
     shown = capsys.readouterr().out
-    assert re.search("^made for +the tiny flow .cross-attention width 32.$", shown, re.MULTILINE)
+    assert re.search("^made for +the tiny flow$", shown, re.MULTILINE)
     network = load_model(str(flow)).network
     pairs = with_paths(read_lora(bare).pairs)
     assert sorted(pairs) == lora_targets(network)
@@ -125,7 +125,7 @@ def test_its_lora_is_known_by_the_names_of_its_layers(run, flow, tmp_path, capsy
 
 def test_its_lora_fits_no_model_of_another_kind(run, flow, tiny_model):
     pairs, other = read_lora(run.export_path).pairs, load_model(str(tiny_model)).network
-    with pytest.raises(LoraError, match="it was made for the tiny flow .* Nothing was changed"):
+    with pytest.raises(LoraError, match="it was made for the tiny flow, .*Load the base model"):
         fit_pairs(pairs, other)
 
 

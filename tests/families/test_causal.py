@@ -175,3 +175,43 @@ def test_other_files_are_refused(tiny, name, change, words, tmp_path):
         read_tiny_vae(tmp_path / name)
     with pytest.raises(ModelError, match="taew2_1.safetensors"):
         read_tiny_vae(tmp_path / "no.safetensors")
+
+
+@pytest.fixture
+def partial(vae, monkeypatch):
+    """The exact decoder with parts of 2 cells, decoded with 1 beside them."""
+    monkeypatch.setattr(CausalCodec, "reach", 4)
+    monkeypatch.setattr(CausalCodec, "margin", 1)
+    return CausalCodec(vae)
+
+
+@pytest.mark.parametrize(
+    ("place", "outer", "inner"),
+    [((0.0, 0.0), (0, 0), (0, 0)), ((0.5, 0.4), (2, 1), (3, 2)), ((0.99, 0.99), (3, 2), (5, 4))],
+)
+@torch.no_grad()
+def test_a_part_is_decoded_with_its_margin_up_to_the_edges(partial, place, outer, inner):
+    latents = torch.randn(2, 16, 3, 7, 6, generator=torch.Generator().manual_seed(1))
+    frames = torch.tensor([[0, 7], [2, 8]])
+    assert partial.part(56, 48) == (16, 16)
+    found = partial.decode_frames(latents, frames, torch.tensor(place))
+    (y, x), (v, u) = outer, inner
+    whole = partial.decode_frames(latents[..., y : y + 4, x : x + 4], frames)
+    top, left = 8 * (v - y), 8 * (u - x)
+    assert torch.equal(found, whole[..., top : top + 16, left : left + 16])
+
+
+@torch.no_grad()
+def test_every_cell_is_in_some_part_and_what_is_small_is_whole(partial, tiny, vae):
+    seen = torch.zeros(7, dtype=torch.bool)
+    rows = torch.arange(7.0).view(1, 1, 1, 7, 1).expand(1, 1, 1, 7, 3)
+    for place in torch.linspace(0, 0.999, 50):
+        part, inside = partial._part(rows, 3, place)
+        seen[part[0, 0, 0, :, 0].repeat_interleave(8)[inside].long()] = True
+    assert seen.all()
+    assert partial.part(32, 24) == (32, 24) and partial.part(32, 40) == (32, 16)
+    latents = torch.randn(1, 16, 2, 4, 3)
+    frames, place = torch.tensor([[3]]), torch.tensor([0.7, 0.7])
+    whole = partial.decode_frames(latents, frames)
+    assert torch.equal(partial.decode_frames(latents, frames, place), whole)
+    assert CausalCodec(vae, tiny).quick.part(480, 832) == (480, 832)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from trainer.distill.session import build_session
 from trainer.distill.step import gradients
 from trainer.distill.student import Student, roll_out
 from trainer.families import load_model, wan
+from trainer.families.causal import CausalCodec
 from trainer.lora.adapter import lora_parameters
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
@@ -183,3 +185,29 @@ def test_guidance_is_away_from_wans_own_negative_prompt(session):
     other = replace(model, family=without)
     recipes = [Recipe.of(session.config, m, session.sources.latent_shape) for m in (model, other)]
     assert recipes[0].teacher != recipes[1].teacher, "the library is made with it"
+
+
+def test_without_a_tiny_vae_a_part_of_the_frames_is_looked_at(settings, tmp_path, monkeypatch):
+    """Real and generated frames are parts of one size, and content is compared in the same one."""
+    monkeypatch.setattr(CausalCodec, "reach", 6)
+    monkeypatch.setattr(CausalCodec, "margin", 1)
+    models = wan_files.save_comfyui(tmp_path / "models")
+    shutil.rmtree(models / "vae_approx")
+    more = {"data.height": 64, "data.cache": str(tmp_path), "adversarial.content_weight": 1.0}
+    more["model"] = str(next((models / "diffusion_models").iterdir()))
+    config = load_config(overrides={**settings, **more})
+    session = build_session(config, Accelerator(cpu=True), lambda _: None, lambda *_: None)
+    assert type(session.parts.decoder) is CausalCodec
+    seen = []
+    session.parts.features.register_forward_hook(lambda _, given, __: seen.append(given[0].shape))
+    draws = draw_step(config, sizes_of(session), 0)
+    batch = make_batch(session, replace(draws, part_place=torch.tensor([0.9, 0.3])), 0)
+    outcome = gradients(session.parts, batch, session.memory, 1.0)
+    per_step = config.data.batch_size * config.data.frames_per_clip
+    assert set(seen) == {(per_step, 3, 32, 32)}
+    assert outcome.logs["content"] > 0 and session.end_maps is None
+    looked = batch.style.place
+    latents = outcome.prediction.clone().requires_grad_(True)
+    session.parts.decoder.decode_frames(latents, batch.style.frames, looked).sum().backward()
+    rows = latents.grad.abs().sum(dim=(0, 1, 2, 4))
+    assert rows[:2].eq(0).all() and rows[2:].gt(0).all()

@@ -4,8 +4,10 @@ text encoder is read once.
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -15,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from trainer.cli.main import main
 from trainer.data.cache import ContentCache
 from trainer.distill.student import compute_lora_in_input_dtype
-from trainer.families import load_model
+from trainer.families import load_model, wan
 from trainer.families.text import MaskedText
 from trainer.lora.adapter import add_lora, apply_lora, lora_parameters
 from trainer.lora.formats import read_lora
 from trainer.lora.names import with_paths
 from trainer.lora.pairs import lora_targets
 from trainer.media import read_clip
+from trainer.models import umt5, weights
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
 
@@ -162,6 +165,28 @@ def test_a_run_goes_on_and_samples_without_reading_the_text_encoder_again(
     asked += ["--frames", "5", "--height", "32", "--width", "32", "--out", str(out)]
     assert main(["sample", "--model", str(file), *asked]) == 0
     assert read_clip(out)[0].shape[0] == 5
+
+
+def test_the_text_encoder_is_gone_before_the_transformer_is_read(options, tmp_path, monkeypatch):
+    whole, beside = [], []
+
+    def watched(function):
+        def call(*args):
+            made = function(*args)
+            module = made[0] if isinstance(made, tuple) else made
+            if not weights._SHAPES_ONLY.get():
+                gc.collect()
+                beside.append([type(x()).__name__ for x in whole if x() is not None])
+                whole.append(weakref.ref(module))
+            return made
+
+        return call
+
+    monkeypatch.setattr(umt5, "read_umt5", watched(umt5.read_umt5))
+    monkeypatch.setattr(wan, "build_wan", watched(wan.build_wan))
+    cache = {"--data.cache": tmp_path / "cache", "--preview.every": 0}
+    assert train(options, tmp_path / "run", **cache) == 0
+    assert beside == [[], []], "what was in memory when the encoder, then the network was read"
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ included; what does not fit is refused by name.
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -18,12 +19,21 @@ from trainer.distill.sources import add_adapter
 from trainer.distill.stored import load_student
 from trainer.families import load_model
 from trainer.families.wan import FAMILY
-from trainer.lora.adapter import adapter_at, adapter_disabled, apply_lora, lora_state
+from trainer.lora.adapter import (
+    adapter_at,
+    adapter_disabled,
+    add_lora,
+    apply_lora,
+    lora_state,
+)
 from trainer.lora.convert import convert, read_source
+from trainer.lora.export import export_file
 from trainer.lora.few_step import fit_start
 from trainer.lora.formats import read_lora
+from trainer.lora.inspect import inspect_file
 from trainer.lora.names import with_paths
 from trainer.lora.pairs import LoraError, kohya_name
+from trainer.lora.whole import add_whole, merged, whole_of
 from trainer.models.wan import diffusers_name
 from trainer.readiness.parts import _start_lora
 from trainer.runs.folder import Run
@@ -152,7 +162,7 @@ def test_the_student_starts_at_its_function_and_the_teacher_stays_the_base(form,
         torch.testing.assert_close(passed(model.network), base)
     ranks = {path: pair.rank for path, pair in lora_state(model.network).items()}
     assert ranks["blocks.0.attn1.to_q"] == 4 and ranks["blocks.0.attn1.to_k"] == 3
-    assert "a step LoRA" in said and "no record of how it was made" in said
+    assert "taken for a step LoRA: the file does not say how it was made" in said
 
 
 def test_a_part_of_the_layers_is_enough(file, tmp_path):
@@ -224,6 +234,118 @@ def test_the_export_is_step_and_style_in_one_file(run, file):
     difference = (passed(fresh.network) - wanted).norm() / (wanted - base).norm()
     assert difference < 1e-2  # the file is fp16
     assert export_student(run, student, 1, run.path / "again.safetensors", None).modules == 23
+
+
+def test_a_linear_with_a_whole_difference_is_trained_exported_and_started_from_again(
+    file, tmp_path
+):
+    """The export holds its update in one place, so that it has no pair."""
+    pairs = pairs_of_step(alpha=False, top=False)
+    g = torch.Generator().manual_seed(6)
+    layer = "blocks.0.self_attn.q"
+    del pairs[layer]
+    whole = {f"{layer}.diff": torch.randn(128, 128, generator=g) * 0.05}
+    save_file(written(pairs, "comfyui", whole), tmp_path / "step.safetensors")
+    model, _ = started(file, tmp_path / "step.safetensors", rank=6)
+    wanted = passed(model.network)
+    exported = merged(lora_state(model.network), whole_of(model.network).differences)
+    told = {"mcm.family": "wan", "mcm.prediction_type": "velocity", "mcm.version": "1"}
+    out = tmp_path / "ours.safetensors"
+    done = export_file(exported[0], out, told, dtype="fp32", differences=exported[1])
+    assert (done.modules, done.differences) == (19, 1)
+    again, said = started(file, out, rank=6)
+    torch.testing.assert_close(passed(again.network), wanted, rtol=1e-4, atol=1e-4)
+    assert len(lora_state(again.network)) == 20, "the layer can still learn"
+    assert "19 layers, rank 6, 1 whole difference" in said
+
+
+def test_a_file_of_whole_differences_alone_is_a_start_too(file, tmp_path):
+    whole = whole_of_step()
+    save_file(written({}, "comfyui", whole), tmp_path / "whole.safetensors")
+    model, said = started(file, tmp_path / "whole.safetensors")
+    torch.testing.assert_close(
+        passed(model.network), passed(with_step({}, whole)), rtol=1e-4, atol=1e-4
+    )
+    assert "14 whole differences" in said and "rank" not in said
+    config = load_config(
+        overrides={"model": str(file), "start_from": str(tmp_path / "whole.safetensors")}
+    )
+    assert _start_lora(config, load_model(str(file)))[0].state == "note"
+    fresh = load_model(str(file))
+    found = read_lora(tmp_path / "whole.safetensors", fresh.network)
+    fitting = {k: v for k, v in found.differences.items() if "scale_shift" not in k}
+    undo = apply_lora(fresh.network, found.pairs, 1.0, fitting)
+    assert torch.allclose(passed(fresh.network), passed(model.network), rtol=1e-4, atol=1e-4)
+    undo()
+    wrong = {"blocks.0.norm3.diff": torch.ones(64)}
+    save_file(written({}, "comfyui", wrong), tmp_path / "wrong.safetensors")
+    with pytest.raises(LoraError, match="do not fit the loaded model: blocks.0.norm2.weight"):
+        started(file, tmp_path / "wrong.safetensors")
+
+
+def test_a_run_whose_layers_all_have_whole_differences_can_be_exported(file, tmp_path):
+    network = load_model(str(file)).network
+    whole = {
+        f"{diffusers_name(layer)}.weight": up @ down
+        for layer, (down, up, _) in pairs_of_step(top=False).items()
+    }
+    add_lora(network, 2, 2)
+    add_whole(network, whole)
+    pairs, differences = merged(lora_state(network), whole_of(network).differences)
+    assert not pairs
+    out = tmp_path / "ours.safetensors"
+    done = export_file(pairs, out, {"mcm.family": "wan"}, differences=differences)
+    assert (done.modules, done.differences) == (0, 20)
+    report = inspect_file(out)
+    assert (report.family, report.rank, report.dtypes) == ("wan", "none", ("float16",))
+    assert "20 whole differences" in report.text() and "an unknown size of Wan" in report.base
+    with pytest.raises(LoraError, match="There is nothing to export"):
+        export_file({}, tmp_path / "none.safetensors", {})
+
+
+def test_whole_differences_are_cast_with_the_rest(tmp_path):
+    save_file(written(pairs_of_step(), "comfyui", whole_of_step()), tmp_path / "a.safetensors")
+    for dtype, kind in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        out = tmp_path / f"{dtype}.safetensors"
+        done = convert(tmp_path / "a.safetensors", out, "comfyui", dtype=dtype)
+        kinds = {v.dtype for k, v in load_file(out).items() if not k.endswith(".alpha")}
+        assert kinds == {kind}
+        assert "14 whole differences" in done.text()
+    convert(tmp_path / "a.safetensors", tmp_path / "k.safetensors", "comfyui")
+    assert read_lora(tmp_path / "k.safetensors").differences["proj_out.bias"].dtype == torch.float32
+    large = {"blocks.0.norm3.diff": torch.full((128,), 1e5)}
+    save_file(written(pairs_of_step(), "comfyui", large), tmp_path / "l.safetensors")
+    with pytest.raises(LoraError, match="norm2.weight` has values too large for fp16; export with"):
+        convert(tmp_path / "l.safetensors", tmp_path / "m.safetensors", "comfyui", dtype="fp16")
+
+
+def test_modulations_by_underscores_are_read(tmp_path):
+    modulation = torch.randn(1, 6, 128, generator=torch.Generator().manual_seed(7))
+    tensors = written(pairs_of_step(), "kohya") | {"lora_unet_blocks_1.diff_m": modulation}
+    save_file(tensors, tmp_path / "k.safetensors")
+    found = read_lora(tmp_path / "k.safetensors").differences
+    assert list(found) == ["blocks.1.scale_shift_table"]
+    assert torch.equal(found["blocks.1.scale_shift_table"], modulation)
+
+
+def test_a_run_goes_on_without_the_lora_that_it_started_from(run, tmp_path, capsys):
+    """And without its remarks, which the log has already."""
+    first = run.log_path.read_text(encoding="utf-8")
+    assert first.count("taken for a step LoRA") == first.count("Left out: 3 differences") == 1
+    assert "23 layers and 11 whole differences" in first
+    again = Run.open(shutil.copytree(run.path, tmp_path / "wan again"))
+    before = load_file(again.checkpoints / "step-000001" / "lora.safetensors")
+    capsys.readouterr()
+    assert main(["resume", str(again.path), "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "Resumed at step 1" in said and "Nothing is missing." in said
+    assert "step LoRA" not in said and "Left out" not in said and "caption loss" not in said
+    after = load_file(again.checkpoints / "step-000002" / "lora.safetensors")
+    assert before.keys() == after.keys()
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    assert read_lora(again.export_path).differences.keys() == (
+        read_lora(run.export_path).differences.keys()
+    )
 
 
 def test_what_does_not_fit_is_refused_by_name(file, tmp_path, capsys):
@@ -324,14 +446,20 @@ def test_inspect_tells_a_step_lora_and_every_file_of_a_base(models, file, tmp_pa
     )
     wan_files.save_half(prefixed, tmp_path / "p.safetensors")
     wanted = {
-        tmp_path / "s.safetensors": ("wan", "a step LoRA", "no record", "ranks 2 to 6", "14 whole"),
+        tmp_path / "s.safetensors": (
+            "wan",
+            "a step LoRA",
+            "does not say",
+            "ranks 2 to 6",
+            "1 to 3",
+        ),
         file: ("wan", "128 wide, 2 layers", "original names, float16", "20 of"),
         tmp_path / "fp8.safetensors": ("float8_e4m3fn", "scaled", "20 of"),
         tmp_path / "p.safetensors": ("after `model.diffusion_model.`", "20 of"),
         folder: ("diffusers folder, float32", "q, k, v and o of both attentions"),
         models / "text_encoders" / "umt5_tiny.safetensors": ("wan", "text encoder"),
-        models / "vae" / "wan_2.1_vae.safetensors": ("wan", "its vae"),
-        models / "vae_approx" / "taew2_1.safetensors": ("wan", "its tiny vae"),
+        models / "vae" / "wan_2.1_vae.safetensors": ("wan", "a vae"),
+        models / "vae_approx" / "taew2_1.safetensors": ("wan", "a tiny vae"),
     }
     for path, said in wanted.items():
         assert main(["inspect", str(path)]) == 0

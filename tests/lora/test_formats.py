@@ -197,13 +197,35 @@ def test_peft_alphas_match_whole_module_names_only() -> None:
     assert (alpha("a.conv1", 2), alpha("a.myconv1", 2), alpha("conv1", 2)) == (9.0, 1.0, 9.0)
 
 
+def test_what_is_no_lora_is_said_in_words(tmp_path: Path) -> None:
+    save_file({"blocks.0.bias": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(LoraError) as caught:
+        read_lora(tmp_path / "a.safetensors")
+    said = str(caught.value)
+    assert "it holds biases: blocks.0.bias. Known are the files of ComfyUI, kohya" in said
+    assert said.count("diffusers") == 1 and "but " not in said and "bare" not in said
+
+
+def test_the_folder_of_a_run_names_its_lora(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.toml").write_text("", encoding="utf-8")
+    with pytest.raises(LoraError, match=r'no LoRA yet.* `python -m trainer export ".*my run"`'):
+        read_lora(run)
+    (run / "my run.safetensors").write_bytes(b"")
+    with pytest.raises(LoraError, match="is a run. Its LoRA is .*my run.safetensors"):
+        read_lora(run)
+
+
 def test_a_left_over_key_is_refused_by_name(tmp_path: Path) -> None:
     tensors = {"lora_te_text_model_q.lora_up.weight": torch.ones(2, 2)}
     for path, pair in pairs_of().items():
         down, up = kohya_names(path)
         tensors |= {down: pair.down, up: pair.up}
     save_file(tensors, tmp_path / "a.safetensors")
-    with pytest.raises(LoraError, match=r"1 of 7 keys.*lora_te_text_model_q"):
+    with pytest.raises(
+        LoraError, match="1 of 7 weights.*text encoder.s layers: lora_te_text_model"
+    ):
         read_lora(tmp_path / "a.safetensors")
 
 

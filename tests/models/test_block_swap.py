@@ -10,9 +10,15 @@ import wan_files
 from fake_card import CARD, CardTensor, FakeCard
 from torch import Tensor, nn
 
-from trainer.families import family_named
+from trainer.evaluate.bench import merged
+from trainer.evaluate.generate import generate_clips
+from trainer.families import family_named, load_model
 from trainer.families.base import move
 from trainer.lora.adapter import adapter_disabled, add_lora, lora_parameters
+from trainer.lora.export import export_file
+from trainer.lora.formats import LoraFile, read_lora
+from trainer.lora.pairs import LoraPair, lora_targets
+from trainer.lora.whole import add_whole
 from trainer.models.block_swap import BlockSwap, swapped_blocks, swapped_bytes
 from trainer.models.checkpointing import enable_checkpointing
 from trainer.models.wan import build_wan, read_wan
@@ -77,6 +83,54 @@ def test_outputs_and_gradients_are_bit_equal(form, count, tmp_path):
     assert len(swap.hosts) == count and len(swap.places) == min(2, count)
     for ours, theirs in zip(passes(swapped), passes(plain), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_norms_that_a_step_lora_changes_are_the_students_and_not_the_teachers(tmp_path):
+    plain, swapped = network_of("fp32", tmp_path), network_of("fp32", tmp_path)
+    for network, count in ((plain, 0), (swapped, LAYERS)):
+        prepared(network, count)
+        norms = [name for name, _ in network.named_parameters() if "norm_q" in name]
+        add_whole(network, {name: torch.full((128,), 2.0) for name in norms})
+    teacher, student = passes(plain)[:2]
+    assert (teacher - student).abs().max() > 0.1
+    for ours, theirs in zip(passes(swapped)[:2], (teacher, student), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def clips_of(model: Any, lora: LoraFile) -> list[Tensor]:
+    """Of the base model, of the student, and of the base model again."""
+    found = []
+    for file in (None, lora, None):
+        with merged(model, file):
+            made = {"steps": 2, "size": (5, 32, 32)}
+            found.append(generate_clips(model, ["a red star"], sampler="lcm", **made))
+    return found
+
+
+@pytest.mark.parametrize("form", ["fp16", "fp8"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_clips_are_bit_equal_with_the_lora_and_after_it(form, count, tmp_path):
+    """A LoRA that is merged goes into the weights that wait, and out of them again."""
+    file = next((wan_files.save_comfyui(tmp_path) / "diffusion_models").iterdir())
+    state = wan_files.original(wan_files.build_transformer(LAYERS).state_dict())
+    wan_files.save_half(wan_files.scaled_fp8(state) if form == "fp8" else state, file)
+    plain, swapped = load_model(str(file)), load_model(str(file))
+    generator = torch.Generator().manual_seed(0)
+    pairs = {
+        path: LoraPair(*(0.2 * torch.randn(size, generator=generator) for size in sizes), 2.0)
+        for path in lora_targets(plain.network)
+        for wide, narrow in [plain.network.get_submodule(path).weight.shape]
+        for sizes in [((2, narrow), (wide, 2))]
+    }
+    export_file(pairs, tmp_path / "ink.safetensors", {})
+    lora = read_lora(tmp_path / "ink.safetensors", plain.network)
+    chosen = swapped_blocks(swapped.network, FAMILY.blocks, count)
+    swapped.swap = BlockSwap(chosen, FAMILY.exact)
+    swapped.swap.start(torch.device("cpu"))
+    ours, theirs = clips_of(swapped, lora), clips_of(plain, lora)
+    assert not torch.equal(theirs[0], theirs[1]) and torch.equal(theirs[0], theirs[2])
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_block_whose_weights_are_gone_before_its_gradient_is_no_silent_fault(tmp_path):

@@ -255,7 +255,8 @@ def test_a_folder_for_pictures_is_refused(tmp_path):
         ("", {"blocks.0.self_attn.extra": torch.zeros(1)}, "1 unexpected"),
         ("patch_embedding.weight", {}, "no complete transformer"),
         ("", {"blocks.0.ffn.0.weight_scale_2": torch.zeros(1)}, "nvfp4"),
-        ("", {"blocks.0.ffn.0.scale_weight": torch.ones(())}, "instead of fp8"),
+        ("", {"blocks.0.ffn.0.scale_weight": torch.ones(())}, "is float32 instead of fp8"),
+        ("", {"blocks.7.ffn.0.scale_weight": torch.ones(())}, "but not its weight: .* not whole"),
     ],
 )
 def test_a_torn_file_is_refused(network, drop, add, why, tmp_path):

@@ -12,8 +12,10 @@ from urllib.parse import urlencode
 
 import pytest
 import torch
+import wan_files
 from comfyui import error_of
-from stock import TRAINED
+from safetensors.torch import save_file
+from stock import TRAINED, WAN_LORA
 from ui_graphs import node, text_to_images
 
 NOTICE, PREVIEW_END = "mcm.notice", "mcm.preview_end"
@@ -215,7 +217,7 @@ def test_even_steps_over_the_levels(native, numbers, even):
 
 
 def size(server, **names):
-    return server.get(f"/mcm/video_size?{urlencode(names)}")
+    return server.get(f"/mcm/video_size?{urlencode(names, doseq=True)}")
 
 
 def test_sizes_of_models_and_loras(comfy_server):
@@ -230,6 +232,52 @@ def test_sizes_of_models_and_loras(comfy_server):
     assert motion == {"width": 512, "height": 512, "frames": 16}
 
 
+WAN = "wan2.1_t2v_1.3B_fp16.safetensors"
+
+
+@pytest.fixture
+def made(comfy_server):
+    """Takes folder and name of a model file that is there during the test."""
+    made = []
+
+    def path(folder, name):
+        made.append(comfy_server.base / "models" / folder / name)
+        return made[-1]
+
+    yield path
+    for file in made:
+        file.unlink()
+
+
+def test_sizes_of_wan_files_and_their_loras(comfy_server, made):
+    wan = {"width": 480, "height": 272, "frames": 33}
+    assert size(comfy_server, unet_name=WAN) == wan
+    made("loras", "style.pt").write_bytes(b"a style LoRA in a pickle")
+    trained = {"width": 64, "height": 48, "frames": 9}
+    loras = ["style.pt", WAN_LORA, TRAINED]
+    assert size(comfy_server, unet_name=WAN, lora_name=loras) == trained, "the nearest that says"
+    assert size(comfy_server, unet_name=WAN, lora_name=loras[:1]) == wan
+    assert size(comfy_server, lora_name=WAN_LORA) == trained, "a loader of another pack: GGUF"
+
+
+@pytest.mark.parametrize("kind", ["expert", "I2V", "5B", "other"])
+def test_only_text_to_video_wan_has_a_size(comfy_server, made, kind):
+    """The experts of 14B have the tensors of Wan 2.1; ComfyUI runs them, so they have a size."""
+    changes = {"I2V": {"in_channels": 36}, "5B": {"in_channels": 48, "out_channels": 48}}
+    network = wan_files.build_transformer(**changes.get(kind, {}))
+    state = wan_files.original(network.state_dict(), "model.diffusion_model.")
+    if kind == "other":
+        state = {"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
+    file = made("diffusion_models", f"wan2.2_{kind}_high_noise.safetensors")
+    save_file(state, file)
+    if kind == "expert":
+        assert size(comfy_server, unet_name=file.name)["frames"] == 33
+        return
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        size(comfy_server, unet_name=file.name)
+    assert refused.value.code == 404
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -237,6 +285,8 @@ def test_sizes_of_models_and_loras(comfy_server):
         {"model_name": "absent"},
         {"model_name": "../diffusers/text-to-video-ms-1.7b"},
         {"model_name": "/etc"},
+        {"unet_name": "absent.safetensors"},
+        {"unet_name": "../loras/my-wan-style.safetensors"},
         {"motion_module": "../loras/other-family.safetensors"},
         {"lora_name": "../../server.log"},
         {"lora_name": "../diffusers/text-to-video-ms-1.7b/unet/config.json"},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from browser import drop_file, frontend, press_run
 from comfyui import error_of
+from stock import WAN_LORA
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 WRONG = {"steps": 20, "cfg": 7, "sampler_name": "euler", "scheduler": "normal"}
@@ -284,6 +285,37 @@ def test_the_size_of_a_lora_wins_and_typed_values_stay(page):
     }""")
     page.wait_for_function("() => mcm.wide(32) === 1")
     assert page.evaluate(SIZED, [96, 64, 8])
+
+
+WAN = "wan2.1_t2v_1.3B_fp16.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["MCM_LoadLora", "LoraLoaderModelOnly"])
+def test_a_wan_has_a_size_and_its_lora_another(page, kind):
+    """Behind core's loader, with either LoRA loader and a LoRA that says nothing after it."""
+    page.evaluate(FRESH, ["UNETLoader", "ModelSamplingSD3"])
+    page.evaluate("name => mcm.set('UNETLoader', {unet_name: name})", WAN)
+    page.wait_for_function(SIZED, arg=[480, 272, 33])
+    page.evaluate(FRESH, ["UNETLoader", kind, "LoraLoaderModelOnly", "ModelSamplingSD3"])
+    page.evaluate("name => mcm.set('UNETLoader', {unet_name: name})", WAN)
+    page.evaluate("([kind, name]) => mcm.set(kind, {lora_name: name})", [kind, WAN_LORA])
+    if kind == "MCM_LoadLora":
+        silent = "modelscopet2v-laion/adapter_model.safetensors"
+        page.evaluate("name => mcm.set('LoraLoaderModelOnly', {lora_name: name})", silent)
+    page.wait_for_function(SIZED, arg=[64, 48, 9])
+    page.evaluate("() => mcm.set('MCM_EmptyLatentVideo', {frames: 13})")
+    page.evaluate("name => mcm.set('UNETLoader', {unet_name: name})", WAN)
+    page.evaluate("""() => {
+        mcm.link(mcm.node("UNETLoader"), "MODEL", mcm.add("MCM_EmptyLatentVideo"), "model");
+    }""")
+    page.wait_for_function("() => mcm.wide(480) === 1")
+    assert page.evaluate(SIZED, [64, 48, 13])
+
+
+def test_behind_a_loader_of_another_pack_the_lora_says_the_size(page):
+    page.evaluate(FRESH, ["CheckpointLoaderSimple", "MCM_LoadLora"])
+    page.evaluate("name => mcm.set('MCM_LoadLora', {lora_name: name})", WAN_LORA)
+    page.wait_for_function(SIZED, arg=[64, 48, 9])
 
 
 def test_the_values_of_an_opened_workflow_stay(page):

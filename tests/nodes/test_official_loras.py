@@ -65,6 +65,6 @@ def test_every_key_of_an_official_lora_finds_its_layer(native, models, loras, na
 @pytest.mark.parametrize("name", MODULES)
 def test_the_other_familys_lora_is_refused_whole(native, models, loras, name):
     folder = write_official(loras / name, official_tensors(name, torch.float16))
-    with pytest.raises(ValueError, match="does not fit.*made for.*Nothing was changed"):
+    with pytest.raises(ValueError, match="does not fit.*made for.*Load the base model"):
         native("lora").load_lora(models[OTHER[name]], name, 1.0)
     (folder / "adapter_model.safetensors").unlink()

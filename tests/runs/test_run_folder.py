@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,7 +234,8 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
 def test_second_process_cannot_train_the_same_run(run: Run) -> None:
     child = hold_lock(run)
     try:
-        message = rf"is being trained by process {child.pid}; stop that process"
+        command = re.escape(f'python -m trainer stop "{run.path}"')  # there is a space in it
+        message = rf"is being trained now, by process {child.pid}. To stop it, run `{command}`"
         for _ in range(2):  # a refused attempt must not wipe the holder's line
             with pytest.raises(RunLockedError, match=message), RunLock(run):
                 pass
@@ -247,7 +249,7 @@ def test_lock_of_a_killed_process_is_taken_over(run: Run) -> None:
     assert run.lock_path.read_bytes().split()[0] == str(child.pid).encode()
     with RunLock(run):
         assert run.lock_path.read_bytes().split()[0] == str(os.getpid()).encode()
-        with pytest.raises(RunLockedError, match=rf"process {os.getpid()};"), RunLock(run):
+        with pytest.raises(RunLockedError, match=rf"process {os.getpid()}\."), RunLock(run):
             pass
     assert run.lock_path.read_bytes() == b""
     with RunLock(run):

@@ -7,7 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..runs.progress import Progress
-from .options import add_device_argument, add_model_arguments, device_from, model_from
+from .options import (
+    add_device_argument,
+    add_model_arguments,
+    add_swap_argument,
+    dtype_from,
+    model_from,
+    place,
+)
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +50,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_networks(parser)
     parser.add_argument("--videos", type=Path, metavar="DIR", help="real videos to compare with")
     add_device_argument(parser)
+    add_swap_argument(parser)
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="JSON file to write the results to"
     )
@@ -74,7 +82,7 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError(
             f"`--json`: the folder of '{options.json}' does not exist; create it first."
         )
-    model = model_from(options).to(device_from(options))
+    model = place(model_from(options, dtype=dtype_from(options)), options)
     asked = Evaluation(
         lora=options.lora,
         style=options.style,

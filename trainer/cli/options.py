@@ -145,6 +145,55 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=record.choices, help=_help(record))
 
 
+SWAP = "--blocks-to-swap"
+
+
+def add_swap_argument(parser: argparse.ArgumentParser) -> None:
+    """``--blocks-to-swap``, as `hardware.blocks_to_swap` of a training."""
+    parser.add_argument(
+        SWAP,
+        type=int,
+        metavar="N",
+        help="blocks of the base model that wait in main memory, for models larger than the card, "
+        "which then computes in bf16 where it can (with a LoRA in its run's folder: as that run; "
+        "else 0)",
+    )
+
+
+def blocks_to_swap_from(options: argparse.Namespace) -> int:
+    """How many blocks wait: as asked for, else as in the run that the LoRA lies in. Raises
+    ValueError, and ConfigError for a run whose settings cannot be read.
+    """
+    from ..runs.folder import Run
+
+    count, lora = options.blocks_to_swap, options.lora
+    if count is not None and count < 0:
+        raise ValueError(f"`{SWAP} {count}` must be 0 or more.")
+    if count is not None or lora is None:
+        return count or 0
+    run = Run(lora.absolute().parent)
+    return run.config().hardware.blocks_to_swap if run.config_path.is_file() else 0
+
+
+def dtype_from(options: argparse.Namespace) -> torch.dtype:
+    """What the base model is read in: fp32, or as training reads it where it is too large for the
+    card.
+    """
+    import torch
+
+    from ..distill.student import base_dtype
+
+    waiting = blocks_to_swap_from(options)
+    return base_dtype("auto", device_from(options)) if waiting else torch.float32
+
+
+def place(model: VideoModel, options: argparse.Namespace) -> VideoModel:
+    """``model`` on the device that the flags name, with blocks waiting as they say. Raises
+    ValueError.
+    """
+    return model.placed(device_from(options), blocks_to_swap_from(options), SWAP)
+
+
 def device_from(options: argparse.Namespace) -> torch.device:
     """The device that ``--device`` names. Raises ValueError for one that is not there."""
     from ..distill.loop import make_accelerator
@@ -153,13 +202,19 @@ def device_from(options: argparse.Namespace) -> torch.device:
     return make_accelerator(config).device
 
 
-def model_from(options: argparse.Namespace, name: str | None = None) -> VideoModel:
-    """The base model that the flags of `add_model_arguments` name; raises ModelError."""
+def model_from(
+    options: argparse.Namespace, name: str | None = None, dtype: torch.dtype | None = None
+) -> VideoModel:
+    """The base model that the flags of `add_model_arguments` name, in ``dtype`` (fp32); raises
+    ModelError.
+    """
+    import torch
+
     from ..data.cache import ContentCache
     from ..families import load_model
 
     companions = {part: getattr(options, part) for part in MODEL_PARTS}
-    model = load_model(name or options.model, **companions)
+    model = load_model(name or options.model, dtype or torch.float32, **companions)
     model.text_store = ContentCache()
     print(f"Base model {model.name}; licence of its weights: {model.licence}.", file=sys.stderr)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import threading
@@ -93,15 +94,20 @@ def _write(path: Path | None, content: dict[str, Any]) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from ..distill.estimate import estimate
-    from ..distill.preflight import HEADROOM
+    from ..distill.estimate import HEADROOM, estimate, estimated, read_model
     from ..families import skeleton_named
 
-    model = skeleton_named(options.family) if options.family else None
     gigabytes = card_from(options)
     config = config_from(options, **({"model": options.family} if options.family else {}))
+    model = skeleton_named(options.family) if options.family else read_model(config)
+    print(estimated(config, model))
     found = estimate(config, model)
     print(found.text())
+    if found.waiting:
+        print(_ram(found.waiting))
+    for offer in model.family.offers.values() if options.family else ():
+        if offer.without:
+            print(f"This is with {offer.files}. {offer.without}")
     if gigabytes is None:
         fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
         size = f"Fits a card with {fitting[0]}" if fitting else f"Does not fit one with {CARDS[-1]}"
@@ -112,8 +118,22 @@ def _estimate(options: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
+def _ram(needed: int) -> str:
+    """Whether this computer has the RAM that the card's run takes beside the card's own memory."""
+    import psutil
+
+    from ..distill.estimate import GIB, HEADROOM
+
+    there = psutil.virtual_memory().total
+    text = (
+        f"Your computer needs {math.ceil(needed / GIB)} GB of free RAM; it has {there / GIB:.0f} GB"
+    )
+    return f"{text}, which is too little." if needed > HEADROOM * there else f"{text}."
+
+
 def models_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="ComfyUI's folder")
+    place = "ComfyUI's folder, or its models"
+    parser.add_argument("--comfyui", type=Path, metavar="DIR", help=place)
     parser.add_argument(
         "--folder",
         type=Path,
@@ -129,12 +149,17 @@ def models(options: argparse.Namespace) -> int:
     python -m trainer models
     python -m trainer models --comfyui /path/to/ComfyUI --folder /data/models
     """
-    from ..catalog import comfyui_folder, find_models
+    from ..catalog import comfyui_folder, find_models, searched
 
-    pack = Path(__file__).resolve().parents[2]
-    for found in find_models(comfyui_folder(pack, options.comfyui), options.folder):
+    comfyui = comfyui_folder(Path(__file__).resolve().parents[2], options.comfyui)
+    for found in find_models(comfyui, options.folder):
         state = "ready" if found.ready else f"missing: {', '.join(found.missing)}"
         print(f"{found.name}  [{found.licence}]  {state}\n    {found.model}")
+        for text in found.better_with:
+            print(f"    {text}")
+    print(f"Searched: {', '.join(map(str, searched(comfyui, options.folder)))}")
+    if comfyui is None:
+        print("ComfyUI was not found; --comfyui DIR searches its models too.")
     return 0
 
 

@@ -93,7 +93,7 @@ def export(options: argparse.Namespace) -> int:
     folder = Run.open(options.folder)
     step = best_checkpoint(folder) if options.checkpoint == "best" else options.checkpoint
     made = export_checkpoint(folder, step, options.out)
-    print(f"Wrote {made.path} ({made.modules} modules, sha256 {made.sha256}).")
+    print(f"Wrote {made.path} ({made.counts}, sha256 {made.sha256}).")
     return 0
 
 

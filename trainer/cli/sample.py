@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_device_argument, add_model_arguments, device_from, model_from
+from .options import (
+    add_device_argument,
+    add_model_arguments,
+    add_swap_argument,
+    dtype_from,
+    model_from,
+    place,
+)
 
 if TYPE_CHECKING:
     from ..families import VideoModel
@@ -42,6 +49,7 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="pixels (likewise)")
     parser.add_argument("--scale", type=int, help="enlarge the clip by this whole number")
     add_device_argument(parser)
+    add_swap_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
 
 
@@ -59,7 +67,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> int:
-    """Make a clip: with a LoRA in 1 to 8 steps, or with the base model (DDIM with guidance).
+    """Make a clip: with a LoRA in 1 to 8 steps, or with the base model in many.
 
       python -m trainer sample --lora ink.safetensors --prompt "a red star growing" --out clip.mp4
       python -m trainer sample --prompt "a red star growing" --steps 50 --out teacher.webp
@@ -74,13 +82,13 @@ def sample(options: argparse.Namespace) -> int:
     from ..runs.progress import Progress
 
     _check_numbers(options)
-    model = model_from(options)
+    model = model_from(options, dtype=dtype_from(options))
     found = None if options.lora is None else fit_student(model, options.lora)
     size = _size(options, model, found)
-    model.latent_shape(*size)  # a size that it cannot make is said before anything is loaded
-    model.to(device_from(options))
+    model.latent_shape(*size)  # a size that it cannot make is said before anything is moved
+    place(model, options)
     if found is not None:
-        apply_lora(model.network, found.pairs, options.strength, found.differences)
+        apply_lora(model.network, found.pairs, options.strength, found.differences, for_good=True)
     sampling = _sampling(options, found, model.family.teaching.cfg)
     with Progress(sampling["steps"], "sampling") as progress:
         clips = generate_clips(

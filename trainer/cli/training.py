@@ -26,6 +26,8 @@ def train(options: argparse.Namespace) -> int:
       python -m trainer train --model mini --images my_style --run runs/my-style --minutes 6
       python -m trainer train --config my.toml --seed 3
       python -m trainer train --model sd15.safetensors --motion-module mm_sd_v15_v2.ckpt ...
+      python -m trainer train --model wan2.1_t2v_1.3B_fp16.safetensors --steps 300
+        --start-from a_step_lora.safetensors --images my_style --run runs/my-style
 
     It first checks that nothing is missing, and lists where to get what is (`preflight` also
     measures memory and time). Every setting is a flag and a line in the run's config.toml.

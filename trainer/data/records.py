@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 PLAIN_ROWS = 200
 """Files without a note that a report lists; nobody reads thousands."""
+BRIEF_ROWS = 20
+"""Refused files that a log names."""
 WIDEST = 48
 """Letters of a column of a report."""
 SHOWN_LETTERS = 160
@@ -81,6 +83,16 @@ class MediaFolder(Generic[R]):
             f"{len(used)} used ({own} with a caption, {len(used) - own} without), "
             f"{len(self.refused)} refused, {len(self.ignored)} ignored"
         )
+
+    def brief(self) -> str:
+        """The counts, notes, and the first files that cannot be used, with the reason."""
+        refused = self.refused
+        lines = [f"{self.root}: {self.summary()}", *(f"note: {note}" for note in self.notes)]
+        for record in refused[:BRIEF_ROWS]:
+            lines.append(f"refused: {record.path.relative_to(self.root)}: {record.reason}")
+        if len(refused) > BRIEF_ROWS:
+            lines.append(f"... and {len(refused) - BRIEF_ROWS} more that are refused")
+        return "\n".join(lines)
 
     def report(self) -> str:
         """The counts, then a table of files with their prompt or the reason why they are not used.

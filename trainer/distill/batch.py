@@ -31,7 +31,8 @@ from .student import ParameterEma, StepParts
 class Session:
     """The parts of one run: the networks of a step, its data, and what a step changes.
 
-    ``end_maps`` is None when content is not compared with the ends of stored trajectories,
+    ``end_maps`` is None when content is not compared with the ends of stored trajectories, or in
+    a part of the frames only,
     ``discriminator_optimizer`` when the adversarial weight is 0.
     """
 
@@ -75,6 +76,8 @@ class StyleBatch:
     (N, 3, H, W) of real frames with ``real_text`` (N, D), their ``wrong_text`` (N, D) and ``mask``
     (N,) where it counts; ``wanted`` maps of the frames that content is compared with, where they
     are known; ``r1_weight`` of this step; ``read`` (N, D) what a CLIP makes of the captions.
+    ``place`` (2,) of the part of the student's frames that is decoded; None for whole frames.
+    ``pixels`` are such a part.
     """
 
     frames: Tensor
@@ -88,6 +91,7 @@ class StyleBatch:
     augment_real: AugmentDraws
     wanted: list[Tensor] | None
     r1_weight: float
+    place: Tensor | None
     read: Tensor | None = None
 
 
@@ -212,6 +216,7 @@ def _style(
     judged = s.prompts.conditional
     text = s.model.pooled_text(captions if judged else [""] * len(captions))
     pixels, shown = s.frames.batch(len(captions), draws.image_seed)
+    pixels, whole = part_of(pixels, s.parts, draws.real_place)
     real_text, wrong, mask = text, None, None
     if judged:
         shown = s.prompts.judged(shown)
@@ -232,8 +237,21 @@ def _style(
         augment_real=draws.augment_real,
         wanted=None if s.end_maps is None else s.end_maps(origins, draws.frames),
         r1_weight=options.r1_weight if step % R1_EVERY == 0 else 0.0,
+        place=None if whole else draws.part_place,
         read=None if reader is None else reader.targets(captions),
     )
+
+
+def part_of(pixels: Tensor, parts: StepParts, place: Tensor) -> tuple[Tensor, bool]:
+    """The part (N, 3, h, w) at ``place`` (2,) of real frames ``pixels`` (N, 3, H, W) that is as
+    large as what the step decodes of the student's, and whether that is all of them.
+    """
+    full = tuple(pixels.shape[2:])
+    size = parts.decoder.part(*full)
+    for axis, length in enumerate(size, start=2):
+        spare = pixels.shape[axis] - length
+        pixels = pixels.narrow(axis, int(place[axis - 2] * (spare + 1)), length)
+    return pixels, size == full
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:

@@ -36,7 +36,8 @@ class StepDraws:
 
     ``source`` (B,); ``place`` (B,) in 0..T-1, the place on the trajectory's ascending levels;
     ``guidance`` (B,) in LCM form; ``prompt``, ``motion``, ``replay`` (B,) rows; ``noise`` and
-    ``start`` (B, C, F, h, w); ``frames`` (B, K) frame numbers.
+    ``start`` (B, C, F, h, w); ``frames`` (B, K) frame numbers; ``part_place`` and ``real_place``
+    (2,), below 1, where the part of the student's and the real frames lies that is looked at.
     """
 
     source: Tensor
@@ -52,6 +53,8 @@ class StepDraws:
     augment_real: AugmentDraws
     image_seed: int
     mismatch_seed: int
+    part_place: Tensor
+    real_place: Tensor
 
 
 def generator_for(seed: int, step: int, rank: int = 0, stream: int = 0) -> torch.Generator:
@@ -90,6 +93,8 @@ def draw_step(config: TrainConfig, sizes: Sizes, step: int, rank: int = 0) -> St
         augment_real=draw_augment(config.recipe.adversarial.augment, batch * per_clip, g),
         image_seed=int(torch.randint(2**31, (1,), generator=g)),
         mismatch_seed=int(torch.randint(2**31, (1,), generator=g)),
+        part_place=torch.rand(2, generator=g),
+        real_place=torch.rand(2, generator=g),
     )
 
 

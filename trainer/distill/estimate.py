@@ -70,7 +70,8 @@ class MemoryEstimate:
         )
         lines = [f"{name:<16}{size / GIB:6.2f} GiB" for name, size in rows]
         if self.waiting:
-            lines.append(f"{'Main memory':<16}{self.waiting / GIB:6.2f} GiB, for what waits there")
+            size = f"{self.waiting / GIB:6.2f} GiB"
+            lines.append(f"{'RAM':<16}{size} of the computer's, for what the card does not hold")
         return "\n".join(lines)
 
 
@@ -82,7 +83,7 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     feature network raise.
     """
     on_cpu = config.hardware.device == "cpu"
-    shapes, model = _on_shapes(config, on_cpu), model or _read(config)
+    shapes, model = _on_shapes(config, on_cpu), model or read_model(config)
     parts = build_parts(shapes, build_student(shapes, model, META, lambda _: None), META)
     trained = parts.parameters + parts.representation.parameters()
     count = sum(parameter.numel() for parameter in trained)
@@ -102,6 +103,23 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
         context=0 if on_cpu else CONTEXT,
         waiting=swapped + _frozen_bytes(idle) + (3 * adapter if offloaded else 0),
     )
+
+
+def estimated(config: TrainConfig, model: VideoModel) -> str:
+    """What an estimate with ``config`` is of, in a line."""
+    data = config.data
+    height, width = data.height or model.height, data.width or model.width
+    parts = [
+        f"{data.frames or model.frames} frames of {width} x {height} px",
+        f"LoRA rank {config.lora.rank}",
+        f"{data.batch_size} x {config.optim.accumulation} clips per step",
+    ]
+    if "tiny_vae" in model.family.takes:
+        tiny = getattr(model.codec, "tiny", None) is not None
+        parts.append("with the tiny VAE" if tiny else "WITHOUT the tiny VAE, which saves memory")
+    if config.hardware.blocks_to_swap:
+        parts.append(f"{config.hardware.blocks_to_swap} blocks in the computer's RAM")
+    return f"Estimated for {model.name}: {', '.join(parts)}."
 
 
 def _swapped(config: TrainConfig, model: VideoModel) -> tuple[int, int]:
@@ -128,7 +146,7 @@ def memory_advice(config: TrainConfig) -> list[str]:
     return hints
 
 
-def _read(config: TrainConfig) -> VideoModel:
+def read_model(config: TrainConfig) -> VideoModel:
     """The config's base model, in half precision to save main memory."""
     return load_model(config.model, torch.bfloat16, **config.companions)
 
@@ -212,7 +230,8 @@ def _made_style(parts: StepParts, size: tuple[int, int]) -> StyleBatch:
     count = data.batch_size * data.frames_per_clip
     text = torch.randn(count, parts.model.text.width, device=device)
     draws = draw_augment(options.augment, count, torch.Generator().manual_seed(0))
-    pixels = torch.rand(count, 3, *size, device=device) * 2 - 1
+    part = parts.decoder.part(*size)
+    pixels = torch.rand(count, 3, *part, device=device) * 2 - 1
     return StyleBatch(
         frames=torch.arange(data.frames_per_clip).repeat(data.batch_size, 1),
         text=text,
@@ -223,8 +242,9 @@ def _made_style(parts: StepParts, size: tuple[int, int]) -> StyleBatch:
         mask=torch.ones(count) if options.mismatched_captions else None,
         augment_fake=draws,
         augment_real=draws,
-        wanted=_made_maps(parts, pixels) if parts.config.aims_at_ends else None,
+        wanted=_made_maps(parts, pixels) if parts.config.aims_at_ends and part == size else None,
         r1_weight=options.r1_weight,
+        place=None if part == size else torch.zeros(2, device=device),
         read=None if parts.reader is None else parts.reader.targets([""] * count),
     )
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
+from ..config import TrainConfig
 from ..data.images import ImageSet
 from ..data.prompts import PromptSet
 from ..diffusion.noise import SIGMA_DATA, TIMESTEP_SCALING
@@ -19,6 +20,7 @@ from ..lora.whole import merged, whole_of
 from ..lora.workflow import lora_workflow
 from ..media import read_clip
 from ..runs.folder import Run
+from ..words import quoted
 from .batch import Session
 from .draws import generator_for
 from .plan import FEW_STEPS, TeacherPlan
@@ -95,6 +97,21 @@ def export_student(
     if config.start_from not in ("auto", "none"):
         extra[STARTED_FROM] = Path(config.start_from).name
     return export_file(pairs, path, metadata, extra=extra, differences=differences)
+
+
+def how_to_use(exported: Exported, step: int, run: Run, config: TrainConfig, status: str) -> str:
+    """What was exported at the end of a training, where to put it, and how to go on."""
+    command = f"python -m trainer resume {quoted(run.path)}"
+    goal = "continue the training"
+    if status != "stopped":
+        goal, minutes = "train further", config.minutes
+        more = f"--steps {2 * config.steps}" if minutes is None else f"--minutes {2 * minutes:g}"
+        command = f"{command} {more}"
+    return (
+        f"Exported step {step}: {exported.path} ({exported.counts}, read back and matched). Copy "
+        "it into ComfyUI's models/loras, or drop it on ComfyUI's canvas for its workflow. To "
+        f"{goal}: `{command}`."
+    )
 
 
 def caption_tags(images: ImageSet) -> dict[str, dict[str, int]]:

@@ -31,11 +31,13 @@ from ..runs.guards import NanGuard, StopRequested, StopSignal
 from ..runs.lock import RunLock
 from ..runs.progress import Progress, RunLog, memory_gib
 from ..runs.state import RunState, StateBoard, Status
+from ..words import quoted
 from .batch import Session
 from .distiller import Distiller, StepReport
-from .export import export_run, preview_prompts
+from .export import export_run, how_to_use, preview_prompts
 from .preview import Previewer, style_of
 from .session import build_session
+from .sources import stored_adapter
 from .waits import FIRST_PREVIEW, PREVIEW, SAVING, Waits
 
 STATE_SECONDS = 1.0
@@ -43,8 +45,10 @@ NO_STEP = "No training step was done yet: there is nothing to export, and the ne
 "from zero."
 BAR_VALUES = ("consistency", "adversarial", "caption")
 
-Check = Callable[[TrainConfig, Callable[[str], None]], None]
-"""Called with the config and a log; raises if something is missing."""
+Check = Callable[..., None]
+"""Called with the config and a log, and whether the run goes on from a checkpoint (``resumed``);
+raises if something is missing.
+"""
 
 
 @dataclass
@@ -65,9 +69,8 @@ class Loop:
     stopping: bool = False
     _state_written: float = field(default=0.0, repr=False)
 
-    def resume(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one."""
-        folder = latest_checkpoint(self.run)
+    def resume(self, folder: Path | None) -> None:
+        """Continue from the checkpoint in ``folder``, if there is one."""
         if folder is None:
             self.log("No checkpoint yet: the run starts from the beginning.")
             return
@@ -78,10 +81,7 @@ class Loop:
         self.log(f"Resumed at step {self.step} from {folder.name}.")
 
     def train(self) -> str:
-        """Train until the goal, the time limit or a stop.
-
-        Returns the final status.
-        """
+        """Train until the goal, the time limit or a stop; the final status."""
         with Progress(self.config.steps, self.run.name, self.step, log=self.log) as progress:
             while not self._is_over():
                 begun = time.monotonic()
@@ -219,8 +219,8 @@ class Loop:
         self.session.ema.load_state_dict(found.tensors["ema"])
         self.log(
             f"Step {best} is exported: its previews have more motion and style than those of step "
-            f"{self.step}. To export the last step, run `python -m trainer export {self.run.path} "
-            f"--checkpoint {self.step}`."
+            f"{self.step}. To export the last step, run `python -m trainer export "
+            f"{quoted(self.run.path)} --checkpoint {self.step}`."
         )
         return best
 
@@ -240,7 +240,7 @@ class Loop:
         folder = self.run.samples / f"step-{step:06d}"
         exported = export_run(self.run, self.session, step, folder)
         self.events.append("export", step=step, file=exported.path.name, sha256=exported.sha256)
-        self.log(f"Exported {exported.path} ({exported.modules} modules, read back and matched).")
+        self.log(how_to_use(exported, step, self.run, self.config, status))
         self.update(status=status, step=self.step, message=f"LoRA: {exported.path.name}")
 
 
@@ -277,9 +277,10 @@ def train(run: Run, check: Check | None, *, resume: bool = False) -> RunState:
             run.clear_stop()
         board.update()
         try:
+            newest = latest_checkpoint(run) if resume else None
             if main and check is not None:
-                check(config, log)
-            return _train_locked(run, config, accelerator, log, stop, board, resume)
+                check(config, log, resumed=newest is not None)
+            return _train_locked(run, config, accelerator, log, stop, board, resume, newest)
         except StopRequested as request:
             log(str(request))
             board.update(status="stopped", eta_seconds=None, message=f"{request} {NO_STEP}")
@@ -312,18 +313,19 @@ def _train_locked(
     stop: StopSignal,
     board: StateBoard,
     resume: bool,
+    newest: Path | None,
 ) -> RunState:
     waits = Waits(log if board.writes else lambda _: None, board.update, _stop_for_all(run, stop))
-    session = build_session(config, accelerator, log, waits)
+    stored, lists = stored_adapter(newest), run.path if board.writes else None
+    session = build_session(config, accelerator, log, waits, stored=stored, lists=lists)
     waits.over()
     distiller = Distiller(session, NanGuard())
     previewer = Previewer(session, preview_prompts(session), style=style_of(session))
-    newest = latest_checkpoint(run) if resume else None
     resume_step = int(newest.name.rpartition("-")[2]) if newest else 0
     with EventLog(run.events_path, resume_step if resume else None) as events:
         loop = Loop(run, config, session, distiller, previewer, events, log, stop, board)
         if resume:
-            loop.resume()
+            loop.resume(newest)
         events.append(
             "start", step=loop.step, device=str(session.model.device), resumed=resume,
             processes=accelerator.num_processes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
 
@@ -25,7 +27,6 @@ from .sources import (
     Progress,
     Stored,
     add_adapter,
-    encode_prompts,
     load_motions,
     open_sources,
     real_frames,
@@ -44,24 +45,33 @@ REPLAY_CAPACITY = 256
 
 
 def build_session(
-    config: TrainConfig, accelerator: Accelerator, log: Log, progress: Progress
+    config: TrainConfig,
+    accelerator: Accelerator,
+    log: Log,
+    progress: Progress,
+    *,
+    stored: Stored | None = None,
+    lists: Path | None = None,
 ) -> Session:
     """Load, scan, encode and roll out what ``config`` asks for.
+
+    The adapter is made for that of a checkpoint, if ``stored`` has one. The folder ``lists`` gets
+    a text file with every image, and one with every video.
 
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
     device = accelerator.device
-    sources = open_sources(config, device, log, progress)
-    encode_prompts(config, sources, device, log)
-    student = build_student(config, sources.model, device, log)
-    motions, prompts = load_motions(config, student, sources, accelerator, log, progress)
+    sources = open_sources(config, device, log, progress, lists, encode=True)
+    student = build_student(config, sources.model, device, log, stored)
+    motions, prompts = load_motions(config, student, sources, accelerator, log, progress, lists)
     parts = build_parts(config, student, device)
-    if config.recipe.adversarial.caption_weight and parts.features is not None:
+    if config.recipe.adversarial.caption_weight and parts.features is not None and not stored:
         log(caption_loss(parts.features, parts.reader))
     optimizer, judging = build_optimizers(config, parts)
     compared = config.aims_at_ends and config.recipe.adversarial.content_weight
+    whole = parts.decoder.part(*sources.size[1:]) == sources.size[1:]
     ends = None
-    if compared and parts.features is not None:
+    if compared and whole and parts.features is not None:
         ends = EndMaps(motions.clean, sources.frames, parts.decoder, parts.features, device)
     return Session(
         accelerator=accelerator,
@@ -124,7 +134,10 @@ def build_student(
         order_channels_last(network)
     if swap is not None:
         swap.start(device)
-        log(f"{len(swapped)} blocks of the base model wait in main memory between their uses.")
+        log(
+            f"{len(swapped)} of the base model's blocks are kept in the computer's RAM and copied "
+            "to the card when it is their turn."
+        )
     if hardware.compile:
         compile_blocks(network, kinds, ContentCache(config.data.cache).root / "compiled")
     if hardware.gradient_checkpointing:

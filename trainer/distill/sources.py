@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,17 +17,22 @@ from ..config import TrainConfig
 from ..data.cache import ContentCache
 from ..data.images import ImageSet, scan_images
 from ..data.prompts import Prompt, PromptSet, build_prompts
+from ..data.records import MediaFolder
 from ..data.videos import VideoSet, scan_videos
-from ..families import VideoModel, load_model
+from ..families import VideoModel, family_of, load_model, resolve_model
 from ..families.codec import VideoCodec
+from ..files import atomic_write
 from ..lora.adapter import add_lora, start_from
 from ..lora.few_step import Start, fit_start
 from ..lora.formats import read_lora
 from ..lora.whole import add_whole
+from ..models.weights import shapes_only
 from ..motion.sources import EncodedVideos, MotionSource
+from ..runs.checkpoints import load_checkpoint
+from ..words import span
 from .library import Log, Progress, fetch_library
 from .student import Student, base_dtype
-from .waits import IMAGES, MODEL, VIDEOS
+from .waits import IMAGES, MODEL, TEXTS, VIDEOS, WEIGHTS
 
 Stored = Mapping[str, Mapping[str, Tensor]]
 WHOLE = "whole"
@@ -44,6 +50,9 @@ def add_adapter(
     """
     if stored is not None:
         ranks = {k.removesuffix(".down"): len(v) for k, v in stored["lora"].items() if "down" in k}
+        if config.lora.rank not in ranks.values():
+            kept = f"The LoRA keeps the rank of the checkpoint, {span(ranks.values())}"
+            log(f"{kept}; `lora.rank`={config.lora.rank} is for new runs.")
         add_lora(model.network, config.lora.rank, float(config.lora.rank), config.seed, ranks=ranks)
         add_whole(model.network, stored.get(WHOLE, {}))
         return
@@ -56,8 +65,19 @@ def add_adapter(
     ranks = {} if found is None else found.ranks(rank)
     add_lora(model.network, rank, float(rank), config.seed, ranks=ranks)
     if found is not None:
-        start_from(model.network, found.pairs, complete=found.recorded)
+        # An export holds an update that is whole in one place, among its differences.
+        complete = found.recorded and not found.differences
+        if found.pairs:
+            start_from(model.network, found.pairs, complete=complete)
         add_whole(model.network, found.differences)
+
+
+def stored_adapter(checkpoint: Path | None) -> Stored | None:
+    """What the network of a resumed run gets: neither read nor told again what it started from."""
+    if checkpoint is None:
+        return None
+    tensors = load_checkpoint(checkpoint).tensors
+    return {name: tensors[name] for name in ("lora", WHOLE) if name in tensors}
 
 
 def _initial_lora(path: Path, config: TrainConfig, model: VideoModel, log: Log) -> Start:
@@ -65,12 +85,9 @@ def _initial_lora(path: Path, config: TrainConfig, model: VideoModel, log: Log) 
     start = fit_start(
         found, model.network, model.family, model.name, path.name, model.prediction_type
     )
-    ranks = sorted({pair.rank for pair in start.pairs.values()})
-    log(f"Continues from {path} (rank {', '.join(map(str, ranks))}).")
-    if not start.recorded:
-        log(f"It is {start.told}.{start.remark()}")
-    if ranks[-1] > config.lora.rank:
-        log(f"The LoRA keeps its rank {ranks[-1]} instead of `lora.rank`={config.lora.rank}.")
+    log(f"Starts from {path}, {start.told}.{start.remark()}")
+    if kept := start.kept_rank(config.lora.rank):
+        log(kept)
     return start
 
 
@@ -111,16 +128,22 @@ class Sources:
 
 
 def open_sources(
-    config: TrainConfig, device: torch.device, log: Log, progress: Progress
+    config: TrainConfig,
+    device: torch.device,
+    log: Log,
+    progress: Progress,
+    lists: Path | None = None,
+    *,
+    encode: bool = False,
 ) -> Sources:
-    """Read model, images and prompts. Raises ModelError, DataError, PromptError or ValueError."""
+    """Read model, images and prompts; every image is listed in a file in ``lists``. With
+    ``encode``, the states of all prompts and captions are kept in the cache, where the family wants
+    that before its network is read. Raises ModelError, DataError, PromptError or ValueError.
+    """
     progress(MODEL, 0, 0)
-    model = load_model(
-        config.model,
-        base_dtype(config.hardware.precision, device),
-        **config.companions,
-    )
-    model.text_store = ContentCache(config.data.cache)
+    early = encode and family_of(resolve_model(config.model)).texts_first
+    with shapes_only() if early else nullcontext():
+        model = _read(config, device)
     log(f"Base model {model.name}; licence of its weights: {model.licence}.")
     frames = config.data.frames or model.frames
     height, width = config.data.height or model.height, config.data.width or model.width
@@ -128,33 +151,61 @@ def open_sources(
     images = None
     if config.images is not None:
         progress(IMAGES, 0, 0)
-        images = _images(config.images, config, model, (height, width), log)
+        images = _images(config.images, config, model, (height, width), log, lists)
     elif config.recipe.adversarial.weight:
         log("No image folder: frames from the motion source replace style images.")
     captions = [] if images is None else [record.caption for record in images.records]
     prompts = build_prompts(config.prompts, model.path / "prompts.txt", captions, config.trigger)
     fps = config.data.fps or model.fps
-    return Sources(model, images, prompts, shape, frames, height, width, fps)
+    sources = Sources(model, images, prompts, shape, frames, height, width, fps)
+    if not early:
+        return sources
+    progress(TEXTS, 0, 0)
+    encode_prompts(config, sources, device, log)
+    progress(WEIGHTS, 0, 0)
+    return replace(sources, model=_read(config, device))
+
+
+def _read(config: TrainConfig, device: torch.device) -> VideoModel:
+    dtype = base_dtype(config.hardware.precision, device)
+    model = load_model(config.model, dtype, **config.companions)
+    model.text_store = ContentCache(config.data.cache)
+    return model
 
 
 def encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, log: Log) -> None:
-    """Encode all that a run says, while ``device`` has no network yet, where the text encoder is
-    too large to lie beside it; states are kept in the cache, for every later run.
+    """Keep the states of all that a run says in the cache, while neither main memory nor ``device``
+    has the network: the text encoder is too large to lie beside it.
     """
     model, prompts = sources.model, sources.prompts
-    if not model.text.fingerprint:
-        return
     texts = ["", model.negative, *config.preview.prompts]
     for prompt in prompts.prompts:
         texts += [prompt.text, prompt.frame, prompt.teacher]
     if sources.images is not None:
         texts += prompts.judged([record.caption for record in sources.images.records])
-    log(f"{len(set(texts))} prompts and captions are encoded once and kept.")
+    log(
+        f"The text encoder reads {len(set(texts))} prompts and captions, once; what it makes of "
+        "them is kept for every later run."
+    )
     model.remember_texts(texts, device)
 
 
+def _tell(folder: MediaFolder, name: str, log: Log, lists: Path | None) -> None:
+    """Log what is in ``folder``, and list every file of it in the folder ``lists``."""
+    log(folder.brief())
+    if lists is not None:
+        file = lists / f"{name}.txt"
+        atomic_write(file, folder.report().encode("utf-8"))
+        log(f"Every file with its caption: {file}")
+
+
 def _images(
-    path: Path, config: TrainConfig, model: VideoModel, size: tuple[int, int], log: Log
+    path: Path,
+    config: TrainConfig,
+    model: VideoModel,
+    size: tuple[int, int],
+    log: Log,
+    lists: Path | None,
 ) -> ImageSet:
     folder = scan_images(
         path,
@@ -165,7 +216,7 @@ def _images(
         count_tokens=model.text.count,
         max_tokens=model.text.max_tokens,
     )
-    log(folder.report())
+    _tell(folder, "images", log, lists)
     return ImageSet(folder, *size, crop=config.data.crop)
 
 
@@ -189,16 +240,22 @@ def load_motions(
     accelerator: Accelerator,
     log: Log,
     progress: Progress,
+    lists: Path | None = None,
 ) -> tuple[MotionSource, PromptSet]:
     if config.videos is not None:
-        return _videos(config.videos, config, sources, log, progress)
+        return _videos(config.videos, config, sources, log, progress, lists)
     prompts, shape = sources.prompts, sources.latent_shape
     return fetch_library(config, student, prompts, shape, accelerator, log, progress), prompts
 
 
 @torch.no_grad()
 def _videos(
-    path: Path, config: TrainConfig, sources: Sources, log: Log, progress: Progress
+    path: Path,
+    config: TrainConfig,
+    sources: Sources,
+    log: Log,
+    progress: Progress,
+    lists: Path | None,
 ) -> tuple[EncodedVideos, PromptSet]:
     """Clips of the user's videos, encoded once.
 
@@ -215,7 +272,7 @@ def _videos(
         count_tokens=model.text.count,
         max_tokens=model.text.max_tokens,
     )
-    log(folder.report())
+    _tell(folder, "videos", log, lists)
     videos = VideoSet(folder, sources.frames, sources.fps, sources.height, sources.width)
     rng = np.random.default_rng(config.seed)
     latents: list[Tensor] = []

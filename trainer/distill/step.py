@@ -158,7 +158,7 @@ def style_losses(
     config, style = parts.config.recipe.adversarial, batch.style
     features, discriminator = parts.features, parts.discriminator
     assert style is not None and features is not None and discriminator is not None
-    pixels = parts.decoder.decode_frames(prediction, style.frames)
+    pixels = parts.decoder.decode_frames(prediction, style.frames, style.place)
     maps = features(apply_augment(pixels, style.augment_fake))
     with frozen(discriminator):
         adversarial = generator_loss(discriminator(maps, style.text), config.loss)
@@ -203,7 +203,8 @@ def _statistics(
 @torch.no_grad()
 def _deeper_maps(parts: StepParts, target: Tensor, style: StyleBatch) -> list[Tensor]:
     assert parts.features is not None
-    return deeper_half(parts.features(parts.decoder.decode_frames(target, style.frames)))
+    pixels = parts.decoder.decode_frames(target, style.frames, style.place)
+    return deeper_half(parts.features(pixels))
 
 
 def _backward(

@@ -14,10 +14,13 @@ from ..runs.progress import Progress
 from .library import STAGE as LIBRARY
 
 MODEL, IMAGES, VIDEOS = "reading the base model", "reading the style images", "encoding videos"
+TEXTS, WEIGHTS = "encoding the prompts", "reading the base model's weights"
 FIRST_PREVIEW, PREVIEW, SAVING = "first preview", "preview", "saving the run"
 NEXT = {
     MODEL: "the style images",
     IMAGES: "the teacher's example clips, the trajectory library",
+    TEXTS: "the base model's weights",
+    WEIGHTS: "the teacher's example clips, the trajectory library",
     LIBRARY: "the first preview, then training",
     VIDEOS: "the first preview, then training",
     FIRST_PREVIEW: "training",
@@ -25,6 +28,8 @@ NEXT = {
     SAVING: "the LoRA file",
 }
 """What a run waits for -> what comes after it, for people."""
+UNITS = dict.fromkeys((FIRST_PREVIEW, PREVIEW, SAVING), "sets of clips")
+"""What is counted, where it is not clips: a set for each number of sampling steps."""
 STATE_SECONDS = 1.0
 
 
@@ -62,7 +67,7 @@ class Waits:
     def _begin(self, what: str, done: int, total: int) -> None:
         self.over()
         self._what, self._written = what, 0.0
-        count = f", {total - done} to go" if total else ""
+        count = f", {total - done} {UNITS.get(what, 'clips')} to go" if total else ""
         self._log(f"{what.capitalize()}{count}. Next: {NEXT.get(what, 'training')}.")
         if total:
             self._bar = Progress(total, what, done, unit="clip", log=self._log)

@@ -143,19 +143,27 @@ def fit_student(model: VideoModel, path: Path) -> LoraFile:
 
 @contextmanager
 def merged(model: VideoModel, file: LoraFile | None) -> Iterator[dict[str, Any]]:
-    """``model`` with the LoRA merged in, inside; gives the sampler options it was distilled with.
+    """``model`` with the LoRA merged in, inside, in main memory what waits there; gives the sampler
+    options it was distilled with.
 
     Without a file the model stays as it is and the options are empty.
     """
     options = sampling_options(file)
     undo = None
     if file is not None:
+        _rest(model)
         undo = apply_lora(model.network, file.pairs, differences=file.differences)
     try:
         yield options
     finally:
         if undo is not None:
+            _rest(model)
             undo()
+
+
+def _rest(model: VideoModel) -> None:
+    if model.swap is not None:
+        model.swap.rest()
 
 
 def sampling_options(file: LoraFile | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..diffusion.noise import VariancePreserving
 from ..diffusion.path import NoisePath
+from ..models.block_swap import BlockSwap, swapped_blocks
 from ..models.weights import ModelError
 from ..words import allowed_frames
 from .codec import VideoCodec
@@ -69,6 +70,8 @@ class VideoModel:
     """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False
     """Whether text encoder and autoencoder wait in main memory while they are not needed."""
+    swap: BlockSwap | None = None
+    """What fetches the blocks of the network that wait in main memory, when it samples so."""
     text_store: TextStore | None = None
     """Where states of prompts are kept on disk."""
     _text_cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -124,6 +127,21 @@ class VideoModel:
             vae.to(idle)
         self.noise = self.noise.to(device)
         self._text_cache.clear()
+        return self
+
+    def placed(self, device: torch.device, waiting: int, setting: str) -> VideoModel:
+        """Move to ``device`` for sampling. On a card, ``waiting`` blocks of the network stay in
+        main memory, and so do text encoder and autoencoder while they are not needed.
+
+        Raises ValueError, naming the ``setting``, for more blocks than there are.
+        """
+        chosen = swapped_blocks(self.network, self.family.blocks, waiting, setting)
+        if chosen and device.type == "cuda":
+            self.resting = True
+            self.swap = BlockSwap(chosen, self.family.exact)
+        self.to(device)
+        if self.swap is not None:
+            self.swap.start(device)
         return self
 
     @contextmanager

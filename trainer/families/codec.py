@@ -50,9 +50,18 @@ class VideoCodec(Protocol):
         """Clips (B, 3, F, H, W) in [-1, 1] of scaled ``latents`` (B, C, f, h, w)."""
         ...
 
-    def decode_frames(self, latents: Tensor, frames: Tensor) -> Tensor:
+    def part(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels of what training decodes of a frame of ``height`` x ``width``
+        pixels: all of it, or as much as a decoder of that weight can be given gradients for.
+        """
+        ...
+
+    def decode_frames(self, latents: Tensor, frames: Tensor, place: Tensor | None = None) -> Tensor:
         """Frames ``frames`` (B, K) of clips ``latents`` (B, C, f, h, w): pixels (B * K, 3, H, W),
         clip by clip, fp32, about [-1, 1] and not clamped; differentiable.
+
+        With ``place`` (2,), from 0 to below 1 down and across, they are the `part` of each frame
+        that lies there, and otherwise whole frames.
         """
         ...
 
@@ -104,7 +113,10 @@ class FrameCodec:
         pixels = self.decode_images(rearrange(latents, "b c f h w -> (b f) c h w"))
         return rearrange(pixels.clamp(-1, 1), "(b f) c h w -> b c f h w", b=len(latents))
 
-    def decode_frames(self, latents: Tensor, frames: Tensor) -> Tensor:
+    def part(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def decode_frames(self, latents: Tensor, frames: Tensor, place: Tensor | None = None) -> Tensor:
         return self.decode_images(pick_frames(latents, frames))
 
     def decode_images(self, latents: Tensor) -> Tensor:

@@ -255,19 +255,20 @@ def apply_lora(
     pairs: Mapping[str, LoraPair],
     strength: float = 1.0,
     differences: Mapping[str, Tensor] | None = None,
+    for_good: bool = False,
 ) -> Callable[[], None]:
     """Merge `strength * delta` into the base weights, and whole `differences` with it, and return a
     function that puts the old weights back.
 
     The undo is exact because the old weights are kept, on their device: as much memory again as the
-    updated weights take. Undo several LoRAs in reverse order; a second call of one undo does
-    nothing. Weights stored in fp8 stay as they are: their update is computed beside them. A LoRA
-    that does not fit as a whole raises LoraError and changes nothing. fp32 merges equal PEFT's bit
-    for bit.
+    updated weights take. ``for_good`` keeps none: the undo is then not to be called. Undo several
+    LoRAs in reverse order; a second call of one undo does nothing. Weights stored in fp8 stay as
+    they are: their update is computed beside them. A LoRA that does not fit as a whole raises
+    LoraError and changes nothing. fp32 merges equal PEFT's bit for bit.
     """
     if not math.isfinite(strength):
         raise LoraError(f"`strength`={strength}; a finite number is needed, usually 0 to 1.5.")
-    fitted = fit_pairs(pairs, unet)
+    fitted = fit_pairs(pairs, unet) if pairs or not differences else {}
     modules = base_modules(unet)
     kept: list[tuple[Tensor, Tensor]] = []
     hooks: list[RemovableHandle] = []
@@ -289,7 +290,8 @@ def apply_lora(
                 hooks.append(modules[path].register_forward_hook(_beside(moved, strength)))
                 continue
             delta = moved.delta(strength)
-            kept.append((weight, weight.clone()))
+            if not for_good:
+                kept.append((weight, weight.clone()))
             weight.add_(delta)
         whole.set(strength)
     except BaseException:
@@ -301,9 +303,12 @@ def apply_lora(
 def _beside(pair: LoraPair, strength: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     """A forward hook of a Linear that adds the update of ``pair`` to what it gives."""
     scale = pair.alpha / pair.rank * strength
+    matrices = [pair.down, pair.up]
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        down, up = (matrix.to(output) for matrix in (pair.down, pair.up))
+        if matrices[0].device != output.device:  # the weight itself may wait in main memory
+            matrices[:] = [matrix.to(output.device) for matrix in matrices]
+        down, up = (matrix.to(output) for matrix in matrices)
         return output + F.linear(F.linear(inputs[0], down), up) * scale
 
     return hook

@@ -25,6 +25,7 @@ from ..models.sd15 import original_name
 from .export import (
     KEEP,
     cast_pairs,
+    cast_whole,
     export_file,
     export_kohya,
     export_peft,
@@ -37,6 +38,7 @@ from .match import describe_base, pair_widths
 from .metadata import with_hashes
 from .names import MOTION, motion_lora_name, webui_name, with_paths
 from .pairs import LoraError, LoraPair, kohya_name, layers_of
+from .whole import whole_count
 
 EVOLVED = "animatediff-evolved"
 SPATIAL, MOTION_LORA, MOTION_MODULE = "-spatial", "-motion-lora", "-motion-module"
@@ -69,6 +71,10 @@ class Source:
     metadata: dict[str, str]
     motion_module: Path | None = None
     differences: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def whole_note(self) -> str:
+        return f"{whole_count(len(self.differences))} with it." if self.differences else ""
 
     def part(self, motion: bool) -> dict[str, LoraPair]:
         """The motion layers, or the image layers. Raises LoraError for a LoRA of another UNet."""
@@ -116,14 +122,15 @@ def convert(
     if motion_module is not None and to != EVOLVED:
         raise LoraError(f"`motion_module` is only used with '{EVOLVED}'; leave it out.")
     found = read_source(Path(source))
-    pairs = cast_pairs(found.pairs, dtype)
+    pairs, whole = cast_pairs(found.pairs, dtype), cast_whole(found.differences, dtype)
     if found.differences and to not in WITH_DIFFERENCES:
         raise LoraError(
-            f"`{Path(source).name}` has {len(found.differences)} whole differences (first: "
+            f"`{Path(source).name}` has {whole_count(len(found.differences))} (first: "
             f"{min(found.differences)}), which '{to}' cannot hold; use "
             f"{' or '.join(WITH_DIFFERENCES)}."
         )
-    return TARGETS[to](replace(found, pairs=pairs, motion_module=motion_module), Path(out))
+    changed = replace(found, pairs=pairs, differences=whole, motion_module=motion_module)
+    return TARGETS[to](changed, Path(out))
 
 
 def _peft(source: Source, out: Path) -> Converted:
@@ -135,14 +142,14 @@ def _peft(source: Source, out: Path) -> Converted:
 def _comfyui(source: Source, out: Path) -> Converted:
     whole = source.differences
     done = export_file(source.pairs, out, source.metadata, dtype=KEEP, differences=whole)
-    return Converted({out: done.modules})
+    return Converted({out: done.modules}, source.whole_note)
 
 
 def _kohya(source: Source, out: Path) -> Converted:
     """With the underscores of the names that ComfyUI and musubi-tuner know: for a transformer those
     of its original file, for a UNet diffusers'.
     """
-    original = layers_of(source.pairs).original
+    original = layers_of({**source.pairs, **source.differences}).original
 
     def name_of(path: str) -> str:
         return kohya_name((original and original(path)) or path)
@@ -156,7 +163,7 @@ def _kohya(source: Source, out: Path) -> Converted:
         differences=source.differences,
         layer_name=name_of,
     )
-    return Converted({out: done.modules})
+    return Converted({out: done.modules}, source.whole_note)
 
 
 def _webui(source: Source, out: Path) -> Converted:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from .formats import COMFYUI_PREFIX, PEFT_CONFIG, PEFT_WEIGHTS, LoraFile, read_l
 from .match import Model, fit_pairs
 from .metadata import with_hashes
 from .pairs import LoraError, LoraPair, check_pair, kohya_name, layers_of
-from .whole import check_difference
+from .whole import check_difference, whole_count
 
 if TYPE_CHECKING:
     from ..families.record import LayerNames
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KEEP = "keep"
 """Instead of a dtype: keep each tensor's own."""
+NOTHING = "There is nothing to export: the LoRA has no weights."
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, read back and found equal. `size` in bytes."""
+    """A file that was written, read back and found equal. `size` in bytes, ``modules`` are layers
+    with a low-rank update.
+    """
 
     path: Path
     modules: int
@@ -43,18 +46,23 @@ class Exported:
     sha256: str
     autov2: str
     tensors_sha256: str
+    differences: int = 0
+
+    @property
+    def counts(self) -> str:
+        """What is in it, in words."""
+        whole = f" and {whole_count(self.differences)}" if self.differences else ""
+        return f"{self.modules} layers{whole}"
 
 
 def cast_pairs(pairs: Mapping[str, LoraPair], dtype: str) -> dict[str, LoraPair]:
     """Pairs as they will be stored: on the CPU in `dtype` ("fp16", "bf16", "fp32" or "keep"),
     sorted by path.
 
-    Raises LoraError for an unknown dtype, an empty LoRA, NaN, or values beyond fp16's 65504.
+    Raises LoraError for an unknown dtype, NaN, or values beyond fp16's 65504.
     """
     if dtype not in (*DTYPES, KEEP):
         raise LoraError(f"`dtype`={dtype!r}; allowed are {', '.join((*DTYPES, KEEP))}.")
-    if not pairs:
-        raise LoraError("There is nothing to export: the LoRA has no pairs.")
     kind = DTYPES.get(dtype)
     stored: dict[str, LoraPair] = {}
     for path, pair in sorted(pairs.items()):
@@ -63,9 +71,7 @@ def cast_pairs(pairs: Mapping[str, LoraPair], dtype: str) -> dict[str, LoraPair]
             m.detach().to("cpu", kind or m.dtype).contiguous() for m in (pair.down, pair.up)
         )
         if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-            raise LoraError(
-                f"`{path}` has values too large for {dtype}; export with dtype='bf16' or 'fp32'."
-            )
+            raise LoraError(_too_large(f"`{path}`", dtype))
         # Alpha is stored as an fp32 number: 64 stays 64, and rsLoRA's roots lose nothing that
         # merging would keep.
         stored[path] = LoraPair(down, up, float(torch.tensor(pair.alpha, dtype=torch.float32)))
@@ -132,12 +138,19 @@ def whole_tensors(
     return tensors
 
 
-def _cast_whole(differences: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+def cast_whole(differences: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Whole differences as they will be stored, as `cast_pairs` does it for pairs."""
     kind, stored = DTYPES.get(dtype), {}
     for path, value in sorted(differences.items()):
+        check_difference(path, value)
         stored[path] = value.detach().to("cpu", kind or value.dtype).contiguous()
-        check_difference(path, stored[path])
+        if not torch.isfinite(stored[path]).all():
+            raise LoraError(_too_large(f"The difference of `{path}`", dtype))
     return stored
+
+
+def _too_large(what: str, dtype: str) -> str:
+    return f"{what} has values too large for {dtype}; export with dtype='bf16' or 'fp32'."
 
 
 def export_file(
@@ -183,10 +196,12 @@ def export_kohya(
     path.parent.mkdir(parents=True, exist_ok=True)
     pairs = _pairs_of(source)
     model = base if base is not None else (source if isinstance(source, nn.Module) else None)
-    if model is not None:
+    if model is not None and (pairs or not differences):
         fit_pairs(pairs, model)
     stored = cast_pairs(pairs, dtype)
-    whole = _cast_whole(differences or {}, dtype)
+    whole = cast_whole(differences or {}, dtype)
+    if not stored and not whole:
+        raise LoraError(NOTHING)
     layers = layers_of({**pairs, **whole})
     tensors = {**tensors_of(stored), **whole_tensors(whole, layers, layer_name)}
     told = with_hashes(_joined(metadata, extra or {}), tensors)
@@ -199,7 +214,7 @@ def export_kohya(
             raise LoraError(f"{changed} nothing was replaced. Export again.")
 
     atomic_write(path, safetensors_bytes(tensors, told), check)
-    return _exported(path, path, stored)
+    return replace(_exported(path, path, stored), differences=len(whole))
 
 
 def _joined(metadata: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
@@ -229,6 +244,8 @@ def export_peft(
     if folder.exists():
         raise LoraError(f"`{folder}` exists already; choose another name or remove it first.")
     stored = cast_pairs(_pairs_of(source), dtype)
+    if not stored:
+        raise LoraError(NOTHING)
     tensors: dict[str, Tensor] = {}
     for path, pair in stored.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = pair.down

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..diffusion.noise import EPSILON
+from ..words import span
 from .formats import LoraFile
-from .match import Model, describe_base, fit_pairs, match, pair_widths
+from .match import Model, describe_base, fit_pairs, match
 from .pairs import KOHYA_PREFIX, LoraError, LoraPair, layers_of, weight_shapes
 from .recommended import read_recommended
-from .whole import fit_differences
+from .whole import fit_differences, whole_count
 
 if TYPE_CHECKING:
     from ..families import Family
@@ -81,13 +82,13 @@ def fit_few_step(
     """
     _check_base(found, family, model_name, file_name, prediction)
     shapes = weight_shapes(model)
-    pairs = fit_pairs(found.pairs, shapes, metadata=found.metadata)
+    pairs = _fitted(found, shapes)
     report = match(pairs, shapes)
     if not found.metadata.get("mcm.family") and not report.complete:
         raise LoraError(
             f"'{file_name}' covers {len(report.matched)} layers of the MODEL and leaves out "
             f"{len(report.missing)}: either it is not a few-step LoRA (it is made for "
-            f"{describe_base(pair_widths(found.pairs))}), or part of it is missing (then download "
+            f"{describe_base(found.widths)}), or part of it is missing (then download "
             f"it again). {STYLE}"
         )
     if few_step_kind(found) is None:
@@ -96,6 +97,13 @@ def fit_few_step(
             f"few steps. {STYLE}"
         )
     return pairs
+
+
+def _fitted(found: LoraFile, model: Model) -> dict[str, LoraPair]:
+    """`fit_pairs`, of which a file of whole differences alone has none."""
+    if found.differences and not found.pairs:
+        return {}
+    return fit_pairs(found.pairs, model, metadata=found.metadata)
 
 
 @dataclass(frozen=True)
@@ -121,13 +129,21 @@ class Start:
             "them: it does not with this file by itself either."
         )
 
+    def kept_rank(self, wanted: int) -> str:
+        """What becomes of the rank ``wanted``, `lora.rank`, where the LoRA's own is higher, as a
+        sentence; else empty.
+        """
+        if max((pair.rank for pair in self.pairs.values()), default=0) <= wanted:
+            return ""
+        return f"It keeps its {rank_of(self.pairs)} where that is more than `lora.rank`={wanted}."
+
     def ranks(self, least: int) -> dict[str, int]:
         """The rank of the adapter at each layer, ``least`` or more: of our own files and official
         ones the same everywhere.
         """
         if not self.recorded:
             return {path: max(least, pair.rank) for path, pair in self.pairs.items()}
-        highest = max(least, *(pair.rank for pair in self.pairs.values()))
+        highest = max([least, *(pair.rank for pair in self.pairs.values())])
         return dict.fromkeys(self.pairs, highest)
 
 
@@ -146,7 +162,7 @@ def fit_start(
     if not unrecorded:
         pairs = fit_few_step(found, network, family.name, model_name, file_name, prediction)
     else:
-        pairs = fit_pairs(found.pairs, network, metadata=found.metadata)
+        pairs = _fitted(found, network)
     fit_differences(found.differences, network)
     bare = family.layers.bare
     whole = {k: v for k, v in found.differences.items() if not (bare and k.endswith(bare))}
@@ -156,20 +172,24 @@ def fit_start(
 
 def describe_start(found: LoraFile) -> str:
     """What a LoRA is, in one line for people: base model, rank, whole differences, record."""
-    ranks = sorted({pair.rank for pair in found.pairs.values()})
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    parts = [f"for {describe_base(pair_widths(found.pairs))}", f"{len(found.pairs)} layers", rank]
+    parts = [f"{len(found.pairs)} layers", rank_of(found.pairs)] if found.pairs else []
     if found.differences:
-        parts.append(f"{len(found.differences)} whole differences (norms, biases and the like)")
+        parts.append(f"{whole_count(len(found.differences))} of norms, biases and the like")
+    made_for = f"for {describe_base(found.widths)} ({', '.join(parts)})"
     if declares_few_step(found.metadata):
-        return f"a few-step LoRA of this trainer {', '.join(parts)}"
+        return f"a few-step LoRA of this trainer {made_for}"
     if any(key.startswith("ss_") for key in found.metadata):
-        parts.append(
-            "made by another trainer that says nothing of few steps: if it is a style LoRA, "
-            "its style is kept and few steps are still to be learned"
+        return (
+            f"another trainer's LoRA {made_for}, which says nothing of few steps. A style LoRA "
+            "keeps its style, and few steps are still to be learned"
         )
-        return f"a LoRA {', '.join(parts)}"
-    return f"a step LoRA {', '.join(parts)}, no record of how it was made"
+    return f"a LoRA {made_for}, taken for a step LoRA: the file does not say how it was made"
+
+
+def rank_of(pairs: Mapping[str, LoraPair]) -> str:
+    """ "rank 64", "ranks 2 to 6"; empty for no pairs."""
+    ranks = span(pair.rank for pair in pairs.values())
+    return "" if not ranks else f"ranks {ranks}" if "to" in ranks else f"rank {ranks}"
 
 
 def _check_base(

@@ -14,12 +14,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..models.downloads import foreign
+from ..words import quoted
 from .match import describe_base
 from .pairs import LoraError
 
 MAX_HEADER_READ = 32 * 2**20  # bytes; a real LoRA header has well under one MiB of tensor entries
 MAX_HEADER_WRITE = 4_000_000  # bytes; ComfyUI's frontend stops looking for `workflow` after 4 MB
 CHUNK = 2**20
+RUN_SETTINGS = "config.toml"
+"""A file that the folder of a run has."""
 PICKLES = (
     (b"\x80", "a Python pickle (.pt/.ckpt/.bin), which can run code when opened"),
     (b"PK\x03\x04", "a zip archive or a PyTorch .pt/.ckpt file (pickle inside)"),
@@ -52,6 +55,19 @@ def _other_kind(first: bytes) -> str | None:
     pickled = next((what for magic, what in PICKLES if first.startswith(magic)), None)
     found = foreign(first)
     return pickled or (None if found is None else found[0])
+
+
+def refuse_run(folder: Path) -> None:
+    """Raise LoraError for the folder of a run, naming the LoRA in it."""
+    if not (folder / RUN_SETTINGS).is_file():
+        return
+    made = folder / f"{folder.resolve().name}.safetensors"
+    if made.is_file():
+        raise LoraError(f"`{folder}` is a run. Its LoRA is `{made}`: give that file.")
+    raise LoraError(
+        f"`{folder}` is a run that has no LoRA yet: train it to its end, or run `python -m trainer "
+        f"export {quoted(folder)}`."
+    )
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .files import Hashes, file_hashes, read_json, read_metadata, read_tensors
-from .match import resolve_names
+from .files import Hashes, file_hashes, read_json, read_metadata, read_tensors, refuse_run
+from .match import pair_widths, resolve_names
 from .names import LORA, motion_lora_path
 from .pairs import KOHYA_PREFIX, LoraError, LoraPair, base_modules, check_pair, kohya_name
 from .peft_config import AlphaOf, peft_alphas
@@ -91,6 +91,12 @@ class LoraFile:
             if not declared
             else declared.removeprefix("0x").lower() == self.hashes.tensors_sha256
         )
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Input width of each layer, whole differences of layers included, for `guess_base`."""
+        whole = {path.removesuffix(".weight"): d for path, d in self.differences.items()}
+        return {p: d.shape[1] for p, d in whole.items() if d.dim() == 2} | pair_widths(self.pairs)
 
     def resolved(self, model: nn.Module | Iterable[str]) -> LoraFile:
         """The same file with every name that `model` (a UNet, or its module paths) knows turned
@@ -202,9 +208,9 @@ FORMATS = (
     LoraFormat(
         "ComfyUI", COMFYUI_PREFIX, False, COMFYUI_PARTS, _alpha_is_rank, _known_layer, WHOLE
     ),
-    LoraFormat("original names", "", False, COMFYUI_PARTS, _alpha_is_rank, _known_layer, WHOLE),
+    LoraFormat("ComfyUI, bare", "", False, COMFYUI_PARTS, _alpha_is_rank, _known_layer, WHOLE),
     LoraFormat("motion LoRA", "", False, MOTION_PARTS, _alpha_is_rank, motion_lora_path),
-    LoraFormat("diffusers (bare)", "", False, DIFFUSERS_PARTS, _alpha_from_header),
+    LoraFormat("diffusers, bare", "", False, DIFFUSERS_PARTS, _alpha_from_header),
 )
 
 
@@ -219,6 +225,7 @@ def locate(path: Path) -> Path:
         entry.name for entry in path.iterdir() if entry.suffix in (".bin", ".pt", ".ckpt")
     )
     found = f"found {pickles[0]}, a pickle that can run code" if pickles else "found neither"
+    refuse_run(path)
     raise LoraError(
         f"`{path}` is not a LoRA folder: expected {PEFT_WEIGHTS} with {PEFT_CONFIG}, or "
         f"{DIFFUSERS_WEIGHTS}; "
@@ -291,15 +298,16 @@ def detect(keys: Iterable[str], where: str) -> LoraFormat:
         return next((form for form in some if all(form.split(key) for key in names)), some[0])
     shown = ", ".join(names[:3]) or "no tensors at all"
     raise LoraError(
-        f"`{where}` is not a LoRA of a known format{_kind_of(names)}: it holds {shown}. Known are "
-        f"{', '.join(form.name for form in FORMATS)}; a full checkpoint is not a LoRA."
+        f"`{where}` is not a LoRA of a known format: it holds {_kind_of(names)}{shown}. Known are "
+        "the files of ComfyUI, kohya, musubi-tuner and diffusers, PEFT folders, and AnimateDiff's "
+        "motion LoRAs. A base model's file is not a LoRA."
     )
 
 
 def _kind_of(keys: Iterable[str]) -> str:
-    """ ", but ..." for keys of a known other kind of adapter; else empty."""
+    """What keys of a known other kind of adapter are, with a colon after it; else empty."""
     kinds = [what for piece, what in OTHER_KINDS if any(piece in f".{key}" for key in keys)]
-    return f", but {kinds[0]}" if kinds else ""
+    return f"{kinds[0]}: " if kinds else ""
 
 
 def _group(
@@ -310,9 +318,9 @@ def _group(
     strange = sorted(key for key, found in split.items() if found is None)
     if strange:
         raise LoraError(
-            f"{len(strange)} of {len(tensors)} keys in `{where}` do not belong to a {form.name} "
-            f"LoRA of a UNet{_kind_of(strange)} (first: {', '.join(strange[:3])}). Only plain LoRA "
-            "is supported: export the UNet's LoRA alone."
+            f"{len(strange)} of {len(tensors)} weights in `{where}` are not those of a plain LoRA "
+            f"of a video model ({_kind_of(strange)}{', '.join(strange[:3])}). Use a plain LoRA: "
+            "train or export it without these."
         )
     parts: dict[str, Parts] = {}
     differences: dict[str, Tensor] = {}

@@ -14,11 +14,11 @@ from torch import nn
 
 from ..models.motion_module import read_motion_module
 from ..models.weights import ModelError, shapes_only
+from ..words import span
 from .few_step import declares_few_step, describe_start
 from .files import read_header
 from .formats import DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, LoraFile, locate, read_lora
-from .match import describe_base, guess_base, pair_widths
-from .metadata import one_value
+from .match import describe_base, guess_base
 from .pairs import LoraError, base_modules, family_of_layers, lora_targets, weight_shapes
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class InspectReport:
 
     @property
     def rank(self) -> str:
-        """The rank all modules share, or `Dynamic`."""
-        return one_value(self.ranks)
+        """The rank of all modules, "2 to 6" where it differs, "none" without a low-rank update."""
+        return span(self.ranks) or "none"
 
     def text(self) -> str:
         """The report for a terminal, one fact per line."""
@@ -98,20 +98,18 @@ def inspect_file(
     paths = None if unet_paths is None or isinstance(unet_paths, nn.Module) else set(unet_paths)
     model = unet_paths if isinstance(unet_paths, nn.Module) else paths
     found = read_lora(path, model)
-    widths = pair_widths(found.pairs)
+    names = {**found.pairs, **found.differences}
     weights = locate(Path(path))
     return InspectReport(
         path=Path(path),
         format=found.format,
-        family=found.metadata.get("mcm.family") or _family(found.pairs, widths),
-        base=found.metadata.get("mcm.base_model") or describe_base(widths),
+        family=found.metadata.get("mcm.family") or _family(names, found.widths),
+        base=found.metadata.get("mcm.base_model") or describe_base(found.widths),
         modules=tuple(sorted(found.pairs)),
         unresolved=() if model is None else _unresolved(found, model),
         ranks=dict(sorted(Counter(pair.rank for pair in found.pairs.values()).items())),
-        alpha=one_value(pair.alpha for pair in found.pairs.values()),
-        dtypes=tuple(
-            sorted({str(pair.down.dtype).removeprefix("torch.") for pair in found.pairs.values()})
-        ),
+        alpha=span(pair.alpha for pair in found.pairs.values()) or "none",
+        dtypes=_dtypes(found),
         size=weights.stat().st_size,
         sha256=found.hashes.sha256,
         autov2=found.hashes.autov2,
@@ -122,9 +120,15 @@ def inspect_file(
     )
 
 
+def _dtypes(found: LoraFile) -> tuple[str, ...]:
+    kinds = {pair.down.dtype for pair in found.pairs.values()}
+    kinds |= {value.dtype for value in found.differences.values()}
+    return tuple(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+
+
 def _steps_are_known(found: LoraFile) -> bool:
     """Whether a LoRA is ours, or of a family for which others publish step LoRAs."""
-    family = family_of_layers(found.pairs)
+    family = family_of_layers({**found.pairs, **found.differences})
     return declares_few_step(found.metadata) or bool(family and family.step_loras)
 
 
@@ -133,6 +137,12 @@ class BaseReport:
     """What is known of a base model, or of a file that belongs to one, by headers alone."""
 
     rows: tuple[tuple[str, str], ...]
+
+    @property
+    def told(self) -> str:
+        """What it is, and of which family, in a few words."""
+        known = dict(self.rows)
+        return f"{known['what it is']} of the family {known['family']}"
 
     def text(self) -> str:
         width = max(len(name) for name, _ in self.rows)
@@ -198,7 +208,7 @@ def _companion(path: Path, families: Sequence[Family]) -> BaseReport | None:
         for setting, offer in family.offers.items():
             with suppress(ModelError):
                 if found is None and offer.fits(path):
-                    found = family.name, f"its {setting.replace('_', ' ')} (`{setting}`)"
+                    found = family.name, f"a {setting.replace('_', ' ')} (`{setting}`)"
     if found is None:
         with suppress(ValueError, OSError):
             module = read_motion_module(path)

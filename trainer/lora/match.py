@@ -51,12 +51,12 @@ class MatchReport:
 
     def text(self) -> str:
         """One line: how many fit, and the first misfits of each kind."""
-        parts = [f"{len(self.matched)} modules fit"]
+        parts = [f"{len(self.matched)} of its layers fit"]
         shapes = [f"{path} {why}" for path, why in self.wrong_shape.items()]
         kinds = (
             (shapes, "have another shape"),
             (self.unexpected, "are unknown to the model"),
-            (self.missing, "of the model have no weights in the LoRA"),
+            (self.missing, "of the model's have no weights in the LoRA"),
         )
         for found, what in kinds:
             if found:
@@ -102,14 +102,15 @@ def pair_widths(pairs: Mapping[str, LoraPair]) -> dict[str, int]:
 
 
 def describe_base(in_widths: Mapping[str, int]) -> str:
-    """A name for people: the recognised base, or its cross-attention width."""
+    """A name for people: the recognised base, or how wide its text layers are."""
     base = guess_base(in_widths)
     if base is not None:
-        return f"{base.label} (cross-attention width {base.text_width})"
+        return base.label
     width = text_width(in_widths)
-    return (
-        "an unknown base" if width is None else f"an unknown base (cross-attention width {width})"
-    )
+    family = family_of_layers(in_widths)
+    kind = "" if family is None else f" of {family.title.partition(' (')[0]}"
+    told = "" if width is None else f" (text layers {width} wide)"
+    return f"an unknown size{kind}{told}" if kind else f"an unknown base model{told}"
 
 
 def resolve_names(
@@ -181,6 +182,6 @@ def fit_pairs(
     raise LoraError(
         f"This LoRA does not fit the loaded model: it was made for {wanted}"
         + (f" (base model '{named}')" if named else "")
-        + f", loaded is {loaded}. Load the base it was made for, or another LoRA. Nothing was "
-        f"changed. In detail: {report.text()}."
+        + f", loaded is {loaded}. Load the base model it was made for, or use another LoRA."
+        + (f" {report.text()}." if wanted == loaded else "")  # else the two names say it
     )

@@ -31,13 +31,11 @@ def known_weight(name: str, part: str) -> str | None:
 
     for layers in (family.layers for family in FAMILIES if family.layers.original):
         assert layers.original is not None
-        if part == MODULATION:
-            path = layers.path_of(f"{name}.{MODULATION}")
-        elif name.startswith(KOHYA_PREFIX):
-            path = module_path(name, layers)
+        if name.startswith(KOHYA_PREFIX):
+            path = module_path(f"{name}_{MODULATION}" if part == MODULATION else name, layers)
             path = path if path and layers.original(path) else None
         else:
-            path = layers.path_of(name)
+            path = layers.path_of(f"{name}.{MODULATION}" if part == MODULATION else name)
         if path is not None:
             return path if layers.bare and path.endswith(layers.bare) else f"{path}.{part}"
     return None
@@ -52,6 +50,11 @@ def check_difference(path: str, value: Tensor) -> None:
         raise LoraError(
             f"The difference of `{path}` holds NaN or infinite values: the file is damaged."
         )
+
+
+def whole_count(count: int) -> str:
+    """ "14 whole differences"."""
+    return f"{count} whole difference{'' if count == 1 else 's'}"
 
 
 def fit_differences(differences: Mapping[str, Tensor], network: nn.Module) -> None:

@@ -1,9 +1,9 @@
 """Frozen blocks that wait in main memory and are fetched to the card one ahead of their use.
 
-For a network larger than the card. Two places on the card take turns: while one block computes, the
-next is copied into the other place by a stream of its own. Backward passes must recompute each
-block (`checkpointing`), so that its weights are there for its gradient. Trained weights, such as
-those of LoRA layers, and those that keep fp32 stay on the card.
+For a network larger than the card, in training and in sampling. Two places on the card take turns:
+while one block computes, the next is copied into the other place by a stream of its own. Backward
+passes must recompute each block (`checkpointing`), so that its weights are there for its gradient.
+Trained weights, such as those of LoRA layers, and those that keep fp32 stay on the card.
 
 diffusers' `apply_group_offloading` is for inference: it takes a block's weights away as soon as its
 forward ends, also that of a recomputation, before the gradient reads them, and it puts LoRA weights
@@ -48,15 +48,19 @@ class Weight:
 
 
 def swapped_blocks(
-    network: nn.Module, kinds: tuple[type[nn.Module], ...], count: int
+    network: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    count: int,
+    setting: str = "hardware.blocks_to_swap",
 ) -> list[nn.Module]:
     """``count`` of the blocks of ``network`` of ``kinds``, spread evenly: while those between them
-    compute, the next is fetched. Raises ValueError for more than there are.
+    compute, the next is fetched. Raises ValueError, which names the ``setting``, for more than
+    there are.
     """
     found = list(blocks(network, kinds))
     if count > len(found):
         raise ValueError(
-            f"`hardware.blocks_to_swap`={count} is more than the {len(found)} blocks of this base "
+            f"`{setting}`={count} is more than the {len(found)} blocks of this base "
             f"model; use 0 to {len(found)}."
         )
     return [found[index * len(found) // count] for index in range(count)]
@@ -108,6 +112,11 @@ class BlockSwap:
         for index, block in enumerate(self.chosen):
             forward = functools.partial(self._forward, index, block.forward)
             block.forward = forward  # type: ignore[method-assign]
+
+    def rest(self) -> None:
+        """All weights are in main memory, to be read or changed there; passes fetch them again."""
+        for place in range(PLACES):
+            self._back(place)
 
     def _forward(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._put(index)
@@ -171,7 +180,7 @@ class BlockSwap:
         def moved(value: Tensor) -> Tensor:
             if id(value) not in waiting:
                 return fn(value)
-            return value if self.hosts else value.to(fn(value.new_empty(0)).dtype)
+            return value if self.hosts else value.to(fn(value.new_empty(0, device="cpu")).dtype)
 
         block = self.chosen[index]
         return type(block)._apply(block, moved, recurse)

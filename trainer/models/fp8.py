@@ -131,8 +131,13 @@ def unpacked(
 
 def _factor(path: str, scale: Tensor, weights: Mapping[str, Tensor], source: Path) -> Tensor:
     weight = weights.get(f"{path}.weight")
-    if weight is None or weight.dtype not in KINDS:
-        kind = "nothing" if weight is None else str(weight.dtype).removeprefix("torch.")
+    if weight is None:
+        raise ModelError(
+            f"'{source}' has a factor for `{path}`, but not its weight: the file is not whole. "
+            "Download it again."
+        )
+    if weight.dtype not in KINDS:
+        kind = str(weight.dtype).removeprefix("torch.")
         raise ModelError(
             f"'{source}' has a factor for `{path}`, but its weight is {kind} instead of fp8. Use "
             "an fp16, bf16 or fp8 (e4m3) file of the same model."

@@ -85,11 +85,13 @@ def open_umt5(path: Path, dtype: torch.dtype) -> Umt5:
     with shapes_only():
         encoder, tokenizer = read_umt5(path, dtype)
     files = weight_files(path / "text_encoder") if path.is_dir() else [path]
+    with with_contents():
+        fingerprint = file_fingerprint(files)
     config: Any = encoder.config
     return Umt5(
         config,
         tokenizer,
-        file_fingerprint(files),
+        fingerprint,
         lambda: read_umt5(path, dtype)[0].requires_grad_(False),
     )
 

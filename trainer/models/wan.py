@@ -142,7 +142,7 @@ def is_wan_file(names: Iterable[str]) -> bool:
     """Whether a file with tensors of these ``names`` is a transformer of Wan or of one of its
     relatives, which `read_wan` may still refuse.
     """
-    return any(_plain(name) == HEAD_KEY for name in names)
+    return any(plain_name(name) == HEAD_KEY for name in names)
 
 
 def is_video_file(path: Path) -> bool:
@@ -156,7 +156,8 @@ def is_video_file(path: Path) -> bool:
     return is_wan_file(names) or any(piece in name for piece, _ in OTHERS for name in names)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """``name`` without what some files put before the original names."""
     for prefix in PREFIXES:
         if name.startswith(prefix):
             return name[len(prefix) :]
@@ -171,7 +172,7 @@ def read_wan(path: Path) -> WanWeights:
     _refuse_expert(path)
     if path.is_dir():
         return _read_folder(path)
-    weights = {_plain(name): value for name, value in read_file(path).items()}
+    weights = {plain_name(name): value for name, value in read_file(path).items()}
     refuse_foreign(weights, path)
     if HEAD_KEY not in weights:
         shown = ", ".join(sorted(weights)[:2])
@@ -251,7 +252,7 @@ def _checked(options: dict[str, Any], path: Path) -> dict[str, Any]:
     if options.get("image_dim") or options.get("added_kv_proj_dim"):
         what = "a Wan image-to-video model (I2V)"
     elif outputs == 3 * CHANNELS:
-        what = "Wan 2.2 5B, whose latents have 48 channels,"
+        what = "Wan 2.2 5B (its latents have 48 channels)"
     elif inputs != CHANNELS:
         what = f"a Wan that is given a picture or a video (I2V, Fun; {inputs} input channels)"
     elif outputs != CHANNELS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import TrainConfig
+from ..config import TrainConfig, with_overrides
 from .findings import Finding, Readiness
 from .parts import (
     Disk,
@@ -70,12 +70,21 @@ def check(
 
 
 def require_ready(
-    config: TrainConfig, say: Callable[[str], None], disk: Disk | None = None
+    config: TrainConfig,
+    say: Callable[[str], None],
+    disk: Disk | None = None,
+    *,
+    resumed: bool = False,
 ) -> None:
     """Run `check` and pass its findings to ``say``; raises `NotReadyError` unless a training can
-    start.
+    start. One that is ``resumed`` has all from its checkpoint that it started from, and was given
+    the advice: then only warnings are passed on.
     """
     say("Checking that nothing is missing ...")
-    readiness = check(config, disk)
-    readiness.require()
-    say(readiness.text())
+    if not resumed:
+        readiness = check(config, disk).require()
+        say(readiness.text())
+        return
+    known = with_overrides(config, {"start_from": "none"})
+    warnings = check(known, disk).require().warnings
+    say("\n".join([*(finding.report() for finding in warnings), "Nothing is missing."]))

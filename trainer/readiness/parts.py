@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,8 @@ from ..families import (
 from ..families.record import Offer
 from ..lora.few_step import fit_start
 from ..lora.formats import read_lora
+from ..lora.inspect import inspect_base
+from ..models.comfyui_folders import models_folder
 from ..models.downloads import FEATURE_NETWORKS, MOTION_MODULES, VAES, Download
 from ..models.weights import shapes_only
 from ..paths import PACK
@@ -65,6 +67,11 @@ class Disk:
         """With the ComfyUI that this pack lies in, or that ``COMFYUI_PATH`` names."""
         return cls(comfyui_folder(PACK))
 
+    def beside(self, model: Path) -> Disk:
+        """The same and the model folders that the file of a base model lies in."""
+        home = models_folder(model)
+        return self if home is None else replace(self, folders=(*self.folders, home))
+
     def found(self, setting: str) -> tuple[str, ...]:
         """Paths that could be the value of ``setting``."""
         search = {
@@ -77,7 +84,8 @@ class Disk:
     def fitting(self, offer: Offer) -> tuple[str, ...]:
         """Paths of the files that ``offer`` is for."""
         found = find_fitting(self.comfyui, self.folders, offer.folders, offer.fits)
-        return tuple(str(path) for _, path in found)
+        known = {path.resolve(): str(path) for _, path in reversed(found)}
+        return tuple(reversed(known.values()))
 
 
 def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], VideoModel | None]:
@@ -87,6 +95,7 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     offers: Mapping[str, Offer] = {}
     try:
         path = resolve_model(config.model)
+        disk = disk.beside(path)
         family, companions = family_of(path), Companions(**config.companions)
         offers = family.offers
         check_companions(family, path, companions)
@@ -99,7 +108,9 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
         with shapes_only():
             model = load_model(config.model, torch.float32, **config.companions)
     except ModelError as error:
-        return [missing(error.part, str(error), disk, offers)], None
+        given = config.companions.get(error.part)
+        told = f"{error}{'' if given is None else _in_its_place(given, error.part)}"
+        return [missing(error.part, told, disk, offers)], None
     size = f"{model.frames} frames of {model.width} x {model.height} px"
     said = [Finding("Base model", "ok", f"{model.name}, {size}; licence: {model.licence}.")]
     if config.motion_module is not None:
@@ -109,11 +120,28 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     return said + _left_out(model, disk) + _start_lora(config, model), model
 
 
+def _in_its_place(file: Path, setting: str) -> str:
+    """What ``file``, given as ``setting``, is instead, as a sentence with a space before it."""
+    try:
+        found = inspect_base(file.expanduser())
+        if found is not None:
+            return "" if f"`{setting}`" in found.told else f" That file is {found.told}."
+        read_lora(file.expanduser())
+    except (ValueError, OSError):
+        return ""
+    return " That file is a LoRA (`start_from`)."
+
+
 def _left_out(model: VideoModel, disk: Disk) -> list[Finding]:
     """Companions that the model can do without, but better has."""
     return [
         Finding(
-            TITLES[setting], "note", offer.without, setting, offer.downloads, disk.fitting(offer)
+            TITLES[setting],
+            "note",
+            f"none. {offer.without}",
+            setting,
+            offer.downloads,
+            disk.fitting(offer),
         )
         for setting, offer in model.family.offers.items()
         if offer.without and setting not in model.companions
@@ -155,9 +183,8 @@ def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
     except (ValueError, OSError) as error:
         return [Finding(part, "bad", str(error), "start_from")]
     text = f"{path.name} fits." if start.recorded else f"{path.name} fits; it is {start.told}."
-    ranks = {pair.rank for pair in start.pairs.values()}
-    if not start.recorded and max(ranks) > config.lora.rank:
-        text += f" It keeps its rank; `lora.rank`={config.lora.rank} is for smaller layers."
+    if kept := start.kept_rank(config.lora.rank):
+        text += f" {kept}"
     return [Finding(part, "note" if start.left_out else "ok", text + start.remark())]
 
 

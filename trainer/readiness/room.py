@@ -158,7 +158,7 @@ def memory_finding(config: TrainConfig, found: MemoryEstimate, machine: Machine)
     elif on_card and machine.ram_gib and found.waiting > HEADROOM * machine.ram_gib * GIB:
         state = "bad"
         text += (
-            f" What waits in main memory takes {found.waiting / GIB:.1f} GiB of its "
+            f" It also needs {found.waiting / GIB:.1f} GiB of the computer's RAM, which has "
             f"{machine.ram_gib:.1f} GiB: use an fp8 file of the base model, or lower "
             "`hardware.blocks_to_swap`."
         )

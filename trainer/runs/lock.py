@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ..words import quoted
 from .folder import Run, RunError
 from .process import process_alive, this_process
 
@@ -80,8 +81,9 @@ class RunLock:
             ) from error
         if not free:
             raise RunLockedError(
-                f"{self.path.parent} is being trained by {_holder(file)}; stop that process first, "
-                "or choose another run folder."
+                f"{self.path.parent} is being trained now, by {_holder(file)}. To stop it, run "
+                f"`python -m trainer stop {quoted(self.path.parent)}`; to train beside it, choose "
+                "another run folder."
             )
         pid, started = this_process()
         file.truncate(0)

@@ -7,10 +7,14 @@ import { allNodes, register, sourceOf, widgetOf } from "./mcm_graph.js";
 
 const LATENT = "MCM_EmptyLatentVideo";
 const SIDES = ["width", "height", "frames"];
+const LORA = "lora_name";
 const NAMES = { // loader -> the widget that names a file, and its parameter of the route
   MCM_LoadVideoModel: "model_name",
   MCM_AnimateDiff: "motion_module",
-  MCM_LoadLora: "lora_name",
+  UNETLoader: "unet_name",
+  MCM_LoadLora: LORA,
+  LoraLoaderModelOnly: LORA,
+  LoraLoader: LORA,
 };
 const MUTED = 2;
 const offered = new WeakMap(); // new node -> the sizes it was given last, by its defaults or by us
@@ -25,9 +29,12 @@ function untouched(node) {
   return last !== undefined && SIDES.every((side) => now[side] === last[side]);
 }
 
-/** The names that decide the size of a node's MODEL, going up its links; null without a loader. */
+/**
+ * The names that decide the size of a node's MODEL, going up its links, as [parameter, value]; null
+ * without any. The LoRAs nearest first; a loader of another pack (GGUF) leaves them alone.
+ */
 function namesAbove(node) {
-  const names = {};
+  const names = [];
   const seen = new Set();
   while (node && !seen.has(node)) {
     seen.add(node);
@@ -35,11 +42,11 @@ function namesAbove(node) {
     const name = NAMES[node.comfyClass];
     const active = node.mode === undefined || node.mode === 0;
     if (node.mode === MUTED) return null;
-    if (name && active) names[name] ??= widgetOf(node, name)?.value; // the last LoRA wins
-    if (active && (names.model_name || names.motion_module)) return names;
+    if (name && active) names.push([name, widgetOf(node, name)?.value]);
+    if (name && name !== LORA && active) break;
     node = slot < 0 && !node.isVirtualNode ? null : sourceOf(node, Math.max(slot, 0));
   }
-  return null;
+  return names.length ? names : null;
 }
 
 async function offer(node) {
@@ -50,7 +57,7 @@ async function offer(node) {
   const answer = await api.fetchApi(`/mcm/video_size?${query}`);
   if (!answer.ok) return; // the loader itself says what is missing
   const size = await answer.json();
-  if (!untouched(node) || query !== String(new URLSearchParams(namesAbove(node) ?? {}))) return;
+  if (!untouched(node) || query !== String(new URLSearchParams(namesAbove(node) ?? []))) return;
   for (const side of SIDES) {
     const widget = widgetOf(node, side);
     widget.value = size[side];
