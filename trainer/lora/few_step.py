@@ -175,7 +175,7 @@ def describe_start(found: LoraFile) -> str:
     parts = [f"{len(found.pairs)} layers", rank_of(found.pairs)] if found.pairs else []
     if found.differences:
         parts.append(f"{whole_count(len(found.differences))} of norms, biases and the like")
-    made_for = f"for {describe_base(found.widths)} ({', '.join(parts)})"
+    made_for = f"for {describe_base(found.widths)} with {', '.join(parts)}"
     if declares_few_step(found.metadata):
         return f"a few-step LoRA of this trainer {made_for}"
     if any(key.startswith("ss_") for key in found.metadata):
