@@ -48,7 +48,7 @@ PHASES = (
     ("trainer.readiness", "require_ready", "check"),
     ("trainer.distill.loop", "build_session", "preparation"),
     ("trainer.distill.session", "open_sources", "reading"),
-    ("trainer.distill.session", "encode_prompts", "text"),
+    ("trainer.distill.sources", "encode_prompts", "text"),
     ("trainer.distill.session", "load_motions", "library"),
     ("trainer.distill.distiller.Distiller", "step", "steps"),
     ("trainer.distill.preview.Previewer", "make", "previews"),

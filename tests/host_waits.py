@@ -24,8 +24,14 @@ WITH_OFFLOADED_OPTIMIZER = {
 WITHOUT_IMAGES = {
     "trainer/adversarial/frames.py:batch": "frames of the motion source, decoded when drawn",
 }
+READING_TEXT = {
+    "trainer/families/base.py:_reading": "the network makes room for a large text encoder, once",
+    "trainer/models/block_swap.py:moved": "what of its blocks is on the card does too",
+    "trainer/families/text.py:encode": "UMT5 asks whether its mask is whole; texts are read once",
+}
 BESIDE_STEPS = {
     **IN_A_STEP,
+    **READING_TEXT,
     "trainer/distill/student.py:roll_out": "the library is kept in main memory",
     "trainer/distill/sources.py:_videos": "encoded videos are kept in main memory",
     "trainer/adversarial/losses.py:norms": "a checkpoint has no norms before the first finite one",

@@ -48,6 +48,8 @@ class FoundModel:
     """True for an image model, which needs a motion module."""
     speed: Speed | None = None
     """How fast models of its kind train, where that was measured."""
+    better_with: tuple[str, ...] = ()
+    """What it can do without, and what a training is like then, a sentence or two each."""
 
     @property
     def ready(self) -> bool:
@@ -245,9 +247,10 @@ def _found(family: Family, path: Path, name: str, motion: tuple[str, ...]) -> Fo
     shelf = family.shelf
     notes = {"licence": family.licence} if shelf.takes_motion else _notes(path, family.licence)
     missing = motion if shelf.takes_motion else tuple(shelf.lacks(path))
+    offers = [family.offers[setting] for setting in shelf.does_without(path)]
     return FoundModel(
-        name, str(path), missing=missing, needs_motion=shelf.takes_motion,
-        speed=family.speed, **notes,
+        name, str(path), missing=missing, needs_motion=shelf.takes_motion, speed=family.speed,
+        better_with=tuple(f"Better with {each.files}. {each.without}" for each in offers), **notes,
     )  # fmt: skip
 
 

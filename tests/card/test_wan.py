@@ -86,26 +86,26 @@ def test_it_goes_on_and_makes_clips(on_card, small_wan, card, tmp_path):
     assert card.waits and places(card.waits) <= set(BESIDE_STEPS)
 
 
-def test_the_text_encoder_is_on_the_card_once_and_alone(small_wan, card, tmp_path, monkeypatch):
+def test_the_text_encoder_is_on_the_card_once_before_all_else(
+    small_wan, card, tmp_path, monkeypatch
+):
     read = umt5.read_umt5
-    encoders = []
+    seen: list[tuple[torch.nn.Module, str]] = []
 
-    def noted(*args: Any) -> Any:
-        found = read(*args)
-        if next(found[0].parameters()).device.type == "cpu":  # not shapes alone
-            encoders.append(found[0].register_forward_hook(lambda module, *_: seen(module)))
-        return found
+    def watched(*args: Any) -> Any:
+        encoder, tokenizer = read(*args)
+        encoder.register_forward_hook(lambda module, *_: seen.append((module, place(module))))
+        return encoder, tokenizer
 
-    places_of_text = []
+    def place(module: torch.nn.Module) -> str:
+        return next(module.parameters()).device.type
 
-    def seen(module: torch.nn.Module) -> None:
-        places_of_text.append(next(module.parameters()).device.type)
-
-    monkeypatch.setattr(umt5, "read_umt5", noted)
+    monkeypatch.setattr(umt5, "read_umt5", watched)
     run = trained(settings(small_wan, tmp_path / "run", **{"preview.every": 0}))
-    assert len(encoders) == 1 and set(places_of_text) == {"cuda"}
+    assert {where for _, where in seen} == {"cuda"}
+    assert len({id(encoder) for encoder, _ in seen}) == 1, "it is read once"
     text = run.log_path.read_text(encoding="utf-8")
-    assert text.index("prompts and captions are encoded once") < text.index("Trajectory library")
+    assert text.index("prompts and captions, once") < text.index("Trajectory library")
 
 
 def test_the_benchmark_of_a_whole_run_is_on_the_card(card, tmp_path, monkeypatch):

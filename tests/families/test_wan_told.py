@@ -84,6 +84,21 @@ def test_models_says_where_it_looked(models, file, capsys):
     assert str(models) in searched and "ComfyUI was not found" not in said
 
 
+TINY = "taew2_1.safetensors or lighttaew2_1.safetensors in models/vae_approx"
+
+
+def test_the_list_of_models_says_what_it_is_like_without_a_tiny_vae(models, file, capsys):
+    asked = ["models", "--comfyui", str(models.parent)]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert file.name in said and "tiny VAE" not in said
+    next((models / "vae_approx").iterdir()).unlink()
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert f"Better with {TINY}. Without a tiny VAE the exact one decodes" in said
+    assert said.count("Better with") == 1, "other models have nothing to do with it"
+
+
 @pytest.mark.parametrize("name", ["wan2.1_i2v_480p.safetensors", "my model.safetensors"])
 def test_inspect_says_what_a_picture_to_video_file_is(tmp_path, capsys, name):
     state = wan_files.original(wan_files.build_transformer(in_channels=36).state_dict())

@@ -105,6 +105,9 @@ def _estimate(options: argparse.Namespace) -> int:
     print(found.text())
     if found.waiting:
         print(_ram(found.waiting))
+    for offer in model.family.offers.values() if options.family else ():
+        if offer.without:
+            print(f"This is with {offer.files}. {offer.without}")
     if gigabytes is None:
         fitting = [size for size in CARDS if found.gib <= HEADROOM * size]
         size = f"Fits a card with {fitting[0]}" if fitting else f"Does not fit one with {CARDS[-1]}"
@@ -152,6 +155,8 @@ def models(options: argparse.Namespace) -> int:
     for found in find_models(comfyui, options.folder):
         state = "ready" if found.ready else f"missing: {', '.join(found.missing)}"
         print(f"{found.name}  [{found.licence}]  {state}\n    {found.model}")
+        for text in found.better_with:
+            print(f"    {text}")
     print(f"Searched: {', '.join(map(str, searched(comfyui, options.folder)))}")
     if comfyui is None:
         print("ComfyUI was not found; --comfyui DIR searches its models too.")

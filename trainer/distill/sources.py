@@ -161,7 +161,7 @@ def open_sources(
     if not early:
         return sources
     progress(TEXTS, 0, 0)
-    _encode_prompts(config, sources, device, log)
+    encode_prompts(config, sources, device, log)
     progress(WEIGHTS, 0, 0)
     return replace(sources, model=_read(config, device))
 
@@ -173,7 +173,7 @@ def _read(config: TrainConfig, device: torch.device) -> VideoModel:
     return model
 
 
-def _encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, log: Log) -> None:
+def encode_prompts(config: TrainConfig, sources: Sources, device: torch.device, log: Log) -> None:
     """Keep the states of all that a run says in the cache, while neither main memory nor ``device``
     has the network: the text encoder is too large to lie beside it.
     """

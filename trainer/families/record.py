@@ -144,14 +144,20 @@ class Graph:
 @dataclass(frozen=True)
 class Offer:
     """What to do for a companion: ``downloads`` to fetch by hand, and ``fits``, which tells one by
-    its path, of the files in ``folders`` of ComfyUI's ``models``. ``without`` says what a training
-    is like without one, where it can do without.
+    its path, of the files in ``folders`` of ComfyUI's ``models``. ``without`` says in a sentence
+    what a training is like without one, where it can do without.
     """
 
     downloads: tuple[Download, ...]
     folders: tuple[str, ...]
     fits: Callable[[Path], bool]
     without: str = ""
+
+    @property
+    def files(self) -> str:
+        """Names of the downloads and their folder, for a sentence."""
+        names = " or ".join(download.name for download in self.downloads)
+        return f"{names} in {self.downloads[0].folder}"
 
 
 @dataclass(frozen=True)
@@ -160,13 +166,15 @@ class Shelf:
 
     ``directory`` is that of ComfyUI's ``models`` for single files, empty where a model is always a
     folder; ``holds`` tells one by its path and safetensors header (empty where it has none);
-    ``lacks`` names the parts that a folder lacks. ``takes_motion``: an image model, which takes a
+    ``lacks`` names the parts that a folder lacks, ``does_without`` the settings of companions that
+    are not there and that it can do without. ``takes_motion``: an image model, which takes a
     motion module beside it.
     """
 
     directory: str = ""
     holds: Callable[[Path, Mapping[str, Any]], bool] = lambda path, header: False
     lacks: Callable[[Path], list[str]] = lambda folder: []
+    does_without: Callable[[Path], list[str]] = lambda path: []
     takes_motion: bool = False
 
 

@@ -208,6 +208,11 @@ def lacks(path: Path) -> list[str]:
     return found
 
 
+def does_without(path: Path) -> list[str]:
+    """Companions that are not there and that it can do without, by setting."""
+    return [] if Places.of(path, Companions()).tiny_vae else ["tiny_vae"]
+
+
 def skeleton(device: torch.device | str) -> VideoModel:
     """Wan 2.1 T2V 1.3B without its weights, with a tiny VAE."""
     return build_skeleton(device, heads=12, layers=30, hidden=8960)
@@ -258,8 +263,8 @@ CARDS_14B = (
     CardPreset(8, 17, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
     CardPreset(12, 33, 272, 480, 16, batch=1, accumulation=4, memory="tight", swapped=40),
     CardPreset(16, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight", swapped=40),
-    CardPreset(24, 33, 272, 480, 64, batch=1, accumulation=4, memory="tight", swapped=30),
-    CardPreset(48, 49, 272, 480, 64, batch=1, accumulation=4, swapped=10),
+    CardPreset(24, 49, 272, 480, 64, batch=1, accumulation=4, memory="tight", swapped=30),
+    CardPreset(48, 49, 480, 832, 64, batch=1, accumulation=4, swapped=20),
 )
 """With blocks in main memory so that a bf16 file fits too; fp8 takes half of it."""
 
@@ -306,8 +311,8 @@ FAMILY = Family(
         CardPreset(8, 33, 272, 480, 32, batch=1, accumulation=4, memory="tight"),
         CardPreset(12, 33, 272, 480, 32, batch=1, accumulation=4),
         CardPreset(16, 33, 272, 480, 64, batch=1, accumulation=4),
-        CardPreset(24, 33, 272, 480, 64, batch=2, accumulation=2),
-        CardPreset(48, 33, 480, 832, 64, batch=2, accumulation=2),
+        CardPreset(24, 49, 480, 832, 64, batch=1, accumulation=4),
+        CardPreset(48, 81, 480, 832, 64, batch=2, accumulation=2),
     ),
     skeleton=skeleton,
     counter=counter,
@@ -318,7 +323,7 @@ FAMILY = Family(
     exact=is_exact,
     describe=describe,
     step_loras=StepLoras(("lightx2v", "CausVid", "AccVideo", "FastWan", "rCM"), 300),
-    shelf=Shelf("diffusion_models", holds, lacks),
+    shelf=Shelf("diffusion_models", holds, lacks, does_without),
     graph=graph,
     published=PUBLISHED,
 )

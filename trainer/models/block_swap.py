@@ -180,7 +180,7 @@ class BlockSwap:
         def moved(value: Tensor) -> Tensor:
             if id(value) not in waiting:
                 return fn(value)
-            return value if self.hosts else value.to(fn(value.new_empty(0)).dtype)
+            return value if self.hosts else value.to(fn(value.new_empty(0, device="cpu")).dtype)
 
         block = self.chosen[index]
         return type(block)._apply(block, moved, recurse)

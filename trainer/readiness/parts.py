@@ -136,7 +136,12 @@ def _left_out(model: VideoModel, disk: Disk) -> list[Finding]:
     """Companions that the model can do without, but better has."""
     return [
         Finding(
-            TITLES[setting], "note", offer.without, setting, offer.downloads, disk.fitting(offer)
+            TITLES[setting],
+            "note",
+            f"none. {offer.without}",
+            setting,
+            offer.downloads,
+            disk.fitting(offer),
         )
         for setting, offer in model.family.offers.items()
         if offer.without and setting not in model.companions
