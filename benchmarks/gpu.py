@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--whole-run", action="store_true", help="from an image folder to its LoRA")
     run.add_argument("--steps", type=int, help="training steps (600)")
     run.add_argument("--clips", type=int, help="clips of the trajectory library (128)")
-    run.add_argument("--card", type=int, default=24, help="preset of a card of so many GB (24)")
+    run.add_argument("--card", type=int, default=16, help="preset of a card of so many GB (16)")
     return checked(parser)
 
 

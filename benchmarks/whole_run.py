@@ -5,7 +5,7 @@ timed.
     python benchmarks/gpu.py --family wan --whole-run --tiny --json OUT   small, anywhere
 
 Writes stand-ins for the published files, draws style images, and runs the command `python -m
-trainer train` in this process: 128 clips of the library and 600 steps by the preset of a 24 GB
+trainer train` in this process: 128 clips of the library and 600 steps by the preset of a 16 GB
 card. For each phase: seconds, peak memory, and the share of time that the card was busy (NVML, two
 readings a second; None without a card). OUT is written anew every few seconds, for a lent card may
 be gone soon; `finished` tells a whole run.
