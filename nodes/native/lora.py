@@ -122,9 +122,10 @@ def load_lora(model: Any, name: str, strength: float) -> Any:
     _warn(found, info, name)
     patched = apply_model_sampling(model, **settings.sampling)
     advise(patched, settings.steps, settings.guidance_scale, settings.steps_allowed)
-    add_pairs(patched, pairs, strength, core_name(pairs) if info.stride else str)
+    named = core_name({**pairs, **found.differences}) if info.stride else str
+    add_pairs(patched, pairs, strength, named)
     if found.differences:
-        add_differences(patched, found.differences, strength, core_name(pairs))
+        add_differences(patched, found.differences, strength, named)
     if info.stride:
         add_previews(patched)  # MODELs of this pack have them from their loaders
     note_student(patched, name)

@@ -22,8 +22,8 @@ def pack(comfy):
     return lambda name: import_module(f"{comfy.__name__}.nodes.native.{name}")
 
 
-@pytest.fixture
-def lora(comfy, file, tmp_path, monkeypatch):
+@pytest.fixture(params=["pairs and whole differences", "whole differences alone"])
+def lora(request, comfy, file, tmp_path, monkeypatch):
     """(trained model, the exported file), in ComfyUI's folder of LoRAs."""
     import folder_paths
 
@@ -35,9 +35,10 @@ def lora(comfy, file, tmp_path, monkeypatch):
     student = load_model(str(file))
     add_lora(student.network, 2, 2.0, ranks={"condition_embedder.time_proj": 3, "proj_out": 1})
     generator = torch.Generator().manual_seed(0)
+    scale = 0.1 if request.param.startswith("pairs") else 0
     with torch.no_grad():
         for parameter in lora_parameters(student.network):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     plain = load_model(str(file)).network
     wanted = ("norm_q.weight", "norm2", "net.2.bias", "patch_embedding",
               "blocks.1.ffn.net.0.proj.weight")  # fmt: skip
@@ -46,7 +47,7 @@ def lora(comfy, file, tmp_path, monkeypatch):
         for name, value in plain.named_parameters() if any(piece in name for piece in wanted)
     }  # fmt: skip
     add_whole(student.network, whole)
-    pairs, differences = merged(lora_state(student.network), whole)
+    pairs, differences = merged(lora_state(student.network), whole) if scale else ({}, whole)
     told = {"mcm.family": "wan", "mcm.version": "1", "mcm.prediction_type": "velocity"}
     export_file(pairs, tmp_path / "s.safetensors", told, dtype="fp32", differences=differences)
     entry = ([str(tmp_path)], folder_paths.supported_pt_extensions)

@@ -183,5 +183,6 @@ def fit_pairs(
         f"This LoRA does not fit the loaded model: it was made for {wanted}"
         + (f" (base model '{named}')" if named else "")
         + f", loaded is {loaded}. Load the base model it was made for, or use another LoRA."
-        + (f" {report.text()}." if wanted == loaded else "")  # else the two names say it
+        # Else the two names say it.
+        + (f" {report.text()}." if report.fits or wanted == loaded else "")
     )
