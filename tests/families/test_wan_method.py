@@ -25,7 +25,8 @@ from trainer.distill.step import gradients
 from trainer.distill.student import Student, roll_out
 from trainer.families import load_model, wan
 from trainer.families.causal import CausalCodec
-from trainer.lora.adapter import lora_parameters
+from trainer.lora.adapter import add_lora, lora_parameters
+from trainer.models.checkpointing import compile_blocks, enable_checkpointing
 from trainer.runs.events import read_events
 from trainer.runs.folder import Run
 
@@ -211,3 +212,30 @@ def test_without_a_tiny_vae_a_part_of_the_frames_is_looked_at(settings, tmp_path
     session.parts.decoder.decode_frames(latents, batch.style.frames, looked).sum().backward()
     rows = latents.grad.abs().sum(dim=(0, 1, 2, 4))
     assert rows[:2].eq(0).all() and rows[2:].gt(0).all()
+
+
+def test_compiled_blocks_compute_the_same_under_recomputing(file, tmp_path):
+    """By the backend that runs what was traced as it is."""
+
+    def built(compiled):
+        network = load_model(str(file)).network
+        add_lora(network, 2, 2.0)
+        with torch.no_grad():
+            for parameter in lora_parameters(network):
+                parameter.fill_(0.02)
+        if compiled:
+            assert compile_blocks(network, wan.FAMILY.blocks, tmp_path, backend="eager") == 2
+            enable_checkpointing(network, wan.FAMILY.blocks)
+        return network
+
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(1, *SHAPE, generator=generator)
+    text = torch.randn(1, 8, wan_files.TEXT_WIDTH, generator=generator)
+    found = []
+    for compiled in (False, True):
+        network = built(compiled)
+        out = network(latents, torch.tensor([700.0]), encoder_hidden_states=text).sample
+        out.square().mean().backward()
+        found.append([out.detach(), *(p.grad for p in lora_parameters(network))])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

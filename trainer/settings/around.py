@@ -237,7 +237,7 @@ class HardwareConfig(Part):
     )
     compile: bool = Field(
         default=False,
-        description="Compiles the UNet's blocks with torch.compile. The first steps take minutes; "
+        description="Compiles the base model's blocks with torch.compile. The first steps take minutes; "
         "long runs on NVIDIA cards may get faster.",
     )
 
