@@ -237,8 +237,8 @@ class HardwareConfig(Part):
     )
     compile: bool = Field(
         default=False,
-        description="Compiles the base model's blocks with torch.compile. The first steps take minutes; "
-        "long runs on NVIDIA cards may get faster.",
+        description="Compiles the base model's blocks with torch.compile. The first steps take "
+        "minutes; long runs on NVIDIA cards may get faster.",
     )
 
     @model_validator(mode="after")
