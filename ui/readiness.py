@@ -30,7 +30,8 @@ EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 class Look:
     """What is known of the settings ``asked`` (JSON): ``problem`` where they make no config.
 
-    ``readiness`` is None before the first answer; ``busy`` while one is being made.
+    ``readiness`` is None before the first answer; ``busy`` while one is being made; ``before``
+    whether what was in the form last was ready.
     """
 
     asked: str = ""
@@ -38,6 +39,14 @@ class Look:
     problem: str = ""
     busy: bool = False
     made: float = 0.0
+    before: bool = False
+
+    @property
+    def may_start(self) -> bool:
+        """Whether Start can be pressed, which checks again. Not closed for the moment of another
+        check: a click in that moment would be lost.
+        """
+        return self.before if self.busy else self.ready
 
     @property
     def ready(self) -> bool:
@@ -66,13 +75,17 @@ class Readings:
             known = self._look
             old = time.monotonic() - known.made > AGAIN_SECONDS and not known.ready
             if known.busy or (known.asked == asked and not old):
-                return known if known.asked == asked else Look(asked, busy=True)
+                return known if known.asked == asked else self._asking(asked)
             fresh = known.asked != asked
-            self._look = Look(asked, busy=True) if fresh else replace(known, busy=True)
+            again = replace(known, busy=True, before=False)
+            self._look = self._asking(asked) if fresh else again
             thread = threading.Thread(target=self._work, args=(asked, draft), daemon=True)
             thread.start()
             # Avoid flicker while checking again.
             return self._look if fresh else known
+
+    def _asking(self, asked: str) -> Look:
+        return Look(asked, busy=True, before=self._look.may_start)
 
     def _work(self, asked: str, draft: Draft) -> None:
         look = Look(

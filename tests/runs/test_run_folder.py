@@ -132,6 +132,15 @@ def test_an_old_runs_relative_paths_are_its_folders(tmp_path: Path, monkeypatch)
     assert Path(config["run"]) == run.path
 
 
+def test_settings_that_changed_are_read_again(run: Run) -> None:
+    assert run.config() is run.config(), "read once"
+    save_config(with_overrides(run.config(), {"steps": 7}), run.config_path)
+    assert run.config().steps == 7
+    run.config_path.unlink()
+    with pytest.raises(ConfigError, match=re.escape(run.config_path.name)):
+        run.config()
+
+
 def test_names_that_are_no_paths_stay(run: Run) -> None:
     config = run.config()
     assert (config.model, config.recipe.adversarial.features, config.recipe.adversarial.clip) == (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from patience import SECONDS, wait_until
 
 from trainer.config import to_toml
 from trainer.mini.words import style_folder
@@ -26,7 +28,6 @@ REPORT = {
     "preview_seconds": 1.0, "library_seconds": 1.0, "total_seconds": 9.0, "disk_bytes": 9,
     "disk_free": 99, "advice": ["--memory 8"], "fits": True,
 }  # fmt: skip
-SECONDS = 120
 
 
 @pytest.fixture
@@ -51,6 +52,14 @@ def tested(site: Site, report: dict | None = None, said: str = "", **more: objec
     (folder / "report.json").unlink(missing_ok=True)
     if report is not None:
         (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def ended(pid: int) -> bool:
+    """Whether the process is gone; one that nobody waits for stays as a zombie."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def looked(readings: Readings) -> Look:
@@ -95,9 +104,7 @@ def test_a_running_test_shows_its_stage_and_can_be_stopped(site):
         time.sleep(0.05)
     assert "width:" in panel(site) and "example clip" in panel(site)
     site.tasks.stop("preflight")
-    assert not psutil.pid_exists(task["pid"]) or (
-        psutil.Process(task["pid"]).status() == psutil.STATUS_ZOMBIE
-    )
+    wait_until(lambda: ended(task["pid"]), "the end of the test")
     assert "You stopped it" in panel(site)
 
 
@@ -114,9 +121,7 @@ def test_what_a_process_started_ends_with_it(tmp_path):
         time.sleep(0.05)
     end_process(parent.pid)
     parent.wait(timeout=SECONDS)
-    assert not psutil.pid_exists(int(said)) or (
-        psutil.Process(int(said)).status() == psutil.STATUS_ZOMBIE
-    )
+    wait_until(lambda: ended(int(said)), "the end of what it started")
 
 
 def test_the_first_draft_is_ready_and_every_change_is_looked_at(site):
@@ -130,6 +135,29 @@ def test_the_first_draft_is_ready_and_every_change_is_looked_at(site):
     site.drafts.update({"data.height": 0})
     look = looked(site.readings)
     assert look.problem and "Not ready" in readiness_panel(look)
+
+
+def test_start_is_not_closed_for_the_moment_of_another_check(site, monkeypatch):
+    """A click in that moment would be lost; the click itself checks again."""
+    assert not site.readings.now().may_start, "nothing is known yet"
+    assert looked(site.readings).may_start
+    answer = threading.Event()
+    check = Readings.check
+    monkeypatch.setattr(Readings, "check", lambda *a: (answer.wait(SECONDS), check(*a))[1])
+    for steps in (900, 1000):
+        site.drafts.update({"steps": steps})
+        look = site.readings.now()
+        assert look.busy and look.may_start
+    answer.set()
+    assert looked(site.readings).may_start
+    site.drafts.update({"data.height": 360})
+    assert not looked(site.readings).may_start
+    answer.clear()
+    site.drafts.update({"data.height": None})
+    look = site.readings.now()
+    assert look.busy and not look.may_start
+    answer.set()
+    assert looked(site.readings).may_start
 
 
 def test_what_is_missing_is_looked_for_again(site, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..config import (
@@ -166,8 +167,9 @@ class Run:
         """The resolved configuration; raises `ConfigError`. Relative paths are taken from the
         run's folder, never from the working directory.
         """
-        config = anchored(load_config(self.config_path), self.path)
-        return with_overrides(config, {"run": self.path})
+        found = self.config_path.stat() if self.config_path.is_file() else None
+        version = found and (found.st_mtime_ns, found.st_size, found.st_ino)
+        return _config(self.path, self.config_path, version)
 
     def request_stop(self) -> None:
         """Ask the training process to save, export and end."""
@@ -212,6 +214,12 @@ def check_name(path: Path) -> None:
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(Path(path).expanduser()))
+
+
+@lru_cache(maxsize=64)
+def _config(folder: Path, file: Path, version: object) -> TrainConfig:
+    """Kept while the ``version`` of ``file`` is the same: the page asks again and again."""
+    return with_overrides(anchored(load_config(file), folder), {"run": folder})
 
 
 def list_runs(root: Path) -> list[Run]:

@@ -75,7 +75,7 @@ class CheckPart:
         return field
 
     def _opened(self) -> Any:
-        return gr.update(interactive=self.site.readings.now().ready)
+        return gr.update(interactive=self.site.readings.now().may_start)
 
     def wire(self, form: list[Any], fields: dict[str, Any], outputs: list[Any]) -> None:
         """``outputs``: the page's choice of run, its tabs, the run's name."""
