@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ _FULL = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EFBIG", "EDQ
 
 _FULL_PHRASES = ("No space left on device", "(os error 28)", "(os error 112)")
 """Messages of libraries in other languages; 112 is Windows' error number."""
+PIECES, PIECE = 256, 1 << 16
+"""How many pieces of a file make its fingerprint, and their bytes."""
 
 
 class DiskFullError(OSError):
@@ -196,4 +198,19 @@ def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def files_fingerprint(files: Sequence[Path]) -> str:
+    """sha256 in hex over size, beginning, end and evenly spread pieces of ``files``: it tells other
+    weights of the same shapes apart without reading gigabytes.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            for place in range(PIECES):
+                stream.seek(max(0, size - PIECE) * place // (PIECES - 1))
+                digest.update(stream.read(PIECE))
     return digest.hexdigest()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from fake_card import CARD, CardTensor, FakeCard
 from host_waits import BESIDE_STEPS, IN_A_STEP, WITH_OFFLOADED_OPTIMIZER, WITHOUT_IMAGES, places
-from safetensors.torch import load_file
+from same_run import assert_same_run
 
 from trainer.cli.main import main
 from trainer.config import load_config
@@ -138,15 +137,7 @@ def test_a_whole_run_is_that_of_the_cpu(small, tmp_path):
     with FakeCard() as card:
         on_card = run_of(settings, tmp_path / "card")
     assert places(card.waits) <= set(BESIDE_STEPS)
-    for name in ("step", "preview"):
-        ours, theirs = (read_events(run.events_path, name) for run in (on_card, on_cpu))
-        for a, b in zip(ours, theirs, strict=True):
-            numbers = {k: v for k, v in b.items() if isinstance(v, float) and k != "time"}
-            assert numbers == pytest.approx({k: a[k] for k in numbers}, rel=1e-3, abs=1e-5)
-    ours, theirs = (load_file(run.export_path) for run in (on_card, on_cpu))
-    assert ours.keys() == theirs.keys()
-    for key, tensor in ours.items():  # a card's optimizer is the fused one
-        torch.testing.assert_close(tensor, theirs[key], rtol=2e-3, atol=2e-5)
+    assert_same_run(on_card, on_cpu)
 
 
 @pytest.mark.parametrize("offload", [False, True])

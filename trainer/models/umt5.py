@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from ..files import files_fingerprint
 from .fp8 import build_fp8_network
 from .weights import (
     ModelError,
-    file_fingerprint,
     file_keys,
     read_file,
     read_json,
@@ -71,7 +71,7 @@ class JsonTokenizer:
 class Umt5:
     """A text encoder that was found whole, and its tokenizer; ``load`` reads its weights, frozen.
 
-    ``fingerprint`` is one of them, empty where only shapes are read; those need no tokenizer.
+    ``fingerprint`` is one of its files; empty, and without a tokenizer, for a size without files.
     """
 
     config: Any
@@ -85,13 +85,11 @@ def open_umt5(path: Path, dtype: torch.dtype) -> Umt5:
     with shapes_only():
         encoder, tokenizer = read_umt5(path, dtype)
     files = weight_files(path / "text_encoder") if path.is_dir() else [path]
-    with with_contents():
-        fingerprint = file_fingerprint(files)
     config: Any = encoder.config
     return Umt5(
         config,
         tokenizer,
-        fingerprint,
+        files_fingerprint(files),
         lambda: read_umt5(path, dtype)[0].requires_grad_(False),
     )
 

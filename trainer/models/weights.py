@@ -7,7 +7,7 @@ import inspect
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -27,8 +27,6 @@ other.
 """
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes only", default=False)
-PIECES, PIECE = 256, 1 << 16
-"""How many pieces of a file make its fingerprint, and their bytes."""
 _SMALL = 1 << 17
 """Numbers in a tensor that is read all the same: what is decided by contents is that small."""
 
@@ -327,23 +325,6 @@ def tensors_hash(weights: Mapping[str, Tensor]) -> str:
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(value.to(torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_fingerprint(files: Sequence[Path]) -> str:
-    """SHA-256 (hex) over size, beginning, end and evenly spread pieces of ``files``: it tells other
-    weights of the same shapes apart without reading gigabytes.
-    """
-    if _SHAPES_ONLY.get():
-        return ""
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(str(size).encode())
-        with file.open("rb") as stream:
-            for place in range(PIECES):
-                stream.seek(max(0, size - PIECE) * place // (PIECES - 1))
-                digest.update(stream.read(PIECE))
     return digest.hexdigest()
 
 
