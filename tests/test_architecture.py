@@ -45,7 +45,7 @@ ALLOWED = {
         "lora": {"diffusion", "families", "files", "models", "words"},
         "media": {"sheets"},
         "mini": {"paths"},
-        "models": {"diffusion", "paths"},
+        "models": {"diffusion", "files", "paths"},
         "motion": {"diffusion"},
         "paths": set(),
         "readiness": {
