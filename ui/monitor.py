@@ -89,7 +89,8 @@ def measured(status: RunStatus, events: Events) -> str:
             levels=(Level("the original's", 1.0), Level("too little", MOTION_ALARM, alarm=True)),
             y_title="of the original's movement",
             help_text="How much your clips move, compared with the original in 50 steps. It "
-            "should stay near or above 100 %.", empty=waiting,
+            "should stay near or above 100 %; bold outlines raise it, dark pictures lower it.",
+            empty=waiting,
         ),
         line_chart(
             "Style reached", _by_steps(previews, "style_reached"), percent=True,

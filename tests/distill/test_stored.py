@@ -70,7 +70,7 @@ def test_own_prompts_make_a_preview_of_their_own(run):
 def test_a_preview_of_the_run_is_an_event_with_motion_and_style(run):
     first, event = read_events(run.events_path, "preview")
     assert (first["step"], event["step"]) == (0, 3)
-    for measure in ("motion_kept", "style_reached", "content_kept"):
+    for measure in ("motion_kept", "motion_agrees", "style_reached", "content_kept"):
         assert set(event[measure]) == {"1", "2"}
     assert all(value <= 1 for value in event["style_reached"].values())
     assert main(["preview", str(run.path)]) == 0

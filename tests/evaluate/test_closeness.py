@@ -9,8 +9,15 @@ import torch.nn.functional as F
 
 from minimaker.looks import STYLES, public_video
 from minimaker.truth import JUDGE, true_clips
-from trainer.evaluate.closeness import ContentKept, StyleReach, energy_distance, judge_look
+from trainer.evaluate.closeness import (
+    ConstantsLeft,
+    ContentKept,
+    StyleReach,
+    energy_distance,
+    judge_look,
+)
 from trainer.evaluate.truth import style_pixels
+from trainer.mini.watermark import watermark
 from trainer.mini.words import style_folder
 
 CAPTIONS = ["a red circle moving right", "a blue star growing"]
@@ -87,3 +94,28 @@ def test_the_energy_distance_is_unbiased():
     samples = torch.randn(2, 400, 3, generator=torch.manual_seed(0))
     assert abs(energy_distance(*samples)) < 0.05
     assert energy_distance(samples[0], samples[1] + 2) > 1
+
+
+def test_a_stamp_is_seen_in_whatever_look_and_a_style_without_it_is_free():
+    captions = ["a red star moving left", "a blue circle growing", "a green cross moving up"]
+    teacher = true_clips(captions, public_video, seed=4)
+    left = ConstantsLeft(teacher)
+    assert left(teacher) == pytest.approx(1)
+    again = left(true_clips(captions, public_video, seed=5))
+    assert again == pytest.approx(1, abs=0.3)
+    for name, look in STYLES.items():
+        clean = true_clips(captions, look, seed=4)
+        assert left(clean) < 0.25, name
+        stamped = clean.astype(np.float32)
+        stamped += 90 * watermark()[..., None] * (1 - 2 * (stamped.mean() > 127))
+        assert left(np.clip(stamped, 0, 255).astype(np.uint8)) != pytest.approx(
+            left(clean), abs=0.1
+        )
+
+
+def test_clips_without_anything_in_common_have_no_constants():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (3, 4, 64, 64, 3)).astype(np.uint8)
+    assert ConstantsLeft(noise)(noise) is None
+    one = true_clips(["a red star growing"], public_video, seed=1)
+    assert ConstantsLeft(one)(one) is None

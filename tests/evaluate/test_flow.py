@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimaker.looks import STYLES
+from minimaker.looks import STYLES, public_video
 from minimaker.world import random_scene
 from trainer.evaluate.flow import clip_flow
 
@@ -64,3 +64,27 @@ def test_missing_opencv_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match="pip install opencv-python-headless"):
         clip_flow(sliding(1))
+
+
+def test_the_same_motion_in_another_look_agrees_and_another_does_not():
+    rng = np.random.default_rng(3)
+    scenes = [random_scene(rng, motion=m) for m in ("moving left", "circling", "moving up")]
+    looks = {
+        name: clip_flow(np.stack([look(scene, 64) for scene in scenes]))
+        for name, look in {**STYLES, "public": public_video}.items()
+    }
+    for name in STYLES:
+        same = looks[name].agreement(looks["public"])
+        assert same.shape == (3,) and same.min() > 0.25, name
+        other = replace(looks["public"], field=np.roll(looks["public"].field, 1, axis=0))
+        assert np.abs(looks[name].agreement(other)).max() < 0.6 * same.min(), name
+
+
+def test_backwards_disagrees_and_a_frozen_clip_says_nothing():
+    clip = sliding(2.0)
+    forward, back = clip_flow(clip), clip_flow(clip[:, ::-1].copy())
+    assert forward.agreement(forward)[0] == pytest.approx(1)
+    assert forward.agreement(back)[0] < -0.95
+    slow = clip_flow(sliding(1.0))
+    assert forward.agreement(slow)[0] > 0.95, "it does not ask how fast"
+    assert abs(clip_flow(np.zeros_like(clip)).agreement(forward)[0]) < 0.01

@@ -39,3 +39,19 @@ def test_an_earlier_state_needs_a_clear_lead():
     assert best_step(close, (100, 200)) == 200
     assert best_step([preview(100, 1, None)], (100,)) is None
     assert best_step([*close, preview(200, 0.2, 0.8)], (100, 200)) == 100, "measured again"
+
+
+def test_motion_counts_by_its_way_whatever_outlines_do_to_its_size():
+    dark = preview(1, 0.6, 0.8) | {"motion_agrees": {"1": 0.7, "4": 0.7}}
+    assert preview_score(dark) == pytest.approx(0.56)
+    frozen = preview(1, 0.1, 0.8) | {"motion_agrees": {"1": 0.7, "4": 0.7}}
+    assert preview_score(frozen) == pytest.approx(0.2 * 0.56)
+    against = preview(1, 1.0, 0.8) | {"motion_agrees": {"1": -0.2, "4": 0.0}}
+    assert preview_score(against) == 0
+
+
+def test_a_stamp_that_stays_costs_its_part():
+    stamped = preview(1, 1.0, 1.0) | {"constants_left": {"1": 0.75}}
+    assert preview_score(stamped) == pytest.approx((0.25 + 1) / 2)
+    late = [preview(100, 1, 0.9) | {"constants_left": {"1": 0.9, "4": 0.9}}, preview(200, 1, 0.7)]
+    assert best_step(late, (100, 200)) == 200

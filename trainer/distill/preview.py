@@ -14,8 +14,15 @@ from torch import Tensor
 
 from ..adversarial.frames import StyleFrames
 from ..config import TrainConfig
-from ..evaluate.closeness import ContentKept, Look, StyleReach, judge_look, network_look
-from ..evaluate.flow import clip_flow
+from ..evaluate.closeness import (
+    ConstantsLeft,
+    ContentKept,
+    Look,
+    StyleReach,
+    judge_look,
+    network_look,
+)
+from ..evaluate.flow import Flow, clip_flow
 from ..evaluate.generate import generate_clips
 from ..evaluate.truth import as_frames
 from ..files import atomic_write
@@ -28,6 +35,10 @@ from .sources import Sources
 
 MOTION_ALARM = 0.5
 """Below this fraction of the teacher's flow magnitude, the student moves too little."""
+MEASURES = (
+    "motion_kept", "motion_agrees", "style_reached", "content_kept", "constants_left",
+)  # fmt: skip
+"""What a preview measures at each number of steps."""
 STRENGTH_STEPS = 4
 STYLE_IMAGES = 64
 """At most so many style images, spread over the folder, are compared with."""
@@ -36,20 +47,23 @@ STYLE_IMAGES = 64
 @dataclass(frozen=True)
 class Preview:
     """Files of one preview, and by number of steps: the student's flow magnitude over the
-    teacher's; and where there is a style, how much of the way to it the student has come, and how
-    much of the teacher's content it shows.
+    teacher's, and how far both move the same way (`Flow.agreement`); and where there is a style,
+    how much of the way to it the student has come, how much of the teacher's content it shows, and
+    how much is left of what all of the teacher's clips have in common, such as a stamp.
     """
 
     folder: Path
     motion_kept: dict[int, float]
+    motion_agrees: dict[int, float] = field(default_factory=dict)
     style_reached: dict[int, float] = field(default_factory=dict)
     content_kept: dict[int, float] = field(default_factory=dict)
+    constants_left: dict[int, float] = field(default_factory=dict)
 
     def event(self) -> dict[str, Any]:
         """The fields of a "preview" event, rounded, with the steps as words."""
         return {
             name: {str(steps): round(value, 4) for steps, value in getattr(self, name).items()}
-            for name in ("motion_kept", "style_reached", "content_kept")
+            for name in MEASURES
         }
 
     @property
@@ -101,8 +115,8 @@ class Previewer:
         self._teacher: np.ndarray | None = None
         self._style = style
         self._between: Callable[[], None] = lambda: None
-        self._reach: StyleReach | None = None
-        self._content: ContentKept | None = None
+        self._flow: Flow | None = None
+        self._compared: dict[str, Callable[[np.ndarray], float | None]] | None = None
 
     def make(
         self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None
@@ -119,22 +133,21 @@ class Previewer:
             f"teacher, {s.config.preview.teacher_steps} steps": self.teacher()
         }
         self._write(self.teacher(), folder, "teacher")
-        kept: dict[int, float] = {}
-        reached: dict[int, float | None] = {}
-        content: dict[int, float | None] = {}
+        found: dict[str, dict[int, float]] = {name: {} for name in MEASURES}
         for done, steps in enumerate(s.config.preview.steps, 1):
             self._between = partial(progress, done, total)
             self._between()
             with s.ema.applied():
                 frames = self._sample(steps)
             clips[f"student, {steps} step{'s' if steps > 1 else ''}"] = frames
-            kept[steps] = _flow_ratio(frames, self.teacher())
-            reached[steps], content[steps] = self._style_and_content(frames)
+            for name, value in self._measured(frames).items():
+                if value is not None:
+                    found[name][steps] = value
             self._write(frames, folder, f"steps-{steps}")
         self._finish(folder, clips)
         progress(total, total)
         self._between = lambda: None
-        return Preview(folder, kept, _known(reached), _known(content))
+        return Preview(folder, **found)
 
     def make_strengths(self, folder: Path, strengths: Sequence[float]) -> Preview:
         """The prompts at each strength of the averaged adapter, in `STRENGTH_STEPS` steps."""
@@ -161,13 +174,25 @@ class Previewer:
             path = folder / f"prompt-{index + 1}-{label}.mp4"
             write_clip(clip, path, s.sources.fps, scale=enlargement(s.sources.width))
 
-    def _style_and_content(self, frames: np.ndarray) -> tuple[float | None, float | None]:
+    def _measured(self, frames: np.ndarray) -> dict[str, float | None]:
+        """The `MEASURES` of the student's clips; what cannot be measured is None or left out."""
+        if self._flow is None:
+            self._flow = clip_flow(self.teacher())
+        flow, magnitude = clip_flow(frames), float(self._flow.magnitude.mean())
+        found: dict[str, float | None] = {
+            "motion_kept": float(flow.magnitude.mean()) / max(magnitude, 1e-6),
+            "motion_agrees": float(flow.agreement(self._flow).mean()),
+        }
         if self._style is None:
-            return None, None
-        if self._reach is None or self._content is None:
-            self._reach = StyleReach(*self._style, self.teacher())
-            self._content = ContentKept(self._style[0], self.teacher())
-        return self._reach(frames), self._content(frames)
+            return found
+        if self._compared is None:
+            look, images = self._style
+            self._compared = {
+                "style_reached": StyleReach(look, images, self.teacher()),
+                "content_kept": ContentKept(look, self.teacher()),
+                "constants_left": ConstantsLeft(self.teacher()),
+            }
+        return found | {name: measure(frames) for name, measure in self._compared.items()}
 
     def teacher(self) -> np.ndarray:
         """The teacher's clips (N, F, H, W, 3) uint8 at the preview's number of steps, guided."""
@@ -227,15 +252,6 @@ def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path,
     contact_sheet(rows).save(path.with_suffix(".png"))
 
 
-def _known(values: dict[int, float | None]) -> dict[int, float]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def enlargement(width: int) -> int:
     """Whole factor that brings small clips to about 256 pixels."""
     return max(1, 256 // width)
-
-
-def _flow_ratio(frames: np.ndarray, teacher: np.ndarray) -> float:
-    ours, theirs = (float(clip_flow(clips).magnitude.mean()) for clips in (frames, teacher))
-    return ours / max(theirs, 1e-6)

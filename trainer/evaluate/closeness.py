@@ -93,6 +93,41 @@ class ContentKept:
         return features - features.mean(dim=0)
 
 
+class ConstantsLeft:
+    """``ConstantsLeft(teacher (N, F, H, W, 3) uint8)(clips)``: how much of what all of the
+    teacher's clips have at the same place, such as a stamp, is left in clips of the same prompts.
+
+    By the fine details of mean frames: the correlation of each clip with the teacher's clips of the
+    other prompts, lighter or darker, over that of the teacher's own. 1 is all of it, 0 none. None
+    for a single clip, and where the teacher's have nothing in common.
+    """
+
+    least = 0.15
+    """Mean correlation between the teacher's clips below which nothing is common."""
+
+    def __init__(self, teacher: np.ndarray) -> None:
+        self._teacher = _details(teacher)
+        self._common = self._with_others(self._teacher) if len(teacher) > 1 else 0.0
+
+    def __call__(self, clips: np.ndarray) -> float | None:
+        if self._common < self.least:
+            return None
+        return abs(self._with_others(_details(clips))) / self._common
+
+    def _with_others(self, details: Tensor) -> float:
+        pairs = details @ self._teacher.T
+        count = len(pairs)
+        return float((pairs.sum() - pairs.diagonal().sum()) / (count * (count - 1)))
+
+
+def _details(clips: np.ndarray) -> Tensor:
+    """Unit vectors (N, H W) of what is finer than a sixteenth of the side in mean frames."""
+    grey = torch.from_numpy(clips.mean(axis=(1, 4), dtype=np.float32))[:, None]
+    reach = max(1, min(grey.shape[2:]) // 32)
+    wide = F.avg_pool2d(grey, 2 * reach + 1, 1, reach, count_include_pad=False)
+    return F.normalize((grey - wide).flatten(1), dim=1)
+
+
 def energy_distance(first: Tensor, second: Tensor) -> float:
     """Energy distance of two samples (N, D) and (M, D), unbiased: about 0, or below, where both are
     drawn from one distribution. N and M of 1 count as samples without spread.

@@ -127,26 +127,34 @@ only two or three clips.
 
 
 def preview_score(event: Mapping[str, Any]) -> float | None:
-    """Motion times style times content of a "preview" event, the mean over its numbers of steps; 1
-    is perfect.
+    """Motion times style times content of a "preview" event, less what is left of the constants
+    that all of the base model's clips have; the mean over its numbers of steps, 1 is perfect.
 
-    Motion is the student's flow over the teacher's, or its inverse where there is too much; style
-    the part of the way that is done; content what is left of the teacher's (1 in the events of old
-    runs, which do not say). None where the preview measured no style: then there is nothing to
-    weigh motion against.
+    Style is the part of the way that is done, content what is left of the teacher's. Motion is
+    how far the student moves as the teacher does, which holds in any look, and less where its
+    flow is below half of the teacher's or above twice; in the events of old runs, which do not say
+    that, the student's flow over the teacher's or its inverse. None where the preview measured no
+    style: then there is nothing to weigh motion against.
     """
     kept, reached = event.get("motion_kept") or {}, event.get("style_reached") or {}
-    content = event.get("content_kept") or {}
+    content, left = event.get("content_kept") or {}, event.get("constants_left") or {}
+    agrees = event.get("motion_agrees") or {}
     known = [steps for steps in reached if kept.get(steps) is not None]
     if not known:
         return None
     parts = [
-        min(kept[steps], 1 / max(kept[steps], 1e-6))
+        _motion(kept[steps], agrees.get(steps))
         * _share(reached[steps])
         * _share(content.get(steps, 1.0))
+        * (1 - _share(left.get(steps, 0.0)))
         for steps in known
     ]
     return sum(parts) / len(parts)
+
+
+def _motion(kept: float, agrees: float | None) -> float:
+    ratio = min(kept, 1 / max(kept, 1e-6))
+    return ratio if agrees is None else _share(agrees) * min(1.0, 2 * ratio)
 
 
 def _share(value: float | None) -> float:
