@@ -115,7 +115,7 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     said = [Finding("Base model", "ok", f"{model.name}, {size}; licence: {model.licence}.")]
     if config.motion_module is not None:
         said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
-    own = ", ".join(model.companions.values()) or "the base model's own"
+    own = ", ".join(dict.fromkeys(model.companions.values())) or "the base model's own"
     said.append(Finding("Text encoder and VAE", "ok", f"{model.text.width} wide; {own}."))
     return said + _left_out(model, disk) + _start_lora(config, model), model
 
