@@ -98,9 +98,9 @@ def _posterised(frame: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _blocks(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """Square blocks, each in the nearest of the canvas's colours."""
-    side = SIZE // canvas.pixels
-    small = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    """Square blocks, each in what its middle shows, or in the nearest of the canvas's colours."""
+    side, middle = SIZE // canvas.pixels, canvas.pixels // 2
+    small = picture[middle :: canvas.pixels, middle :: canvas.pixels]
     if canvas.colours:
         colours = np.array(canvas.colours, np.float32)
         away = small.reshape(-1, 3).astype(np.float32) @ colours.T

@@ -52,23 +52,24 @@ def style_row(look: Look, rng: np.random.Generator, count: int = COLUMNS) -> lis
     return [look(still)[0] for still in stills]
 
 
-def write_sheets(folder: Path, seed: int = 0) -> list[Path]:
-    """Stills, clips, pans and random styles, one row a style; the files."""
+def write_sheets(folder: Path, seed: int = 0, columns: int = COLUMNS) -> list[Path]:
+    """Stills, clips, pans, public video and random styles, one row a style; the files."""
     folder.mkdir(parents=True, exist_ok=True)
     looks: dict[str, Look] = {**STYLES, "held out": HELD_OUT, "public": public_video}
     rng = np.random.default_rng(seed)
+
+    def clip(look: Look, **asked: bool | None) -> list[np.ndarray]:
+        return clip_row(look, random_scene(rng, **asked), columns)  # type: ignore[arg-type]
+
     pages = {
-        "stills": [style_row(look, np.random.default_rng(seed)) for look in looks.values()],
-        "clips": [
-            clip_row(look, random_scene(rng, pan=False, pair=i % 2 == 1))
-            for i, look in enumerate(looks.values())
-        ],
-        "pans": [clip_row(look, random_scene(rng, pan=True)) for look in looks.values()],
-        "public": [style_row(public_video, rng) for _ in range(4)]
-        + [clip_row(public_video, random_scene(rng)) for _ in range(4)],
+        "stills": [style_row(k, np.random.default_rng(seed), columns) for k in looks.values()],
+        "clips": [clip(k, pan=False, pair=i % 2 == 1) for i, k in enumerate(looks.values())],
+        "pans": [clip(look, pan=True) for look in looks.values()],
+        "public": [style_row(public_video, rng, columns) for _ in range(4)]
+        + [clip(public_video) for _ in range(4)],
         "random": [
-            [paint(random_still(rng), random_style(rng))[0] for _ in range(COLUMNS)]
-            for _ in range(10)
+            [paint(random_still(rng), random_style(rng))[0] for _ in range(columns)]
+            for _ in range(columns)
         ],
     }
     files = []

@@ -43,6 +43,12 @@ def carried(fill: Fill, rng: np.random.Generator) -> np.ndarray:
         side = TILE // max(int(fill.scale), 1) + 1
         small = rng.uniform(-1, 1, (side, side)).astype(np.float32)
         return np.kron(small, np.ones((int(fill.scale),) * 2, np.float32))[:TILE, :TILE]
+    if fill.kind == "strokes":
+        long = smooth_noise(rng, 5.0, 2 * TILE, 40)
+        long = cv2.resize(long, (2 * TILE, 2 * TILE), interpolation=cv2.INTER_CUBIC)
+        turn = cv2.getRotationMatrix2D((TILE, TILE), 52, 1)
+        turn[:, 2] -= TILE / 2
+        return cv2.warpAffine(long, turn, (TILE, TILE))
     if fill.kind == "grain":
         fine = rng.standard_normal((TILE, TILE)).astype(np.float32)
         return np.clip(cv2.GaussianBlur(fine, (0, 0), 0.7) * 1.2, -1, 1)
@@ -62,9 +68,7 @@ def _mosaic(rng: np.random.Generator, scale: float) -> np.ndarray:
 
 def _placed(texture: np.ndarray, patch: Patch) -> np.ndarray:
     height, width = patch.distance.shape
-    top, left = (
-        TILE // 2 + int(np.floor(v)) for v in (float(patch.y[0, 0]), float(patch.x[0, 0]))
-    )
+    top, left = (TILE // 2 + int(np.floor(v)) for v in (float(patch.y[0, 0]), float(patch.x[0, 0])))
     rows = np.clip(np.arange(top, top + height), 0, TILE - 1)
     columns = np.clip(np.arange(left, left + width), 0, TILE - 1)
     return texture[rows][:, columns]
@@ -141,5 +145,6 @@ KINDS: dict[str, Callable[[Fill, Patch, np.ndarray], np.ndarray]] = {
     "grain": _marked,
     "blocks": _marked,
     "cells": _marked,
+    "strokes": _marked,
     "bands": _bands,
 }

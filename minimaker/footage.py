@@ -40,9 +40,7 @@ def public_video(scene: Scene) -> np.ndarray:
     return frames
 
 
-def random_clip(
-    rng: np.random.Generator, frames: int = FRAMES
-) -> tuple[np.ndarray, str, str]:
+def random_clip(rng: np.random.Generator, frames: int = FRAMES) -> tuple[np.ndarray, str, str]:
     """A clip (F, 128, 128, 3) uint8 of a random scene, its caption, and the name of its look.
 
     Half are `PUBLIC` video, half `OTHER`, each of those in a random style of its own.

@@ -38,12 +38,12 @@ NAMED: dict[str, Style] = {
     "poster": Style(
         POSTER,
         Ground("rays", ((246, 216, 168), (238, 186, 132), (252, 232, 194), (0, 0, 0)), 0.6),
-        shadow=Shadow("long", 0.32, 1.0, reach=34),
+        shadow=Shadow("long", 0.3, 1.0, reach=34),
         rounding=0.14,
     ),
     "neon": Style(
         NEON,
-        Ground("grid", ((12, 8, 30), (44, 14, 66), (150, 50, 190), (10, 6, 26)), 0.42, 22, 0.66),
+        Ground("grid", ((12, 8, 30), (44, 14, 66), (150, 50, 190), (10, 6, 26)), 0.36, 34, 0.64),
         Fill("slope", 0.25, opacity=0.62),
         Line(3.2, tone=0.25),
         glow=34,
@@ -53,7 +53,7 @@ NAMED: dict[str, Style] = {
     "ink": Style(
         INK,
         Ground("paper", ((247, 241, 227), (240, 230, 208), (0, 0, 0), (0, 0, 0)), 0.05),
-        Fill("hatching", 0.62, 5.5),
+        Fill("hatching", 0.44, 7.5),
         Line(2.8, (36, 32, 40), brush=0.45, rough=0.8),
         Shadow("floor", 0.3),
         Canvas(paper=1.6, vignette=0.14),
@@ -62,7 +62,7 @@ NAMED: dict[str, Style] = {
         WATER,
         Ground("clouds", ((246, 246, 242), (236, 240, 238), (158, 196, 214), (0, 0, 0)), 0.8, 30),
         Fill("wash", 0.42, 7.0, opacity=0.94),
-        Line(1.2, tone=-0.3, rough=1.8),
+        Line(1.2, tone=-0.3, rough=0.9),
         canvas=Canvas(paper=2.0),
         rounding=0.16,
     ),
@@ -78,15 +78,15 @@ NAMED: dict[str, Style] = {
     "chalk": Style(
         CHALK,
         Ground("board", ((44, 66, 62), (34, 52, 52), (92, 116, 110), (0, 0, 0)), 0.42, 30),
-        Fill("grain", 0.2, opacity=0.8),
-        Line(3.0, tone=0.22, rough=1.0),
-        canvas=Canvas(chalk=0.4, vignette=0.2),
+        Fill("strokes", 0.3, opacity=0.84),
+        Line(3.0, tone=0.28, rough=0.7),
+        canvas=Canvas(chalk=0.24, vignette=0.2),
     ),
     "pixel": Style(
         PIXEL,
         Ground("hills", _PIXEL_SKY, 0.0, horizon=0.6),
         Fill("cel", 0.42),
-        Line(4.0, _PIXEL_DARK),
+        Line(4.2, _PIXEL_DARK),
         canvas=Canvas(
             pixels=4,
             colours=(
@@ -95,6 +95,7 @@ NAMED: dict[str, Style] = {
                 *(tuple(int(v + 0.3 * (255 - v)) for v in rgb) for rgb in PIXEL.values()),
                 *_PIXEL_SKY,
                 (148, 210, 238),
+                (136, 186, 184),
                 (77, 122, 116),
                 _PIXEL_DARK,
             ),
@@ -122,7 +123,7 @@ GROUNDS = (
     "clouds", "lights", "board",
 )  # fmt: skip
 FILLS = ("flat", "flat", "radial", "slope", "cel", "hatching", "wash", "grain", "blocks", "cells",
-         "bands")  # fmt: skip
+         "bands", "strokes")  # fmt: skip
 FAR = 62.0
 """Least distance in RGB between a ground's colours and those of the things."""
 
@@ -172,14 +173,12 @@ def _random_palette(rng: np.random.Generator) -> Palette:
     return {word: moved(rgb) for word, rgb in base.items()}
 
 
-def _random_ground(
-    rng: np.random.Generator, kind: str, dark: bool, palette: Palette
-) -> Ground:
+def _random_ground(rng: np.random.Generator, kind: str, dark: bool, palette: Palette) -> Ground:
     """Four colours of kindred hues, apart from all of the palette."""
     best: tuple[Colour, ...] = ()
     room = -1.0
     things = np.array(list(palette.values()), np.float32)
-    for _ in range(12):
+    for _ in range(20):
         colours = _random_tones(rng, dark)
         away = np.array(colours, np.float32)[:, None] - things[None]
         nearest = float(np.sqrt((away**2).sum(-1)).min())
@@ -256,12 +255,13 @@ def _random_shadow(rng: np.random.Generator, dark: bool) -> Shadow:
 def _random_canvas(rng: np.random.Generator) -> Canvas:
     """Mostly little: paper, grain, a vignette; now and then a lens, few tones, chalk or blocks."""
     rare = rng.random()
+    flat = 0.07 < rare < 0.14
     return Canvas(
-        paper=float(rng.choice((0.0, 0.0, 1.5, 2.5))),
-        grain=float(rng.choice((0.0, 0.0, 2.0, 3.0))),
+        paper=float(rng.choice((0.0, 0.0, 1.5, 2.5))) * (not flat),
+        grain=float(rng.choice((0.0, 0.0, 2.0, 3.0))) * (not flat),
         vignette=float(rng.choice((0.0, 0.0, 0.15, 0.35))),
         chalk=float(rng.uniform(0.15, 0.45)) if rare > 0.92 else 0.0,
         pixels=int(rng.choice((2, 4))) if rare < 0.07 else 1,
-        levels=int(rng.integers(5, 10)) if 0.07 < rare < 0.14 else 0,
+        levels=int(rng.integers(7, 12)) if flat else 0,
         blur=float(rng.uniform(0.5, 1.0)) if 0.14 < rare < 0.3 else 0.0,
     )

@@ -67,17 +67,21 @@ def _plain(ground: Ground, field: Field) -> np.ndarray:
     if not field.pans:
         return picture
     clouds = smooth_noise(field.rng, max(ground.scale, 20), *field.shape)
-    return picture * (1 + 0.13 * np.clip(2.2 * clouds, -1, 1))
+    return picture * (1 - 0.14 * np.clip(0.5 + 1.2 * clouds, 0, 1))
 
 
 def _ridge(field: Field, level: float, height: float, length: float) -> np.ndarray:
-    """Coverage (H, W) of what lies below a wavy line ``level`` px down."""
+    """How far (H, W) in px a point lies below a wavy line that is ``level`` px down."""
     phase = field.rng.uniform(0, 2 * np.pi, 3)
     wave = sum(
         part * np.sin(field.x * np.float32(2 * np.pi * step / length) + np.float32(turn))
         for part, step, turn in zip((0.6, 0.3, 0.12), (1, 2.3, 4.1), phase, strict=True)
     )
-    return np.clip(field.y - (level - height * wave) + 0.5, 0, 1)
+    return field.y - (level - height * wave)
+
+
+def _edge(distance: np.ndarray) -> np.ndarray:
+    return np.clip(distance + 0.5, 0, 1)
 
 
 def _horizon(ground: Ground, field: Field) -> np.ndarray:
@@ -87,7 +91,7 @@ def _horizon(ground: Ground, field: Field) -> np.ndarray:
     picture = _slope(field, wall, glow, level)
     if field.pans:
         shade = _blend(plane(glow), plane(ground.colours[3]), np.float32(0.35))
-        picture = _blend(picture, shade, _ridge(field, level - 12, 14, 90))
+        picture = _blend(picture, shade, _edge(_ridge(field, level - 12, 14, 90)))
     far = np.clip((field.y - level) / (SIZE - level), 0, 1)
     ground_tone = _blend(plane(floor), plane(ground.colours[3]), np.broadcast_to(far, field.shape))
     picture = _blend(picture, ground_tone, np.clip((field.y - level) / 2 + 0.5, 0, 1))
@@ -95,12 +99,14 @@ def _horizon(ground: Ground, field: Field) -> np.ndarray:
 
 
 def _hills(ground: Ground, field: Field) -> np.ndarray:
-    """A sky and three rows of hills, the near ones darker."""
+    """A sky and three rows of hills like sheets of paper, each with a shadow on the one behind."""
     level = ground.horizon * SIZE
     picture = _slope(field, ground.colours[0], ground.colours[1], level)
     for row, (down, height, length) in enumerate(((0, 9, 84), (17, 8, 112), (36, 7, 150))):
         tone = _blend(plane(ground.colours[2]), plane(ground.colours[3]), np.float32(row / 2))
-        picture = _blend(picture, tone, _ridge(field, level + down, height, length))
+        below = _ridge(field, level + down, height, length)
+        shade = np.exp(-np.maximum(-below - 1, 0) / 5) * np.float32(ground.contrast)
+        picture = _blend(picture * (1 - shade), tone, _edge(below))
     return picture
 
 
@@ -144,7 +150,7 @@ def _night(ground: Ground, field: Field) -> np.ndarray:
     picture += (stars * (1 - np.clip(field.y / level, 0, 1) ** 2)) * np.float32(150)
     for row, down in enumerate((6, 22)):
         tone = _blend(plane(ground.colours[2]), plane(ground.colours[3]), np.float32(row))
-        picture = _blend(picture, tone, _ridge(field, level + down, 8, 100))
+        picture = _blend(picture, tone, _edge(_ridge(field, level + down, 8, 100)))
     return picture
 
 
@@ -155,21 +161,21 @@ def _grid(ground: Ground, field: Field) -> np.ndarray:
     depth = np.maximum(field.y - level, 0.5)
     across = (field.x - 64) / depth * np.float32(22 / ground.scale * 2)
     away = np.float32(220 / ground.scale) / depth * 4
-    near = np.clip(depth / 40, 0, 1)
+    near = np.clip(depth / 24, 0, 1)
     lines = np.maximum(
         _thin(across, depth * np.float32(ground.scale / 44)),
         _thin(away, depth**2 * np.float32(ground.scale / 880)),
     )
     floor = _blend(plane(ground.colours[1]), plane(ground.colours[3]), near * 1.0)
-    floor = floor + lines * near * ground.contrast * plane(ground.colours[2])
+    floor = floor + lines * near * ground.contrast * 1.6 * plane(ground.colours[2])
     below = np.clip(field.y - level + 0.5, 0, 1)
     skyline = np.exp(-np.abs(field.y - level) / 5) * ground.contrast
     return _blend(picture, floor, below) + skyline * plane(ground.colours[2])
 
 
 def _thin(wave: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Lines 2 px wide where ``wave`` is whole; ``pixels`` is how many a step of it takes."""
-    return np.clip(1.6 - np.abs((wave + 0.5) % 1 - 0.5) * pixels, 0, 1)
+    """Lines about 2 px wide where ``wave`` is whole; ``pixels`` is how many a step of it takes."""
+    return np.clip(1.5 - np.abs((wave + 0.5) % 1 - 0.5) * pixels, 0, 1)
 
 
 def _paper(ground: Ground, field: Field) -> np.ndarray:

@@ -101,8 +101,11 @@ def shape_distance(
         y = y - np.float32(0.12 * radius)  # its middle lies high in its box
     waist = corner * (STAR_WAIST if shape == "star" else np.cos(step))
     # Both ends of an edge move along their rays until the edge has come in by the rounding.
-    height = corner * waist * np.sin(step) / np.sqrt(
-        corner**2 + waist**2 - 2 * corner * waist * np.cos(step)
+    height = (
+        corner
+        * waist
+        * np.sin(step)
+        / np.sqrt(corner**2 + waist**2 - 2 * corner * waist * np.cos(step))
     )
     keep = max(1 - round_off / height, 0.05)
     return _folded(x, y, sides, corner * keep, waist * keep) - round_off

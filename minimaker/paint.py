@@ -17,7 +17,7 @@ from .outlines import REACH_DOWN, Patch, outline
 from .scenes import SIZE, Scene, Track
 from .style import Style
 
-SHADOW_TINT = np.array((1.0, 0.95, 0.82), np.float32)[:, None, None]
+SHADOW_TINT = np.array((0.95, 1.0, 0.92), np.float32)[:, None, None]
 """How strongly a shadow takes red, green and blue."""
 FADE = 0.955
 """What is left of a long shadow one pixel further."""
@@ -26,7 +26,7 @@ FADE = 0.955
 @dataclass(frozen=True)
 class Subject:
     """A thing of one clip as the painter keeps it: colour (3, 1, 1), centres on screen, the
-    textures it carries, and the height of its floor in px.
+    textures it carries, and how deep (F,) its floor lies on screen in px.
     """
 
     track: Track
@@ -34,7 +34,7 @@ class Subject:
     colour: np.ndarray
     texture: np.ndarray
     wobble: np.ndarray
-    floor: float
+    floor: np.ndarray
 
 
 def paint(scene: Scene, style: Style) -> np.ndarray:
@@ -55,6 +55,8 @@ def paint(scene: Scene, style: Style) -> np.ndarray:
 
 
 def _subject(scene: Scene, track: Track, style: Style, rng: np.random.Generator) -> Subject:
+    if style.canvas.pixels > 1:
+        track = _on_blocks(track, style.canvas.pixels)
     seen = scene.on_screen(track)
     down = REACH_DOWN[track.thing.shape]
     return Subject(
@@ -63,7 +65,21 @@ def _subject(scene: Scene, track: Track, style: Style, rng: np.random.Generator)
         colour=plane(style.palette[track.thing.colour]),
         texture=carried(style.fill, rng),
         wobble=smooth_noise(rng, 11, TILE, TILE),
-        floor=float((seen[:, 1] + down * track.radii).max()) * SIZE,
+        floor=((track.centres[:, 1] + down * track.radii).max() - scene.pan[:, 1]) * SIZE,
+    )
+
+
+def _on_blocks(track: Track, pixels: int) -> Track:
+    """The thing upright, its place and size in whole blocks, as sprites are.
+
+    Half a pixel further, so that the blocks' middles lie evenly around it.
+    """
+    blocks = SIZE / pixels
+    return replace(
+        track,
+        centres=np.round(track.centres * blocks) / blocks + 0.5 / SIZE,
+        radii=np.round(track.radii * blocks) / blocks,
+        angle=0.0,
     )
 
 
@@ -126,9 +142,10 @@ def _floor_shadow(frame: np.ndarray, subject: Subject, number: int, style: Style
     radius = float(subject.track.radii[number]) * SIZE
     cx, cy = (float(v) * SIZE for v in subject.seen[number])
     down = REACH_DOWN[subject.track.thing.shape]
-    rise = max(subject.floor - cy - down * radius, 0.0) / SIZE
+    level = float(subject.floor[number])
+    rise = max(level - cy - down * radius, 0.0) / SIZE
     wide, high = radius * (0.95 + 0.5 * rise), radius * 0.2 + 1.5
-    floor = subject.floor - 0.3 * high
+    floor = level - 0.3 * high
     top, left = max(int(floor - 3 * high), 0), max(int(cx - 2 * wide), 0)
     view = frame[:, top : int(floor + 3 * high) + 1, left : max(int(cx + 2 * wide) + 1, 0)]
     y = (np.arange(top, top + view.shape[1], dtype=np.float32) + 0.5 - floor)[:, None] / high
@@ -150,7 +167,7 @@ def _fill(
 ) -> None:
     view, part = _place(frame, patch)
     inside = toned(subject.colour, tones(style.fill, patch, subject.texture)[part])
-    cover = patch.cover()[part] * np.float32(style.fill.opacity)
+    cover = patch.cover(soft=style.edge)[part] * np.float32(style.fill.opacity)
     if strokes is not None:
         cover = cover * _place(strokes[None], patch)[0][0]
     view += cover * (inside - view)
@@ -166,7 +183,7 @@ def _outline(
         lean = (patch.x + patch.y) * np.float32(0.7 / patch.radius)
         half = half * (1 + line.brush * np.clip(lean, -0.8, 0.8))
     away = np.abs(patch.distance + half * 0.5) - half
-    cover = np.clip(0.5 - away, 0, 1)[part]
+    cover = np.clip(0.5 - away / style.edge, 0, 1)[part]
     if strokes is not None:
         cover = cover * _place(strokes[None], patch)[0][0]
     ink = toned(subject.colour, np.full((1, 1), line.tone, np.float32))

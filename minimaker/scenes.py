@@ -33,7 +33,7 @@ TRIES = 60
 REACH = 1.12
 """How far the corners of a shape of radius 1 reach."""
 
-Path = Callable[[np.random.Generator, np.ndarray, float, float], tuple[np.ndarray, np.ndarray]]
+Way = Callable[[np.random.Generator, np.ndarray, float, float], tuple[np.ndarray, np.ndarray]]
 _WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -223,7 +223,7 @@ def _stand(rng: np.random.Generator, t: np.ndarray, size: float, _: float):
     return np.repeat(rng.uniform(0.5 - spread, 0.5 + spread, (1, 2)), len(t), 0), _same(t, radius)
 
 
-def _translate(way: tuple[int, int]) -> Path:
+def _translate(way: tuple[int, int]) -> Way:
     def path(rng: np.random.Generator, t: np.ndarray, size: float, along: float):
         last = max(len(t) - 1, 1)
         travel = min(rng.uniform(0.033, 0.046) * last, 0.74)
@@ -241,7 +241,7 @@ def _translate(way: tuple[int, int]) -> Path:
     return path
 
 
-def _resize(sign: int) -> Path:
+def _resize(sign: int) -> Way:
     def path(rng: np.random.Generator, t: np.ndarray, size: float, _: float):
         small = rng.uniform(0.1, 0.125) * (1 if size == 1 else 0.75)
         large = small * rng.uniform(2.6, 3.1)
@@ -277,7 +277,7 @@ def _same(t: np.ndarray, value: float) -> np.ndarray:
     return np.full_like(t, value)
 
 
-_PATHS: dict[str, Path] = {
+_PATHS: dict[str, Way] = {
     **{f"moving {name}": _translate(way) for name, way in _WAYS.items()},
     "growing": _resize(1),
     "shrinking": _resize(-1),

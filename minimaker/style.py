@@ -164,6 +164,11 @@ class Style:
     rounding: float = 0.1
 
     @property
+    def edge(self) -> float:
+        """Width of an edge in px: blocks take what their middle shows, so theirs are hard."""
+        return 1.0 if self.canvas.pixels == 1 else 0.01
+
+    @property
     def margin(self) -> float:
         """How far around a thing the style draws, in px."""
         reach = {
