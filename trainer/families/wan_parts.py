@@ -10,13 +10,12 @@ from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES
 from ..models.tiny_vae import is_tiny_vae
 from ..models.umt5 import is_umt5
 from ..models.wan_vae import is_wan_vae
+from ..paths import TINY_ALONE
 from .record import Companions, Offer
 
 TEXT = ("text_encoder", "tokenizer")
 """Folders of a diffusers model that make states of prompts."""
 WORDS = f"the folders {' and '.join(TEXT)}"
-TINY_ALONE = "taew2_1.safetensors"
-"""In the folder of a small Wan, in place of ``vae``: a tiny VAE that also encodes."""
 
 
 def _is_own_vae(path: Path) -> bool:
