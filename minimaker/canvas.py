@@ -12,6 +12,8 @@ import numpy as np
 from .scenes import SIZE
 from .style import Canvas
 
+cv2.setNumThreads(1)  # on pictures this small, a second thread only costs time
+
 
 def smooth_noise(rng: np.random.Generator, cells: float, height: int, width: int) -> np.ndarray:
     """Smooth noise (height, width) in about -1..1 with blobs ``cells`` px wide."""

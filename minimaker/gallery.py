@@ -43,7 +43,7 @@ NAMED: dict[str, Style] = {
     ),
     "neon": Style(
         NEON,
-        Ground("grid", ((12, 8, 30), (44, 14, 66), (150, 50, 190), (10, 6, 26)), 0.36, 34, 0.64),
+        Ground("grid", ((12, 8, 30), (44, 14, 66), (150, 50, 190), (10, 6, 26)), 0.26, 36, 0.64),
         Fill("slope", 0.25, opacity=0.62),
         Line(3.2, tone=0.25),
         glow=34,
@@ -53,7 +53,7 @@ NAMED: dict[str, Style] = {
     "ink": Style(
         INK,
         Ground("paper", ((247, 241, 227), (240, 230, 208), (0, 0, 0), (0, 0, 0)), 0.05),
-        Fill("hatching", 0.44, 7.5),
+        Fill("hatching", 0.4, 9.0),
         Line(2.8, (36, 32, 40), brush=0.45, rough=0.8),
         Shadow("floor", 0.3),
         Canvas(paper=1.6, vignette=0.14),
@@ -78,9 +78,9 @@ NAMED: dict[str, Style] = {
     "chalk": Style(
         CHALK,
         Ground("board", ((44, 66, 62), (34, 52, 52), (92, 116, 110), (0, 0, 0)), 0.42, 30),
-        Fill("strokes", 0.3, opacity=0.84),
+        Fill("strokes", 0.22, opacity=0.92),
         Line(3.0, tone=0.28, rough=0.7),
-        canvas=Canvas(chalk=0.24, vignette=0.2),
+        canvas=Canvas(chalk=0.2, vignette=0.2),
     ),
     "pixel": Style(
         PIXEL,

@@ -169,13 +169,13 @@ def _grid(ground: Ground, field: Field) -> np.ndarray:
     floor = _blend(plane(ground.colours[1]), plane(ground.colours[3]), near * 1.0)
     floor = floor + lines * near * ground.contrast * 1.6 * plane(ground.colours[2])
     below = np.clip(field.y - level + 0.5, 0, 1)
-    skyline = np.exp(-np.abs(field.y - level) / 5) * ground.contrast
+    skyline = np.exp(-np.abs(field.y - level) / 6) * (1.6 * ground.contrast)
     return _blend(picture, floor, below) + skyline * plane(ground.colours[2])
 
 
 def _thin(wave: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Lines about 2 px wide where ``wave`` is whole; ``pixels`` is how many a step of it takes."""
-    return np.clip(1.5 - np.abs((wave + 0.5) % 1 - 0.5) * pixels, 0, 1)
+    """Soft lines about 2 px wide where ``wave`` is whole; ``pixels`` is how many a step of it takes."""
+    return np.clip(1.3 - np.abs((wave + 0.5) % 1 - 0.5) * pixels * 0.75, 0, 1)
 
 
 def _paper(ground: Ground, field: Field) -> np.ndarray:

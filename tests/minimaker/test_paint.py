@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,7 +22,9 @@ LOOKS = {**STYLES, "held out": HELD_OUT, "public": public_video}
 
 
 def _still(shape: str, colour: str, seed: int = 0) -> Scene:
-    return random_still(np.random.default_rng(seed), pair=False, shape=shape, colour=colour)
+    """A still of one upright thing."""
+    scene = random_still(np.random.default_rng(seed), pair=False, shape=shape, colour=colour)
+    return replace(scene, tracks=(replace(scene.tracks[0], angle=0.0),))
 
 
 def _clip(text: str, seed: int = 0) -> Scene:
@@ -63,23 +67,25 @@ def test_every_look_draws_frames_that_repeat_and_move(name):
     assert frames.shape == (17, SIZE, SIZE, 3) and frames.dtype == np.uint8
     assert np.array_equal(frames, LOOKS[name](scene))
     moved = np.abs(frames[0].astype(int) - frames[-1]).max(-1) > 25
-    assert 0.03 < moved.mean()
+    assert moved.mean() > 0.03
 
 
-@pytest.mark.parametrize("name", [name for name in LOOKS if name != "pixel"])
+@pytest.mark.parametrize("name", ["poster", "cutout", "public"])
 def test_edges_are_antialiased(name):
     scene = _still("circle", "blue")
     picture = LOOKS[name](scene)[0].astype(float)
-    row = round(float(scene.tracks[0].centres[0, 1]) * SIZE)
-    change = np.abs(np.diff(picture[row], axis=0)).sum(-1)
-    steps = np.sort(change)[::-1]
-    # A hard edge would cross from ground to thing, or to its outline, in one pixel on both sides.
-    assert (steps > 0.18 * steps[0]).sum() >= 4
+    thing = picture[_inside(scene, 4)].mean(0)
+    ground = picture[_inside(scene, -5) & ~_inside(scene, -3)].mean(0)
+    rim = picture[_inside(scene, -0.4) & ~_inside(scene, 0.4)]
+    between = (rim - ground) @ (thing - ground) / ((thing - ground) ** 2).sum()
+    assert ((between > 0.2) & (between < 0.85)).mean() > 0.5
 
 
 def _nearest_word(style: Style, colour: str, shape: str, seed: int) -> str:
     scene = _still(shape, colour, seed)
-    mean = paint(scene, style)[0][_inside(scene, style.line.width / 2 + 1)].mean(axis=0)
+    mean = paint(scene, style)[0][_inside(scene, style.line.width / 2 + style.canvas.pixels)].mean(
+        axis=0
+    )
     return min(COLOURS, key=lambda word: np.abs(mean - style.palette[word]).sum())
 
 
