@@ -38,7 +38,7 @@ NAMED: dict[str, Style] = {
     "poster": Style(
         POSTER,
         Ground("rays", ((246, 216, 168), (238, 186, 132), (252, 232, 194), (0, 0, 0)), 0.6),
-        shadow=Shadow("long", 0.3, 1.0, reach=34),
+        shadow=Shadow("long", 0.3, 1.0, reach=50),
         rounding=0.14,
     ),
     "neon": Style(

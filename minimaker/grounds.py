@@ -174,7 +174,7 @@ def _grid(ground: Ground, field: Field) -> np.ndarray:
 
 
 def _thin(wave: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Soft lines about 2 px wide where ``wave`` is whole; ``pixels`` is how many a step of it takes."""
+    """Soft lines 2 px wide where ``wave`` is whole; a step of it is ``pixels`` px long."""
     return np.clip(1.3 - np.abs((wave + 0.5) % 1 - 0.5) * pixels * 0.75, 0, 1)
 
 

@@ -19,8 +19,8 @@ from .style import Style
 
 SHADOW_TINT = np.array((0.95, 1.0, 0.92), np.float32)[:, None, None]
 """How strongly a shadow takes red, green and blue."""
-FADE = 0.955
-"""What is left of a long shadow one pixel further."""
+FADED = 0.06
+"""What is left of a long shadow at its end."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Subject:
 
 def paint(scene: Scene, style: Style) -> np.ndarray:
     """The frames (F, 128, 128, 3), uint8, of ``scene`` in ``style``."""
-    pad = int(np.ceil(np.abs(scene.pan).max() * SIZE))
+    pad = int(np.ceil(np.abs(scene.pan).max() * SIZE)) + 4 * bool(scene.camera)
     ground = draw_ground(style.ground, scene.seed, pad)
     finish = Finish(style.canvas, scene.seed)
     rng = np.random.default_rng((scene.seed, 2))
     subjects = [_subject(scene, track, style, rng) for track in scene.tracks]
+    side = style.canvas.pixels
+    blocks = SIZE / side
     frames = np.empty((scene.frames, SIZE, SIZE, 3), np.uint8)
     for number in range(scene.frames):
-        left, top = (pad + round(float(v) * SIZE) for v in scene.pan[number])
+        left, top = (pad + round(float(v) * blocks) * side for v in scene.pan[number])
         frame = ground[:, top : top + SIZE, left : left + SIZE].copy()
         for subject in subjects:
             _draw(frame, subject, number, style, finish.strokes)
@@ -55,9 +57,9 @@ def paint(scene: Scene, style: Style) -> np.ndarray:
 
 
 def _subject(scene: Scene, track: Track, style: Style, rng: np.random.Generator) -> Subject:
-    if style.canvas.pixels > 1:
-        track = _on_blocks(track, style.canvas.pixels)
     seen = scene.on_screen(track)
+    if style.canvas.pixels > 1:
+        track, seen = _on_blocks(track, seen, style.canvas.pixels)
     down = REACH_DOWN[track.thing.shape]
     return Subject(
         track=track,
@@ -69,18 +71,14 @@ def _subject(scene: Scene, track: Track, style: Style, rng: np.random.Generator)
     )
 
 
-def _on_blocks(track: Track, pixels: int) -> Track:
-    """The thing upright, its place and size in whole blocks, as sprites are.
+def _on_blocks(track: Track, seen: np.ndarray, pixels: int) -> tuple[Track, np.ndarray]:
+    """The thing upright, its place on screen and its size in whole blocks, as sprites are.
 
     Half a pixel further, so that the blocks' middles lie evenly around it.
     """
     blocks = SIZE / pixels
-    return replace(
-        track,
-        centres=np.round(track.centres * blocks) / blocks + 0.5 / SIZE,
-        radii=np.round(track.radii * blocks) / blocks,
-        angle=0.0,
-    )
+    radii = np.round(track.radii * blocks) / blocks
+    return replace(track, radii=radii, angle=0.0), np.round(seen * blocks) / blocks + 0.5 / SIZE
 
 
 def _draw(
@@ -126,9 +124,9 @@ def _cast_shadow(frame: np.ndarray, patch: Patch, style: Style) -> None:
     shade = patch.cover(soft=shadow.soft)
     if shadow.kind == "long":
         right = down = 0
-        step = 1
+        fade, step = FADED ** (1 / shadow.reach), 1
         while step < shadow.reach:
-            moved = shade[:-step, :-step] * np.float32(FADE**step)
+            moved = shade[:-step, :-step] * np.float32(fade**step)
             shade[step:, step:] = np.maximum(shade[step:, step:], moved)
             step *= 2
     else:
