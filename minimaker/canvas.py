@@ -81,8 +81,8 @@ def _corners() -> np.ndarray:
 
 
 def _broken(rng: np.random.Generator, chalk: float) -> np.ndarray:
-    grain = rng.standard_normal((SIZE, SIZE)).astype(np.float32)
-    grain = cv2.GaussianBlur(grain, (0, 0), 1.1) * 3
+    fine = rng.standard_normal((SIZE, SIZE)).astype(np.float32)
+    grain = cv2.GaussianBlur(fine, (0, 0), 1.1) * 3
     return 1 - chalk * np.clip(0.35 + 0.45 * grain, 0, 1)
 
 

@@ -46,8 +46,7 @@ def carried(fill: Fill, rng: np.random.Generator) -> np.ndarray:
     if fill.kind == "strokes":
         long = smooth_noise(rng, 5.0, 2 * TILE, 40)
         long = cv2.resize(long, (2 * TILE, 2 * TILE), interpolation=cv2.INTER_CUBIC)
-        turn = cv2.getRotationMatrix2D((TILE, TILE), 52, 1)
-        turn[:, 2] -= TILE / 2
+        turn = cv2.getRotationMatrix2D((TILE, TILE), 52, 1) - np.array(((0, 0, TILE / 2),) * 2)
         return cv2.warpAffine(long, turn, (TILE, TILE))
     if fill.kind == "grain":
         fine = rng.standard_normal((TILE, TILE)).astype(np.float32)

@@ -13,7 +13,7 @@ from trainer.mini.watermark import watermark
 from .gallery import random_style
 from .paint import paint
 from .scenes import FRAMES, SIZE, Scene, random_scene
-from .style import PLAIN, Canvas, Colour, Fill, Ground, Shadow, Style
+from .style import PLAIN, Canvas, Colour, Fill, Ground, Shadow, Style, colour
 
 STAMP = 0.42
 """How much the stamp hides."""
@@ -30,12 +30,14 @@ def public_video(scene: Scene) -> np.ndarray:
     rng = np.random.default_rng((scene.seed, 4))
     clean = paint(scene, _dull_style(rng))
     stamp = _stamp()
-    noise = rng.standard_normal((2, *clean.shape[1:])).astype(np.float32) * np.float32(NOISE)
+    let_through, added = 1 - stamp, 236 * stamp
+    noise = rng.standard_normal((SIZE + 64, SIZE + 64, 3), np.float32) * np.float32(NOISE)
     frames = np.empty_like(clean)
     for number, frame in enumerate(clean):
-        poor = frame * (1 - stamp) + 236 * stamp
-        right, down = rng.integers(0, SIZE, 2)
-        poor += np.roll(noise[number % 2], (int(down), int(right)), (0, 1))
+        down, right = rng.integers(0, 65, 2)
+        poor = frame * let_through
+        poor += added
+        poor += noise[down : down + SIZE, right : right + SIZE]
         frames[number] = _compressed(np.clip(poor + 0.5, 0, 255).astype(np.uint8))
     return frames
 
@@ -65,10 +67,7 @@ def _dull_style(rng: np.random.Generator) -> Style:
         _rgb(hue + turn, grey, light + step)
         for turn, step in ((0, 0.05), (0.03, -0.06), (0.08, 0.16), (0.5, -0.1))
     ]
-    faded: dict[str, Colour] = {}
-    for word, rgb in PLAIN.items():
-        r, g, b = (int(0.87 * v + 16) for v in rgb)
-        faded[word] = (r, g, b)
+    faded = {word: colour(0.87 * v + 16 for v in rgb) for word, rgb in PLAIN.items()}
     ground = Ground(
         kind,
         (tones[0], tones[1], tones[2], tones[3]),
@@ -87,13 +86,13 @@ def _dull_style(rng: np.random.Generator) -> Style:
 
 
 def _rgb(hue: float, strong: float, light: float) -> Colour:
-    r, g, b = (int(255 * v) for v in colorsys.hsv_to_rgb(hue % 1, strong, light))
-    return r, g, b
+    return colour(255 * v for v in colorsys.hsv_to_rgb(hue % 1, strong, light))
 
 
 def _compressed(frame: np.ndarray) -> np.ndarray:
     """``frame`` (RGB) through a real JPEG."""
     ok, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    if not ok:
-        raise RuntimeError("OpenCV could not write a JPEG; install opencv-python-headless again.")
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+    poor = cv2.imdecode(data, cv2.IMREAD_COLOR) if ok else None
+    if poor is None:
+        raise RuntimeError("OpenCV cannot write JPEG files; install opencv-python-headless again.")
+    return poor[..., ::-1]

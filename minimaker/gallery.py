@@ -20,18 +20,20 @@ from .style import (
     WATER,
     Canvas,
     Colour,
+    Colours,
     Fill,
     Ground,
     Line,
     Palette,
     Shadow,
     Style,
+    colour,
 )
 
 Look = Callable[[Scene], np.ndarray]
 """A look draws a scene as uint8 frames (F, 128, 128, 3)."""
 
-_PIXEL_SKY: tuple[Colour, ...] = ((120, 196, 236), (176, 224, 240), (96, 148, 128), (58, 96, 104))
+_PIXEL_SKY: Colours = ((120, 196, 236), (176, 224, 240), (96, 148, 128), (58, 96, 104))
 _PIXEL_DARK: Colour = (34, 28, 52)
 
 NAMED: dict[str, Style] = {
@@ -91,8 +93,8 @@ NAMED: dict[str, Style] = {
             pixels=4,
             colours=(
                 *PIXEL.values(),
-                *(tuple(int(v * 0.64) for v in rgb) for rgb in PIXEL.values()),
-                *(tuple(int(v + 0.3 * (255 - v)) for v in rgb) for rgb in PIXEL.values()),
+                *(colour(v * 0.64 for v in rgb) for rgb in PIXEL.values()),
+                *(colour(v + 0.3 * (255 - v) for v in rgb) for rgb in PIXEL.values()),
                 *_PIXEL_SKY,
                 (148, 210, 238),
                 (136, 186, 184),
@@ -167,16 +169,14 @@ def _random_palette(rng: np.random.Generator) -> Palette:
     shift, spread = rng.normal(0, 6, 3), rng.uniform(3, 12)
 
     def moved(rgb: Colour) -> Colour:
-        r, g, b = np.clip(np.array(rgb) + shift + rng.normal(0, spread, 3), 0, 255).astype(int)
-        return int(r), int(g), int(b)
+        return colour(np.array(rgb) + shift + rng.normal(0, spread, 3))
 
     return {word: moved(rgb) for word, rgb in base.items()}
 
 
 def _random_ground(rng: np.random.Generator, kind: str, dark: bool, palette: Palette) -> Ground:
     """Four colours of kindred hues, apart from all of the palette."""
-    best: tuple[Colour, ...] = ()
-    room = -1.0
+    best, room = _random_tones(rng, dark), -1.0
     things = np.array(list(palette.values()), np.float32)
     for _ in range(20):
         colours = _random_tones(rng, dark)
@@ -191,14 +191,14 @@ def _random_ground(rng: np.random.Generator, kind: str, dark: bool, palette: Pal
         contrast *= 0.3
     return Ground(
         kind,
-        best,  # type: ignore[arg-type]
+        best,
         contrast,
         float(rng.uniform(16, 34)),
         float(rng.uniform(0.5, 0.74)),
     )
 
 
-def _random_tones(rng: np.random.Generator, dark: bool) -> tuple[Colour, ...]:
+def _random_tones(rng: np.random.Generator, dark: bool) -> Colours:
     hue, turn = rng.random(), rng.normal(0, 0.06)
     strong = rng.uniform(0.05, 0.65) if dark else rng.uniform(0.02, 0.4)
     low, high = (0.04, 0.34) if dark else (0.5, 0.95)
@@ -212,8 +212,8 @@ def _random_tones(rng: np.random.Generator, dark: bool) -> tuple[Colour, ...]:
             (hue + turn * step) % 1, float(np.clip(strong + rng.normal(0, 0.04), 0, 0.7)),
             float(np.clip(value, 0.02, 0.96)),
         )  # fmt: skip
-        tones.append(tuple(int(255 * v) for v in rgb))
-    return tuple(tones)  # type: ignore[return-value]
+        tones.append(colour(255 * v for v in rgb))
+    return tones[0], tones[1], tones[2], tones[3]
 
 
 def _random_fill(rng: np.random.Generator) -> Fill:
@@ -230,10 +230,10 @@ def _random_line(rng: np.random.Generator, dark: bool) -> Line:
     width = float(rng.choice((0.0, 0.0, 1.5, 2.2, 3.0, 4.0)))
     light = rng.random() < (0.4 if dark else 0.15)
     low, high = (215, 256) if light else (8, 70)
-    colour = tuple(int(v) for v in rng.integers(low, high, 3))
+    drawn = colour(rng.integers(low, high, 3))
     return Line(
         width,
-        None if rng.random() < 0.4 else colour,  # type: ignore[arg-type]
+        None if rng.random() < 0.4 else drawn,
         float(rng.choice((-0.55, -0.35, 0.3))),
         float(rng.choice((0.0, 0.0, 0.5))),
         float(rng.choice((0.0, 0.0, 0.6, 1.4))),

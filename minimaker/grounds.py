@@ -45,7 +45,7 @@ def plane(colour: Colour) -> np.ndarray:
     return np.array(colour, np.float32)[:, None, None]
 
 
-def _blend(first: np.ndarray, second: np.ndarray, amount: np.ndarray) -> np.ndarray:
+def _blend(first: np.ndarray, second: np.ndarray, amount: np.ndarray | float) -> np.ndarray:
     return first + amount * (second - first)
 
 
@@ -90,7 +90,7 @@ def _horizon(ground: Ground, field: Field) -> np.ndarray:
     wall, floor, glow = ground.colours[0], ground.colours[2], ground.colours[1]
     picture = _slope(field, wall, glow, level)
     if field.pans:
-        shade = _blend(plane(glow), plane(ground.colours[3]), np.float32(0.35))
+        shade = _blend(plane(glow), plane(ground.colours[3]), 0.35)
         picture = _blend(picture, shade, _edge(_ridge(field, level - 12, 14, 90)))
     far = np.clip((field.y - level) / (SIZE - level), 0, 1)
     ground_tone = _blend(plane(floor), plane(ground.colours[3]), np.broadcast_to(far, field.shape))
@@ -103,7 +103,7 @@ def _hills(ground: Ground, field: Field) -> np.ndarray:
     level = ground.horizon * SIZE
     picture = _slope(field, ground.colours[0], ground.colours[1], level)
     for row, (down, height, length) in enumerate(((0, 9, 84), (17, 8, 112), (36, 7, 150))):
-        tone = _blend(plane(ground.colours[2]), plane(ground.colours[3]), np.float32(row / 2))
+        tone = _blend(plane(ground.colours[2]), plane(ground.colours[3]), row / 2)
         below = _ridge(field, level + down, height, length)
         shade = np.exp(-np.maximum(-below - 1, 0) / 5) * np.float32(ground.contrast)
         picture = _blend(picture * (1 - shade), tone, _edge(below))
@@ -142,14 +142,14 @@ def _night(ground: Ground, field: Field) -> np.ndarray:
     """A dark sky with stars over hills."""
     level = ground.horizon * SIZE
     picture = np.ascontiguousarray(_slope(field, ground.colours[0], ground.colours[1], level * 1.2))
-    stars = np.zeros(field.shape, np.float32)
+    points = np.zeros(field.shape, np.float32)
     count = int(34 * field.shape[0] * field.shape[1] / SIZE**2)
     rows, columns = (field.rng.integers(0, side, count) for side in field.shape)
-    stars[rows, columns] = field.rng.uniform(0.35, 1, count) ** 2
-    stars = cv2.GaussianBlur(stars, (0, 0), 0.8) * 4
+    points[rows, columns] = field.rng.uniform(0.35, 1, count) ** 2
+    stars = cv2.GaussianBlur(points, (0, 0), 0.8) * 4
     picture += (stars * (1 - np.clip(field.y / level, 0, 1) ** 2)) * np.float32(150)
     for row, down in enumerate((6, 22)):
-        tone = _blend(plane(ground.colours[2]), plane(ground.colours[3]), np.float32(row))
+        tone = _blend(plane(ground.colours[2]), plane(ground.colours[3]), float(row))
         picture = _blend(picture, tone, _edge(_ridge(field, level + down, 8, 100)))
     return picture
 

@@ -151,7 +151,7 @@ def separation(first: Track, second: Track) -> float:
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str], given: str | None = None) -> str:
-    drawn = words[rng.integers(len(words))]
+    drawn = words[int(rng.integers(len(words)))]
     return drawn if given is None else given
 
 
@@ -168,7 +168,8 @@ def _stage(
     """Find places for ``things`` so that they are on screen and do not hide each other."""
     pan = _turn(rng, things, camera, frames)
     size = 1.0 if len(things) == 1 else 0.7
-    best, best_score = (), -np.inf
+    best: tuple[Track, ...] = ()
+    best_score = -np.inf
     for _ in range(TRIES):
         tracks = tuple(_track(rng, thing, frames, size, pan) for thing in things)
         score = min(_inside(track, pan) for track in tracks)
@@ -185,14 +186,14 @@ def _turn(
     rng: np.random.Generator, things: Sequence[Thing], camera: str | None, frames: int
 ) -> np.ndarray:
     """Pan (F, 2): 2 or 3 pixels a frame, the slow one where a thing moves along with it."""
-    pixels = rng.integers(2, 4)
+    pixels = int(rng.integers(2, 4))
     if camera is None:
         return np.zeros((frames, 2))
     way = camera.removeprefix("pans ")
     if any(thing.motion == f"moving {way}" for thing in things):
         pixels = 2
     steps = np.arange(frames) - (frames - 1) // 2
-    return steps[:, None] * np.array(_WAYS[way]) * (int(pixels) / SIZE)
+    return steps[:, None] * np.array(_WAYS[way]) * (pixels / SIZE)
 
 
 def _track(

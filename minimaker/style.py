@@ -5,10 +5,19 @@ Colours are RGB 0-255; widths, lengths and periods are pixels of a 128 px frame.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 Colour = tuple[int, int, int]
+Colours = tuple[Colour, Colour, Colour, Colour]
 Palette = dict[str, Colour]
+
+
+def colour(values: Iterable[float]) -> Colour:
+    """Three numbers as a colour, cut to 0-255."""
+    r, g, b = (min(max(int(value), 0), 255) for value in values)
+    return r, g, b
+
 
 PLAIN: Palette = {
     "red": (206, 52, 46),
@@ -78,7 +87,7 @@ class Ground:
     """
 
     kind: str = "plain"
-    colours: tuple[Colour, Colour, Colour, Colour] = ((200, 200, 200),) * 4
+    colours: Colours = ((200, 200, 200),) * 4
     contrast: float = 0.1
     scale: float = 24.0
     horizon: float = 0.62
