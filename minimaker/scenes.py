@@ -103,9 +103,8 @@ def random_scene(
     "pans left".
     """
     two, turns = rng.random() < PAIRS, rng.random() < PANS
-    camera = _pick(rng, CAMERAS, pan if isinstance(pan, str) else None)
-    if pan is False or (pan is None and not turns):
-        camera = None
+    way = _pick(rng, CAMERAS, pan if isinstance(pan, str) else None)
+    camera = way if pan or (pan is None and turns) else None
     first = Thing(
         _pick(rng, SHAPES, shape), _pick(rng, COLOURS, colour), _pick(rng, MOTIONS, motion)
     )
