@@ -159,6 +159,7 @@ def test_a_check_finds_nothing_missing_and_estimates(options, tmp_path, capsys):
     assert main(["preflight", "--check", *options, f"--run={tmp_path / 'run'}"]) == 0
     shown = capsys.readouterr().out
     assert f"64 wide; {TINY}." in shown and "Without a tiny VAE" not in shown
+    assert "step LoRA" not in shown, "none is published for it"
     assert main(["preflight", "--estimate", *options, f"--run={tmp_path / 'run'}"]) == 0
     shown = capsys.readouterr().out
     assert "with the tiny VAE" in shown and "Peak memory" in shown
