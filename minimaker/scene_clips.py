@@ -61,15 +61,6 @@ class SceneClips:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def join(self, other: SceneClips) -> SceneClips:
-        """Both sets, one after the other; they must have as many frames."""
-        pairs = (
-            (self.frames, other.frames),
-            (self.cells, other.cells),
-            (self.pan, other.pan),
-        )
-        return SceneClips(*(torch.cat(pair) for pair in pairs), self.captions + other.captions)
-
     def pixels(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """The clips of ``rows`` as (B, 3, F, H, W) float in [-1, 1]."""
         return self.frames[rows].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
@@ -98,7 +89,10 @@ def render_scenes(
         cells[row] = cell_labels(part)
         pan[row] = scene.pan[1] - scene.pan[0]
         captions.append(scene.caption)
-    return SceneClips(*(torch.from_numpy(v) for v in (frames, cells, pan)), captions)
+    stored = {"frames": frames, "cells": cells, "pan": pan}
+    return SceneClips(
+        **{name: torch.from_numpy(v) for name, v in stored.items()}, captions=captions
+    )
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
@@ -184,8 +178,8 @@ def cached_decoded(
         save_file({**tensors, "pan": clips.pan}, temporary, metadata=said)
         temporary.replace(file)
     with safe_open(file, "pt") as stored:
-        parts = (stored.get_tensor(name) for name in ("frames", "cells", "pan"))
-        return SceneClips(*parts, json.loads(stored.metadata()["captions"]))
+        parts = {name: stored.get_tensor(name) for name in ("frames", "cells", "pan")}
+        return SceneClips(**parts, captions=json.loads(stored.metadata()["captions"]))
 
 
 def dense_batch(

@@ -45,7 +45,7 @@ DECODED, KEPT = 280, 6
 """Clips through the autoencoder, and frames kept of each."""
 WATCHED, SIMULATED = 560, 6000
 """Whole clips and simulated tracks for the judge's motions and pans."""
-HEAD_STEPS, HEAD_BATCH = 2500, 96
+HEAD_STEPS, HEAD_BATCH = 1500, 96
 READER_MIX = ("public", "random", "random", "public", "random")
 JUDGE_MIX = ("public", "random", "public", "random", "random", *STYLES)
 

@@ -108,16 +108,17 @@ def simulated_tracks(seed: int, count: int) -> TrackSet:
     noise and with frames in which it is not seen.
     """
     rng = np.random.default_rng(seed)
-    tracks, ways, motions = [], [], []
+    tracks: list[np.ndarray] = []
+    ways, motions = [], []
     while len(tracks) < count:
         scene = training_scene(rng)
         for track in scene.tracks:
             tracks.append(_noisy(rng, _disc(scene, track)))
             ways.append(scene.pan[1] - scene.pan[0])
             motions.append(_motion_index(track.thing.motion))
-    values = (torch.from_numpy(np.stack(v).astype(np.float32)) for v in (tracks, ways))
+    seen, way = (torch.from_numpy(np.stack(v).astype(np.float32)) for v in (tracks, ways))
     none = torch.zeros(0)
-    return TrackSet(*values, torch.tensor(motions), none, none, none)
+    return TrackSet(seen, way, torch.tensor(motions), none, none, none)
 
 
 def _disc(scene: Scene, track: Track) -> np.ndarray:

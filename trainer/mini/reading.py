@@ -152,15 +152,13 @@ class Seen:
     """What the judge sees in B clips, for each of the 6 colours.
 
     ``area`` (B, 6) is the mean number of cells, ``shape`` (B, 6) an index of `SHAPES`, ``motion``
-    (B, 6) of `MOTIONS` or `STILL`; ``camera`` (B,) of `CAMERAS` or `HELD`; ``velocity`` (B, 2) is
-    the camera's way in sides a frame.
+    (B, 6) of `MOTIONS` or `STILL`; ``camera`` (B,) of `CAMERAS` or `HELD`.
     """
 
     area: np.ndarray
     shape: np.ndarray
     motion: np.ndarray
     camera: np.ndarray
-    velocity: np.ndarray
 
 
 class SceneJudge(nn.Module):
@@ -216,8 +214,8 @@ class SceneJudge(nn.Module):
         hidden = self.ground(profile)
         return self.camera(hidden), self.speed(hidden) / 32
 
-    def _tracks(self, clips: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights, features of each colour's motion (B, 6, 32), camera and the way of the pan."""
+    def _tracks(self, clips: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, features of each colour's motion (B, 6, 32), and the camera's pan (B,)."""
         weights = colour_weights(cells)
         logits, velocity = self.pan(ground_profile(clips, cells))
         camera = logits.argmax(dim=1)
@@ -225,17 +223,17 @@ class SceneJudge(nn.Module):
         tracks = colour_tracks(weights)
         ways = velocity.repeat_interleave(tracks.shape[1], 0)
         moves = self.motion_features(on_ground(tracks.flatten(0, 1), ways))
-        return weights, moves.unflatten(0, (len(clips), -1)), camera, velocity
+        return weights, moves.unflatten(0, (len(clips), -1)), camera
 
     @torch.no_grad()
     def watch(self, clips: Tensor) -> Seen:
         """What ``clips`` (B, 3, F, 128, 128) show."""
         cells = self.read(clips)
-        weights, moves, camera, velocity = self._tracks(clips, cells)
+        weights, moves, camera = self._tracks(clips, cells)
         form = cells.split(PARTS, dim=2)[1].log_softmax(dim=2)
         shape = torch.einsum("bfchw,bfshw->bcs", weights, form).argmax(dim=2)
         area, motion = weights.sum(dim=(3, 4)).mean(dim=1), self.motion(moves).argmax(dim=2)
-        return Seen(*(x.cpu().numpy() for x in (area, shape, motion, camera, velocity)))
+        return Seen(*(x.cpu().numpy() for x in (area, shape, motion, camera)))
 
     @torch.no_grad()
     def hits(self, clips: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
@@ -263,7 +261,7 @@ class SceneJudge(nn.Module):
     def video_features(self, clips: Tensor) -> Tensor:
         """(B, 3, F, 128, 128) to (B, 64): half tells what is shown, half how it moves."""
         hidden, cells = self._read(clips)
-        weights, moves, _, _ = self._tracks(clips, cells)
+        weights, moves, _ = self._tracks(clips, cells)
         there = weights.sum(dim=2, keepdim=True)
         total = there.sum(dim=(1, 3, 4)).clamp(min=1e-3)
         content = (hidden * there).sum(dim=(1, 3, 4)) / total
