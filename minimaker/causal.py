@@ -21,6 +21,7 @@ from trainer.models.tiny_vae import CHANNELS, Grow, Memory, Pool, TinyVae
 
 from .footage import random_clip
 from .gallery import STYLES
+from .muon import Muon
 from .scenes import FRAMES, SIZE, Scene, random_scene
 from .stage import run_stage
 
@@ -182,7 +183,7 @@ def to_clip(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
 
 
-def train_half(vae: TinyVae, name: str, work: Path, steps: int, lr: float = 4e-4) -> None:
+def train_half(vae: TinyVae, name: str, work: Path, steps: int, lr: float = 1e-3) -> None:
     """One resumable stage: "autoencoder" trains both halves, "decoder" that half alone, so that
     latents made before stay valid.
     """
@@ -192,7 +193,7 @@ def train_half(vae: TinyVae, name: str, work: Path, steps: int, lr: float = 4e-4
     if not alone:
         assert vae.encoder is not None
         groups.append({"params": list(vae.encoder.parameters()), "scale": ENCODER_RATE})
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = Muon(groups, lr, weight_decay=1e-4)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((len(name), step))

@@ -7,6 +7,7 @@ the truth is known. The reader is left out of the model.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.models.umt5 import TextTokenizer
 
 from .flow_clips import FlowClips
 from .flow_text import WIDTH, Reader, build_encoder
+from .muon import Muon
 from .stage import run_stage, steady
 
 SHIFT = 3.0
@@ -29,6 +31,7 @@ HEADS, LAYERS, HIDDEN = 2, 8, 1024
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
 BATCH = 8
+PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
 READING = 0.3
 """Weight of the reader's loss at the beginning; it falls to nothing at half of the steps."""
 
@@ -54,6 +57,15 @@ class Teacher(nn.Module):
         self.text_encoder = build_encoder(seed)
         self.text = Reader(self.text_encoder, tokenizer)
         self.reading = nn.Linear(HEADS * 128, KINDS)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters by how they are trained: what turns numbers into states and states into
+        numbers by AdamW.
+        """
+        named = list(self.named_parameters())
+        plain = [value for name, value in named if PLAIN.search(name)]
+        matrices = [value for name, value in named if not PLAIN.search(name)]
+        return [{"params": matrices}, {"params": plain, "plain": True}]
 
     def velocity(self, noisy: Tensor, level: Tensor, prompts: list[str]) -> Tensor:
         """v = eps - x0 of latents (B, 16, f, h, w) at ``level`` (B,)."""
@@ -86,7 +98,7 @@ def train_teacher(
 ) -> Teacher:
     """Trained from nothing, or from where ``work`` was left; averaged weights, in eval mode."""
     teacher = Teacher(tokenizer)
-    optimizer = torch.optim.AdamW(teacher.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = Muon(teacher.groups(), lr)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((2, step))

@@ -50,6 +50,7 @@ def _learnt() -> bytes:
         model_type="unigram",
         user_defined_symbols=[f"▁{word}" for word in words],
         byte_fallback=True,
+        normalization_rule_name="nmt_nfkc_cf",  # capitals count as small letters
         pad_id=0,
         eos_id=1,
         unk_id=2,

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimaker import causal, flow_clips, small_wan
+from minimaker import causal, flow_clips, flow_teacher, small_wan
 from minimaker.causal import build_autoencoder, random_part, to_clip
 from minimaker.flow_clips import token_labels
 from minimaker.flow_text import kept_pieces
 from minimaker.footage import public_video
+from minimaker.muon import Muon, orthogonal
 from minimaker.scenes import random_scene
 from trainer.mini.sentences import COLOURS, SHAPES
 
@@ -77,6 +78,9 @@ def test_all_stages_and_again_from_where_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(flow_clips, "SHARD", 3)
+    monkeypatch.setattr(causal, "BATCH", 1)
+    monkeypatch.setattr(flow_teacher, "BATCH", 1)
+    monkeypatch.setattr(small_wan, "build_autoencoder", lambda: build_autoencoder(clips=6))
     monkeypatch.setattr(small_wan, "reconstruction_psnr", lambda vae, look: 1.0)
     steps = ["--autoencoder-steps", "2", "--decoder-steps", "1", "--shards", "1"]
     options = ["--work", str(tmp_path), *steps, "--transformer-steps"]
@@ -90,3 +94,30 @@ def test_all_stages_and_again_from_where_they_were(
     vae = load_file(model / small_wan.VAE_FILE)
     assert {"encoder.0.weight", "decoder.22.bias"} <= set(vae)
     assert all(torch.isfinite(value).all() for value in vae.values())
+
+
+def test_capitals_are_read_as_small_letters(tmp_path: Path) -> None:
+    tokenizer = kept_pieces(tmp_path)
+    assert tokenizer.ids("A Red Star Moving Left") == tokenizer.ids("a red star moving left")
+
+
+def test_muon_makes_steps_orthogonal_and_learns_faster_than_a_line() -> None:
+    values = torch.linalg.svdvals(orthogonal(torch.randn(24, 80, generator=_seeded())))
+    assert values.min() > 0.5 and values.max() < 1.3
+    wanted = torch.randn(16, 16, generator=_seeded())
+    layer = torch.nn.Linear(16, 16)
+    optimizer = Muon([{"params": [layer.weight]}, {"params": [layer.bias], "plain": True}], 0.1)
+    given = torch.randn(64, 16, generator=_seeded())
+    for _ in range(200):
+        loss = (layer(given) - given @ wanted - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05 * wanted.square().sum() / 16
+    again = Muon(optimizer.param_groups, 0.1)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state[layer.weight]["momentum"].abs().sum() > 0
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
