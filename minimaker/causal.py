@@ -69,7 +69,8 @@ def initialise(vae: TinyVae, blocks: Tensor) -> None:
                 nn.init.zeros_(module.bias)
     for module in vae.modules():
         if isinstance(module, Memory):
-            nn.init.zeros_(module.conv[-1].weight)
+            last: Any = module.conv[-1]
+            last.weight.zero_()
         elif isinstance(module, Grow):
             _carry_frames(module)
     principal(vae.encoder, blocks)
@@ -105,53 +106,56 @@ def _carry_frames(module: Grow) -> None:
 
 
 @torch.no_grad()
-def principal(encoder: nn.Sequential, blocks: Tensor) -> None:
-    """Make ``encoder`` the linear map to the principal components of ``blocks`` (N, 4, 3, 8, 8).
+def principal(encoder: Any, blocks: Tensor) -> None:
+    """Make ``encoder`` (nn.Sequential) the linear map to the principal components of ``blocks``
+    (N, 4, 3, 8, 8).
 
     Stage by stage: 2 x 2 px of two frames exactly, 4 x 4 px of four frames in as many components
-    as it is wide, then the cell in 16. Blocks with a memory only lift values above zero. A
-    component's deviation is the root of its share of the first one's.
+    as it is wide, then the cell in 16, each with a deviation that is the root of its share of the
+    first one's. Blocks with a memory only lift values above zero.
     """
-    pools = [m for m in encoder if isinstance(m, Pool)]
-    halves = [m for m in encoder if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-    memories = [m for m in encoder if isinstance(m, Memory)]
-    for module in (*pools, *halves):
-        (module.conv if isinstance(module, Pool) else module).weight.zero_()
-    first, last = encoder[0], encoder[-1]
-    first.weight.zero_()
+    pools: list[Any] = [m for m in encoder if isinstance(m, Pool)]
+    halves: list[Any] = [m for m in encoder if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    lifts: list[Any] = [m.conv[-1] for m in encoder if isinstance(m, Memory)]
+    for conv in (*(pool.conv for pool in pools), *halves, encoder[0], encoder[-1]):
+        conv.weight.zero_()
+    width = _exact_stage(encoder[0], pools[0], halves[0])
+    ends = [1 + place for place, m in enumerate(encoder) if m in pools[1:]]
+
+    pairs = _run(encoder, blocks, ends[0] - 1).unflatten(0, (-1, 2)).flatten(1, 2)
+    weight, _ = _components(pairs.permute(0, 2, 3, 1).flatten(0, 2), width)
+    pools[1].conv.weight.copy_(weight[..., None, None])
+    pools[2].conv.weight[range(width), range(width), 0, 0] = 1
+    for half, lift, end, count in zip(
+        halves[1:], lifts[3::3], ends, (width, CHANNELS), strict=True
+    ):
+        given = _run(encoder, blocks, end).unfold(2, 2, 2).unfold(3, 2, 2)
+        rows = given.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+        weight, deviation = _components(rows, count)
+        if count == CHANNELS:
+            weight *= ((deviation / deviation[0]).sqrt().clamp(min=FAINT) / deviation)[:, None]
+        half.weight[:count, :, 1:, 1:] = weight.view(count, width, 2, 2)
+        made = _run(encoder, blocks, end + 1)
+        lift.bias[:count] = 1 - made.amin(dim=(0, 2, 3))[:count]
+    encoder[-1].weight[range(CHANNELS), range(CHANNELS), 1, 1] = 1
+    made = _run(encoder, blocks, len(encoder) - 1)
+    encoder[-1].bias.copy_(-made.mean(dim=(0, 2, 3))[:CHANNELS])
+
+
+def _exact_stage(first: Any, pool: Any, half: Any) -> int:
+    """Colours of 2 x 2 px and two frames into 24 channels of their own; the encoder's width."""
+    width, pixels = first.weight.shape[0], 2 * COLOURS
     first.weight[range(COLOURS), range(COLOURS), 1, 1] = 1
-    width = first.weight.shape[0]
     for frame in range(2):
         for colour in range(COLOURS):
-            pools[0].conv.weight[COLOURS * frame + colour, width * frame + colour] = 1
-    pixels = 2 * COLOURS
+            pool.conv.weight[COLOURS * frame + colour, width * frame + colour] = 1
     for place in range(4):
         for channel in range(pixels):
-            halves[0].weight[pixels * place + channel, channel, 1 + place // 2, 1 + place % 2] = 1
-    seen = _run(encoder, blocks, 2 + 5)  # 24 numbers of each 2 x 2 px and two frames
-    pairs = seen.unflatten(0, (-1, 2)).flatten(1, 2)
-    pools[1].conv.weight.copy_(_components(pairs.permute(0, 2, 3, 1).flatten(0, 2), width)[0])
-    for half, memory, upto in ((halves[1], memories[3], 2 + 6), (halves[2], memories[6], 2 + 11)):
-        if half is halves[2]:
-            pools[2].conv.weight[range(width), range(width), 0, 0] = 1
-        given = _run(encoder, blocks, upto)
-        fours = given.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-        count = width if half is halves[1] else CHANNELS
-        weight, deviation = _components(fours.flatten(1), count)
-        scale = (deviation / deviation[0]).sqrt().clamp(min=FAINT) / deviation
-        scale = scale if count == CHANNELS else torch.ones_like(scale)
-        half.weight[:count, :, 1:, 1:] = (scale[:, None] * weight[:, :, 0, 0]).view(
-            count, width, 2, 2
-        )
-        made = _run(encoder, blocks, upto + 1)
-        memory.conv[-1].bias[:count] = 1 - made.amin(dim=(0, 2, 3))[:count]
-    last.weight.zero_()
-    last.weight[range(CHANNELS), range(CHANNELS), 1, 1] = 1
-    made = _run(encoder, blocks, len(encoder) - 1)
-    last.bias.copy_(-made.mean(dim=(0, 2, 3))[:CHANNELS])
+            half.weight[pixels * place + channel, channel, 1 + place // 2, 1 + place % 2] = 1
+    return int(width)
 
 
-def _run(encoder: nn.Sequential, blocks: Tensor, upto: int) -> Tensor:
+def _run(encoder: Any, blocks: Tensor, upto: int) -> Tensor:
     """What the first ``upto`` layers make of each block: (N * frames, width, h, w)."""
     x = blocks.flatten(0, 1)
     for layer in encoder[:upto]:
@@ -160,11 +164,11 @@ def _run(encoder: nn.Sequential, blocks: Tensor, upto: int) -> Tensor:
 
 
 def _components(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` principal directions (count, D, 1, 1) of ``rows`` (N, D), their deviations."""
+    """The ``count`` principal directions (count, D) of ``rows`` (N, D), and their deviations."""
     variance, directions = torch.linalg.eigh(torch.cov(rows.T.double()))
     chosen = directions.flip(1)[:, :count].T
     found = variance.flip(0)[:count].clamp(min=1e-12).sqrt()
-    return chosen.float()[..., None, None], found.float()
+    return chosen.float(), found.float()
 
 
 def random_part(rng: np.random.Generator) -> Tensor:

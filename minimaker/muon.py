@@ -44,27 +44,26 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 matrix = weight.ndim >= 2 and not group["plain"]
-                move = self._orthogonal(weight, group) if matrix else self._adam(weight, group)
+                moved = self._orthogonal if matrix else self._adam
+                move = moved(self.state[weight], weight.grad, group)
                 if weight.ndim >= 2:
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(group["lr"] * move)
 
-    def _orthogonal(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[weight]
-        mean = state.setdefault("momentum", torch.zeros_like(weight))
-        mean.lerp_(weight.grad, 1 - group["momentum"])
-        ahead = weight.grad.lerp(mean, group["momentum"]).flatten(1)
+    def _orthogonal(self, state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:
+        mean = state.setdefault("momentum", torch.zeros_like(grad))
+        mean.lerp_(grad, 1 - group["momentum"])
+        ahead = grad.lerp(mean, group["momentum"]).flatten(1)
         size = SIZE * max(ahead.shape) ** 0.5
-        return (size * orthogonal(ahead)).view_as(weight)
+        return (size * orthogonal(ahead)).view_as(grad)
 
-    def _adam(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[weight]
+    def _adam(self, state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:
         if not state:
-            state.update(count=torch.zeros(()), mean=torch.zeros_like(weight))
-            state["square"] = torch.zeros_like(weight)
+            state.update(count=torch.zeros(()), mean=torch.zeros_like(grad))
+            state["square"] = torch.zeros_like(grad)
         state["count"] += 1
         for name, value, beta in zip(
-            ("mean", "square"), (weight.grad, weight.grad.square()), group["betas"], strict=True
+            ("mean", "square"), (grad, grad.square()), group["betas"], strict=True
         ):
             state[name].lerp_(value, 1 - beta)
         early = [1 - beta ** state["count"].item() for beta in group["betas"]]
