@@ -35,6 +35,18 @@ def cosine(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> floa
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def steady(
+    step: int, steps: int, warmup: int = 200, last: float = 0.2, floor: float = 0.02
+) -> float:
+    """Factor of the peak learning rate: linear warm-up, level, and a line down to ``floor`` over
+    the ``last`` share of the steps, so that ``steps`` may be raised until then.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (steps - step) / max(last * steps, 1)
+    return floor + (1 - floor) * min(left, 1.0)
+
+
 class Ema:
     """Exponential moving average of a module's parameters.
 
@@ -65,6 +77,7 @@ def run_stage(
     work: Path,
     lr: float,
     ema_decay: float | None = None,
+    schedule: Callable[[int, int], float] = cosine,
 ) -> Ema | None:
     """Train ``module`` for ``steps`` steps, continuing from ``work/<name>.pt`` when it exists.
 
@@ -80,7 +93,7 @@ def run_stage(
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = lr * cosine(step, steps) * group.get("scale", 1.0)
+            group["lr"] = lr * schedule(step, steps) * group.get("scale", 1.0)
         loss, measures = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

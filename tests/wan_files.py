@@ -221,6 +221,28 @@ def save_for_core(models: Path) -> Path:
     return place
 
 
+SMALL: dict[str, Any] = {
+    "name": "small", "frames": 5, "height": 32, "width": 32, "fps": 8, "licence": "Apache-2.0",
+    "subjects": ["circle", "square", "star"], "tokens": 12,
+}  # fmt: skip
+
+
+def save_small(folder: Path) -> Path:
+    """A small Wan as the embedded one: its tiny VAE encodes too, and is the only one."""
+    from trainer.models.tiny_vae import TinyVae
+
+    build_transformer().half().save_pretrained(folder / "transformer")
+    build_encoder().half().save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(sentencepiece_model())
+    torch.manual_seed(4)
+    tiny = TinyVae((8, 6, 6, 4), encoder=6).requires_grad_(False)
+    tiny.decoder[-1].weight.mul_(30)  # so that random weights give no flat grey
+    save_half(tiny.state_dict(), folder / "taew2_1.safetensors")
+    (folder / "mcm.json").write_text(json.dumps(SMALL), encoding="utf-8")
+    return folder
+
+
 def save_folder(folder: Path) -> Path:
     """The same model as a diffusers folder."""
     build_transformer().save_pretrained(folder / "transformer")

@@ -11,6 +11,8 @@ BUNDLED = "mini"
 """Name of the base model that comes with the trainer."""
 MINI = ASSETS / BUNDLED
 """Its folder, in diffusers layout."""
+TINY_ALONE = "taew2_1.safetensors"
+"""In the folder of a small Wan, in place of ``vae``: a tiny VAE that also encodes."""
 CLIP_MERGES = ASSETS / "clip" / "merges.txt.gz"
 """Byte-pair merges of CLIP's tokenizer."""
 GENERAL_PROMPTS = ASSETS / "prompts" / "general.txt"

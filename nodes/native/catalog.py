@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path, PurePosixPath
 
-from ...trainer.paths import BUNDLED, bundled
+from ...trainer.paths import BUNDLED, TINY_ALONE, bundled
 
 UNET_CLASS = "UNet3DConditionModel"
+WAN_CLASS = "WanTransformer3DModel"
 DEPTH = 3
 """Folder levels below ``models/diffusers`` that are searched, e.g. ``author/model``."""
 
@@ -44,12 +45,25 @@ def resolve_model_name(name: str) -> Path:
 
 
 def is_video_model(folder: Path) -> bool:
-    """Whether ``folder`` is a diffusers text-to-video model, by its UNet's class."""
+    """Whether ``folder`` is a diffusers text-to-video model that this pack loads, by the class of
+    its network.
+    """
+    return _class_of(folder / "unet") == UNET_CLASS or is_small_wan(folder)
+
+
+def is_small_wan(folder: Path) -> bool:
+    """Whether ``folder`` is a small Wan: a transformer whose only VAE is a tiny one."""
+    alone = (folder / TINY_ALONE).is_file() and not (folder / "vae").is_dir()
+    return alone and _class_of(folder / "transformer") == WAN_CLASS
+
+
+def _class_of(part: Path) -> str:
+    """The class of the network in the folder ``part`` of a diffusers model; empty without one."""
     try:
-        config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("_class_name") == UNET_CLASS
+        return ""
+    return str(config.get("_class_name", "")) if isinstance(config, dict) else ""
 
 
 def _roots() -> list[Path]:

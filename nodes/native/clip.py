@@ -40,11 +40,11 @@ def load_native_clip(
     tokens = getattr(tokenizer(), f"clip_{name}")
     special = {"start": tokens.start_token, "end": tokens.end_token, "pad": tokens.pad_token}
     model = partial(_text_model, config, special, name)
-    clip = _filled(
+    clip = filled(
         partial(
             comfy.sd.CLIP,
             ClipTarget(tokenizer, model),
-            embedding_directory=_embedding_folders(),
+            embedding_directory=embedding_folders(),
             parameters=sum(value.numel() for value in weights.values()),
             model_options={"dtype": dtype} if dtype is not None else {},
         ),
@@ -151,13 +151,13 @@ def _tokenizer(
     )
 
 
-def _embedding_folders() -> list[str]:
+def embedding_folders() -> list[str]:
     import folder_paths
 
     return folder_paths.get_folder_paths("embeddings")
 
 
-def _filled(
+def filled(
     build: Callable[..., Any], weights: dict[str, Tensor], source: Path, options: dict[str, Any]
 ) -> Any:
     """The CLIP that ``build()`` makes, with ``weights``; ``options`` where core has them.

@@ -29,8 +29,18 @@ QUANTISED = ("quant_config", "layer_quant_config", "scaled_fp8", "custom_operati
 
 
 def new_patcher(base_model: Any, loader: tuple | None = None, disable_dynamic: bool = False) -> Any:
+    """As `core_patcher`, with `VideoPatcher`'s two methods."""
+    patcher = core_patcher(base_model, loader, disable_dynamic)
+    # A dynamic patcher makes plain ones for the CPU, so the class is known only now.
+    patcher.__class__ = video_patcher_class(type(patcher))
+    return patcher
+
+
+def core_patcher(
+    base_model: Any, loader: tuple | None = None, disable_dynamic: bool = False
+) -> Any:
     """MODEL (ModelPatcher) of BaseModel `base_model` on ComfyUI's devices, of the class that core
-    uses for its own models, with `VideoPatcher`'s two methods.
+    uses for its own models.
 
     `loader` is ``(function, arguments)`` that loads the same MODEL again and takes
     ``disable_dynamic``; core calls it for a second GPU. None where that is not possible.
@@ -47,8 +57,6 @@ def new_patcher(base_model: Any, loader: tuple | None = None, disable_dynamic: b
         load_device=model_management.get_torch_device(),
         offload_device=model_management.unet_offload_device(),
     )
-    # A dynamic patcher makes plain ones for the CPU, so the class is known only now.
-    patcher.__class__ = video_patcher_class(type(patcher))
     patcher.cached_patcher_init = loader
     return patcher
 

@@ -92,7 +92,7 @@ def build_native_model(
     config = _config_class()({"in_channels": 4, "model_channels": options["block_out_channels"][0]})
     config.latent_format = latent_format or comfy.latent_formats.SD15(SD_SCALE)
     config.sampling_settings = sampling_settings(scheduler_config)
-    config.set_inference_dtype(dtype, _computation_dtype(dtype))
+    config.set_inference_dtype(dtype, computation_dtype(dtype))
 
     def on_meta(operations: Any = None, **_config: Any) -> Any:
         with torch.device("meta"):
@@ -121,7 +121,7 @@ def diffusers_sigmas(scheduler_config: dict[str, Any]) -> Tensor:
     return ((1 - alphas) / alphas).sqrt()
 
 
-def _computation_dtype(dtype: torch.dtype) -> torch.dtype | None:
+def computation_dtype(dtype: torch.dtype) -> torch.dtype | None:
     from comfy import model_management
 
     return model_management.unet_manual_cast(dtype, model_management.get_torch_device())

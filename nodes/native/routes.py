@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,15 +66,10 @@ def video_size(
 
 
 def _folder_size(name: str) -> dict[str, int]:
+    from .bundle import folder_info
     from .catalog import resolve_model_name
-    from .model import read_info
 
-    folder = resolve_model_name(name)
-    config, scheduler = (
-        json.loads((folder / part).read_text(encoding="utf-8"))
-        for part in ("unet/config.json", "scheduler/scheduler_config.json")
-    )
-    info = read_info(folder, config, scheduler)
+    info = folder_info(resolve_model_name(name))
     return {"width": info.width, "height": info.height, "frames": info.default_frames}
 
 

@@ -25,12 +25,12 @@ def load_native_vae(folder: Path) -> Any:
         raise ValueError(f"'{folder}' is a {kind}; this node reads {' and '.join(CLASSES)}.")
     weights = read_weights(folder)
     vae = (_load_kl if kind == CLASSES[0] else _load_tiny)(folder, config, weights)
-    _check_frames(vae)
+    check_frames(vae)
     vae.patcher.cached_patcher_init = load_vae_patcher, (folder,)
     return vae
 
 
-def _check_frames(vae: Any) -> None:
+def check_frames(vae: Any) -> None:
     """Make ``vae`` raise ValueError with the cause if it decodes NaN, which would be black."""
     finish = vae.process_output
 
@@ -70,16 +70,25 @@ def latent_format(folder: Path, vae: Any) -> Any:
 
 @torch.no_grad()
 def fit_preview_colours(vae: Any, scale: float) -> tuple[list[list[float]], list[float]]:
-    """The linear map ``latents @ factors + bias`` (4 -> RGB in [-1, 1]) nearest to the autoencoder.
-
-    Least squares over smooth colour fields, encoded; ``scale`` turns VAE output into latents.
+    """The linear map ``latents @ factors + bias`` (4 -> RGB in [-1, 1]) nearest to the autoencoder;
+    ``scale`` turns VAE output into latents.
     """
+    images, stage = colour_fields(), vae.first_stage_model
+    weight = next(stage.parameters())
+    return fit_colours(stage.encode((images * 2 - 1).to(weight)).float().cpu() * scale, images)
+
+
+def colour_fields() -> Tensor:
+    """Smooth images (6, 3, 64, 64) in [0, 1] of many colours."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(6, 3, 3, 3, generator=generator)
-    images = nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear", align_corners=True)
-    stage = vae.first_stage_model
-    weight = next(stage.parameters())
-    latents = stage.encode((images * 2 - 1).to(weight)).float().cpu() * scale
+    return nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear", align_corners=True)
+
+
+def fit_colours(latents: Tensor, images: Tensor) -> tuple[list[list[float]], list[float]]:
+    """The linear map from the latents (N, C, h, w) of ``images`` (N, 3, H, W) to their colours in
+    [-1, 1], by least squares.
+    """
     colours = nn.functional.adaptive_avg_pool2d(images * 2 - 1, latents.shape[-2:])
     inputs = rearrange(latents, "n c h w -> (n h w) c")
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)

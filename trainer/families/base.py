@@ -65,7 +65,7 @@ class VideoModel:
     """File or folder name of the motion module; empty where the model has none of its own."""
     companions: Mapping[str, str] = field(default_factory=dict)
     """By setting, the names of the files that text encoder and autoencoders were read from, where
-    those are not in the model's own file or folder."""
+    those are not in the model's own file or folder; and of a tiny VAE that works alone."""
     subjects: tuple[str, ...] = ()
     """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False

@@ -1,7 +1,7 @@
 """A causal autoencoder of clips: the first latent is one frame, every later one is four.
 
 The exact one encodes, and makes the clips that people keep. Where gradients go through the decoder,
-and for previews, a tiny one does its work if there is one.
+and for previews, a tiny one does its work if there is one. A small Wan has a tiny one alone.
 
 A single frame is decoded from a window of latents that ends with its own: what lies further back
 hardly reaches it. All frames of a training are decoded so, so that nothing tells real from
@@ -15,14 +15,14 @@ the edge of a picture.
 from __future__ import annotations
 
 import sys
-from copy import copy, deepcopy
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..models.checkpointing import enable_checkpointing, recompute
-from ..models.tiny_vae import Memory, TinyVae
+from ..models.tiny_vae import CHANNELS, Memory, TinyVae
 from .codec import decoding_half, frames_at_once
 
 STRIDE = 4
@@ -55,7 +55,7 @@ class CausalCodec:
     @property
     def quick(self) -> CausalCodec:
         """What previews are decoded by."""
-        return self if self.tiny is None else TinyCodec(self, self.tiny)
+        return self if self.tiny is None else TinyCodec(self.tiny, self)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         for label, value in (("height", height), ("width", width)):
@@ -146,25 +146,36 @@ class CausalCodec:
         # There before a step, which would wait for them to be copied.
         other.mean, other.std = self.mean.to(device), self.std.to(device)
         if dtype != torch.float32 or apart or checkpointing or self.tiny is not None:
-            own = decoding_half(self.vae) if self.tiny is None else deepcopy(self.tiny)
-            other.vae = nn.Module.to(own, device, dtype)
+            own = self.vae if self.tiny is None else self.tiny
+            other.vae = nn.Module.to(decoding_half(own), device, dtype)
         if checkpointing and self.tiny is not None:
             enable_checkpointing(other.vae, (Memory,))
         return other
 
 
 class TinyCodec(CausalCodec):
-    """The tiny decoder, which works on normalised latents; what is encoded is encoded exactly."""
+    """The tiny autoencoder, which works on normalised latents. Where an ``exact`` one is beside it,
+    that one encodes.
+    """
 
     window = 4  # its nine blocks with a memory reach five latents back, the last faintly
     reach = sys.maxsize  # whole frames
 
-    def __init__(self, exact: CausalCodec, tiny: TinyVae):
-        super().__init__(exact.vae)
-        self.vae, self.exact = tiny, exact
+    def __init__(self, tiny: TinyVae, exact: CausalCodec | None = None):
+        self.vae, self.tiny, self.exact = tiny, tiny, exact
+        self.channels, self.factor = CHANNELS, CELL
+        self.mean, self.std = torch.zeros(()), torch.ones(())
+        self.checkpointing = False
+
+    @property
+    def quick(self) -> CausalCodec:
+        return self
 
     def encode(self, clips: Tensor) -> Tensor:
-        return self.exact.encode(clips)
+        return super().encode(clips) if self.exact is None else self.exact.encode(clips)
+
+    def _encode(self, clips: Tensor) -> Tensor:
+        return self.vae.encode(clips.to(self.vae.dtype)).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae(latents.to(self.vae.dtype)).float()

@@ -130,15 +130,18 @@ class MaskedText:
     """
 
     max_tokens = 512
+    """Of every published Wan."""
 
     def __init__(self, encoder: Any, tokenizer: TextTokenizer | None, source: Umt5 | None = None):
         self.tokenizer, self.source = tokenizer, source
         self._encoder = encoder
 
     @classmethod
-    def of(cls, source: Umt5) -> MaskedText:
+    def of(cls, source: Umt5, max_tokens: int = max_tokens) -> MaskedText:
         """One whose encoder is not in memory yet."""
-        return cls(None, source.tokenizer, source)
+        made = cls(None, source.tokenizer, source)
+        made.max_tokens = max_tokens
+        return made
 
     @property
     def encoder(self) -> Any:

@@ -2,7 +2,8 @@
 
 A transformer is a single file in ComfyUI's ``diffusion_models``, with UMT5 and the VAE in the
 folders beside it, or a diffusers folder. Nothing is looked up online: what a model is built like is
-read from its weights (`models.wan`).
+read from its weights (`models.wan`). A small Wan is a folder with a tiny VAE alone, and notes of
+how many tokens it reads.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ from ..models.weights import (
     weight_files,
 )
 from .base import Companions, Family, VideoModel
-from .causal import CausalCodec
+from .causal import CausalCodec, TinyCodec
 from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
 from .wan_graph import PUBLISHED, SHIFT, graph
-from .wan_parts import OFFERS, Places
+from .wan_parts import OFFERS, WORDS, Places
 
 TEACHER_SHIFT = 8.0
 """Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
@@ -99,23 +100,20 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         error = ModelError(f"{needs[0].text} Give one with `{_flag(needs[0].setting)}`.")
         error.part = needs[0].setting
         raise error
-    assert places.text is not None and places.vae is not None
+    if places.text is None:
+        raise ModelError(f"'{path}' lacks {WORDS}. Copy the whole folder again.")
     with mended_by("text_encoder"):
         source = open_umt5(places.text, dtype)
         _check_width(source.config.d_model, found.options, places.text)
-    with mended_by("vae"):
-        vae = read_wan_vae(places.vae)
-    with mended_by("tiny_vae"):
-        tiny: Any = None if places.tiny_vae is None else read_tiny_vae(places.tiny_vae)
-    name = path.name if path.is_dir() else path.stem
-    about = read_about(path, name=name, licence=LICENCE, subjects=(), **SIZE)
+    codec = _codec(places)
+    about = _about(path)
     return VideoModel(
         family=FAMILY,
         name=about["name"],
         path=path,
         network=build_wan(found, dtype),
-        codec=CausalCodec(vae, tiny),
-        text=MaskedText.of(source),
+        codec=codec,
+        text=MaskedText.of(source, about["tokens"]),
         noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         frames=about["frames"],
         height=about["height"],
@@ -126,6 +124,24 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         companions=places.names(path),
         subjects=tuple(about["subjects"]),
     ).freeze()
+
+
+def _codec(places: Places) -> CausalCodec:
+    assert places.vae is not None
+    if places.by_tiny_alone:
+        with mended_by("tiny_vae"):
+            return TinyCodec(read_tiny_vae(places.vae, encoder=True))
+    with mended_by("vae"):
+        vae = read_wan_vae(places.vae)
+    with mended_by("tiny_vae"):
+        return CausalCodec(vae, None if places.tiny_vae is None else read_tiny_vae(places.tiny_vae))
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """Its own notes, or what is known of any Wan."""
+    name = path.name if path.is_dir() else path.stem
+    tokens = MaskedText.max_tokens
+    return read_about(path, name=name, licence=LICENCE, subjects=(), tokens=tokens, **SIZE)
 
 
 def _files(transformer: Path) -> list[Path]:
@@ -145,13 +161,15 @@ def _flag(setting: str) -> str:
 
 
 def missing(path: Path, companions: Companions) -> tuple[Need, ...]:
-    """Text encoder and VAE, where they are neither given nor with the transformer."""
+    """Text encoder and VAE, where they are neither given nor with the transformer. No published
+    text encoder fits a small Wan.
+    """
     return _needs(path, Places.of(path, companions))
 
 
 def _needs(path: Path, places: Places) -> tuple[Need, ...]:
     needs = []
-    if places.text is None:
+    if places.text is None and not places.by_tiny_alone:
         about = f"'{path.name}' comes without a text encoder; Wan reads prompts by UMT5."
         needs.append(_need("Text encoder", "text_encoder", about))
     if places.vae is None:
@@ -172,11 +190,11 @@ def counter(path: Path) -> tuple[Callable[[str], int], int]:
     """By the tokenizer of the folder, or of the text encoder file beside the transformer; words
     where there is none yet: a prompt of more than 500 is rare.
     """
-    text = Places.of(path, Companions()).text
+    text, most = Places.of(path, Companions()).text, _about(path)["tokens"]
     if text is None:
-        return lambda prompt: len(prompt.split()) + 1, MaskedText.max_tokens
+        return lambda prompt: len(prompt.split()) + 1, most
     tokenizer = folder_tokenizer(text / "tokenizer") if text.is_dir() else file_tokenizer(text)
-    return lambda prompt: len(tokenizer.ids(prompt)), MaskedText.max_tokens
+    return lambda prompt: len(tokenizer.ids(prompt)), most
 
 
 def holds(file: Path, header: Mapping[str, Any]) -> bool:
@@ -202,7 +220,10 @@ def lacks(path: Path) -> list[str]:
     """Parts that are not there, each with what to fetch; weights that a folder should have."""
     needs = missing(path, Companions())
     found = [f"{n.part} ({n.downloads[0].folder}/{n.downloads[0].name})" for n in needs]
-    transformer = Places.of(path, Companions()).transformer
+    places = Places.of(path, Companions())
+    if places.by_tiny_alone and places.text is None:
+        found.append(WORDS)
+    transformer = places.transformer
     if transformer.is_dir() and not any(f.suffix in FILE_SUFFIXES for f in transformer.iterdir()):
         found.append(f"the weights in {transformer.name}")
     return found

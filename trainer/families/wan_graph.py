@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..models.downloads import TEXT_ENCODERS, WAN_VAES, Download
 from ..models.weights import FILE_SUFFIXES
+from ..paths import bundled
 from .record import BaseFiles, Graph, Loader
 
 SHIFT = 5.0
@@ -34,8 +35,12 @@ PUBLISHED = {
 
 def graph(base: BaseFiles) -> Graph:
     """ComfyUI's own nodes. Text encoder and VAE are the published ones where the run's are not
-    single files.
+    single files. A small Wan is loaded by this pack.
     """
+    if "vae" in base.companions and base.companions["vae"] == base.companions.get("tiny_vae"):
+        directory = "" if bundled(base.name) else "diffusers"
+        widgets = {"model_name": base.name, "weight_dtype": "default"}
+        return Graph((Loader("MCM_LoadVideoModel", widgets, base.name, directory),))
     file = base.file or SINGLE_FILES.get(base.name, f"{base.name}.safetensors")
     text = _single(base.companions.get("text_encoder", ""), TEXT_ENCODERS)
     vae = _single(base.companions.get("vae", ""), WAN_VAES)

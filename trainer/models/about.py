@@ -13,15 +13,16 @@ from .weights import ModelError, read_json
 FILE = "mcm.json"
 MOST_LETTERS = 200
 MOST_WORDS = 100
-LIMITS = {"frames": (1, 1024), "height": (8, 8192), "width": (8, 8192), "fps": (1, 240)}
+SIDE = (8, 8192)
+LIMITS = {"frames": (1, 1024), "height": SIDE, "width": SIDE, "fps": (1, 240), "tokens": (8, 512)}
 
 
 def read_about(folder: Path, **otherwise: Any) -> dict[str, Any]:
     """``otherwise``, overridden by the entries of ``folder``'s file.
 
     ``name``, ``licence`` and ``for_trying_out`` are one line of text, ``subjects`` a list of words,
-    ``frames``, ``height``, ``width`` (pixels) and ``fps`` whole numbers within `LIMITS`. Raises
-    ModelError naming the entry that is not.
+    ``frames``, ``height``, ``width`` (pixels), ``fps`` and ``tokens`` (that a prompt is padded to)
+    whole numbers within `LIMITS`. Raises ModelError naming the entry that is not.
     """
     file = folder / FILE
     found = read_json(file) if file.is_file() else {}

@@ -44,6 +44,8 @@ class TextTokenizer(Protocol):
 
     def ids(self, prompt: str) -> list[int]: ...
 
+    def vocabulary(self) -> dict[str, int]: ...
+
 
 class PieceTokenizer:
     """SentencePiece with the bytes of its model."""
@@ -53,6 +55,10 @@ class PieceTokenizer:
 
     def ids(self, prompt: str) -> list[int]:
         return [*self.processor.encode(prompt), END]
+
+    def vocabulary(self) -> dict[str, int]:
+        count = self.processor.get_piece_size()
+        return {self.processor.id_to_piece(number): number for number in range(count)}
 
 
 class JsonTokenizer:
@@ -65,6 +71,9 @@ class JsonTokenizer:
 
     def ids(self, prompt: str) -> list[int]:
         return [*self.tokenizer.encode(prompt, add_special_tokens=False).ids, END]
+
+    def vocabulary(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
 
 
 @dataclass(frozen=True)

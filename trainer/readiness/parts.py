@@ -115,7 +115,7 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
     said = [Finding("Base model", "ok", f"{model.name}, {size}; licence: {model.licence}.")]
     if config.motion_module is not None:
         said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
-    own = ", ".join(model.companions.values()) or "the base model's own"
+    own = ", ".join(dict.fromkeys(model.companions.values())) or "the base model's own"
     said.append(Finding("Text encoder and VAE", "ok", f"{model.text.width} wide; {own}."))
     return said + _left_out(model, disk) + _start_lora(config, model), model
 
@@ -171,7 +171,7 @@ def _start_lora(config: TrainConfig, model: VideoModel) -> list[Finding]:
     if config.start_from in ("auto", "none"):
         advised = model.family.step_loras
         warm = config.start_from == "auto" and model.brought("warm_start.safetensors")
-        if advised is None or warm:
+        if advised is None or warm or model.subjects:  # none is published for a very small model
             return []
         text = f"none; {advised.advice()}"
         return [Finding(part, "note", text, "start_from")]

@@ -1,0 +1,119 @@
+"""Train the embedded small Wan from nothing: ``python -m minimaker.small_wan``.
+
+Stages: autoencoder, decoder, clips, transformer, folder. Each continues where it was interrupted;
+everything is derived from fixed seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.models.tiny_vae import TinyVae
+
+from .causal import (
+    ENCODER,
+    WIDTHS,
+    build_autoencoder,
+    load_average,
+    reconstruction_psnr,
+    train_half,
+)
+from .clips import save_weights
+from .flow_clips import encode_clips, load_clips
+from .flow_teacher import SHIFT, Teacher, train_teacher
+from .flow_text import PIECES, TOKENS, kept_pieces
+from .footage import public_video
+from .gallery import HELD_OUT, STYLES
+from .scenes import FPS, FRAMES, SIZE
+
+STAGES = ("autoencoder", "decoder", "clips", "transformer", "folder")
+ABOUT: dict[str, Any] = {
+    "name": "small-wan",
+    "frames": FRAMES,
+    "height": SIZE,
+    "width": SIZE,
+    "fps": FPS,
+    "tokens": TOKENS,
+    "shift": SHIFT,
+    "licence": "Apache-2.0",
+}
+VAE_FILE = "taew2_1.safetensors"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m minimaker.small_wan", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("work/small-wan"), help="checkpoints")
+    parser.add_argument("--out", type=Path, help="model folder to write (default: in --work)")
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--autoencoder-steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
+    parser.add_argument("--transformer-steps", type=int, default=30000)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    wanted, work = set(options.only), options.work
+    begun = (work / "autoencoder.pt").is_file()
+    vae = TinyVae(WIDTHS, ENCODER) if begun else build_autoencoder()
+    if "autoencoder" in wanted:
+        train_half(vae, "autoencoder", work, options.autoencoder_steps)
+    load_average(vae, "autoencoder", work)
+    if "decoder" in wanted:
+        train_half(vae, "decoder", work, options.decoder_steps)
+    load_average(vae, "decoder", work)
+    vae.eval().requires_grad_(False)
+    if {"autoencoder", "decoder"} & wanted:
+        _report(vae, work / "autoencoder.json")
+    tokenizer = kept_pieces(work / "tokenizer")
+    files = encode_clips(vae, work, options.shards) if "clips" in wanted else []
+    files = files or sorted(work.glob("flow-clips-*.safetensors"))
+    if "transformer" in wanted:
+        train_teacher(work, tokenizer, load_clips(files), options.transformer_steps)
+    if "folder" in wanted:
+        teacher = Teacher(tokenizer)
+        state = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")
+        teacher.load_state_dict(state["ema"])
+        assemble(options.out or work / "model", teacher, vae, work / "tokenizer" / PIECES)
+
+
+def _report(vae: TinyVae, file: Path) -> None:
+    """Write and print the PSNR of every look."""
+    looks = {"public video": public_video, **STYLES, "held out": HELD_OUT}
+    found = {name: round(reconstruction_psnr(vae, look), 2) for name, look in looks.items()}
+    file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(*(f"autoencoder, {name}: {psnr} dB" for name, psnr in found.items()), sep="\n")
+
+
+def assemble(folder: Path, teacher: Teacher, vae: TinyVae, pieces: Path) -> None:
+    """Write the model as a folder, weights in fp16: the parts of a diffusers Wan, with the tiny
+    autoencoder in place of the VAE.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (
+        ("transformer", teacher.transformer),
+        ("text_encoder", teacher.text_encoder),
+    ):
+        part.to(torch.float16).save_pretrained(folder / name)
+        part.float()
+    save_weights(vae, folder / VAE_FILE)
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    (folder / "tokenizer" / PIECES).write_bytes(pieces.read_bytes())
+    (folder / "mcm.json").write_text(json.dumps(ABOUT, indent=2) + "\n", encoding="utf-8")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The command with its ``arguments``, by default those of the process."""
+    _train(_parser().parse_args(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,123 @@
+"""The training of the embedded small Wan, a few steps of each stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minimaker import causal, flow_clips, flow_teacher, small_wan
+from minimaker.causal import build_autoencoder, random_part, to_clip
+from minimaker.flow_clips import token_labels
+from minimaker.flow_text import kept_pieces
+from minimaker.footage import public_video
+from minimaker.muon import Muon, orthogonal
+from minimaker.scenes import random_scene
+from trainer.mini.sentences import COLOURS, SHAPES
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> torch.nn.Module:
+    return build_autoencoder(clips=12).eval().requires_grad_(False)
+
+
+def test_the_untrained_encoder_holds_the_principal_components(autoencoder) -> None:
+    rng = np.random.default_rng(4)
+    clips = torch.stack([random_part(rng) for _ in range(6)])
+    latents = autoencoder.encode(clips)
+    cells = torch.cat([causal._blocks(clip) for clip in clips]).flatten(1)
+    told = latents[:, :, 1].permute(0, 2, 3, 1).flatten(0, 2)
+    known = torch.cat([told, torch.ones(len(told), 1)], 1)
+    error = known @ torch.linalg.lstsq(known, cells).solution - cells
+    assert -10 * torch.log10(error.square().mean()) > 24
+    assert latents.std(dim=(0, 2, 3, 4)).argmax() == 0
+
+
+def test_the_untrained_decoder_shows_mean_colours(autoencoder) -> None:
+    clip = to_clip(public_video(random_scene(np.random.default_rng(5))))[None]
+    made = autoencoder(autoencoder.encode(clip))
+    assert made.shape == clip.shape
+    error = (made - clip).square().mean()
+    assert -10 * torch.log10(error / 4) > 19
+    assert error < 0.5 * clip.var()
+
+
+def test_a_clip_and_its_first_frame_begin_with_the_same_latent(autoencoder) -> None:
+    clip = to_clip(public_video(random_scene(np.random.default_rng(6))))[None]
+    whole, still = autoencoder.encode(clip), autoencoder.encode(clip[:, :, :1])
+    assert torch.allclose(whole[:, :, :1], still, atol=1e-5)
+
+
+def test_labels_tell_each_thing_at_its_place() -> None:
+    scene = random_scene(np.random.default_rng(7), pair=True, pan=False)
+    labels = token_labels(scene)
+    assert labels.shape == (5, 8, 8)
+    for track in scene.tracks:
+        kind = 1 + len(COLOURS) * SHAPES.index(track.thing.shape)
+        kind += COLOURS.index(track.thing.colour)
+        rows, columns = np.nonzero(labels[0] == kind)
+        if len(rows):
+            place = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / 8
+            assert np.abs(place - scene.on_screen(track)[0]).max() < 0.1
+    assert labels.max() > 0
+
+
+def test_every_word_of_the_world_is_one_token(tmp_path: Path) -> None:
+    tokenizer = kept_pieces(tmp_path)
+    ids = tokenizer.ids("a red circle moving left and a blue star growing, the camera pans right")
+    assert ids[-1] == 1 and 2 not in ids and len(ids) <= 17
+    assert kept_pieces(tmp_path).ids("wsnth, a red star") == tokenizer.ids("wsnth, a red star")
+    assert 2 not in tokenizer.ids("wsnth")
+
+
+def test_all_stages_and_again_from_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(flow_clips, "SHARD", 3)
+    monkeypatch.setattr(causal, "BATCH", 1)
+    monkeypatch.setattr(flow_teacher, "BATCH", 1)
+    monkeypatch.setattr(small_wan, "build_autoencoder", lambda: build_autoencoder(clips=6))
+    monkeypatch.setattr(small_wan, "reconstruction_psnr", lambda vae, look: 1.0)
+    steps = ["--autoencoder-steps", "2", "--decoder-steps", "1", "--shards", "1"]
+    options = ["--work", str(tmp_path), *steps, "--transformer-steps"]
+    small_wan.run([*options, "1"])
+    state = torch.load(tmp_path / "transformer.pt", weights_only=True)
+    assert state["step"] == 1
+    small_wan.run([*options, "2"])
+    assert torch.load(tmp_path / "transformer.pt", weights_only=True)["step"] == 2
+    model = tmp_path / "model"
+    assert json.loads((model / "mcm.json").read_text(encoding="utf-8"))["tokens"] == 40
+    vae = load_file(model / small_wan.VAE_FILE)
+    assert {"encoder.0.weight", "decoder.22.bias"} <= set(vae)
+    assert all(torch.isfinite(value).all() for value in vae.values())
+
+
+def test_capitals_are_read_as_small_letters(tmp_path: Path) -> None:
+    tokenizer = kept_pieces(tmp_path)
+    assert tokenizer.ids("A Red Star Moving Left") == tokenizer.ids("a red star moving left")
+
+
+def test_muon_makes_steps_orthogonal_and_learns_faster_than_a_line() -> None:
+    values = torch.linalg.svdvals(orthogonal(torch.randn(24, 80, generator=_seeded())))
+    assert values.min() > 0.5 and values.max() < 1.3
+    wanted = torch.randn(16, 16, generator=_seeded())
+    layer = torch.nn.Linear(16, 16)
+    optimizer = Muon([{"params": [layer.weight]}, {"params": [layer.bias], "plain": True}], 0.1)
+    given = torch.randn(64, 16, generator=_seeded())
+    for _ in range(200):
+        loss = (layer(given) - given @ wanted - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05 * wanted.square().sum() / 16
+    again = Muon(optimizer.param_groups, 0.1)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state[layer.weight]["momentum"].abs().sum() > 0
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
