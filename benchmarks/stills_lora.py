@@ -58,10 +58,15 @@ class Stills:
         )
         size = config.data.height or model.height, config.data.width or model.width
         images = ImageSet(folder, *size)
-        pixels, captions = images.batch(range(len(images)))
-        parts = pixels[:, :, None].to(model.device).split(ENCODED_AT_ONCE)
+        latents: list[Tensor] = []
+        captions: list[str] = []
         with torch.no_grad():
-            return cls(images, torch.cat([model.encode_clips(part) for part in parts]), captions)
+            for start in range(0, len(images), ENCODED_AT_ONCE):
+                rows = range(start, min(start + ENCODED_AT_ONCE, len(images)))
+                pixels, said = images.batch(rows)
+                latents.append(model.encode_clips(pixels[:, :, None].to(model.device)))
+                captions += said
+        return cls(images, torch.cat(latents), captions)
 
 
 @dataclass(frozen=True)
