@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,10 @@ Row = dict[str, Any]
 
 STEPS = (1, 2, 4, 8)
 TEACHER_STEPS = 50
+STILLS, STACKED, ON_STUDENT = "stills_lora", "stills_lora+lcm", "stills_on_student"
+ARTISTS = (STILLS, STACKED, ON_STUDENT)
+"""What artists do today: a plain style LoRA on the base model, the same with a step LoRA beside it,
+and one trained on top of the few-step student."""
 WATERMARK_GONE = 0.1
 """Correlation with the stamp: public video has 0.92, true clips of random styles up to 0.04."""
 LOWER_IS_BETTER = {"style_kid", "fd_style", "fd_video", "fd_teacher"}
@@ -23,6 +28,16 @@ Raw latents hold on to the look of the video, and without an adversary no look i
 distance. Without its own trajectories a student only ever starts from the teacher's dull clips:
 true videos in the style (the style distance, where those cannot be rendered).
 """
+BADNESS: dict[str, Callable[[float], float]] = {
+    "style_kid": float,
+    "fd_style": float,
+    "colour": lambda value: -value,
+    "shape": lambda value: -value,
+    "motion": lambda value: -value,
+    "flow_style_ratio": lambda value: abs(math.log(max(value, 1e-9))),
+    "watermark": abs,
+}
+"""Columns in which one value is worse than another, and how bad a value is."""
 EFFECTS = ("style_kid", "fd_style", "fd_video", "fd_teacher", "colour", "shape", "motion")
 
 
@@ -43,7 +58,12 @@ def decide_claims(
     table = _Table(rows, references)
     decided: list[dict[str, Any]] = []
     missing: list[str] = []
-    for text, values in (*_without_style(table), *_with_style(table), *_ideas(table)):
+    for text, values in (
+        *_without_style(table),
+        *_with_style(table),
+        *_against_artists(table),
+        *_ideas(table),
+    ):
         if values is None:
             missing.append(text)
         else:
@@ -121,6 +141,8 @@ def _without_style(table: _Table) -> Iterator[tuple[str, Values]]:
 def _with_style(table: _Table) -> Iterator[tuple[str, Values]]:
     """The goals of every student of a style but the ablations."""
     for name, style in table.trained_on.items():
+        if not name.startswith(f"mcm-{style}"):
+            continue
         changed = name.removeprefix(f"mcm-{style}").lstrip("-")
         if changed and changed != "uncaptioned" and not changed.endswith("-images"):
             continue
@@ -158,16 +180,43 @@ def _style_goals(table: _Table, name: str, style: str) -> dict[str, Compare]:
     if table.has("fd_style", style):
         text = "Frechet distance to true videos in the style <= 0.5 x the LCM student's"
         goals[text] = against_lcm("fd_style", 0.5)
-    true = table.number("true video", style, None, "flow")
-    if true is not None:
+    if table.has("flow_style_ratio", style):
         goals["flow within 0.8 to 1.25 x that of true videos in the style"] = lambda steps: _within(
-            f"{name} / true", _over(own(steps, "flow"), true[0]), 0.8, 1.25
+            name, own(steps, "flow_style_ratio"), 0.8, 1.25
         )
     return goals
 
 
-def _over(numbers: list[float] | None, whole: float) -> list[float] | None:
-    return None if numbers is None else [number / whole for number in numbers]
+def _against_artists(table: _Table) -> Iterator[tuple[str, Values]]:
+    """At each number of steps the student against what artists do, whose plain LoRA without a step
+    LoRA needs all of the teacher's.
+    """
+    for style in dict.fromkeys(table.trained_on.values()):
+        ours = f"mcm-{style}"
+        others = [f"{method}-{style}" for method in ARTISTS]
+        for theirs in others if ours in table.names else ():
+            if theirs not in table.names:
+                continue
+            for column, words in _DISTANCES.items():
+                if not table.has(column, style):
+                    continue
+                compare = _nearer(table, style, ours, theirs, column)
+                yield f"{ours} < {theirs} in {words}", _by_steps(compare)
+
+
+_DISTANCES = {
+    "style_kid": "style distance",
+    "fd_style": "Frechet distance to true videos in the style",
+}
+
+
+def _nearer(table: _Table, style: str, ours: str, theirs: str, column: str) -> Compare:
+    def compare(steps: int) -> dict[str, Any] | None:
+        others = TEACHER_STEPS if theirs.startswith(f"{STILLS}-") else steps
+        a, b = table.number(ours, style, steps, column), table.number(theirs, style, others, column)
+        return _below(ours, a, theirs, b)
+
+    return compare
 
 
 def _ideas(table: _Table) -> Iterator[tuple[str, Values]]:
@@ -239,3 +288,30 @@ def _mark(part: dict[str, Any]) -> str:
 def _shown(numbers: Sequence[float]) -> str:
     value, low, high = (f"{number:.4g}" for number in numbers)
     return f"{value} [{low}, {high}]"
+
+
+def worst_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each method that was trained on two styles or more, at each number of steps, the worst
+    value over the styles in each column of `BADNESS`, with its interval and its style.
+
+    Ablations and other folders of a style are left out.
+    """
+    own = [row for row in rows if who(row) == f"{row['method']}-{row['style']}"]
+    found = []
+    for method, steps in dict.fromkeys((row["method"], row["steps"]) for row in own):
+        same = [row for row in own if (row["method"], row["steps"]) == (method, steps)]
+        if len(same) < 2:
+            continue
+        worst: dict[str, Any] = {"method": method, "steps": steps, "styles": len(same)}
+        for column in BADNESS:
+            row = _worst(same, column)
+            if row is not None:
+                worst |= {column: row[column], f"{column}_ci": row[f"{column}_ci"]}
+                worst[f"{column}_style"] = row["style"]
+        found.append(worst)
+    return found
+
+
+def _worst(rows: Sequence[Row], column: str) -> Row | None:
+    known = [row for row in rows if row.get(column) is not None]
+    return max(known, key=lambda row: BADNESS[column](row[column]), default=None)

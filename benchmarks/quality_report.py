@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from quality_claims import STEPS, TEACHER_STEPS, who
+from quality_claims import BADNESS, STEPS, TEACHER_STEPS, who
 
 Row = dict[str, Any]
 
@@ -20,6 +20,7 @@ COLUMNS = {
     "shape": ("shape", 2),
     "motion": ("motion", 2),
     "flow_ratio": ("flow / teacher's", 2),
+    "flow_style_ratio": ("flow / true style's", 2),
     "frame_consistency": ("frame consistency", 3),
     "watermark": ("watermark", 2),
 }
@@ -32,16 +33,21 @@ _HEAVY = {"lcm": "#444444", "mcm": "#1f77b4"}
 
 
 def markdown(
-    rows: Sequence[Row], claims: Sequence[dict[str, Any]], references: Sequence[Row]
+    rows: Sequence[Row],
+    claims: Sequence[dict[str, Any]],
+    references: Sequence[Row],
+    worst: Sequence[Row] = (),
 ) -> str:
     """For no style and each style a short table, a line a student, and a full one with value +-
-    half of the 95 % interval; then the claims.
+    half of the 95 % interval; then the worst of all styles, and the claims.
     """
     parts = []
     for style in dict.fromkeys(row["style"] for row in rows):
         title = "Without style images" if style is None else f"Style `{style}`"
         own = [row for row in (*rows, *references) if row["style"] == style]
         parts.append(f"### {title}\n\n{_short(own)}\n{_table(own)}")
+    if worst:
+        parts.append(f"### The worst of all styles\n\n{_worst(worst)}")
     if claims:
         lines = ["| claim | holds | at steps |", "|---|---|---|"]
         for claim in claims:
@@ -76,7 +82,7 @@ def _brief(row: Row, column: str) -> str:
     value = row.get(column)
     if value is None:
         return "-"
-    places = {"fd_style": 0, "flow_ratio": 1}.get(column, COLUMNS[column][1])
+    places = {"fd_style": 0, "flow_ratio": 1, "flow_style_ratio": 1}.get(column, COLUMNS[column][1])
     text = f"{round(value, places) + 0.0:.{places}f}"  # never "-0"
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
@@ -89,6 +95,17 @@ def _table(rows: Sequence[Row]) -> str:
         steps = "" if row["steps"] is None else str(row["steps"])
         name = NAMES.get(who(row), f"`{who(row)}`" if row["student"] else who(row))
         lines.append(_line([name, steps, *(_cell(row, column) for column in columns)]))
+    return "\n".join(lines) + "\n"
+
+
+def _worst(worst: Sequence[Row]) -> str:
+    """A line a method and number of steps, each value with its interval and its style."""
+    columns = [name for name in BADNESS if any(name in row for row in worst)]
+    lines = [_line(["", "steps", "styles", *(COLUMNS[name][0] for name in columns)])]
+    lines.append(_line(["---"] + ["---:"] * (len(columns) + 2)))
+    for row in worst:
+        cells = [f"{_cell(row, c)} ({row[f'{c}_style']})" if c in row else "-" for c in columns]
+        lines.append(_line([row["method"], str(row["steps"]), str(row["styles"]), *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -138,7 +155,8 @@ def _panel(axis: Any, rows: Sequence[Row], style: str | None) -> None:
     colours = cycle(("C1", "C2", "C4", "C5", "C6", "C8", "C9", "C7"))
     for name in dict.fromkeys(who(row) for row in rows if row["student"]):
         line = {row["steps"]: row for row in rows if who(row) == name}
-        shown = [line[s] for s in STEPS if s in line and line[s].get("motion") is not None]
+        at = [line[s] for s in (*STEPS, TEACHER_STEPS) if s in line]
+        shown = [row for row in at if row.get("motion") is not None]
         if not shown or shown[0].get(across) is None:
             continue
         main = name == f"mcm-{style}"

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from quality_claims import STEPS, TEACHER_STEPS
-from quality_students import Student, Style, digest
+from quality_claims import STEPS, STILLS, TEACHER_STEPS
+from quality_students import Student
+from quality_styles import Style, digest, in_look, public_video
+from scipy.stats import t as students_t
 
-from minimaker.looks import public_video
-from minimaker.truth import in_look
 from trainer.data.cache import ContentCache
 from trainer.evaluate.bench import Bench, merged, sampling_options
-from trainer.evaluate.rows import Observation, References
+from trainer.evaluate.rows import ATTRIBUTES, LEVEL, MEASURES, Observation, References
+from trainer.families.base import VideoModel
 from trainer.files import atomic_write
 from trainer.lora.formats import LoraFile
 
-VERSION = 1
+VERSION = 2
 """Raise it when a measure changes: kept rows and seen clips are then made again."""
 DDIM_STEPS = (TEACHER_STEPS, 25, *reversed(STEPS))
 
@@ -29,14 +32,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Where clips come from: a solver of the teacher, or a student with its LoRA."""
+    """Where clips come from: a solver of the teacher, or a student with its LoRAs, which all act at
+    strength 1; the first says how it is sampled in few steps.
+    """
 
     method: str
     steps: int
     sampler: str
     guidance_scale: float = 1.0
     student: Student | None = None
-    lora: LoraFile | None = None
+    loras: tuple[LoraFile, ...] = ()
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Options of the sampler."""
+        few = self.sampler == "lcm" and self.loras
+        return sampling_options(self.loras[0]) if few else {}
 
     @property
     def label(self) -> str:
@@ -44,9 +55,8 @@ class Source:
 
     @property
     def key(self) -> str:
-        lora = None if self.lora is None else self.lora.hashes.tensors_sha256
-        sampling = sampling_options(self.lora)
-        return digest(self.sampler, self.steps, self.guidance_scale, lora, sampling)
+        loras = [file.hashes.tensors_sha256 for file in self.loras]
+        return digest(self.sampler, self.steps, self.guidance_scale, loras, self.sampling)
 
 
 def solvers(guidance_scale: float) -> list[Source]:
@@ -55,10 +65,22 @@ def solvers(guidance_scale: float) -> list[Source]:
     return ddim + [Source("dpmpp", steps, "dpmpp", guidance_scale) for steps in STEPS]
 
 
-def student_sources(student: Student, lora: LoraFile) -> list[Source]:
-    """The student at each number of steps."""
-    method = "lcm" if student.preset == "lcm" else "mcm"
-    return [Source(method, steps, "lcm", student=student, lora=lora) for steps in STEPS]
+def student_sources(
+    student: Student, loras: Sequence[LoraFile], guidance_scale: float
+) -> list[Source]:
+    """The student at each number of steps; a plain style LoRA as the teacher, in all its steps."""
+    method, own = student.method, {"student": student, "loras": tuple(loras)}
+    if method == STILLS:
+        return [Source(method, TEACHER_STEPS, "ddim", guidance_scale, **own)]
+    return [Source(method, steps, "lcm", **own) for steps in STEPS]
+
+
+def merge_all(model: VideoModel, loras: Sequence[LoraFile]) -> ExitStack:
+    """A context in which ``model`` has all of ``loras`` in its weights, each at strength 1."""
+    with ExitStack() as stack:
+        for file in loras:
+            stack.enter_context(merged(model, file))
+        return stack.pop_all()
 
 
 @dataclass
@@ -95,17 +117,21 @@ class RowMaker:
 
     def true_row(self, style: Style | None) -> Row:
         """Fresh true clips, what a perfect model would make: public video, or in the style."""
-        look, name = (public_video, "public video") if style is None else (style.look, "true video")
-        if look is None:
-            raise ValueError(f"`style`: nobody can render true videos of '{style and style.name}'.")
+        name = "public video" if style is None else "true video"
 
         def compute() -> Row:
-            seen = self.bench.watch_true(name, in_look(look)).seen
-            return self.bench.measure(seen, self._references(style))
+            return self.bench.measure(self._true(style), self._references(style))
 
         same: Row = {"method": name, "student": None, "trained_on": None, "steps": None}
         measured = self._kept(name.replace(" ", "-"), ("true",), style, compute)
         return {**same, "style": style and style.name, **measured}
+
+    def _true(self, style: Style | None) -> Observation:
+        look, name = (public_video, "public video") if style is None else (style.look, style.name)
+        if look is None:
+            raise ValueError(f"`style`: nobody can render true videos of '{name}'.")
+        watch = self.bench.watch_true
+        return self._once(f"{name} true", lambda: watch(name, in_look(look)).seen)
 
     def seen(self, source: Source) -> tuple[Observation, float]:
         """What the networks see in the clips of ``source``, and the seconds that a clip took."""
@@ -116,10 +142,9 @@ class RowMaker:
         )
 
     def _watch(self, source: Source) -> tuple[Observation, float]:
-        with merged(self.bench.model, source.lora) as sampling:
-            sight = self.bench.watch(
-                source.label, source.steps, source.sampler, source.guidance_scale, **sampling
-            )
+        told = (source.label, source.steps, source.sampler, source.guidance_scale)
+        with merge_all(self.bench.model, source.loras):
+            sight = self.bench.watch(*told, **source.sampling)
         return sight.seen, sight.seconds_per_clip or 0.0
 
     def _references(self, style: Style | None, teacher: bool = True) -> References:
@@ -132,7 +157,8 @@ class RowMaker:
             true = look and self._once(
                 f"{style.name} videos", lambda: bench.true_videos(in_look(look))
             )
-            found = References(frames, public, true)
+            flow = look and self._true(style).flow
+            found = References(frames, public, true, style_flow=flow)
         return found.with_teacher(self.seen(self.teacher)[0]) if teacher else found
 
     def _kept(
@@ -175,3 +201,37 @@ def _unpacked(tensors: dict[str, torch.Tensor]) -> tuple[Observation, float]:
     seconds = round(float(arrays.pop("seconds")[0]), 4)
     hits = {k.removeprefix("hits."): arrays.pop(k) for k in list(arrays) if k.startswith("hits.")}
     return Observation(hits=hits, **arrays), seconds
+
+
+def pooled(rows: Sequence[Row]) -> Row:
+    """One row of the same row at several seeds: means, each with an interval over seeds and clips,
+    and "<measure>_seeds", the value at each seed.
+
+    Every seed has its own training, prompts and noise, so the seeds' values spread by both. The
+    interval is Student's t of them, or, if that is wider, what the clips' own intervals leave of
+    the mean: few seeds may agree by chance. A single row comes back as it is.
+    """
+    first, *others = rows
+    if not others:
+        return first
+    found = {**first, "seconds_per_clip": None}
+    if first.get("seconds_per_clip") is not None:
+        found["seconds_per_clip"] = round(np.mean([r["seconds_per_clip"] for r in rows]), 4)
+    for name in MEASURES:
+        if first[name] is not None:
+            values = np.array([row[name] for row in rows])
+            limits = np.array([row[f"{name}_ci"] for row in rows])
+            found[name] = float(values.mean())
+            found[f"{name}_ci"] = _interval(values, limits, share=name in ATTRIBUTES)
+            found[f"{name}_seeds"] = values.tolist()
+    return found
+
+
+def _interval(values: np.ndarray, limits: np.ndarray, share: bool) -> list[float]:
+    """Of the mean of ``values`` (S,) with intervals ``limits`` (S, 2) over clips."""
+    count, mean = len(values), values.mean()
+    spread = values.std(ddof=1) / count**0.5
+    seeds = students_t.ppf(0.5 + LEVEL / 2, count - 1) * spread
+    clips = np.sqrt(np.square(limits - values[:, None]).sum(axis=0)) / count
+    low, high = mean - max(seeds, clips[0]), mean + max(seeds, clips[1])
+    return [max(low, 0.0), min(high, 1.0)] if share else [float(low), float(high)]

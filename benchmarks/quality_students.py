@@ -1,28 +1,17 @@
-"""What the quality table trains: styles cut in two halves, and students of one budget each."""
+"""What the quality table trains: students of one budget each, and what artists train today."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from quality_claims import ARTISTS, ON_STUDENT, STILLS
+from quality_styles import VIDEO_SEED, VIDEOS, Style, digest, files_hash, public_videos
+from stills_lora import STEPS_TAKEN, train_stills
 
-from minimaker.looks import (
-    COUNT,
-    SIZE,
-    STYLES,
-    Look,
-    public_video,
-    random_style,
-    write_style_folder,
-)
-from minimaker.truth import PROMPTS, bundled_look, true_clips
-from minimaker.world import FPS
 from trainer.config import (
     PRESETS,
     TrainConfig,
@@ -31,17 +20,11 @@ from trainer.config import (
     to_toml,
     with_overrides,
 )
-from trainer.data.images import scan_images
-from trainer.data.sidecars import find_sidecar
-from trainer.evaluate.truth import draw_prompts
-from trainer.files import file_sha256
-from trainer.media import write_clip
-from trainer.mini.words import style_folder
+from trainer.lora.files import read_metadata
 from trainer.runs.folder import Run, slug
 from trainer.runs.state import read_state
 
 LONG = 1_000_000  # steps: the time budget ends the run
-VIDEOS, VIDEO_SEED = 240, 7001
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no-disentangling": {"motion.representation": "raw"},
     "no-mixed": {"trajectory.real_probability": 1.0},
@@ -51,25 +34,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Style:
-    """A style folder in two halves that share no image: every other one is held out.
-
-    ``variants`` are further training folders by name ("uncaptioned", "20-images"), made from the
-    training half. ``look`` renders true videos of it; None where only images exist. ``hash`` is of
-    the held-out images.
-    """
-
-    name: str
-    train: Path
-    held_out: Path
-    hash: str
-    look: Look | None = None
-    variants: dict[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Student:
-    """A line of the table: ``preset`` with ``overrides``, trained on ``images`` of ``style``."""
+    """A line of the table: ``preset`` with ``overrides``, trained on ``images`` of ``style``.
+
+    ``method`` is "mcm", "lcm" or one of `ARTISTS`; those take the preset's settings of optimizer,
+    LoRA and batch alone.
+    """
 
     name: str
     preset: str = "recipe"
@@ -77,106 +47,32 @@ class Student:
     style: str | None = None
     images: Path | None = None
     videos: Path | None = None
+    method: str = "mcm"
     asked_for: bool = False
     """Trained only where ``--students`` names it."""
 
 
-def digest(*parts: object) -> str:
-    """sha256 in hex over the texts of ``parts``."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8")).hexdigest()
-
-
-def files_hash(folder: Path, pattern: str = "*") -> str:
-    """sha256 over names and bytes of the files below ``folder`` that match ``pattern``."""
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
-    return digest(*(f"{path.relative_to(folder)} {file_sha256(path)}" for path in files))
-
-
-def find_style(
-    given: str, work: Path, *, uncaptioned: bool = False, images: int | None = None
-) -> Style:
-    """The style of a bundled name or a folder, cut in two below ``work``.
-
-    Raises DataError or ValueError for a folder that is missing or has fewer than four images.
-    """
-    source = style_folder(given) if given in STYLES else Path(given)
-    return _cut(slug(source.name), source, bundled_look(source), work, uncaptioned, images)
-
-
-def fresh_style(
-    seed: int, work: Path, *, uncaptioned: bool = False, images: int | None = None
-) -> Style:
-    """A style that nobody has seen, drawn now; its true videos can be rendered."""
-    look, name = random_style(np.random.default_rng(seed)), f"fresh-{seed}"
-    source = work / "sources" / name
-    write_style_folder(source, look, COUNT, SIZE, seed)
-    return _cut(name, source, look, work, uncaptioned, images)
-
-
-def _cut(
-    name: str, source: Path, look: Look | None, work: Path, uncaptioned: bool, images: int | None
-) -> Style:
-    records = scan_images(source, min_side=1).used
-    place = {sha: k for k, sha in enumerate(dict.fromkeys(r.sha256 for r in records))}
-    if len(place) < 4:
-        raise ValueError(f"'{source}' has {len(place)} different images; 4 or more are needed.")
-    even = [r.path for r in records if place[r.sha256] % 2 == 0]
-    odd = [r.path for r in records if place[r.sha256] % 2 == 1]
-    if images is not None and not 0 < images <= len(even):
-        raise ValueError(f"`--images`={images}: '{source}' has 1 to {len(even)} to train on.")
-    captions = [r.caption for r in records]
-    root = work / "styles" / f"{name}-{digest(*place, *captions)[:8]}"
-    train, held_out = root / "train", root / "held-out"
-    _copy(even, source, train)
-    _copy(odd, source, held_out)
-    variants: dict[str, Path] = {}
-    if uncaptioned:
-        variants["uncaptioned"] = _copy(even, source, root / "uncaptioned", captions=False)
-    if images is not None:
-        key = f"{images}-images"
-        variants[key] = _copy(even[:images], source, root / key)
-    return Style(name, train, held_out, files_hash(held_out), look, variants)
-
-
-def _copy(files: Sequence[Path], source: Path, target: Path, captions: bool = True) -> Path:
-    root = source.expanduser().absolute()
-    for file in files:
-        sidecar = find_sidecar(file) if captions else None
-        for path in (file, *([] if sidecar is None else [sidecar])):
-            place = target / path.relative_to(root)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-    return target
-
-
-def public_videos(folder: Path) -> None:
-    """Fill ``folder`` with public video of the mini world and captions; does nothing when full."""
-    captions = draw_prompts(VIDEOS, VIDEO_SEED, PROMPTS)
-    missing = [k for k in range(VIDEOS) if not (folder / f"{k:03d}.txt").is_file()]
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        clips = true_clips(captions, public_video, VIDEO_SEED)
-        for number in missing:
-            write_clip(clips[number], folder / f"{number:03d}.webp", FPS)
-            (folder / f"{number:03d}.txt").write_text(captions[number] + "\n", encoding="utf-8")
-
-
 def student_table(styles: Sequence[Style], work: Path, model: str = "mini") -> list[Student]:
-    """All students; the ablations and the other motion representations are of the first style."""
-    videos = work / "videos"
+    """All students; the ablations and the other motion representations are of the first style that
+    is not a drawn one. Where all are drawn, the student without a style is not among the usual.
+    """
+    videos, named = work / "videos", [style for style in styles if not style.drawn]
+    lcm: dict[str, Any] = {"preset": "lcm", "overrides": {"start_from": "auto"}, "method": "lcm"}
     table = [
-        Student("lcm", "lcm", {"start_from": "auto"}),
-        Student("mcm"),
-        Student("lcm-videos", "lcm", {"start_from": "auto"}, videos=videos, asked_for=True),
+        Student("lcm", **lcm),
+        Student("mcm", asked_for=bool(styles) and not named),
+        Student("lcm-videos", **lcm, videos=videos, asked_for=True),
         Student("mcm-videos", videos=videos, asked_for=True),
     ]
     for style in styles:
-        table.append(Student(f"mcm-{style.name}", style=style.name, images=style.train))
+        own: dict[str, Any] = {"style": style.name, "images": style.train}
+        table.append(Student(f"mcm-{style.name}", **own))
         table += [
             Student(f"mcm-{style.name}-{variant}", style=style.name, images=folder)
             for variant, folder in style.variants.items()
         ]
-    for style in styles[:1]:
+        table += [Student(f"{method}-{style.name}", **own, method=method) for method in ARTISTS]
+    for style in named[:1]:
         changes = {**ABLATIONS, **_other_representations(model)}
         table += [
             Student(f"mcm-{style.name}-{name}", "recipe", change, style.name, style.train)
@@ -221,42 +117,113 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What training left: ``loras`` that act together, each at strength 1, a step LoRA first; the
+    ``steps`` that the student's own took, with ``batch`` clips or stills each, and its folder.
+    """
+
+    loras: tuple[Path, ...]
+    steps: int
+    batch: int
+    run: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """A student's whole configuration and the run folder that belongs to it alone."""
 
     student: Student
     config: TrainConfig
 
-    def train(self, log: Callable[[str], None]) -> Run:
+    def train(self, log: Callable[[str], None]) -> Trained:
         """The finished run: as it is, continued where it broke off, or trained now."""
-        run, name = Run(self.config.run), self.student.name
+        run = Run(self.config.run)
         begun = run.config_path.is_file()
-        if begun and run.export_path.is_file() and read_state(run).status == "finished":
-            return run
+        if not (begun and run.export_path.is_file() and read_state(run).status == "finished"):
+            self._run(run, begun, log)
+        return Trained((run.export_path,), read_state(run).step, batch_of(self.config), run.name)
+
+    def _run(self, run: Run, begun: bool, log: Callable[[str], None]) -> None:
         from trainer.distill.loop import train
 
+        name = self.student.name
         if self.student.videos is not None:
             public_videos(self.student.videos)
         log(f"training {name} in {run.path}")
         state = train(run if begun else Run.create(run.path, self.config), None, resume=begun)
         if state.status != "finished":
             raise SystemExit(f"{name}: stopped at step {state.step}; run again to continue.")
-        return run
+
+
+@dataclass(frozen=True)
+class StillsPlan:
+    """A plain style LoRA, and the few-step student ``lcm`` that acts with it, if any: beside it, or
+    with ``below`` already while it trains.
+    """
+
+    student: Student
+    config: TrainConfig
+    lcm: Plan | None = None
+    below: bool = False
+
+    def train(self, log: Callable[[str], None]) -> Trained:
+        """The LoRAs; those that are there are taken as they are. One that broke off begins anew."""
+        few = () if self.lcm is None else self.lcm.train(log).loras
+        file = self.config.run / "stills.safetensors"
+        if not file.is_file():
+            log(f"training {self.student.name} in {self.config.run}")
+            train_stills(self.config, file, few if self.below else ())
+        steps = int(read_metadata(file)[STEPS_TAKEN])
+        return Trained((*few, file), steps, batch_of(self.config), self.config.run.name)
+
+
+def batch_of(config: TrainConfig) -> int:
+    """Clips, or stills, of a training step."""
+    return config.data.batch_size * config.optim.accumulation
 
 
 def plan_student(
-    student: Student, budget: Budget, shared: Mapping[str, Any], model_hash: str, work: Path
-) -> Plan:
+    student: Student,
+    budget: Budget,
+    shared: Mapping[str, Any],
+    model_hash: str,
+    work: Path,
+    lcm: Plan | None = None,
+) -> Plan | StillsPlan:
     """The plan of ``student``; ``shared`` settings of all students, its preset's and own win.
 
-    The folder's name holds a hash of all that decides the result but the code, so that no stale
-    LoRA is taken. Raises ConfigError.
+    ``lcm`` is that of the few-step student, which two of `ARTISTS` need. The folder's name holds a
+    hash of all that decides the result but the code, so that no stale LoRA is taken. Raises
+    ConfigError.
     """
     chosen = {**shared, **PRESETS[student.preset], **student.overrides, **budget.settings}
     config = load_config(preset=student.preset, overrides={**chosen, "preview.every": 0})
     images = None if student.images is None else files_hash(student.images)
     videos = None if student.videos is None else (VIDEOS, VIDEO_SEED)
-    key = digest(to_toml(config), model_hash, images, videos)
-    path = (work / "runs" / f"{slug(student.name)}-{key[:8]}").absolute()
+    name, kind = student.name, []
+    if student.method in ARTISTS:
+        below = student.method == ON_STUDENT
+        name = f"{ON_STUDENT if below else STILLS}-{student.style}"  # the stacked one is the plain
+        kind = ["stills", lcm.config.run.name if below and lcm else None]
+    key = digest(to_toml(config), model_hash, images, videos, *kind)
+    path = (work / "runs" / f"{slug(name)}-{key[:8]}").absolute()
     data = {"run": path, "images": student.images, "videos": student.videos}
-    return Plan(student, with_overrides(config, data))
+    config = with_overrides(config, data)
+    if student.method not in ARTISTS:
+        return Plan(student, config)
+    return StillsPlan(student, config, None if student.method == STILLS else lcm, below)
+
+
+def plan_all(
+    students: Sequence[Student],
+    table: Sequence[Student],
+    budget: Budget,
+    shared: Mapping[str, Any],
+    model_hash: str,
+    work: Path,
+) -> list[Plan | StillsPlan]:
+    """The plans of ``students``, with the few-step student of ``table`` for those that need it."""
+    known = (budget, shared, model_hash, work)
+    lcm = plan_student(next(s for s in table if s.name == "lcm"), *known)
+    assert isinstance(lcm, Plan)
+    return [plan_student(student, *known, lcm=lcm) for student in students]

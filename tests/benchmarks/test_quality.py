@@ -16,9 +16,19 @@ from trainer.mini.networks import build_judge
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality  # noqa: E402
-from quality_claims import STEPS, claims_text, decide_claims  # noqa: E402
+import quality_styles  # noqa: E402
+from quality_claims import (  # noqa: E402
+    ARTISTS,
+    STEPS,
+    STILLS,
+    claims_text,
+    decide_claims,
+    worst_rows,
+)
 from quality_report import markdown  # noqa: E402
-from quality_students import find_style, fresh_style, select, student_table  # noqa: E402
+from quality_rows import pooled  # noqa: E402
+from quality_students import select, student_table  # noqa: E402
+from quality_styles import drawn_seeds, find_style, fresh_style  # noqa: E402
 
 TINY = [
     "data.library_clips=2", "data.batch_size=2", "data.min_side=16", "lora.rank=2",
@@ -26,6 +36,7 @@ TINY = [
     "hardware.device=cpu",
 ]  # fmt: skip
 STUDENTS = ["lcm", "mcm-poster-*-no-mixed", "mcm-fresh-3", "mcm-poster-*-4-images"]
+ARTISTS_ROWS = [f"{method}-fresh-3" for method in ARTISTS]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +61,17 @@ def named(style_images, tmp_path_factory) -> Path:
 def options(tiny_model, named, tmp_path_factory):
     work = tmp_path_factory.mktemp("quality")
     given = ["--styles", str(named), "--fresh-style", "3", "--images", "4", "--uncaptioned"]
-    given += ["--students", *STUDENTS, "--count", "3", "--train-steps", "2", "--set", *TINY]
+    given += [
+        "--students",
+        *STUDENTS,
+        *ARTISTS_ROWS,
+        "--count",
+        "3",
+        "--train-steps",
+        "2",
+        "--set",
+        *TINY,
+    ]
     given += ["--work", str(work), "--model", str(tiny_model), "--json", str(work / "out.json")]
     return quality.parser().parse_args(given)
 
@@ -59,7 +80,7 @@ def options(tiny_model, named, tmp_path_factory):
 def table(options, network):
     told: list[str] = []
     found = quality.make_table(quality.prepare(options, network), told.append)
-    assert len(told) == len(STUDENTS)
+    assert len(told) == len(STUDENTS) + 2, "the stacked style LoRA is the plain one"
     return found
 
 
@@ -76,8 +97,9 @@ def test_every_student_is_measured_at_every_step_count_against_its_style(table):
     for row in rows:
         teacher = row["method"] == "ddim" and row["steps"] == 50
         missing = {"fd_teacher", "flow_ratio"} if teacher else set()
-        missing |= {"clipsim", *({"style_kid", "fd_style"} if row["style"] is None else ())}
-        missing |= {"fd_style"} if row["style"] == "poster-x" else set()  # nobody can render it
+        missing |= {"clipsim", *({"style_kid"} if row["style"] is None else ())}
+        true = row["style"] == "fresh-3"  # nobody can render true videos of the others
+        missing |= set() if true else {"fd_style", "flow_style_ratio"}
         assert {name for name in MEASURES if row[name] is None} == missing
         assert all(f"{name}_ci" in row for name in set(MEASURES) - missing)
 
@@ -92,14 +114,30 @@ def test_claims_and_meta_say_what_was_found_with_what(table):
     assert all(isinstance(claim["holds"], bool) for claim in table["claims"])
     meta = table["meta"]
     assert meta["train_steps"] == 2 and meta["count"] == 3 and meta["minutes"] is None
-    assert {name: found["steps"] for name, found in meta["students"].items()} == dict.fromkeys(
-        ("lcm", "mcm-poster-x-no-mixed", "mcm-fresh-3", "mcm-poster-x-4-images"), 2
-    )
-    assert len({found["lora_sha256"] for found in meta["students"].values()}) == 4
+    runs = {name: found["runs"] for name, found in meta["students"].items()}
+    assert set(runs) == {
+        "lcm", "mcm-poster-x-no-mixed", "mcm-fresh-3", "mcm-poster-x-4-images", *ARTISTS_ROWS
+    }  # fmt: skip
+    assert len({run["lora_sha256"][-1] for (run,) in runs.values()}) == 6
     assert [(row["method"], row["style"]) for row in meta["references"]] == [
         ("public video", None),
         ("true video", "fresh-3"),
     ]
+
+
+def test_what_artists_do_has_the_budget_of_the_student_and_its_place_in_the_table(table):
+    runs = {name: found["runs"][0] for name, found in table["meta"]["students"].items()}
+    assert {run["steps"] * run["batch"] for run in runs.values()} == {2 * 2}
+    step, plain, stacked, below = (runs[k]["lora_sha256"] for k in ("lcm", *ARTISTS_ROWS))
+    assert stacked == [*step, *plain] and below[:1] == step and below[1:] != plain
+    for method, name in zip(ARTISTS, ARTISTS_ROWS, strict=True):
+        rows = [row for row in table["rows"] if row["student"] == name]
+        assert {row["method"] for row in rows} == {method}
+        assert {(r["style"], r["trained_on"]) for r in rows} == {("fresh-3", "fresh-3")}
+        assert [row["steps"] for row in rows] == ([50] if method == STILLS else list(STEPS))
+    texts = [claim["claim"] for claim in table["claims"]]
+    for name in ARTISTS_ROWS:
+        assert f"mcm-fresh-3 < {name} in style distance" in texts
 
 
 def test_a_second_run_trains_nothing_and_looks_at_nothing(table, options):
@@ -155,8 +193,10 @@ def test_the_usual_students_are_the_rows_that_the_table_needs(named, tmp_path):
     styles = [find_style(name, tmp_path) for name in ("poster", "ink")]
     table = student_table(styles, tmp_path)
     names = [student.name for student in select(table, None)]
-    assert names[:4] == ["lcm", "mcm", "mcm-poster", "mcm-ink"]
-    assert names[4:] == [
+    assert names[:10] == [
+        "lcm", "mcm", *(f"{m}-{style}" for style in ("poster", "ink") for m in ("mcm", *ARTISTS))
+    ]  # fmt: skip
+    assert names[10:] == [
         f"mcm-poster-{change}"
         for change in ("no-disentangling", "no-mixed", "no-discriminator", "low_frequency",
                        "high_frequency", "local_correlation", "global_correlation", "learned",
@@ -168,9 +208,27 @@ def test_the_usual_students_are_the_rows_that_the_table_needs(named, tmp_path):
         select(table, ["mcm-neon"])
 
 
+def test_a_number_of_styles_draws_new_ones_with_the_rows_that_are_compared(options, monkeypatch):
+    monkeypatch.setattr(quality_styles, "COUNT", 12)
+    given = {"styles": ["2"], "fresh_style": [], "students": None, "images": None}
+    asked = type(options)(**{**vars(options), **given, "uncaptioned": False})
+    drawn = quality._styles(asked)
+    assert [style.name for style in drawn] == [f"fresh-{seed}" for seed in drawn_seeds(2, 0)]
+    assert len({*drawn_seeds(2, 0), *drawn_seeds(2, 1)}) == 4, "another seed draws others"
+    for style in drawn:
+        stills = sorted(style.train.glob("*.png"))
+        assert len(stills) == 6 and style.look is not None
+        assert all(still.with_suffix(".txt").read_text(encoding="utf-8") for still in stills)
+    names = [s.name for s in select(student_table(drawn, options.work), None)]
+    own = [f"{method}-{style.name}" for style in drawn for method in ("mcm", *ARTISTS)]
+    assert names == ["lcm", *own]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"styles": ["0"]}, "`--styles` 0 draws no style"),
+        ({"seeds": 0}, "`--seeds`=0"),
         ({"set": ["lora.rnk=2"]}, "`--set` 'lora.rnk=2'"),
         ({"set": ["lora.rank=0"]}, "`lora.rank`='?0"),
         ({"styles": ["/nowhere"]}, "does not exist"),
@@ -301,16 +359,66 @@ def test_what_has_no_rows_is_listed_and_a_folder_without_true_videos_has_no_such
 
 def test_flow_is_also_held_against_that_of_true_videos_in_the_style():
     text = "mcm-ink: flow within 0.8 to 1.25 x that of true videos in the style"
-    true = {"method": "true video", "student": None, "style": "ink", "steps": None}
-    true |= {"trained_on": None, "flow": 2.0, "flow_ci": [1.9, 2.1]}
 
-    def holds(flow: float) -> bool:
-        rows = [{**row, "flow": flow, "flow_ci": [flow - 0.01, flow + 0.01]} for row in made_up()]
-        claims, _ = decide_claims(rows, [true])
+    def holds(ratio: float) -> bool:
+        own = {"flow_style_ratio": ratio, "flow_style_ratio_ci": [ratio - 0.005, ratio + 0.005]}
+        claims, _ = decide_claims([{**row, **own} for row in made_up()])
         (found,) = (claim for claim in claims if claim["claim"] == text)
         return found["holds"]
 
-    assert holds(2.0) and holds(1.62) and not holds(1.6) and not holds(2.5)
+    assert holds(1.0) and holds(0.81) and not holds(0.8) and not holds(1.25)
+
+
+def test_the_student_is_held_against_what_artists_do_at_their_own_number_of_steps():
+    def artists(method: str, steps: int) -> dict:
+        row = {"method": method, "student": f"{method}-ink", "trained_on": "ink", "style": "ink"}
+        return {**row, "steps": steps, "style_kid": 2.5, "style_kid_ci": [2.4, 2.6]}
+
+    rows = [artists("stills_lora", 50), *(artists("stills_lora+lcm", k) for k in STEPS)]
+
+    def verdicts(kid: float) -> dict[str, bool]:
+        claims, _ = decide_claims([*made_up({("mcm-ink", "style_kid"): kid}), *rows])
+        return {c["claim"]: c["holds"] for c in claims if " < stills" in c["claim"]}
+
+    for kid in (2.0, 2.7):
+        assert verdicts(kid) == {
+            "mcm-ink < stills_lora-ink in style distance": kid < 2.5,
+            "mcm-ink < stills_lora+lcm-ink in style distance": kid < 2.5,
+        }
+
+
+def one_measure(value: float, half: float, column: str = "style_kid") -> dict:
+    row = {**dict.fromkeys(MEASURES), "method": "mcm", "student": "mcm-ink", "steps": 4}
+    return row | {column: value, f"{column}_ci": [value - half, value + half]}
+
+
+def test_rows_of_several_seeds_become_means_whose_intervals_hold_seeds_and_clips():
+    row = pooled([one_measure(value, 0.1) for value in (1.0, 2.0, 3.0)])
+    assert row["method"] == "mcm" and row["steps"] == 4 and row["fd_style"] is None
+    assert row["style_kid"] == 2.0 and row["style_kid_seeds"] == [1.0, 2.0, 3.0]
+    half = 4.302653 / 3**0.5  # Student's t of two degrees of freedom
+    assert row["style_kid_ci"] == pytest.approx([2 - half, 2 + half], abs=1e-5)
+    agreeing = pooled([one_measure(2.0, 0.3) for _ in range(3)])
+    assert agreeing["style_kid_ci"] == pytest.approx([2 - 0.3 / 3**0.5, 2 + 0.3 / 3**0.5])
+    shares = pooled([one_measure(value, 0.02, "motion") for value in (0.9, 1.0)])
+    assert shares["motion_ci"][1] == 1.0, "no share is above 1"
+    alone = one_measure(1.0, 0.1)
+    assert pooled([alone]) == alone
+
+
+def test_the_worst_style_of_a_method_is_named_in_each_column():
+    def row(style: str, kid: float, motion: float, flow: float, name: str = "") -> dict:
+        values = {"style_kid": kid, "motion": motion, "flow_style_ratio": flow}
+        intervals = {f"{k}_ci": [v, v] for k, v in values.items()}
+        who = {"method": "mcm", "student": name or f"mcm-{style}", "style": style, "steps": 4}
+        return {**who, **values, **intervals}
+
+    rows = [row("a", 0.1, 0.9, 0.5), row("b", 0.3, 1.0, 1.6), row("b", 9, 0, 9, "mcm-b-no-mixed")]
+    (worst,) = worst_rows(rows)
+    assert worst["styles"] == 2 and worst["style_kid"] == 0.3 and worst["style_kid_style"] == "b"
+    assert worst["motion_style"] == "a" and worst["flow_style_ratio_style"] == "a", "half is worse"
+    assert "colour" not in worst and worst_rows(rows[:1]) == []
+    assert "| mcm | 4 | 2 | 0.300 ± 0.000 (b) |" in markdown([], [], [], [worst])
 
 
 def test_the_page_shows_each_number_with_half_of_its_interval():

@@ -15,7 +15,7 @@ from trainer.lora.formats import read_lora
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality  # noqa: E402
 from quality_claims import STEPS, TEACHER_STEPS  # noqa: E402
-from quality_rows import RowMaker, Source, student_sources  # noqa: E402
+from quality_rows import Source, student_sources  # noqa: E402
 
 BUDGET = ["--train-steps", "64", "--count", "16", "--seed", "0"]
 CHEAP = ["data.library_clips=16", "data.library_steps=10", "hardware.device=cpu"]
@@ -33,13 +33,14 @@ def rows(tmp_path_factory):
     given = ["--styles", "poster", "--students", "lcm", "mcm", "mcm-poster", *BUDGET]
     given += ["--set", *CHEAP, "--work", str(work), "--json", str(work / "out.json")]
     job = quality.prepare(quality.parser().parse_args(given))
-    maker = RowMaker(job.bench, work, job.model_hash, job.options.guidance)
-    (poster,) = job.styles
+    (trial,), (poster,) = job.trials, job.styles
+    maker = job.maker(trial)
     found = {(s.method, style, s.steps): maker.row(s, style and poster)
              for s in SOLVERS for style in (None, "poster")}  # fmt: skip
-    for plan in job.plans:
-        lora = read_lora(plan.train(print).export_path, job.bench.model.network)
-        for source in student_sources(plan.student, lora):
+    for plan in trial.plans:
+        network = trial.bench.model.network
+        loras = [read_lora(path, network) for path in plan.train(print).loras]
+        for source in student_sources(plan.student, loras, 3.0):
             for style in (None, "poster"):
                 found[plan.student.name, style, source.steps] = maker.row(source, style and poster)
     return found

@@ -42,6 +42,15 @@ def test_a_row_measured_against_itself_is_perfect(network, poster):
     assert row["style_kid"] is None and row["fd_video"] is None
 
 
+def test_flow_is_compared_with_the_teachers_and_with_that_of_true_style_clips(network, poster):
+    seen = observe(poster, CAPTIONS, network)
+    references = References(teacher_flow=seen.flow, style_flow=seen.flow / 2)
+    row = measure(seen, references, seed=0)
+    assert row["flow_ratio"] == pytest.approx(1)
+    assert row["flow_style_ratio_ci"] == pytest.approx([2, 2])
+    assert measure(seen, References(), seed=0)["flow_style_ratio"] is None
+
+
 def test_style_and_video_distances_tell_the_looks_apart(network, poster, public):
     stills = true_clips(draw_prompts(12, 5, PROMPTS), STYLES["poster"], 7)
     style = network.images(as_pixels(stills)[:, :, 0])

@@ -62,6 +62,7 @@ def test_a_model_without_a_judge_gets_every_measure_that_needs_none(result):
         ("student", 2),
     ]
     missing = {"colour", "shape", "motion", "fd_video", "fd_style", "watermark", "clipsim"}
+    missing |= {"flow_style_ratio"}
     for row in result.rows[1:]:
         assert {name for name in MEASURES if row[name] is None} == missing
         for name in set(MEASURES) - missing:

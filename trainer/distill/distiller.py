@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..lora.whole import add_whole, whole_of
 from ..runs.guards import NanGuard
 from .batch import Batch, Session, make_batch
 from .draws import Sizes, draw_step
+from .optimizers import rate_factor
 from .sources import WHOLE
 from .step import Outcome, gradients
 
@@ -109,9 +109,7 @@ class Distiller:
 
     def _set_learning_rates(self, step: int, done: float) -> None:
         s, optim = self.session, self.session.config.optim
-        factor = min(1.0, (step + 1) / max(optim.warmup_steps, 1))
-        if optim.schedule == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * done))
+        factor = rate_factor(optim, step, done)
         for group, base in zip(
             s.optimizer.param_groups, (optim.lr, s.config.recipe.motion.head_lr), strict=False
         ):

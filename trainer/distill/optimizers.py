@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,6 +29,16 @@ def build_optimizer(config: OptimConfig, groups: Groups) -> torch.optim.Optimize
     on_card = all(p.device.type == "cuda" for group in groups for p in group["params"])
     # Fused: one kernel, and no temporary copy of all parameters.
     return torch.optim.AdamW(groups, fused=on_card or None, **options)
+
+
+def rate_factor(config: OptimConfig, step: int, done: float) -> float:
+    """What a peak learning rate is multiplied by at optimizer step ``step`` (from 0) of a run that
+    is ``done`` (0 to 1) complete: the warm-up, then the schedule.
+    """
+    factor = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    if config.schedule == "cosine":
+        factor *= 0.5 * (1 + math.cos(math.pi * done))
+    return factor
 
 
 def _adamw8bit(groups: Groups, options: dict[str, Any]) -> torch.optim.Optimizer:

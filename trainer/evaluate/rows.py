@@ -26,6 +26,7 @@ MEASURES = (
     "style_kid",
     "flow",
     "flow_ratio",
+    "flow_style_ratio",
     "fd_video",
     "fd_style",
     "fd_teacher",
@@ -41,8 +42,8 @@ class References:
 
     ``style_frames`` (M, D) features of the style images; ``public_videos`` and ``style_videos``
     (M, E) features of true clips; ``teacher_videos`` (N, E) and ``teacher_flow`` (N,) pixels a
-    frame, of the teacher's clips of the same prompts and seeds. They count as fixed in every
-    interval but the flow's.
+    frame, of the teacher's clips of the same prompts and seeds; ``style_flow`` (N,) of true clips
+    in the style, of the same prompts. They count as fixed in every interval but the flow's.
     """
 
     style_frames: np.ndarray | None = None
@@ -50,6 +51,7 @@ class References:
     style_videos: np.ndarray | None = None
     teacher_videos: np.ndarray | None = None
     teacher_flow: np.ndarray | None = None
+    style_flow: np.ndarray | None = None
 
     def with_teacher(self, seen: Observation) -> References:
         """The same references and the teacher's clips, which later rows are compared with."""
@@ -106,10 +108,10 @@ def measure(seen: Observation, references: References, seed: int) -> dict[str, A
             add(name, partial(_mean, values))
     if references.style_frames is not None:
         add("style_kid", ClipKid(seen.frames, references.style_frames))
-    teacher = references.teacher_flow
-    if teacher is not None and teacher.mean() > 0:
-        still = 1e-9  # pixels: a resample of motionless clips must not divide by zero
-        add("flow_ratio", lambda rows: seen.flow[rows].sum() / max(teacher[rows].sum(), still))
+    flows = {"flow_ratio": references.teacher_flow, "flow_style_ratio": references.style_flow}
+    for name, flow in flows.items():
+        if flow is not None and flow.mean() > 0:
+            add(name, partial(_flow_ratio, seen.flow, flow))
     for name, other in _video_references(references).items():
         add(name, partial(_video_distance, seen.videos, other))
     return row
@@ -117,6 +119,11 @@ def measure(seen: Observation, references: References, seed: int) -> dict[str, A
 
 def _mean(values: np.ndarray, rows: np.ndarray) -> float:
     return float(values[rows].mean())
+
+
+def _flow_ratio(flow: np.ndarray, other: np.ndarray, rows: np.ndarray) -> float:
+    still = 1e-9  # pixels: a resample of motionless clips must not divide by zero
+    return float(flow[rows].sum() / max(other[rows].sum(), still))
 
 
 def _accuracies(hits_by_name: dict[str, np.ndarray]) -> dict[str, Any]:

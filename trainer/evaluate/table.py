@@ -117,7 +117,8 @@ def evaluate(
     for a LoRA or folder that cannot be used.
     """
     bench, file = _prepared(model, asked, progress)
-    references, images = _references(bench, asked)
+    true = {name: bench.watch_true(name, world) for name, world in asked.worlds.items()}
+    references, images = _references(bench, asked, true)
     guidance = _guidance(model, asked)
     teacher = bench.watch("teacher", asked.teacher_steps, "ddim", guidance, lora=False)
     rows = [_row("teacher", asked.teacher_steps, bench, teacher, references)]
@@ -131,8 +132,7 @@ def evaluate(
     ]
     meta = _meta(bench, asked, sampling)
     meta["references"] = [
-        _row(name, None, bench, bench.watch_true(name, world), references)
-        for name, world in asked.worlds.items()
+        _row(name, None, bench, sight, references) for name, sight in true.items()
     ]
     meta["style"] = None if asked.style is None else {"name": asked.style.name, "images": images}
     if file is not None:
@@ -172,14 +172,18 @@ def _prepared(
     return Bench(model, network, captions, asked.seed, asked.batch_size, progress), file
 
 
-def _references(bench: Bench, asked: Evaluation) -> tuple[References, int]:
+def _references(
+    bench: Bench, asked: Evaluation, true: Mapping[str, Sight]
+) -> tuple[References, int]:
     """What the rows are compared with before the teacher is known, and the style's images."""
     videos = {name: bench.true_videos(world) for name, world in asked.worlds.items()}
     frames = None if asked.style is None else bench.style_frames(asked.style)
     public = videos.get("public video")
     if asked.videos is not None:
         public = bench.real_videos(asked.videos)
-    references = References(frames, public, videos.get("style video"))
+    style = true.get("style video")
+    flow = None if style is None else style.seen.flow
+    references = References(frames, public, videos.get("style video"), style_flow=flow)
     return references, 0 if frames is None else len(frames)
 
 
