@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from trainer.models.tiny_vae import TinyVae
+from trainer.models.tiny_vae import TinyVae, read_tiny_vae
 
 from .causal import (
     ENCODER,
@@ -45,6 +45,8 @@ ABOUT: dict[str, Any] = {
     "licence": "Apache-2.0",
 }
 VAE_FILE = "taew2_1.safetensors"
+STARTED = Path(__file__).parent / "started" / VAE_FILE
+"""An autoencoder of an earlier training, in fp16: the first stage is not done again."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("work/small-wan"), help="checkpoints")
     parser.add_argument("--out", type=Path, help="model folder to write (default: in --work)")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument(
+        "--autoencoder",
+        type=Path,
+        default=STARTED if STARTED.is_file() else None,
+        help="file to take instead of training one from nothing (default: %(default)s)",
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
@@ -59,19 +67,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(options: argparse.Namespace) -> None:
+def _autoencoder(options: argparse.Namespace) -> TinyVae:
+    """The trained autoencoder: a given one, or that of ``--work``, trained on where wanted."""
     wanted, work = set(options.only), options.work
-    begun = (work / "autoencoder.pt").is_file()
-    vae = TinyVae(WIDTHS, ENCODER) if begun else build_autoencoder()
-    if "autoencoder" in wanted:
-        train_half(vae, "autoencoder", work, options.autoencoder_steps)
-    load_average(vae, "autoencoder", work)
+    if options.autoencoder is not None:
+        vae = read_tiny_vae(options.autoencoder, encoder=True)
+    else:
+        begun = (work / "autoencoder.pt").is_file()
+        vae = TinyVae(WIDTHS, ENCODER) if begun else build_autoencoder()
+        if "autoencoder" in wanted:
+            train_half(vae, "autoencoder", work, options.autoencoder_steps)
+        load_average(vae, "autoencoder", work)
     if "decoder" in wanted:
         train_half(vae, "decoder", work, options.decoder_steps)
     load_average(vae, "decoder", work)
     vae.eval().requires_grad_(False)
     if {"autoencoder", "decoder"} & wanted:
         _report(vae, work / "autoencoder.json")
+    return vae
+
+
+def _train(options: argparse.Namespace) -> None:
+    wanted, work = set(options.only), options.work
+    work.mkdir(parents=True, exist_ok=True)
+    vae = _autoencoder(options)
     tokenizer = kept_pieces(work / "tokenizer")
     files = encode_clips(vae, work, options.shards) if "clips" in wanted else []
     files = files or sorted(work.glob("flow-clips-*.safetensors"))

@@ -83,6 +83,7 @@ def test_all_stages_and_again_from_where_they_were(
     monkeypatch.setattr(small_wan, "build_autoencoder", lambda: build_autoencoder(clips=6))
     monkeypatch.setattr(small_wan, "reconstruction_psnr", lambda vae, look: 1.0)
     steps = ["--autoencoder-steps", "2", "--decoder-steps", "1", "--shards", "1"]
+    monkeypatch.setattr(small_wan, "STARTED", tmp_path / "none")
     options = ["--work", str(tmp_path), *steps, "--transformer-steps"]
     small_wan.run([*options, "1"])
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
@@ -94,6 +95,10 @@ def test_all_stages_and_again_from_where_they_were(
     vae = load_file(model / small_wan.VAE_FILE)
     assert {"encoder.0.weight", "decoder.22.bias"} <= set(vae)
     assert all(torch.isfinite(value).all() for value in vae.values())
+    given = ["--autoencoder", str(model / small_wan.VAE_FILE), "--only", "folder"]
+    small_wan.run([*options, "2", *given, "--out", str(tmp_path / "again")])
+    again = load_file(tmp_path / "again" / small_wan.VAE_FILE)
+    assert all(torch.equal(again[name], value) for name, value in vae.items())
 
 
 def test_capitals_are_read_as_small_letters(tmp_path: Path) -> None:
