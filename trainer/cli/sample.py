@@ -89,7 +89,7 @@ def sample(options: argparse.Namespace) -> int:
     place(model, options)
     if found is not None:
         apply_lora(model.network, found.pairs, options.strength, found.differences, for_good=True)
-    sampling = _sampling(options, found, model.family.teaching.cfg)
+    sampling = _sampling(options, found, model.teaching.cfg)
     with Progress(sampling["steps"], "sampling") as progress:
         clips = generate_clips(
             model,

@@ -39,7 +39,7 @@ class TeacherPlan:
     told: TrajectoryConfig
 
     @classmethod
-    def of(cls, config: TrainConfig, family: Family, path: NoisePath) -> TeacherPlan:
+    def of(cls, config: TrainConfig, family: Family | VideoModel, path: NoisePath) -> TeacherPlan:
         """The plan of ``config``. Raises ConfigError where one bound of the guidance is set and
         does not fit the other, which is the family's.
         """
@@ -63,7 +63,7 @@ class TeacherPlan:
     @classmethod
     def of_model(cls, config: TrainConfig, model: VideoModel) -> TeacherPlan:
         """The plan of ``config`` with its base model."""
-        return cls.of(config, model.family, model.noise)
+        return cls.of(config, model, model.noise)
 
     @property
     def guidance_scale(self) -> float:

@@ -141,7 +141,7 @@ def evaluate(
 
 
 def _guidance(model: VideoModel, asked: Evaluation) -> float:
-    own = model.family.teaching.cfg
+    own = model.teaching.cfg
     return own if asked.guidance_scale is None else asked.guidance_scale
 
 

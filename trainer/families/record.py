@@ -22,13 +22,15 @@ class Companions:
     """Files that a base model may need beside its own; None where it needs none.
 
     ``motion_module`` makes a video model of an image model, ``vae`` and ``text_encoder`` replace
-    the model's own, ``tiny_vae`` decodes where the exact one would take too much.
+    the model's own, ``tiny_vae`` decodes where the exact one would take too much, ``other_expert``
+    is the network of the rest of the trajectory.
     """
 
     motion_module: Path | None = None
     vae: Path | None = None
     text_encoder: Path | None = None
     tiny_vae: Path | None = None
+    other_expert: Path | None = None
 
     def given(self) -> dict[str, Path]:
         """Those that are set, by setting."""

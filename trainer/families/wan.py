@@ -1,4 +1,4 @@
-"""The Wan family: text-to-video transformers of Wan 2.1, 1.3B and 14B.
+"""The Wan family: text-to-video transformers of Wan 2.1, 1.3B and 14B, and of Wan 2.2 14B.
 
 A transformer is a single file in ComfyUI's ``diffusion_models``, with UMT5 and the VAE in the
 folders beside it, or a diffusers folder. Nothing is looked up online: what a model is built like is
@@ -31,13 +31,16 @@ from ..models.umt5 import (
 )
 from ..models.wan import (
     CLASS,
+    LOW,
     build_wan,
     diffusers_name,
+    expert_of,
     form_of,
     is_exact,
     is_video_file,
     is_wan_file,
     original_name,
+    other_name,
     read_wan,
     size_of,
 )
@@ -55,6 +58,7 @@ from .base import Companions, Family, VideoModel
 from .causal import CausalCodec
 from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
+from .wan_experts import check_other, lacks_choice, name_of, own_of, refuse_both, title_of
 from .wan_graph import PUBLISHED, SHIFT, graph
 from .wan_parts import OFFERS, Places
 
@@ -92,6 +96,7 @@ def matches(path: Path) -> bool:
 
 def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     """Read transformer, text encoder and VAE, frozen, on the CPU. Raises ModelError."""
+    refuse_both(path)
     places = Places.of(path, companions)
     found = read_wan(places.transformer)
     needs = _needs(path, places)
@@ -107,8 +112,11 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         vae = read_wan_vae(places.vae)
     with mended_by("tiny_vae"):
         tiny: Any = None if places.tiny_vae is None else read_tiny_vae(places.tiny_vae)
-    name = path.name if path.is_dir() else path.stem
+    with mended_by("other_expert"):
+        check_other(places.transformer, companions.other_expert)
+    name = name_of(path) if path.is_dir() else path.stem
     about = read_about(path, name=name, licence=LICENCE, subjects=(), **SIZE)
+    whole = {"noise": RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT)}
     return VideoModel(
         family=FAMILY,
         name=about["name"],
@@ -116,7 +124,6 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         network=build_wan(found, dtype),
         codec=CausalCodec(vae, tiny),
         text=MaskedText.of(source),
-        noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         frames=about["frames"],
         height=about["height"],
         width=about["width"],
@@ -125,6 +132,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         licence=about["licence"],
         companions=places.names(path),
         subjects=tuple(about["subjects"]),
+        **(own_of(places.transformer, places.other, TEACHING) or whole),
     ).freeze()
 
 
@@ -157,6 +165,12 @@ def _needs(path: Path, places: Places) -> tuple[Need, ...]:
     if places.vae is None:
         about = f"'{path.name}' comes without a VAE; it needs that of Wan 2.1."
         needs.append(_need("VAE", "vae", about))
+    if expert_of(places.transformer) == LOW and places.other is None:
+        about = (
+            f"'{path.name}' takes over clips that the high-noise expert of Wan 2.2 14B begins, and "
+            f"that is not beside it: '{other_name(path.name)}' in {path.parent}."
+        )
+        needs.append(_need("High-noise expert", "other_expert", about))
     return tuple(needs)
 
 
@@ -193,9 +207,11 @@ def holds(file: Path, header: Mapping[str, Any]) -> bool:
 
 def describe(path: Path) -> tuple[nn.Module, str, str]:
     """Transformer, size and form of a file or folder. Raises ModelError."""
+    refuse_both(path)
     transformer = Places.of(path, Companions()).transformer
     found = read_wan(transformer)
-    return build_wan(found), size_of(found.options), form_of(transformer)
+    size = f"{size_of(found.options)}{title_of(transformer)}"
+    return build_wan(found), size, form_of(transformer)
 
 
 def lacks(path: Path) -> list[str]:
@@ -205,7 +221,7 @@ def lacks(path: Path) -> list[str]:
     transformer = Places.of(path, Companions()).transformer
     if transformer.is_dir() and not any(f.suffix in FILE_SUFFIXES for f in transformer.iterdir()):
         found.append(f"the weights in {transformer.name}")
-    return found
+    return found + lacks_choice(path)
 
 
 def does_without(path: Path) -> list[str]:
@@ -271,7 +287,7 @@ CARDS_14B = (
 
 FAMILY = Family(
     name="wan",
-    title="Wan (text to video: Wan 2.1 1.3B and 14B)",
+    title="Wan (text to video: Wan 2.1 1.3B and 14B, Wan 2.2 14B)",
     architecture="wan-t2v",
     licence=LICENCE,
     frames=tuple(range(5, 122, 4)),

@@ -13,9 +13,14 @@ SHIFT = 5.0
 """Of few-step sampling; the levels of the teacher's trajectories are those too."""
 _COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 COMFYUI = f"{_COMFYUI}/diffusion_models"
+_WAN22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"
 SINGLE_FILES = {
     "Wan2.1-T2V-1.3B-Diffusers": "wan2.1_t2v_1.3B_fp16.safetensors",
     "Wan2.1-T2V-14B-Diffusers": "wan2.1_t2v_14B_fp16.safetensors",
+    **{
+        f"Wan2.2-T2V-A14B-Diffusers {which} noise": f"wan2.2_t2v_{which}_noise_14B_fp16.safetensors"
+        for which in ("high", "low")
+    },
 }
 """Diffusers folders -> the file with the same weights, since ComfyUI loads no such folder."""
 PUBLISHED = {
@@ -27,6 +32,12 @@ PUBLISHED = {
     "wan2.1_t2v_14B_fp8_scaled.safetensors": COMFYUI,
     "Wan2.1-T2V-1.3B-Diffusers": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     "Wan2.1-T2V-14B-Diffusers": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    **{
+        f"wan2.2_t2v_{which}_noise_14B_{form}.safetensors": _WAN22
+        for which in ("high", "low")
+        for form in ("fp16", "fp8_scaled")
+    },
+    "Wan2.2-T2V-A14B-Diffusers": "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
     **{each.name: f"{_COMFYUI}/text_encoders" for each in TEXT_ENCODERS},
     **{each.name: f"{_COMFYUI}/vae" for each in WAN_VAES},
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..models.comfyui_folders import find_beside
-from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_VAES
+from ..models.comfyui_folders import TRANSFORMERS, find_beside
+from ..models.downloads import TEXT_ENCODERS, TINY_VAES, WAN_EXPERTS, WAN_VAES
 from ..models.tiny_vae import is_tiny_vae
 from ..models.umt5 import is_umt5
+from ..models.wan import PARTS, expert_of, is_wan_file, other_name
 from ..models.wan_vae import is_wan_vae
+from ..models.weights import ModelError, file_keys
 from .record import Companions, Offer
 
 TEXT = ("text_encoder", "tokenizer")
@@ -19,6 +21,14 @@ TEXT = ("text_encoder", "tokenizer")
 def _is_own_vae(path: Path) -> bool:
     """By its name too: Qwen-Image's VAE has the same layers and lies in the same folder."""
     return "wan" in path.name.lower() and is_wan_vae(path)
+
+
+def _is_expert(path: Path) -> bool:
+    """By its name, and by its header."""
+    try:
+        return bool(expert_of(path)) and is_wan_file(file_keys(path))
+    except ModelError:
+        return False
 
 
 OFFERS = {
@@ -32,19 +42,22 @@ OFFERS = {
         "sees only a part of 128 x 128 px of each frame: it learns strokes and colours, but hardly "
         "how a picture is laid out. A step takes about 1.3 GiB more graphics memory, and longer.",
     ),
+    "other_expert": Offer(WAN_EXPERTS, TRANSFORMERS, _is_expert),
 }
 
 
 @dataclass(frozen=True)
 class Places:
     """Where the parts of a model lie; None for what is not there. ``text`` is a file, or a
-    diffusers folder with ``text_encoder`` and ``tokenizer``.
+    diffusers folder with ``text_encoder`` and ``tokenizer``; ``other`` is the other expert of Wan
+    2.2 14B, None for other models.
     """
 
     transformer: Path
     text: Path | None
     vae: Path | None
     tiny_vae: Path | None
+    other: Path | None
 
     @classmethod
     def of(cls, path: Path, given: Companions) -> Places:
@@ -54,23 +67,46 @@ class Places:
             home = path if whole else path.parent
             text = home if all((home / part).is_dir() for part in TEXT) else None
             vae = home / "vae" if (home / "vae").is_dir() else None
-            found = cls(path / "transformer" if whole else path, text, vae, None)
+            transformer, tiny = path / "transformer" if whole else path, None
         else:
-            found = cls(
-                path,
-                *(find_beside(path, OFFERS[name].folders, OFFERS[name].fits) for name in OFFERS),
-            )
+            transformer, (text, vae, tiny) = path, (_beside(path, name) for name in BESIDE)
         return cls(
-            found.transformer,
-            _resolved(given.text_encoder) or found.text,
-            _resolved(given.vae) or found.vae,
-            _resolved(given.tiny_vae) or found.tiny_vae,
+            transformer,
+            _resolved(given.text_encoder) or text,
+            _resolved(given.vae) or vae,
+            _resolved(given.tiny_vae) or tiny,
+            _resolved(given.other_expert) or _other(transformer),
         )
 
     def names(self, path: Path) -> dict[str, str]:
         """Names of the files beside the model at ``path``, by setting."""
-        beside = dict(zip(OFFERS, (self.text, self.vae, self.tiny_vae), strict=True))
+        parts = (self.text, self.vae, self.tiny_vae, self.other)
+        beside = dict(zip((*BESIDE, "other_expert"), parts, strict=True))
         return {name: p.name for name, p in beside.items() if p and not p.is_relative_to(path)}
+
+
+BESIDE = ("text_encoder", "vae", "tiny_vae")
+
+
+def _beside(file: Path, name: str) -> Path | None:
+    return find_beside(file, OFFERS[name].folders, OFFERS[name].fits)
+
+
+def _other(transformer: Path) -> Path | None:
+    """The other expert of the one at ``transformer``, beside it: the other part of its folder, or
+    the file of the same name but for "high" and "low", else the only one there.
+    """
+    mine = expert_of(transformer)
+    if not mine:
+        return None
+    if transformer.name in PARTS:
+        return next(transformer.parent / part for part in PARTS if part != transformer.name)
+    twin = transformer.with_name(other_name(transformer.name))
+    if twin.exists():
+        return twin
+    beside = (p for p in transformer.parent.glob("*.safetensors") if expert_of(p) not in ("", mine))
+    found = [path for path in beside if _is_expert(path)]
+    return found[0] if len(found) == 1 else None
 
 
 def _resolved(path: Path | None) -> Path | None:

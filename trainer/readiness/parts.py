@@ -51,6 +51,7 @@ TITLES = {
     "vae": "VAE",
     "text_encoder": "Text encoder",
     "tiny_vae": "Tiny VAE",
+    "other_expert": "Other expert",
 }
 DOWNLOADS = {"motion_module": MOTION_MODULES, "vae": VAES, "adversarial.features": FEATURE_NETWORKS}
 
