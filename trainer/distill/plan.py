@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import TrainConfig, with_overrides
 from ..diffusion.noise import TRAIN_TIMESTEPS, few_step_places
 from ..diffusion.path import NoisePath
 from ..families import Family, VideoModel
@@ -124,6 +124,11 @@ class TeacherPlan:
         every = (few_step_places(steps, self.places).tolist() for steps in FEW_STEPS)
         reached = ([place for place in row if low <= place <= high] for row in every)
         return [row for row in reached if row]
+
+
+def fitted(config: TrainConfig, model: VideoModel) -> TrainConfig:
+    """``config`` with the settings that the training of ``model`` fixes."""
+    return with_overrides(config, model.fixed) if model.fixed else config
 
 
 def timesteps_of(path: NoisePath, level: Tensor) -> Tensor:

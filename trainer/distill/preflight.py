@@ -24,10 +24,9 @@ from ..runs.events import plain
 from ..runs.guards import NanGuard
 from .distiller import Distiller
 from .estimate import HEADROOM, estimate, memory_advice
-from .export import preview_prompts
-from .library import Recipe
 from .loop import make_accelerator
-from .preview import Previewer
+from .preview import Previewer, preview_prompts
+from .recipe import Recipe
 from .session import build_session
 
 GIB = 1 << 30
@@ -150,7 +149,8 @@ def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> 
         distiller.step(step)
     per_step = (time.monotonic() - begun) / (STEPS - 1)
     stages.next("One preview")
-    preview = _time_preview(Previewer(session, preview_prompts(session)))
+    shown = preview_prompts(session.config, session.prompts)
+    preview = _time_preview(Previewer(session, shown))
     tensors = [t for group in distiller.tensors().values() for t in group.values()]
     size = sum(t.numel() * t.element_size() for t in tensors)
     size += 2 * sum(p.numel() * 4 for p in session.parts.parameters)  # AdamW keeps two moments

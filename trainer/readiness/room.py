@@ -13,7 +13,7 @@ import torch
 from ..config import TrainConfig, with_overrides
 from ..data.cache import ContentCache
 from ..distill.estimate import HEADROOM, MemoryEstimate, estimate, memory_advice
-from ..distill.library import Recipe
+from ..distill.recipe import Recipe
 from ..distill.step import ANCHOR_POOL
 from ..families import VideoModel
 from ..models.weights import shapes_only
