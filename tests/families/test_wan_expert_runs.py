@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -23,6 +25,7 @@ from trainer.distill.session import build_session
 from trainer.distill.step import gradients, trajectory_points
 from trainer.distill.student import Student
 from trainer.families import load_model, wan
+from trainer.lora.files import read_metadata
 from trainer.media import read_clip
 from trainer.models import weights
 from trainer.readiness.check import check
@@ -298,3 +301,75 @@ def test_the_first_previews_show_its_guess_of_the_clip(high):
 def test_a_run_goes_on(runs, files):
     assert main(["resume", str(runs["high"].path), "--steps", "3"]) == 0
     assert len(read_events(runs["high"].events_path, "step")) == 3
+
+
+@pytest.mark.parametrize("which", ["high", "low"])
+def test_its_lora_says_what_it_is_for_and_opens_a_graph_of_two_samplers(runs, which):
+    told = read_metadata(runs[which].export_path)
+    bounds = {"high": ("0.875", "1"), "low": ("0", "0.875")}[which]
+    assert (told["mcm.part"], told["mcm.low"], told["mcm.high"]) == (f"{which} noise", *bounds)
+    assert (told["mcm.steps"], told["mcm.steps_allowed"], told["mcm.shift"]) == ("4", "2,4,8", "7")
+    nodes = json.loads(told["workflow"])["nodes"]
+    by_type = {kind: [n for n in nodes if n["type"] == kind] for kind in {n["type"] for n in nodes}}
+    mine, other = (node["widgets_values"][0] for node in by_type["UNETLoader"])
+    names = wan_files.EXPERTS
+    assert (mine, other) == (names[which], names["low" if which == "high" else "high"])
+    values = [node["widgets_values"] for node in by_type["KSamplerAdvanced"]]
+    first, second = ([v[0], *v[3:]] for v in values)
+    assert first[0] == "enable" and first[-1] == "enable" and second[-1] == "disable"
+    if which == "high":
+        assert first[1:-1] == [2, 1.0, "euler", "simple", 0, 1]
+        assert second[1:-1] == [20, 3.0, "euler", "simple", 10, 20]
+    else:
+        assert first[1:-1] == [20, 4.0, "euler", "simple", 0, 10]
+        assert second[1:-1] == [4, 1.0, "lcm", "simple", 2, 4]
+    assert [node["widgets_values"] for node in by_type["ModelSamplingSD3"]] == [[7.0], [7.0]]
+    assert f"**{which} noise** expert" in by_type["MarkdownNote"][0]["widgets_values"][0]
+
+
+def sampled(capsys, out, *flags):
+    capsys.readouterr()
+    asked = ["--prompt", "a red star", "--frames", "9", "--height", "32", "--width", "32"]
+    assert main(["sample", *asked, "--out", str(out), *map(str, flags)]) == 0
+    return read_clip(out)[0], capsys.readouterr().out
+
+
+def test_a_clip_is_made_by_both_whichever_is_named(runs, files, capsys, tmp_path):
+    loras = {which: runs[which].export_path for which in files}
+    found = []
+    for mine, other in (("low", "high"), ("high", "low")):
+        flags = ["--model", files[mine], "--lora", loras[mine], "--other-lora", loras[other]]
+        clip, said = sampled(capsys, tmp_path / f"{mine}.webp", *flags)
+        assert "2 steps, CFG 1 (high noise) + 2 steps, CFG 1 (low noise)" in said
+        found.append(torch.as_tensor(clip))
+    assert torch.equal(*found) and found[0].shape[0] == 9
+    flags = ["--model", files["low"], "--lora", loras["low"], "--steps", 2, "--seed", 1]
+    _, said = sampled(capsys, tmp_path / "one.webp", *flags)
+    assert "1 steps, CFG 4 (high noise) + 1 steps, CFG 1 (low noise)" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--steps", "3"], "`--steps 3` cannot be shared by two networks; use an even number"),
+        (["--model", "mini", "--other-lora", "x"], "`--other-lora` is for the experts"),
+    ],
+)
+def test_what_cannot_be_sampled_is_said(changed, message, files, tmp_path, capsys):
+    asked = ["sample", "--model", str(files["low"]), "--prompt", "a", "--out", str(tmp_path / "x")]
+    assert main(asked + changed) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_clip_needs_both(files, tmp_path, capsys):
+    alone = tmp_path / "models" / "diffusion_models" / files["high"].name
+    shutil.copytree(files["high"].parents[1], tmp_path / "models")
+    alone.with_name(files["low"].name).unlink()
+    asked = ["sample", "--model", str(alone), "--prompt", "a", "--out", str(tmp_path / "x")]
+    assert main(asked) == 1
+    assert "needs both experts of Wan 2.2 14B" in capsys.readouterr().err
+
+
+def test_evaluate_says_why_it_measures_no_part(files, capsys):
+    assert main(["evaluate", "--model", str(files["low"])]) == 1
+    assert "for a part of the noise levels (low noise)" in capsys.readouterr().err

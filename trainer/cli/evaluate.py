@@ -15,6 +15,7 @@ from .options import (
     model_from,
     place,
 )
+from .pairs import refuse_parts
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +83,7 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError(
             f"`--json`: the folder of '{options.json}' does not exist; create it first."
         )
+    refuse_parts(options)
     model = place(model_from(options, dtype=dtype_from(options)), options)
     asked = Evaluation(
         lora=options.lora,

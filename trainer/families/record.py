@@ -104,13 +104,15 @@ class StepLoras:
 @dataclass(frozen=True)
 class BaseFiles:
     """What the graph of a LoRA is made for: the ``name`` of its base model, ``file`` where that is
-    one file, and the files beside it by setting (`Companions`); ``shift`` of a flow's levels.
+    one file, and the files beside it by setting (`Companions`); ``shift`` of a flow's levels, and
+    the ``part`` of them that it is for, empty for all.
     """
 
     name: str
     file: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     shift: float | None = None
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Graph:
     Each of the ``loaders`` gives some of MODEL, CLIP and VAE; one that takes a MODEL is fed the one
     before, and of several the last counts. ``lora`` applies the LoRA (its widgets: name, strength),
     nodes of ``sampling`` follow it, ``latents`` begins a clip (widgets: width, height, frames,
-    videos). ``note`` is said in the graph.
+    videos). ``note`` is said in the graph. ``other`` is a second network that clips need.
     """
 
     loaders: tuple[Loader, ...]
@@ -141,6 +143,32 @@ class Graph:
     sampling: tuple[Loader, ...] = ()
     latents: str = "MCM_EmptyLatentVideo"
     note: str = ""
+    other: OtherNetwork | None = None
+
+
+@dataclass(frozen=True)
+class Half:
+    """How one of two networks samples its half of the steps: ``steps`` that the whole would take,
+    ComfyUI's ``sampler``, and the CFG scale.
+    """
+
+    steps: int
+    sampler: str
+    cfg: float = 1.0
+
+
+@dataclass(frozen=True)
+class OtherNetwork:
+    """The network for the other half of the noise levels, which samples as a base model does:
+    ``loader`` of it, whether it is ``first``, how its half (``its``) is sampled and that of the
+    network with the LoRA (``own``), and the ``negative`` prompt of its guidance.
+    """
+
+    loader: Loader
+    first: bool
+    its: Half
+    own: Half
+    negative: str
 
 
 @dataclass(frozen=True)

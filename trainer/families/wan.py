@@ -59,17 +59,11 @@ from .causal import CausalCodec
 from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
 from .wan_experts import check_other, lacks_choice, name_of, own_of, refuse_both, title_of
-from .wan_graph import PUBLISHED, SHIFT, graph
+from .wan_graph import NEGATIVE, PUBLISHED, SHIFT, graph
 from .wan_parts import OFFERS, Places
 
 TEACHER_SHIFT = 8.0
 """Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
-NEGATIVE = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
-    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
-    "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
-)
-"""Wan's own negative prompt, with which its quality is published."""
 TEACHING = Teaching(
     guidance=(4.0, 4.0),  # a CFG scale of 5, as in rCM
     library_guidance=4.0,

@@ -33,56 +33,47 @@ MOTION_ALONE: dict[str, Any] = {
 @dataclass(frozen=True)
 class Expert:
     """What distinguishes one of the two from a Wan for all noise levels: its ``part`` of the path,
-    a ``title`` for people, how it teaches, and the settings that its training fixes, with why.
+    a ``title`` for people, the CFG scale of its teaching (Wan 2.2: `sample_guide_scale`), and the
+    settings that its training fixes, with why.
     """
 
     title: str
     part: FlowPart
-    teaching: Teaching
+    cfg: float
     fixed: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
 
 
-def _experts(whole: Teaching) -> dict[str, Expert]:
-    """Both, with the negative prompt of ``whole``, and half of its steps each. CFG scales are Wan
-    2.2's own (`sample_guide_scale`: 4 and 3).
-    """
-
-    def teaching(cfg: float) -> Teaching:
-        w, steps = cfg - 1, whole.library_steps // 2
-        return replace(whole, guidance=(w, w), library_guidance=w, cfg=cfg, library_steps=steps)
-
-    return {
-        HIGH: Expert(
-            "high noise",
-            FlowPart(SHIFT, teacher_shift=TEACHER_SHIFT, low=BOUNDARY),
-            teaching(4.0),
-            MOTION_ALONE,
-            "The high-noise expert decides what moves and where, in states that are nearly noise. "
-            "What they show is blurred, so it is not compared with style images: the student "
-            "learns the base model's own trajectories in few steps. The low-noise expert learns "
-            "the style.",
-        ),
-        LOW: Expert(
-            "low noise",
-            FlowPart(SHIFT, teacher_shift=TEACHER_SHIFT, high=BOUNDARY),
-            teaching(3.0),
-        ),
-    }
+EXPERTS = {
+    HIGH: Expert(
+        "high noise",
+        FlowPart(SHIFT, teacher_shift=TEACHER_SHIFT, low=BOUNDARY),
+        4.0,
+        MOTION_ALONE,
+        "The high-noise expert decides what moves and where, in states that are nearly noise. What "
+        "they show is blurred, so it is not compared with style images: the student learns the "
+        "base model's own trajectories in few steps. The low-noise expert learns the style.",
+    ),
+    LOW: Expert("low noise", FlowPart(SHIFT, teacher_shift=TEACHER_SHIFT, high=BOUNDARY), 3.0),
+}
 
 
 def own_of(transformer: Path, other: Path | None, whole: Teaching) -> dict[str, Any]:
     """What a `VideoModel` has of its own as the expert at ``transformer``, by field; empty for a
     Wan for all noise levels. ``whole`` is how such a one teaches.
     """
-    expert = _experts(whole).get(expert_of(transformer))
+    expert = EXPERTS.get(expert_of(transformer))
     if expert is None:
         return {}
+    w, steps = expert.cfg - 1, whole.library_steps // 2
+    teaching = replace(
+        whole, guidance=(w, w), library_guidance=w, cfg=expert.cfg, library_steps=steps
+    )
     return {
         "noise": expert.part,
         "part": expert.title,
         "other": other,
-        "own_teaching": expert.teaching,
+        "own_teaching": teaching,
         "fixed": expert.fixed,
         "fixed_why": expert.why,
     }
