@@ -94,7 +94,16 @@ def _info(model: Any) -> VideoInfo | None:
         stride=STRIDE,
         sides=SIDES,
         weight_files=(file,) if file else (),
+        part=_part_of(file) if file else "",
     )
+
+
+def _part_of(file: Path) -> str:
+    """Which part of the noise levels the network of ``file`` is for, by its name; empty for all."""
+    from ...trainer.models.wan import expert_of
+
+    which = expert_of(file)
+    return f"{which} noise" if which else ""
 
 
 def layer_shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -240,6 +240,14 @@ def _warn(found: Any, info: VideoInfo, name: str) -> None:
         )
     if found.hash_ok is False:
         tell(f"'{name}': the weights do not match the hash in its metadata.")
+    part = found.metadata.get("mcm.part", "")
+    if part != info.part and few_step_kind(found) is not None and info.weight_files:
+        made, loaded = (f"the {each} expert" if each else "all noise levels"
+                        for each in (part, info.part))  # fmt: skip
+        tell(
+            f"'{name}' is for {made}, but '{info.name}' is a network for {loaded}, by its file's "
+            "name. The layers fit, the clip will be wrong: connect the other network."
+        )
     declared = found.metadata.get("mcm.base_hash")
     size = sum(file.stat().st_size for file in info.weight_files)
     if declared and 0 < size <= HASH_BYTES and declared != info.base_hash:

@@ -361,6 +361,12 @@ def test_what_cannot_be_sampled_is_said(changed, message, files, tmp_path, capsy
     assert message in capsys.readouterr().err
 
 
+def test_the_lora_of_the_other_one_is_refused(runs, files, tmp_path, capsys):
+    asked = ["sample", "--model", str(files["low"]), "--lora", str(runs["high"].export_path)]
+    assert main([*asked, "--prompt", "a", "--out", str(tmp_path / "x.webp")]) == 1
+    assert "trained for high noise" in capsys.readouterr().err
+
+
 def test_a_clip_needs_both(files, tmp_path, capsys):
     alone = tmp_path / "models" / "diffusion_models" / files["high"].name
     shutil.copytree(files["high"].parents[1], tmp_path / "models")

@@ -136,7 +136,8 @@ def test_with_our_sampling_the_first_takes_any_number_of_steps(
     assert near(state_of(model, found), wanted)
 
 
-def test_their_loras_say_which_they_are_for(native, trained, tmp_path, monkeypatch):
+def test_their_loras_say_which_they_are_for(native, trained, models, tmp_path, monkeypatch, caplog):
+    """The weights do not, so the names of the files are compared."""
     import folder_paths
 
     from trainer.lora.adapter import add_lora, lora_state
@@ -158,3 +159,8 @@ def test_their_loras_say_which_they_are_for(native, trained, tmp_path, monkeypat
     found, summary = native("lora").lora_info("ink.safetensors")
     assert found.part == "high noise" and found.sampling["low"] == BOUNDARY
     assert "for the high noise expert alone" in summary and "shift 7" in summary
+    load = native("lora").load_lora
+    load(models["high"], "ink.safetensors", 1.0)
+    assert "connect the other network" not in caplog.text
+    load(models["low"], "ink.safetensors", 1.0)
+    assert "is for the high noise expert, but" in caplog.text

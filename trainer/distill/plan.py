@@ -4,6 +4,8 @@ settings and, where they are silent, as the base model's family says.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -95,6 +97,13 @@ class TeacherPlan:
             if self.told.few_step_bias < 1 or not stops:
                 read |= {self.visited(place) for place in range(low, high + 1)}
         return tuple(sorted(read))
+
+    def clip_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of a stored clip of latent ``shape`` (C, F, h, w): its end and the states that
+        training reads, in fp16. Noise is drawn again; another beginning is stored too.
+        """
+        states = len(self.kept) + (0 if self.path.in_noise else 1)
+        return states * math.prod(shape) * 2
 
     def visited(self, place: int) -> int:
         """The next place at or above ``place`` at which rollouts have been."""

@@ -26,7 +26,6 @@ from .distiller import Distiller
 from .estimate import HEADROOM, estimate, memory_advice
 from .loop import make_accelerator
 from .preview import Previewer, preview_prompts
-from .recipe import Recipe
 from .session import build_session
 
 GIB = 1 << 30
@@ -158,7 +157,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> 
     peak = _peak_gib(accelerator.device)
     clip = 0
     if config.videos is None:
-        clip = Recipe.of(config, session.model, session.sources.latent_shape).clip_bytes
+        clip = session.plan.clip_bytes(session.sources.latent_shape)
     return Measured(peak, stages.clip_seconds, per_step, preview, size, clip)
 
 

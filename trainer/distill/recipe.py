@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,13 +80,6 @@ class Recipe:
             ends = with_overrides(config, {**ENDS_ALONE, "videos": None})
             lead = cls(first, shape, TeacherPlan.of_model(ends, first))
         return cls(model, shape, TeacherPlan.of_model(config, model), lead)
-
-    @property
-    def clip_bytes(self) -> int:
-        """Bytes of one stored clip: its end and the states that training reads, in fp16; its noise
-        is drawn again.
-        """
-        return len(self.plan.kept) * math.prod(self.shape) * 2
 
     @cached_property
     def teacher(self) -> str:

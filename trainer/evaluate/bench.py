@@ -19,6 +19,7 @@ from ..families.base import VideoModel
 from ..lora.adapter import apply_lora
 from ..lora.few_step import fit_few_step
 from ..lora.formats import LoraFile, read_lora
+from ..lora.pairs import LoraError
 from ..lora.recommended import read_recommended
 from .generate import generate_clips
 from .networks import Measuring
@@ -138,6 +139,13 @@ def fit_student(model: VideoModel, path: Path) -> LoraFile:
     found = read_lora(path, model.network)
     names = (model.family.name, model.name, path.name)
     pairs = fit_few_step(found, model.network, *names, model.prediction_type)
+    part = read_recommended(found.metadata, path.name).part
+    if part != model.part:
+        made, mine = (each or "all noise levels" for each in (part, model.part))
+        raise LoraError(
+            f"'{path.name}' was trained for {made}, but '{model.name}' is for {mine}. Give each of "
+            "the two networks the LoRA that was trained on it."
+        )
     return replace(found, pairs=pairs)
 
 
