@@ -19,6 +19,7 @@ from trainer.distill import recipe as recipes
 from trainer.distill.batch import make_batch
 from trainer.distill.distiller import sizes_of
 from trainer.distill.draws import draw_step
+from trainer.distill.estimate import estimate
 from trainer.distill.plan import FRESH, TRAJECTORY
 from trainer.distill.recipe import Recipe, plan_clips
 from trainer.distill.session import build_session
@@ -298,6 +299,15 @@ def test_the_first_previews_show_its_guess_of_the_clip(high):
     torch.testing.assert_close(shown, state - BOUNDARY * velocity, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("which", ["high", "low"])
+def test_memory_is_estimated_with_what_is_trained(which, settings, files):
+    given = {**settings, "model": str(files[which])}
+    with weights.shapes_only():
+        found = estimate(load_config(overrides=given))
+        motion = estimate(load_config(overrides={**given, "adversarial.weight": 0}))
+    assert (found.total == motion.total) == (which == "high")
+
+
 def test_a_run_goes_on(runs, files):
     assert main(["resume", str(runs["high"].path), "--steps", "3"]) == 0
     assert len(read_events(runs["high"].events_path, "step")) == 3
@@ -376,6 +386,27 @@ def test_a_clip_needs_both(files, tmp_path, capsys):
     assert "needs both experts of Wan 2.2 14B" in capsys.readouterr().err
 
 
-def test_evaluate_says_why_it_measures_no_part(files, capsys):
-    assert main(["evaluate", "--model", str(files["low"])]) == 1
-    assert "for a part of the noise levels (low noise)" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def small(files, tmp_path_factory):
+    """A diffusers folder of both whose own clips are small."""
+    path = wan_files.save_folder(tmp_path_factory.mktemp("diffusers") / "Wan2.2-T2V-A14B-Diffusers")
+    wan_files.build_transformer(seed=7).save_pretrained(path / "transformer_2")
+    told = json.dumps({"frames": 5, "height": 32, "width": 32})
+    for part in ("transformer", "transformer_2"):
+        (path / part / "mcm.json").write_text(told, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_both_are_measured_together(other, small, runs, settings, tmp_path):
+    rows = tmp_path / "rows.json"
+    flags = ["--model", small / "transformer_2", "--lora", runs["low"].export_path]
+    flags += ["--prompts", settings["prompts"], "--count", 2, "--steps", 2, "--teacher-steps", 4]
+    flags += ["--features", "efficientnet-lite0", "--json", rows]
+    if other:
+        flags += ["--other-lora", runs["high"].export_path]
+    assert main(["evaluate", *map(str, flags)]) == 0
+    found = json.loads(rows.read_text(encoding="utf-8"))["rows"]
+    told = [(row["method"], row["steps"]) for row in found]
+    assert told == [("teacher", 4), ("student", 2)]
+    assert all(row["flow"] > 0 for row in found if "flow" in row)

@@ -28,7 +28,8 @@ def add_pair_argument(parser: argparse.ArgumentParser) -> None:
 def parts_of(options: argparse.Namespace) -> list[argparse.Namespace]:
     """``options`` for each network that makes a clip, in the order in which they do: one for most
     models. Raises ModelError where the other of two is not there, ValueError for an
-    ``--other-lora`` that has no use, and for steps that two cannot share.
+    ``--other-lora`` that has no use, and for steps that two cannot share, LoraError for a LoRA that
+    does not fit its network.
     """
     from ..families import ModelError
 
@@ -37,10 +38,12 @@ def parts_of(options: argparse.Namespace) -> list[argparse.Namespace]:
         if options.other_lora is not None:
             raise ValueError("`--other-lora` is for the experts of Wan 2.2 14B; leave it out.")
         return [options]
-    if options.steps is not None and options.steps % 2:
-        raise ValueError(
-            f"`--steps {options.steps}` cannot be shared by two networks; use an even number."
-        )
+    asked = options.steps if isinstance(options.steps, list) else [options.steps or 2]
+    for steps in asked:
+        if steps % 2:
+            raise ValueError(
+                f"`--steps {steps}` cannot be shared by two networks; use an even number."
+            )
     if model.other is None:
         error = ModelError(
             f"A clip needs both experts of Wan 2.2 14B, and the other one is not beside "
@@ -50,18 +53,18 @@ def parts_of(options: argparse.Namespace) -> list[argparse.Namespace]:
         raise error
     changed = {"model": str(model.other), "other_expert": model.path, "lora": options.other_lora}
     other = argparse.Namespace(**{**vars(options), **changed, "other_lora": options.lora})
+    _check_loras(options, other)
     return [options, other] if model.noise.in_noise else [other, options]
 
 
-def refuse_parts(options: argparse.Namespace) -> None:
-    """Raise ValueError for a base model whose clips need a second network."""
-    model = _part_at(options)
-    if model is not None:
-        raise ValueError(
-            f"'{model.name}' is for a part of the noise levels ({model.part}), and `evaluate` "
-            "measures clips of one network. The previews of a run say how much motion and style "
-            "it has; `sample` makes clips with both networks."
-        )
+def _check_loras(*parts: argparse.Namespace) -> None:
+    """Refuse a LoRA of the second network before the first has worked. Raises LoraError."""
+    from ..evaluate.bench import fit_student
+
+    for options in parts:
+        model = None if options.lora is None else _part_at(options)
+        if model is not None:
+            fit_student(model, options.lora)
 
 
 def _part_at(options: argparse.Namespace) -> VideoModel | None:

@@ -166,7 +166,7 @@ def _sampling(
 
     if found is None:
         cfg = model.teaching.cfg
-        chosen = {"sampler": "ddim", "steps": TEACHER_STEPS, "guidance_scale": cfg}
+        chosen: dict[str, Any] = {"sampler": "ddim", "steps": TEACHER_STEPS, "guidance_scale": cfg}
     else:
         told = read_recommended(found.metadata, found.path.name)
         chosen = {"sampler": "lcm", "steps": told.steps, "guidance_scale": told.guidance_scale}

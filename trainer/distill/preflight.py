@@ -98,7 +98,12 @@ class _Stages:
         self._say = say
         self._number = 0
         self._last = time.monotonic()
-        self.clip_seconds = 0.0
+        self._each: dict[str, float] = {}
+
+    @property
+    def clip_seconds(self) -> float:
+        """Of a clip, its beginning included where that is made by itself."""
+        return sum(self._each.values())
 
     def next(self, text: str) -> None:
         self._number += 1
@@ -110,7 +115,7 @@ class _Stages:
     def progress(self, what: str, done: int, total: int) -> None:
         if not done:  # a wait begins, or goes on
             return
-        self.clip_seconds = (time.monotonic() - self._last) / done
+        self._each[what] = (time.monotonic() - self._last) / done
         self._say(f"[{self._number}/{STAGES}] {what}: {done} of {total}")
 
 

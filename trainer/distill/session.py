@@ -35,6 +35,7 @@ from .sources import (
     open_sources,
     real_frames,
 )
+from .starts import STAGE as STARTS
 from .starts import make_starts, preview_clips
 from .student import (
     ParameterEma,
@@ -112,6 +113,9 @@ def begin_clips(
 ) -> None:
     """Have the beginnings of all clips of a run made, where another model makes them."""
     model, prompts = sources.model, sources.prompts
+    if model.noise.in_noise:
+        return
+    progress(STARTS, 0, 0)
     recipe = Recipe.of(config, model, sources.latent_shape).lead
     if recipe is None or model.other is None:
         return

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,6 +34,8 @@ SEEDS_PER_RUN = 1_000_000
 Progress = Callable[[str, int, int], None]
 """Called with ``(what, clips done, clips in all)``."""
 
+Starts = Mapping[tuple[str, int], Tensor]
+
 TrueClips = Callable[[Sequence[str], int], np.ndarray]
 """Gives uint8 clips (N, F, H, W, 3) that show N captions, from a seed."""
 
@@ -52,7 +54,9 @@ class Sight:
 class Bench:
     """What every method is measured with: a model, a network, captions and a seed.
 
-    All methods get the same captions and the same noise, one clip a caption.
+    All methods get the same captions and the same noise, one clip a caption. ``starts`` are the
+    states (N, C, f, h, w) that clips begin with, by sampler and steps, where another network makes
+    them; steps are then those of both.
     """
 
     model: VideoModel
@@ -61,6 +65,7 @@ class Bench:
     seed: int = 0
     batch_size: int | None = None
     progress: Progress | None = None
+    starts: Starts = field(default_factory=dict)
 
     def watch(
         self,
@@ -82,9 +87,10 @@ class Bench:
             self.model,
             self.captions,
             sampler=sampler,
-            steps=steps,
+            steps=self.model.noise.own_steps(steps),
             guidance_scale=guidance_scale,
             seed=self.seed * SEEDS_PER_RUN,
+            starts=self.starts.get((sampler, steps)),
             batch_size=self.batch_size,
             lora=lora,
             progress=None if tell is None else lambda done, total: tell(label, done, total),

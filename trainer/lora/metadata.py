@@ -114,6 +114,8 @@ def _modelspec(card: LoraCard) -> dict[str, str]:
         f"{card.steps} steps, sampler {card.sampler}, CFG {card.guidance_scale:g}, "
         f"{card.frames} frames"
     )
+    if card.part:
+        hint = f"for the {card.part} expert: {hint}"
     trigger = f"; trigger: {card.trigger}" if card.trigger else ""
     return {
         "modelspec.sai_model_spec": "1.0.1",

@@ -142,7 +142,7 @@ def _with_lora(
     for each in graph.sampling:
         styled.append(after(each.node, each.widgets, (styled[-1], "MODEL")))
     size, prefix = (card.width, card.height, card.frames), file_name.removesuffix(".safetensors")
-    told = {"fps": card.fps, "seed": seed, "prefix": f"video/{prefix}"}
+    told: dict[str, Any] = {"fps": card.fps, "seed": seed, "prefix": f"video/{prefix}"}
     if graph.other is not None:
         halves = _halves(graph, graph.other, sources, (styled[-1], "MODEL"), prompt, size, **told)
         return [*loaders, *styled, *halves]
@@ -206,7 +206,10 @@ def _half_sampler(
     half is of another seed: the states still hold that of the first.
     """
     middle = half.steps // 2
-    values = {"add_noise": "enable" if first else "disable", "noise_seed": seed + (not first)}
+    values: dict[str, Any] = {
+        "add_noise": "enable" if first else "disable",
+        "noise_seed": seed + (not first),
+    }
     values |= {"steps": half.steps, "cfg": half.cfg, "sampler_name": half.sampler}
     values |= {"scheduler": "simple", "start_at_step": 0 if first else middle}
     values |= {"end_at_step": middle if first else half.steps}
