@@ -28,7 +28,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "original_steps": (1, MOST_STEPS),
     "shift": (0.01, 100.0),
     "low": (0.0, 1.0),
-    "high": (0.0, 1.0),
     "frames": (1, 1024),
     "width": (8, 8192),
     "height": (8, 8192),
@@ -57,8 +56,7 @@ class Recommended:
     shift: float | None = None
     """Of a flow's levels; None for other models."""
     low: float | None = None
-    high: float | None = None
-    """The levels between which its base model's network works, where that is a part of them."""
+    """The lowest level that its base model's network works at, where that is a part of them."""
     part: str = ""
     """What that part is called."""
     trigger: str = ""
