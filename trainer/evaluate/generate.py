@@ -50,7 +50,7 @@ def generate_clips(
     network and may raise, to end it there. ``quick`` decodes as previews are. Clips begin with the
     states ``starts`` (N, C, f, h, w) where they do not begin with noise. Of a model whose
     trajectories end in states with noise, its clean guess at those is shown, without an adapter;
-    with ``states``, these latents (N, C, f, h, w) come back themselves.
+    with ``states``, these latents (N, C, f, h, w) come back themselves, on the model's device.
     ``options`` go to the sampler. Guidance takes ``negative_prompt``, by default the model's own.
 
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make, and
@@ -80,7 +80,7 @@ def generate_clips(
                 options["init_latents"] = starts[start : start + len(text)]
             latents = sample(text, (len(text), *shape), seed=seeds, **options)
             made = latents if states else _decoded(model, _clean(model, latents, text), quick)
-            clips.append(made.cpu())
+            clips.append(made)
             if progress is not None:
                 progress(start + len(text), len(prompts))
     return torch.cat(clips)
