@@ -27,7 +27,7 @@ ALLOWED = {
         "catalog": {"adversarial", "cards", "families", "lora", "models", "paths"},
         "cli": {
             "cards", "catalog", "config", "data", "distill", "evaluate", "families", "files",
-            "lora", "media", "mini", "paths", "readiness", "runs", "settings",
+            "lora", "media", "mini", "models", "paths", "readiness", "runs", "settings",
         },
         "config": {"families", "files", "paths", "settings"},
         "data": {"files", "words"},

@@ -251,3 +251,22 @@ def save_folder(folder: Path) -> Path:
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "spiece.model").write_bytes(sentencepiece_model())
     return folder
+
+
+EXPERTS = {
+    "high": "wan2.2_t2v_high_noise_14B_fp16.safetensors",
+    "low": "wan2.2_t2v_low_noise_14B_fp16.safetensors",
+}
+
+
+def save_experts(models: Path, **options: Any) -> dict[str, Path]:
+    """A tiny Wan 2.2 14B with all that belongs to it in ComfyUI's folder ``models``: the paths of
+    its two experts, which differ, by "high" and "low".
+    """
+    save_comfyui(models)
+    place = models / "diffusion_models"
+    next(place.iterdir()).unlink()
+    for seed, name in enumerate(EXPERTS.values(), start=5):
+        state = original(build_transformer(seed=seed, **options).state_dict())
+        save_half(state, place / name, torch.float32)
+    return {which: place / name for which, name in EXPERTS.items()}

@@ -29,7 +29,10 @@ NOT_IN_FORM = ("run", "data.cache")
 """The page sets the folders of runs and caches."""
 RECORDS: dict[str, ConfigField] = {r.name: r for r in fields() if r.name not in NOT_IN_FORM}
 NAMES = tuple(RECORDS)
-PATHS = ("images", "videos", "prompts", "motion_module", "vae", "text_encoder", "tiny_vae")
+PATHS = (
+    "images", "videos", "prompts", "motion_module", "vae", "text_encoder", "tiny_vae",
+    "other_expert",
+)  # fmt: skip
 NAMED = {
     "start_from": ("auto", "none"),
     "adversarial.features": ("auto", BUNDLED, "dinov2", "efficientnet-lite0"),
@@ -45,6 +48,7 @@ LABELS = {
     "vae": "VAE",
     "text_encoder": "Text encoder",
     "tiny_vae": "Tiny VAE",
+    "other_expert": "Other expert (Wan 2.2)",
     "trigger": "Trigger word",
     "prompt_template": "Caption for images without one",
     "steps": "Training steps",

@@ -94,7 +94,16 @@ def _info(model: Any) -> VideoInfo | None:
         stride=STRIDE,
         sides=SIDES,
         weight_files=(file,) if file else (),
+        part=_part_of(file) if file else "",
     )
+
+
+def _part_of(file: Path) -> str:
+    """Which part of the noise levels the network of ``file`` is for, by its name; empty for all."""
+    from ...trainer.models.wan import expert_of
+
+    which = expert_of(file)
+    return f"{which} noise" if which else ""
 
 
 def layer_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -132,13 +141,18 @@ def core_name(paths: Any) -> Callable[[str], str]:
     return lambda path: original(path) or path
 
 
-def flow_sampling(model: Any, shift: float | None) -> Any:
+def flow_sampling(model: Any, shift: float | None, low: float | None = None) -> Any:
     """The levels of a flow at ``shift``, as core's *ModelSamplingSD3* makes them.
 
     KSampler's `lcm` with `simple` then takes a student's levels, and its new noise is that of
-    consistency sampling (`CONST.noise_scaling`).
+    consistency sampling (`CONST.noise_scaling`). A student of the levels above ``low`` leads to a
+    state there, which the sampler hands on as "leftover noise"; new noise is put on such a state.
     """
     import comfy.model_sampling as kinds
+
+    from ...trainer.diffusion.part import FlowPart
+
+    part = FlowPart(shift or SHIFT, low=low or 0.0)
 
     class FewStepFlow(kinds.ModelSamplingDiscreteFlow, kinds.CONST):
         """Says how many levels it has, as the other few-step samplings do."""
@@ -146,6 +160,18 @@ def flow_sampling(model: Any, shift: float | None) -> Any:
         @property
         def original_steps(self) -> int:
             return len(self.sigmas)
+
+        def calculate_denoised(self, sigma: Any, model_output: Any, model_input: Any) -> Any:
+            x0 = super().calculate_denoised(sigma, model_output, model_input)
+            return part.landing(model_input, x0, sigma) if low else x0
+
+        def noise_scaling(
+            self, sigma: Any, noise: Any, latent_image: Any, max_denoise: bool = False
+        ) -> Any:
+            if not low:
+                return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+            noise = getattr(self, "noise_scale", 1.0) * noise
+            return part.renoise(latent_image, noise, sigma).to(noise)
 
     own = model.get_model_object("model_sampling")
     sampling = FewStepFlow(model.model.model_config)

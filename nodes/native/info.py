@@ -34,6 +34,8 @@ class VideoInfo:
     C, f, h, w), as that of core's own video models. 0 where a clip is a batch of frames."""
     sides: int = 8
     """Sides of a clip are multiples of this many pixels."""
+    part: str = ""
+    """Which part of the noise levels it is for, such as "high noise"; empty for all."""
     weight_files: tuple[Path, ...] = field(default=(), repr=False)
 
     @property

@@ -47,6 +47,8 @@ class LoraSettings:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `apply_model_sampling`."""
     steps_allowed: tuple[int, ...] = ()
+    part: str = ""
+    """Which part of the noise levels it is for, such as "high noise"; empty for all."""
 
 
 def list_loras() -> list[str]:
@@ -215,7 +217,8 @@ def settings_of(found: Any) -> LoraSettings:
         height=told.height or height,
         frames=told.frames or frames,
         fps=told.fps,
-        sampling={**told.sampling, "shift": told.shift},
+        sampling={**told.sampling, "shift": told.shift, "low": told.low},
+        part=told.part,
         steps_allowed=told.steps_allowed,
     )
 
@@ -237,6 +240,14 @@ def _warn(found: Any, info: VideoInfo, name: str) -> None:
         )
     if found.hash_ok is False:
         tell(f"'{name}': the weights do not match the hash in its metadata.")
+    part = found.metadata.get("mcm.part", "")
+    if part != info.part and few_step_kind(found) is not None and info.weight_files:
+        made, loaded = (f"the {each} expert" if each else "all noise levels"
+                        for each in (part, info.part))  # fmt: skip
+        tell(
+            f"'{name}' is for {made}, but '{info.name}' is a network for {loaded}, by its file's "
+            "name. The layers fit, the clip will be wrong: connect the other network."
+        )
     declared = found.metadata.get("mcm.base_hash")
     size = sum(file.stat().st_size for file in info.weight_files)
     if declared and 0 < size <= HASH_BYTES and declared != info.base_hash:
@@ -304,7 +315,12 @@ def _base_of(found: Any) -> str:
 def _recommended(settings: LoraSettings) -> list[str]:
     allowed = ", ".join(map(str, settings.steps_allowed))
     shift = settings.sampling.get("shift")
+    half = (
+        f"for the {settings.part} expert alone: it samples half of the steps (KSampler Advanced), "
+        "the other expert the other half"
+    )
     return [
+        *([half] if settings.part else []),
         f"{settings.steps} steps (made for {allowed}), CFG {settings.guidance_scale:g}, sampler "
         f"{SAMPLER}, scheduler {SCHEDULER}, strength {settings.strength:g}"
         + (f", shift {shift:g}" if shift else ""),

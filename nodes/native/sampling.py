@@ -33,9 +33,11 @@ def apply_model_sampling(
     original_steps: int = ORIGINAL_STEPS,
     sigma_data: float = SIGMA_DATA,
     shift: float | None = None,
+    low: float | None = None,
 ) -> Any:
     """A clone of MODEL ``model`` that is sampled as a student distilled with these numbers: on a
-    flow (Wan) ``shift``, on other models the first three.
+    flow (Wan) ``shift`` and ``low``, where its part of the levels ends, on other models the first
+    three.
 
     Raises ValueError for a MODEL of another pack, and for numbers out of range.
     """
@@ -43,7 +45,7 @@ def apply_model_sampling(
 
     info = video_info(model)
     if info.stride:
-        sampling = flow_sampling(model, shift)
+        sampling = flow_sampling(model, shift, low)
     else:
         sampling = _table_sampling(model, timestep_scaling, original_steps, sigma_data)
     clone = model.clone()

@@ -16,9 +16,11 @@ from trainer.models.umt5 import read_umt5
 from trainer.models.wan import (
     build_wan,
     diffusers_name,
+    expert_of,
     is_exact,
     is_wan_file,
     original_name,
+    other_name,
     read_wan,
     size_of,
 )
@@ -218,26 +220,38 @@ def test_other_video_models_are_refused_by_name(key, what, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "which"),
+    ("name", "which", "other"),
     [
-        ("wan2.2_t2v_high_noise_14B_fp16", "high-noise"),
-        ("wan2.2_t2v_low_noise_14B_fp8_scaled", "low-noise"),
-        ("Wan2_2-T2V-A14B-LowNoise", "low-noise"),
+        ("wan2.2_t2v_high_noise_14B_fp16", "high", "wan2.2_t2v_low_noise_14B_fp16"),
+        ("wan2.2_t2v_low_noise_14B_fp8_scaled", "low", "wan2.2_t2v_high_noise_14B_fp8_scaled"),
+        ("Wan2_2-T2V-A14B-LowNoise", "low", "Wan2_2-T2V-A14B-HighNoise"),
+        ("Wan2_2-T2V-A14B_HIGH_fp8_e4m3fn", "high", "Wan2_2-T2V-A14B_LOW_fp8_e4m3fn"),
+        ("my high noise ü", "high", "my low noise ü"),
     ],
 )
-def test_the_experts_of_wan_22_are_refused_by_name(network, name, which, tmp_path):
+def test_the_experts_of_wan_22_are_known_by_name(network, name, which, other, tmp_path):
+    """Their tensors are those of Wan 2.1, which is read from them."""
     path = tmp_path / f"{name}.safetensors"
     save_file(wan_files.original(network.state_dict()), path)
-    with pytest.raises(ModelError, match=rf"the {which} expert of Wan 2.2 14B.*Use a text-to"):
-        read_wan(path)
+    assert expert_of(path) == which and other_name(name) == other
+    assert build_wan(read_wan(path)).config.num_layers == 2
 
 
-@pytest.mark.parametrize("part", ["transformer", "transformer_2"])
-def test_a_folder_of_two_experts_is_refused(part, tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["wan2.1_t2v_14B_fp16", "wan2.1_low_quality_14B", "high_fidelity_wan", "wan2.2_ti2v_5B_fp16"],
+)
+def test_other_names_are_no_experts(name, tmp_path):
+    assert expert_of(tmp_path / f"{name}.safetensors") == ""
+
+
+def test_the_parts_of_a_folder_of_two_experts_are_told_apart(tmp_path):
     for name in ("transformer", "transformer_2"):
-        wan_files.build_transformer(1).save_pretrained(tmp_path / name)
-    with pytest.raises(ModelError, match="one of the two experts of Wan 2.2 14B"):
-        read_wan(tmp_path / part)
+        wan_files.build_transformer(1).save_pretrained(tmp_path / "two" / name)
+    wan_files.build_transformer(1).save_pretrained(tmp_path / "one" / "transformer")
+    found = [expert_of(tmp_path / path)
+             for path in ("two/transformer", "two/transformer_2", "one/transformer")]  # fmt: skip
+    assert found == ["high", "low", ""]
 
 
 def test_a_folder_for_pictures_is_refused(tmp_path):

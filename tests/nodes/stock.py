@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 OFFICIAL_MODULES = HERE.parent / "data_keys" / "official_animatediff.json"
 TRAINED = "trained ü.safetensors"
 WAN_LORA = "my-wan-style.safetensors"
+EXPERT_LORAS = {"high": "my-wan22-high.safetensors", "low": "my-wan22-low.safetensors"}
 PROMPT = "a red star growing"
 
 
@@ -53,11 +54,19 @@ def stock_wan(models: Path) -> None:
     with torch.no_grad():
         for parameter in lora_parameters(network):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    told = card(
-        title="Wan ink", family="wan", base_model=file.stem, base_file=file.name, frames=9,
-        width=64, height=48, fps=16, prediction_type="velocity", shift=5.0, original_steps=48,
-    )  # fmt: skip
+    facts = {"title": "Wan ink", "family": "wan", "frames": 9, "width": 64, "height": 48, "fps": 16,
+             "prediction_type": "velocity", "shift": 5.0, "original_steps": 48}  # fmt: skip
+    told = card(base_model=file.stem, base_file=file.name, **facts)
     export(lora_state(network), models / "loras" / WAN_LORA, told)
+    for which, lora in EXPERT_LORAS.items():
+        other = wan_files.EXPERTS["low" if which == "high" else "high"]
+        name = wan_files.EXPERTS[which]
+        shutil.copyfile(file, file.with_name(name))
+        facts |= {"shift": 7.0, "original_steps": 24, "steps_allowed": (2, 4, 8)}
+        facts |= {"part": f"{which} noise", "companions": {"other_expert": other}}
+        facts |= {"low": 0.875, "high": 1.0} if which == "high" else {"low": 0.0, "high": 0.875}
+        told = card(base_model=Path(name).stem, base_file=name, **facts)
+        export(lora_state(network), models / "loras" / lora, told)
     shutil.copyfile(HERE / "tiny_text.py", models.parent / "custom_nodes" / "tiny_text.py")
 
 

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from comfyui import error_of
-from stock import WAN_LORA
+from stock import EXPERT_LORAS, WAN_LORA
 from ui_graphs import api_format, node
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
@@ -38,16 +38,28 @@ def frames_of(server, entry):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
 
 
-def workflow_in(server):
+def workflow_in(server, lora=WAN_LORA):
     from trainer.lora.files import read_metadata
 
-    path = server.base / "models" / "loras" / WAN_LORA
+    path = server.base / "models" / "loras" / lora
     return json.loads(read_metadata(path)["workflow"])
 
 
 def test_the_graph_in_a_lora_runs_as_it_is(comfy_server):
     workflow = workflow_in(comfy_server)
     graph = tiny(api_format(workflow, comfy_server.get("/object_info")))
+    frames = frames_of(comfy_server, comfy_server.run(graph, workflow))
+    assert frames.shape == (9, 48, 64, 3) and frames.std() > 1
+
+
+@pytest.mark.parametrize("which", ["high", "low"])
+def test_the_graph_in_the_lora_of_an_expert_runs_as_it_is(comfy_server, which):
+    """Two networks, two samplers, nodes of core alone."""
+    workflow = workflow_in(comfy_server, EXPERT_LORAS[which])
+    graph = tiny(api_format(workflow, comfy_server.get("/object_info")))
+    kinds = [each["class_type"] for each in graph.values()]
+    assert kinds.count("UNETLoader") == kinds.count("KSamplerAdvanced") == 2
+    assert not any(kind.startswith("MCM_") for kind in kinds)
     frames = frames_of(comfy_server, comfy_server.run(graph, workflow))
     assert frames.shape == (9, 48, 64, 3) and frames.std() > 1
 

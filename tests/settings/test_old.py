@@ -116,5 +116,5 @@ def test_set_without_a_value_says_how():
 
 def test_an_artist_meets_few_settings():
     shown = [record for record in fields() if not record.expert]
-    assert 20 < len(shown) <= 36
+    assert 20 < len(shown) <= 37
     assert not any(record.path.startswith("recipe.") for record in shown)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..families import VideoModel
 
-MODEL_PARTS = ("motion_module", "vae", "text_encoder", "tiny_vae")
+MODEL_PARTS = ("motion_module", "vae", "text_encoder", "tiny_vae", "other_expert")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,11 @@ from .options import (
     model_from,
     place,
 )
+from .pairs import add_pair_argument, parts_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..families import VideoModel
     from ..lora.formats import LoraFile
 
@@ -31,6 +35,7 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="LoRA file or PEFT folder; without it, the base model samples",
     )
+    add_pair_argument(parser)
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA (1.0)")
     parser.add_argument("--prompt", required=True, help="what the clip shows")
     parser.add_argument(
@@ -75,37 +80,70 @@ def sample(options: argparse.Namespace) -> int:
     The suffix sets the format: .mp4, .webm, .webp, .gif, or none for a folder of PNG files. The
     same seed gives the same clip in a batch, on any device (up to rounding) and in ComfyUI.
     """
+    from ..media import to_frames, write_clip
+
+    _check_numbers(options)
+    parts = parts_of(options)
+    made: _Made | None = None
+    for part in parts:
+        made = _sampled(part, made, states=part is not parts[-1])
+    assert made is not None
+    scale = options.scale or max(1, 256 // made.size[2])
+    write_clip(to_frames(made.clips[0]), options.out, made.fps, scale=scale)
+    frames, height, width = made.size
+    about = f"{frames} frames of {width} x {height} px, {' + '.join(made.told)}"
+    print(f"Wrote {options.out} ({about}).")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What one network has made: a clip, or the states that the next one begins with; with ``told``
+    for people, how each was sampled.
+    """
+
+    clips: Tensor
+    size: tuple[int, int, int]
+    fps: int
+    told: tuple[str, ...]
+
+
+def _sampled(options: argparse.Namespace, before: _Made | None, states: bool) -> _Made:
+    """What the network that the flags name makes of noise, or of what came ``before``; it is in
+    memory only meanwhile.
+    """
+    from ..distill.starts import let_go
     from ..evaluate.bench import fit_student
     from ..evaluate.generate import generate_clips
     from ..lora.adapter import apply_lora
-    from ..media import to_frames, write_clip
     from ..runs.progress import Progress
 
-    _check_numbers(options)
     model = model_from(options, dtype=dtype_from(options))
     found = None if options.lora is None else fit_student(model, options.lora)
-    size = _size(options, model, found)
+    size = _size(options, model, found) if before is None else before.size
     model.latent_shape(*size)  # a size that it cannot make is said before anything is moved
+    sampling = _sampling(options, found, model)
     place(model, options)
     if found is not None:
         apply_lora(model.network, found.pairs, options.strength, found.differences, for_good=True)
-    sampling = _sampling(options, found, model.family.teaching.cfg)
     with Progress(sampling["steps"], "sampling") as progress:
         clips = generate_clips(
             model,
             [options.prompt],
             seed=options.seed,
             size=size,
+            starts=None if before is None else before.clips,
+            states=states,
             on_step=lambda step: progress.update(),
             **sampling,
         )
-    scale = options.scale or max(1, 256 // size[2])
-    write_clip(to_frames(clips[0]), options.out, model.fps, scale=scale)
-    steps, guidance = sampling["steps"], sampling["guidance_scale"]
-    frames, height, width = size
-    about = f"{frames} frames of {width} x {height} px, {steps} steps, CFG {guidance:g}"
-    print(f"Wrote {options.out} ({about}).")
-    return 0
+    told = f"{sampling['steps']} steps, CFG {sampling['guidance_scale']:g}"
+    if model.part:
+        told = f"{told} ({model.part})"
+    device, fps = model.device, model.fps
+    del model
+    let_go(device)
+    return _Made(clips, size, fps, (*(() if before is None else before.told), told))
 
 
 def _size(options: argparse.Namespace, model: VideoModel, found: LoraFile | None) -> Any:
@@ -119,18 +157,20 @@ def _size(options: argparse.Namespace, model: VideoModel, found: LoraFile | None
 
 
 def _sampling(
-    options: argparse.Namespace, found: LoraFile | None, guidance: float
+    options: argparse.Namespace, found: LoraFile | None, model: VideoModel
 ) -> dict[str, Any]:
-    """How the student ``found`` samples, as it recommends, or the teacher with ``guidance`` without
-    one.
+    """How the student ``found`` samples, as it recommends, or the teacher without one; steps are
+    those within the part of the noise levels that ``model`` is for.
     """
     from ..lora.recommended import read_recommended
 
     if found is None:
-        chosen = {"sampler": "ddim", "steps": TEACHER_STEPS, "guidance_scale": guidance}
+        cfg = model.teaching.cfg
+        chosen: dict[str, Any] = {"sampler": "ddim", "steps": TEACHER_STEPS, "guidance_scale": cfg}
     else:
         told = read_recommended(found.metadata, found.path.name)
         chosen = {"sampler": "lcm", "steps": told.steps, "guidance_scale": told.guidance_scale}
         chosen |= told.sampling
     given = {"steps": options.steps or None, "guidance_scale": options.guidance}
-    return chosen | {name: value for name, value in given.items() if value is not None}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    return chosen | {"steps": model.noise.own_steps(chosen["steps"])}

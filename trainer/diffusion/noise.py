@@ -14,12 +14,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from .path import Reading, prepare
+from .path import NoisePath, Reading, Whole, prepare
 
 TRAJECTORY_STEPS = 50
 """Places of LCM's trajectory (arXiv 2310.04378, section 4.3)."""
@@ -52,7 +52,7 @@ PREDICTIONS = (EPSILON, VELOCITY)
 
 
 @dataclass(frozen=True, eq=False)
-class VariancePreserving:
+class VariancePreserving(Whole):
     """``alpha_t = sqrt(alphas_cumprod[t])``, ``sigma_t = sqrt(1 - alphas_cumprod[t])`` (DDPM eq. 4,
     arXiv 2006.11239); levels are integer timesteps ``0 .. T - 1``, -1 the end of a sampling run.
 
@@ -182,10 +182,13 @@ class VariancePreserving:
         return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
 
+F = TypeVar("F", bound="Flow")
+
+
 @dataclass(frozen=True)
-class RectifiedFlow:
-    """``z_t = (1 - t) x0 + t eps`` with the velocity ``v = eps - x0`` as the network's output
-    (arXiv 2209.03003); levels are t, 0 to 1.
+class Flow:
+    """What a flow and its parts have in common: ``z_t = (1 - t) x0 + t eps`` with the velocity
+    ``v = eps - x0`` as the network's output (arXiv 2209.03003); levels are t, 0 to 1.
 
     ``shift`` moves evenly spaced levels towards noise, ``t' = s t / (1 + (s - 1) t)`` (arXiv
     2403.03206, section 5.3.2); ``teacher_shift`` is that of the base model's own sampling, where it
@@ -195,35 +198,16 @@ class RectifiedFlow:
     shift: float = 1.0
     prediction: str = FLOW
     teacher_shift: float | None = None
-    end: ClassVar[float] = 0
-    places: ClassVar[int] = FLOW_STEPS
 
     @property
-    def config(self) -> dict[str, Any]:
-        return {"shift": self.shift}
-
-    def levels(self, count: int) -> Tensor:
-        if count < 1:
-            raise ValueError(f"`count`={count} noise levels; use 1 or more.")
-        return self._shifted(torch.arange(1, count + 1) / count)
-
-    def few_steps(self, steps: int, places: int) -> Tensor:
-        """As `NoisePath.few_steps`: the numbers of ComfyUI's scheduler ``simple``, which takes them
-        from 1000 levels and rounds as here; they do not depend on ``places``.
-        """
-        check_steps(steps, TRAIN_TIMESTEPS)
-        passed = [int(step * (TRAIN_TIMESTEPS / steps)) for step in range(steps)]
-        return self._shifted((TRAIN_TIMESTEPS - torch.tensor(passed)) / TRAIN_TIMESTEPS)
-
-    @property
-    def teacher(self) -> RectifiedFlow:
+    def teacher(self: F) -> F:
         return self if self.teacher_shift is None else replace(self, shift=self.teacher_shift)
 
-    def _shifted(self, even: Tensor) -> Tensor:
+    def shifted(self, even: Tensor) -> Tensor:
         return self.shift * even / (1 + (self.shift - 1) * even)
 
-    def share(self, level: Tensor) -> Tensor:
-        """As `NoisePath.share`: ``level`` before the shift."""
+    def unshifted(self, level: Any) -> Any:
+        """The inverse of `shifted`, also of numbers."""
         return level / (self.shift - (self.shift - 1) * level)
 
     def model_time(self, level: Tensor) -> Tensor:
@@ -238,22 +222,61 @@ class RectifiedFlow:
     def steadiness(self, level: Tensor, ndim: int) -> Tensor:
         return 1 / self.alpha_sigma(level, ndim)[1]
 
-    def add_noise(self, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+    def add_noise(self: NoisePath, x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
         x0, eps, alpha, sigma = prepare(self, x0, eps, level)
         return alpha * x0 + sigma * eps
 
-    def read(self, z: Tensor, output: Tensor, level: Tensor) -> Reading:
+    def read(self: NoisePath, z: Tensor, output: Tensor, level: Tensor) -> Reading:
         z, output, alpha, sigma = prepare(self, z, output, level)
         return Reading(z - sigma * output, z + alpha * output)
 
     def consistency(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
         return x0
 
-    def bounded(self, timestep_scaling: float, sigma_data: float) -> RectifiedFlow:
+    def bounded(self: F, timestep_scaling: float, sigma_data: float) -> F:
         return self
 
-    def to(self, device: torch.device | str) -> RectifiedFlow:
+    def to(self: F, device: torch.device | str) -> F:
         return self
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Flow, Whole):
+    """A whole `Flow`, from pure noise to the clip."""
+
+    end: ClassVar[float] = 0
+    places: ClassVar[int] = FLOW_STEPS
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"shift": self.shift}
+
+    def levels(self, count: int) -> Tensor:
+        check_count(count)
+        return self.shifted(torch.arange(1, count + 1) / count)
+
+    def few_steps(self, steps: int, places: int) -> Tensor:
+        """As `NoisePath.few_steps`: the numbers of ComfyUI's scheduler ``simple``, which takes them
+        from 1000 levels and rounds as here; they do not depend on ``places``.
+        """
+        return self.shifted(simple_shares(steps))
+
+    def share(self, level: Tensor) -> Tensor:
+        """As `NoisePath.share`: ``level`` before the shift."""
+        return self.unshifted(level)
+
+
+def check_count(count: int) -> None:
+    """Raise ValueError for a number of levels that is none."""
+    if count < 1:
+        raise ValueError(f"`count`={count} noise levels; use 1 or more.")
+
+
+def simple_shares(steps: int) -> Tensor:
+    """The levels (steps,), before the shift, of ComfyUI's scheduler ``simple``."""
+    check_steps(steps, TRAIN_TIMESTEPS)
+    passed = [int(step * (TRAIN_TIMESTEPS / steps)) for step in range(steps)]
+    return (TRAIN_TIMESTEPS - torch.tensor(passed)) / TRAIN_TIMESTEPS
 
 
 def boundary_scalings(

@@ -22,10 +22,27 @@ class Reading(NamedTuple):
 class NoisePath(Protocol):
     """The noise levels of a base model, and what its network predicts (``prediction``)."""
 
-    end: ClassVar[float]
-    """The level at which a sampling run ends."""
-    places: ClassVar[int]
-    """Places of a trajectory where the settings say nothing."""
+    @property
+    def end(self) -> float:
+        """The level at which a sampling run ends."""
+        ...
+
+    @property
+    def lowest(self) -> float:
+        """The level at which stored trajectories end: 0, or where another model takes over."""
+        ...
+
+    @property
+    def in_noise(self) -> bool:
+        """Whether trajectories begin with pure noise; else with the states at which those of
+        another model end.
+        """
+        ...
+
+    @property
+    def places(self) -> int:
+        """Places of a trajectory where the settings say nothing."""
+        ...
 
     @property
     def prediction(self) -> str: ...
@@ -37,7 +54,8 @@ class NoisePath(Protocol):
 
     def levels(self, count: int) -> Tensor:
         """``count`` levels from little noise to most, evenly spaced as the model's samplers do;
-        the last one is pure noise. Raises ValueError for a count that is not possible.
+        the last one is that at which trajectories begin. Raises ValueError for a count that is not
+        possible.
         """
         ...
 
@@ -46,6 +64,10 @@ class NoisePath(Protocol):
         at that was trained at ``places`` levels. Raises ValueError for a number of steps that is
         not possible.
         """
+        ...
+
+    def own_steps(self, steps: int) -> int:
+        """How many of ``steps`` sampling steps, from pure noise to the clip, lie on this path."""
         ...
 
     @property
@@ -91,6 +113,22 @@ class NoisePath(Protocol):
         """
         ...
 
+    def landing(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
+        """The state at `lowest` that the prediction ``x0`` leads to from the point ``z``; the clip
+        itself where that is the clean end. All (B, C, F, h, w).
+        """
+        ...
+
+    def aim(self, z: Tensor, state: Tensor, level: Tensor) -> Tensor:
+        """The inverse of `landing`: the prediction that leads from ``z`` to ``state``."""
+        ...
+
+    def renoise(self, state: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        """A point at ``level`` (B,) of ``state``, one at `lowest`, and new noise ``eps``: what
+        consistency sampling does between two steps.
+        """
+        ...
+
     def bounded(self, timestep_scaling: float, sigma_data: float) -> NoisePath:
         """The same path with these constants in `consistency`, where it has any."""
         ...
@@ -98,6 +136,25 @@ class NoisePath(Protocol):
     def to(self, device: torch.device | str) -> NoisePath:
         """A copy with its tables on ``device``; levels passed to it must be on that device too."""
         ...
+
+
+class Whole:
+    """What the paths from pure noise to the clip have in common: a trajectory ends at the clip."""
+
+    lowest: ClassVar[float] = 0
+    in_noise: ClassVar[bool] = True
+
+    def own_steps(self, steps: int) -> int:
+        return steps
+
+    def landing(self, z: Tensor, x0: Tensor, level: Tensor) -> Tensor:
+        return x0
+
+    def aim(self, z: Tensor, state: Tensor, level: Tensor) -> Tensor:
+        return state
+
+    def renoise(self: NoisePath, state: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+        return self.add_noise(state, eps, level)
 
 
 def prepare(

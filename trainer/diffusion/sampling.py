@@ -85,14 +85,16 @@ def sample_lcm(
     on it for the next. ``timestep_scaling``, ``sigma_data`` and ``original_steps`` must be those of
     the distillation. ``text`` (B, L, D), ``shape`` (B, C, F, h, w), ``options`` as
     `SamplingOptions`; ``steps`` is at most ``original_steps``. Returns latents (B, C, F, h, w) in
-    float32. Raises ValueError for arguments that do not fit.
+    float32, clips or, on a part of a flow, states at its end. Raises ValueError for arguments that
+    do not fit.
     """
     path = path.bounded(timestep_scaling, sigma_data)
     run = _Run(predict, path, text, shape, path.few_steps(steps, original_steps), options)
     for level, following in run.pairs():
         output = run.predict(run.latents, level)
         clip = path.consistency(run.latents, path.read(run.latents, output, level).x0, level)
-        run.step(clip if following is None else path.add_noise(clip, run.noise(), following), clip)
+        state = path.landing(run.latents, clip, level)
+        run.step(state if following is None else path.renoise(state, run.noise(), following), clip)
     return run.latents
 
 
@@ -125,7 +127,7 @@ def sample_ode(
             to = run.end if following is None else following
             run.step(path.add_noise(x0, eps, to), x0)
         elif following is None:
-            run.step(x0, x0)
+            run.step(path.landing(run.latents, x0, level), x0)
         else:
             length = _log_snr(path, following) - _log_snr(path, level)
             aim = x0
@@ -163,6 +165,11 @@ class _Run:
         options: dict[str, Any],
     ):
         self.options = chosen = SamplingOptions(**options)
+        if chosen.init_latents is None and not path.in_noise:
+            raise ValueError(
+                "This model takes over clips that another one begins; give its states as "
+                "`init_latents`."
+            )
         self.shape = _checked_shape(shape, text, chosen.init_latents)
         self.predict = _with_guidance(predict, text, chosen)
         self.generators = _generators(chosen, self.shape[0])

@@ -67,6 +67,15 @@ class Session:
         found = self.motions if self.config.aims_at_ends else None
         return found if isinstance(found, TrajectoryLibrary) else None
 
+    @property
+    def starts(self) -> TrajectoryLibrary | None:
+        """The rollouts that new predictions begin as: those whose ends are compared, or any where
+        they do not begin with noise; else None.
+        """
+        if isinstance(self.motions, TrajectoryLibrary) and not self.model.noise.in_noise:
+            return self.motions
+        return self.library
+
 
 @dataclass(frozen=True)
 class StyleBatch:
@@ -147,7 +156,7 @@ def make_batch(session: Session, draws: StepDraws, step: int) -> Batch:
         rows=rows,
         origins=origins,
         level=level,
-        next_level=torch.where(draws.place > 0, below, torch.zeros_like(below)),
+        next_level=torch.where(draws.place > 0, below, torch.full_like(below, path.lowest)),
         most=levels[-1:],
         guidance=draws.guidance,
         noise=draws.noise,
@@ -177,7 +186,7 @@ def _rows(s: Session, draws: StepDraws) -> tuple[Tensor, Tensor, Tensor]:
     points.
     """
     rows, origins, earlier = draws.prompt.clone(), draws.motion, torch.zeros_like(draws.noise)
-    of_motion = draws.source == TRAJECTORY if s.library is None else draws.source != REPLAY
+    of_motion = draws.source == TRAJECTORY if s.starts is None else draws.source != REPLAY
     rows[of_motion] = s.motions.prompts[draws.motion[of_motion]]
     stored = draws.source == REPLAY
     if stored.any():
@@ -187,11 +196,11 @@ def _rows(s: Session, draws: StepDraws) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _start(s: Session, draws: StepDraws, origins: Tensor, fresh: Tensor | None) -> Tensor | None:
-    """New predictions begin with drawn noise, or with that of a rollout whose end is compared."""
+    """New predictions begin with drawn noise, or with what a rollout began with."""
     if fresh is None:
         return None
     start = draws.start[fresh]
-    return start if s.library is None else s.library.noise[origins[fresh]].to(start)
+    return start if s.starts is None else s.starts.noise[origins[fresh]].to(start)
 
 
 def _real(

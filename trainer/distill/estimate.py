@@ -22,7 +22,7 @@ from ..models.block_swap import swapped_blocks, swapped_bytes
 from .batch import Batch, StyleBatch, to_device
 from .meter import MemoryMeter, fused_attention, module_bytes, storage_bytes
 from .optimizers import state_bytes
-from .plan import TeacherPlan
+from .plan import TeacherPlan, fitted
 from .session import build_parts, build_student, new_memory
 from .step import gradients
 from .student import StepParts, decoder_dtype
@@ -82,8 +82,9 @@ def estimate(config: TrainConfig, model: VideoModel | None = None) -> MemoryEsti
     own is read. Previews and the making of the library take less. Raises what `load_model` and the
     feature network raise.
     """
-    on_cpu = config.hardware.device == "cpu"
-    shapes, model = _on_shapes(config, on_cpu), model or read_model(config)
+    model = model or read_model(config)
+    config, on_cpu = fitted(config, model), config.hardware.device == "cpu"
+    shapes = _on_shapes(config, on_cpu)
     parts = build_parts(shapes, build_student(shapes, model, META, lambda _: None), META)
     trained = parts.parameters + parts.representation.parameters()
     count = sum(parameter.numel() for parameter in trained)

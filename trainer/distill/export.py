@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from PIL import Image
 
 from ..config import TrainConfig
@@ -22,9 +21,8 @@ from ..media import read_clip
 from ..runs.folder import Run
 from ..words import quoted
 from .batch import Session
-from .draws import generator_for
 from .plan import FEW_STEPS, TeacherPlan
-from .preview import Sampled
+from .preview import Sampled, preview_prompts
 
 RECOMMENDED_STEPS = 4
 STARTED_FROM = "mcm.started_from"
@@ -36,15 +34,6 @@ class Exportable(Sampled, Protocol):
 
     @property
     def prompts(self) -> PromptSet: ...
-
-
-def preview_prompts(session: Exportable) -> list[str]:
-    """The config's preview prompts, or a fixed draw from the run's own."""
-    wanted = session.config.preview
-    if wanted.prompts:
-        return list(wanted.prompts)[: wanted.count]
-    order = torch.randperm(len(session.prompts), generator=generator_for(0, 0, stream=2))
-    return session.prompts.texts(order[: wanted.count].tolist())
 
 
 def export_run(run: Run, session: Session, step: int, preview: Path | None) -> Exported:
@@ -74,11 +63,14 @@ def export_student(
         motion_module=model.motion_module,
         trigger=config.trigger,
         steps=RECOMMENDED_STEPS,
-        steps_allowed=FEW_STEPS,
+        steps_allowed=tuple(steps for steps in FEW_STEPS if model.noise.own_steps(steps)),
         timestep_scaling=TIMESTEP_SCALING,
         sigma_data=SIGMA_DATA,
         original_steps=TeacherPlan.of_model(config, model).places,
         shift=model.noise.config.get("shift"),
+        low=model.noise.config.get("low"),
+        high=model.noise.config.get("high"),
+        part=model.part,
         prediction_type=model.prediction_type,
         frames=sources.frames,
         width=sources.width,
@@ -90,7 +82,7 @@ def export_student(
         tag_frequency={} if sources.images is None else caption_tags(sources.images),
         thumbnail=_thumbnail(preview),
     )
-    prompt = ", ".join(filter(None, (config.trigger, preview_prompts(student)[0])))
+    prompt = ", ".join(filter(None, (config.trigger, preview_prompts(config, student.prompts)[0])))
     workflow = lora_workflow(card, path.name, prompt)
     metadata = build_metadata(card, pairs)
     extra = {"workflow": workflow} if workflow else {}

@@ -10,16 +10,12 @@ list of prompts reuses existing clips. A base model may include clips of its own
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,131 +26,22 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data.cache import ContentCache
 from ..data.prompts import PromptSet, build_prompts
-from ..families import VideoModel, load_model
+from ..families import load_model
 from ..families.base import clips_at_once
 from ..files import atomic_write
 from ..lora.adapter import add_lora
 from ..motion.sources import TrajectoryLibrary
 from ..runs.guards import StopRequested
-from .draws import generator_for
-from .plan import TeacherPlan
+from .recipe import Clip, Recipe, plan_clips
 from .student import Student, roll_out
 
 logger = logging.getLogger(__name__)
 
-LIBRARY_VERSION = 3
 SHIPPED = "library.safetensors"
 STAGE = "trajectory library"
-UNET_KEYS = ("attention_head_dim", "num_attention_heads", "norm_num_groups", "norm_eps", "act_fn")
-TEXT_KEYS = ("hidden_act", "num_attention_heads", "layer_norm_eps")
-"""Config entries that the weights do not show; other entries vary with the library's version."""
 
 Log = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The ``number``-th clip of one text as the teacher reads it; ``row`` is its prompt."""
-
-    text: str
-    number: int
-    row: int
-
-    def noise(self, shape: Sequence[int]) -> Tensor:
-        """What it begins with, of latent ``shape`` (C, F, h, w), in fp32."""
-        seed = hashlib.sha256(f"{self.number}:{self.text}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "little"))
-        return torch.randn(tuple(shape), generator=generator)
-
-
-def plan_clips(prompts: PromptSet, count: int) -> list[Clip]:
-    """The first ``count`` clips of a fixed order in which every prompt comes once before any comes
-    again; more clips begin with the same ones.
-    """
-    order = torch.randperm(len(prompts), generator=generator_for(0, 0, stream=1)).tolist()
-    seen: Counter[str] = Counter()
-    clips = []
-    for place in range(count):
-        row = order[place % len(order)]
-        text = prompts.prompts[row].teacher
-        clips.append(Clip(text, seen[text], row))
-        seen[text] += 1
-    return clips
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that clips depend on beside their text; ``shape`` is (C, F, h, w)."""
-
-    model: VideoModel
-    shape: tuple[int, int, int, int]
-    plan: TeacherPlan
-
-    @classmethod
-    def of(cls, config: TrainConfig, model: VideoModel, shape: tuple[int, int, int, int]) -> Recipe:
-        """The recipe of a run."""
-        return cls(model, shape, TeacherPlan.of_model(config, model))
-
-    @property
-    def clip_bytes(self) -> int:
-        """Bytes of one stored clip: its end and the states that training reads, in fp16; its noise
-        is drawn again.
-        """
-        return len(self.plan.kept) * math.prod(self.shape) * 2
-
-    @cached_property
-    def teacher(self) -> str:
-        """Hash of UNet, text encoder and noise schedule. Latents do not depend on the
-        autoencoder.
-        """
-        model = self.model
-        said = {
-            "unet": [model.base_hash, _chosen(model.network.config, UNET_KEYS)],
-            "text": [
-                model.text.fingerprint or _weights_hash(model.text.encoder),
-                _chosen(model.text.config, TEXT_KEYS),
-            ],
-            "schedule": model.noise.config,
-            "prediction": model.noise.prediction,
-        }
-        if model.negative:
-            said["negative"] = model.negative
-        text = json.dumps(said, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def key(self, clip: Clip, dtype: torch.dtype | None) -> str:
-        """Key of ``clip`` made with a UNet in ``dtype``; None for clips that serve every type."""
-        tokens = self.model.text.tokens(clip.text)
-        parts = (self.teacher, str(tokens), clip.text, clip.number, str(self.shape))
-        return ContentCache.key("clip", LIBRARY_VERSION, *parts, *self._sampling, str(dtype))
-
-    @property
-    def _sampling(self) -> tuple[str | float, ...]:
-        """What keys say of the plan. The states that are kept are all from the first one on, in
-        nearly every run; then its place alone tells them, as it always has.
-        """
-        plan, kept = self.plan, self.plan.kept
-        left_out = plan.rollout.index(kept[0])
-        usual = (plan.library_guidance, plan.places, plan.stride, left_out)
-        return usual if kept == plan.rollout[left_out:] else (*usual, str(kept))
-
-
-def _chosen(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(config, name, None) for name in names}
-
-
-def _weights_hash(network: torch.nn.Module) -> str:
-    """sha256 of a network's weights, the same in whichever of the usual types they were read."""
-    digest = hashlib.sha256()
-    # transformers 5 dropped the prefix
-    named = {k.removeprefix("text_model."): v for k, v in network.state_dict().items()}
-    for name, value in sorted(named.items()):
-        if value.is_floating_point():
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            rounded = value.detach().cpu().to(torch.bfloat16).contiguous()
-            digest.update(rounded.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def fetch_library(
@@ -173,7 +60,7 @@ def fetch_library(
     """
     recipe = Recipe.of(config, student.model, shape)
     clips = plan_clips(prompts, config.data.library_clips)
-    store = _Store(recipe, student, ContentCache(config.data.cache))
+    store = Store(recipe, student, ContentCache(config.data.cache))
     found = store.read(clips)
     if len(found) == len(clips):
         log(f"All {len(clips)} example clips ({STAGE}) were made earlier.")
@@ -184,15 +71,15 @@ def fetch_library(
             f"{made} sampling steps each. They are made once for all styles, and each is saved at "
             "once."
         )
-        found |= _make_shares(store, clips, found, accelerator, progress)
+        found |= make_shares(store, clips, found, accelerator, progress)
     states = torch.stack([found[place] for place in range(len(clips))])
     rows = torch.tensor([clip.row for clip in clips])
     kept = recipe.plan.kept
     return TrajectoryLibrary(states, rows, kept, whole=kept == recipe.plan.rollout)
 
 
-def _make_shares(
-    store: _Store,
+def make_shares(
+    store: Store,
     clips: list[Clip],
     found: dict[int, Tensor],
     accelerator: Accelerator,
@@ -218,12 +105,15 @@ def _make_shares(
 
 
 @dataclass(frozen=True)
-class _Store:
-    """Where clips of one recipe come from: the model's folder, the cache, or the teacher."""
+class Store:
+    """Where clips of one recipe come from: the model's folder, the cache, or the teacher. ``stage``
+    is what their making is called.
+    """
 
     recipe: Recipe
     student: Student
     cache: ContentCache
+    stage: str = STAGE
 
     def read(self, clips: list[Clip], places: Sequence[int] | None = None) -> dict[int, Tensor]:
         """States (K, C, F, h, w) of those of ``clips`` that are there, by place."""
@@ -233,9 +123,24 @@ class _Store:
             kept = shipped.get(self.recipe.key(clip, None)) if shipped else None
             if kept is None:
                 kept = (self.cache.load(self._key(clip)) or {}).get("states")
-            if kept is not None:  # the noise is not kept: it is drawn again
-                found[place] = torch.cat([kept, clip.noise(self.recipe.shape).half()[None]])
+            if kept is not None:  # the start is not kept with it
+                found[place] = torch.cat([kept, self.start(clip).half()[None]])
         return found
+
+    def start(self, clip: Clip) -> Tensor:
+        """What the trajectory of ``clip`` begins with (C, F, h, w): noise, drawn again, or the end
+        of the leading model's, which must be in the cache (`starts.make_starts`).
+        """
+        lead = self.recipe.lead
+        if lead is None:
+            return clip.noise(self.recipe.shape)
+        found = self.cache.load(lead.key(clip, self.student.model.dtype))
+        if found is None:
+            raise ValueError(
+                f"The beginning of an example clip is not in the cache '{self.cache.root}' any "
+                "more; start the run again, which makes it again."
+            )
+        return found["states"][0].float()
 
     def make(
         self,
@@ -258,21 +163,21 @@ class _Store:
             missing = [place for place in group if place not in found]
             if not missing:
                 continue
-            between = partial(progress, STAGE, done, total)
+            between = partial(progress, self.stage, done, total)
             states = self._roll([clips[place] for place in group], between)
             for place in missing:
                 made[place] = states[place - group.start]
                 self.cache.keep(self._key(clips[place]), {"states": made[place][:-1]})
             done += len(missing)
-            progress(STAGE, done, total)
+            progress(self.stage, done, total)
         return made
 
     def _roll(self, clips: list[Clip], between: Callable[[], None]) -> Tensor:
-        recipe, plan = self.recipe, self.recipe.plan
+        plan = self.recipe.plan
         return roll_out(
             self.student,
             [clip.text for clip in clips],
-            torch.stack([clip.noise(recipe.shape) for clip in clips]),
+            torch.stack([self.start(clip) for clip in clips]),
             guidance=plan.library_guidance,
             levels=plan.levels,
             visited=plan.rollout,

@@ -34,8 +34,8 @@ from ..runs.state import RunState, StateBoard, Status
 from ..words import quoted
 from .batch import Session
 from .distiller import Distiller, StepReport
-from .export import export_run, how_to_use, preview_prompts
-from .preview import Previewer, style_of
+from .export import export_run, how_to_use
+from .preview import Previewer, preview_prompts, style_of
 from .session import build_session
 from .sources import stored_adapter
 from .waits import FIRST_PREVIEW, PREVIEW, SAVING, Waits
@@ -320,7 +320,8 @@ def _train_locked(
     session = build_session(config, accelerator, log, waits, stored=stored, lists=lists)
     waits.over()
     distiller = Distiller(session, NanGuard())
-    previewer = Previewer(session, preview_prompts(session), style=style_of(session))
+    chosen = preview_prompts(config, session.prompts)
+    previewer = Previewer(session, chosen, style=style_of(session))
     resume_step = int(newest.name.rpartition("-")[2]) if newest else 0
     with EventLog(run.events_path, resume_step if resume else None) as events:
         loop = Loop(run, config, session, distiller, previewer, events, log, stop, board)

@@ -4,11 +4,13 @@ settings and, where they are silent, as the base model's family says.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import TrainConfig, with_overrides
 from ..diffusion.noise import TRAIN_TIMESTEPS, few_step_places
 from ..diffusion.path import NoisePath
 from ..families import Family, VideoModel
@@ -39,7 +41,7 @@ class TeacherPlan:
     told: TrajectoryConfig
 
     @classmethod
-    def of(cls, config: TrainConfig, family: Family, path: NoisePath) -> TeacherPlan:
+    def of(cls, config: TrainConfig, family: Family | VideoModel, path: NoisePath) -> TeacherPlan:
         """The plan of ``config``. Raises ConfigError where one bound of the guidance is set and
         does not fit the other, which is the family's.
         """
@@ -63,7 +65,7 @@ class TeacherPlan:
     @classmethod
     def of_model(cls, config: TrainConfig, model: VideoModel) -> TeacherPlan:
         """The plan of ``config`` with its base model."""
-        return cls.of(config, model.family, model.noise)
+        return cls.of(config, model, model.noise)
 
     @property
     def guidance_scale(self) -> float:
@@ -96,6 +98,13 @@ class TeacherPlan:
                 read |= {self.visited(place) for place in range(low, high + 1)}
         return tuple(sorted(read))
 
+    def clip_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of a stored clip of latent ``shape`` (C, F, h, w): its end and the states that
+        training reads, in fp16. Noise is drawn again; another beginning is stored too.
+        """
+        states = len(self.kept) + (0 if self.path.in_noise else 1)
+        return states * math.prod(shape) * 2
+
     def visited(self, place: int) -> int:
         """The next place at or above ``place`` at which rollouts have been."""
         top = self.places - 1
@@ -124,6 +133,11 @@ class TeacherPlan:
         every = (few_step_places(steps, self.places).tolist() for steps in FEW_STEPS)
         reached = ([place for place in row if low <= place <= high] for row in every)
         return [row for row in reached if row]
+
+
+def fitted(config: TrainConfig, model: VideoModel) -> TrainConfig:
+    """``config`` with the settings that the training of ``model`` fixes."""
+    return with_overrides(config, model.fixed) if model.fixed else config
 
 
 def timesteps_of(path: NoisePath, level: Tensor) -> Tensor:

@@ -24,10 +24,8 @@ from ..runs.events import plain
 from ..runs.guards import NanGuard
 from .distiller import Distiller
 from .estimate import HEADROOM, estimate, memory_advice
-from .export import preview_prompts
-from .library import Recipe
 from .loop import make_accelerator
-from .preview import Previewer
+from .preview import Previewer, preview_prompts
 from .session import build_session
 
 GIB = 1 << 30
@@ -100,7 +98,12 @@ class _Stages:
         self._say = say
         self._number = 0
         self._last = time.monotonic()
-        self.clip_seconds = 0.0
+        self._each: dict[str, float] = {}
+
+    @property
+    def clip_seconds(self) -> float:
+        """Of a clip, its beginning included where that is made by itself."""
+        return sum(self._each.values())
 
     def next(self, text: str) -> None:
         self._number += 1
@@ -112,7 +115,7 @@ class _Stages:
     def progress(self, what: str, done: int, total: int) -> None:
         if not done:  # a wait begins, or goes on
             return
-        self.clip_seconds = (time.monotonic() - self._last) / done
+        self._each[what] = (time.monotonic() - self._last) / done
         self._say(f"[{self._number}/{STAGES}] {what}: {done} of {total}")
 
 
@@ -150,7 +153,8 @@ def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> 
         distiller.step(step)
     per_step = (time.monotonic() - begun) / (STEPS - 1)
     stages.next("One preview")
-    preview = _time_preview(Previewer(session, preview_prompts(session)))
+    shown = preview_prompts(session.config, session.prompts)
+    preview = _time_preview(Previewer(session, shown))
     tensors = [t for group in distiller.tensors().values() for t in group.values()]
     size = sum(t.numel() * t.element_size() for t in tensors)
     size += 2 * sum(p.numel() * 4 for p in session.parts.parameters)  # AdamW keeps two moments
@@ -158,7 +162,7 @@ def _measure(config: TrainConfig, accelerator: Accelerator, stages: _Stages) -> 
     peak = _peak_gib(accelerator.device)
     clip = 0
     if config.videos is None:
-        clip = Recipe.of(config, session.model, session.sources.latent_shape).clip_bytes
+        clip = session.plan.clip_bytes(session.sources.latent_shape)
     return Measured(peak, stages.clip_seconds, per_step, preview, size, clip)
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..adversarial.frames import StyleFrames
 from ..config import TrainConfig
+from ..data.prompts import PromptSet
 from ..evaluate.closeness import (
     ConstantsLeft,
     ContentKept,
@@ -30,8 +32,11 @@ from ..lora.adapter import adapter_at
 from ..media import write_clip
 from ..sheets import Row, contact_sheet, grid
 from .batch import Session
+from .draws import generator_for
 from .plan import TeacherPlan
+from .recipe import Recipe
 from .sources import Sources
+from .starts import preview_starts
 
 MOTION_ALARM = 0.5
 """Below this fraction of the teacher's flow magnitude, the student moves too little."""
@@ -113,6 +118,7 @@ class Previewer:
         self.plan = TeacherPlan.of_model(session.config, session.model)
         self.seed = session.config.seed if seed is None else seed
         self._teacher: np.ndarray | None = None
+        self._starts: Tensor | None = None
         self._style = style
         self._between: Callable[[], None] = lambda: None
         self._flow: Flow | None = None
@@ -208,6 +214,9 @@ class Previewer:
 
     def _clips(self, sampler: str, steps: int, **options: Any) -> np.ndarray:
         s = self.session
+        if self._starts is None and not s.model.noise.in_noise:
+            recipe = Recipe.of(s.config, s.model, s.sources.latent_shape)
+            self._starts = preview_starts(s.config, s.model, recipe, self.prompts, self.seed)
         clips = generate_clips(
             s.model,
             self.prompts,
@@ -215,11 +224,21 @@ class Previewer:
             steps=steps,
             seed=self.seed,
             size=s.sources.size,
+            starts=self._starts,
             between=self._between,
             quick=True,
             **options,
         )
         return as_frames(clips)
+
+
+def preview_prompts(config: TrainConfig, prompts: PromptSet) -> list[str]:
+    """The config's preview prompts, or a fixed draw from the run's own ``prompts``."""
+    wanted = config.preview
+    if wanted.prompts:
+        return list(wanted.prompts)[: wanted.count]
+    order = torch.randperm(len(prompts), generator=generator_for(0, 0, stream=2))
+    return prompts.texts(order[: wanted.count].tolist())
 
 
 def style_of(session: Session) -> tuple[Look, Tensor] | None:

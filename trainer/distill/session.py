@@ -22,15 +22,21 @@ from ..motion.learned import build_representation
 from ..motion.sources import Replay
 from .batch import Session
 from .optimizers import build_optimizer
+from .plan import fitted
+from .preview import preview_prompts
+from .recipe import Recipe, plan_clips
 from .sources import (
     Log,
     Progress,
+    Sources,
     Stored,
     add_adapter,
     load_motions,
     open_sources,
     real_frames,
 )
+from .starts import STAGE as STARTS
+from .starts import make_starts, preview_clips
 from .student import (
     ParameterEma,
     StepParts,
@@ -61,7 +67,14 @@ def build_session(
     Raises ModelError, DataError, PromptError, LoraError or ValueError, each saying what to change.
     """
     device = accelerator.device
-    sources = open_sources(config, device, log, progress, lists, encode=True)
+
+    def before(sources: Sources) -> None:
+        begin_clips(config, sources, accelerator, log, progress)
+
+    sources = open_sources(config, device, log, progress, lists, encode=True, before=before)
+    if sources.model.fixed_why:
+        log(sources.model.fixed_why)
+    config = fitted(config, sources.model)
     student = build_student(config, sources.model, device, log, stored)
     motions, prompts = load_motions(config, student, sources, accelerator, log, progress, lists)
     parts = build_parts(config, student, device)
@@ -89,6 +102,27 @@ def build_session(
             parts.parameters, config.optim.ema_decay, "cpu" if config.optim.offload else None
         ),
     )
+
+
+def begin_clips(
+    config: TrainConfig,
+    sources: Sources,
+    accelerator: Accelerator,
+    log: Log,
+    progress: Progress,
+) -> None:
+    """Have the beginnings of all clips of a run made, where another model makes them."""
+    model, prompts = sources.model, sources.prompts
+    if model.noise.in_noise:
+        return
+    progress(STARTS, 0, 0)
+    recipe = Recipe.of(config, model, sources.latent_shape).lead
+    if recipe is None or model.other is None:
+        return
+    clips = [plan_clips(prompts, config.data.library_clips)]
+    if config.preview.every:
+        clips.append(preview_clips(preview_prompts(config, prompts), config.seed))
+    make_starts(config, recipe, model.other, clips, accelerator, log, progress)
 
 
 def new_memory(config: TrainConfig) -> LossMemory:

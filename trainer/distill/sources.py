@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,10 +135,12 @@ def open_sources(
     lists: Path | None = None,
     *,
     encode: bool = False,
+    before: Callable[[Sources], None] = lambda sources: None,
 ) -> Sources:
     """Read model, images and prompts; every image is listed in a file in ``lists``. With
     ``encode``, the states of all prompts and captions are kept in the cache, where the family wants
-    that before its network is read. Raises ModelError, DataError, PromptError or ValueError.
+    that before its network is read, and ``before`` is called just before that. Raises ModelError,
+    DataError, PromptError or ValueError.
     """
     progress(MODEL, 0, 0)
     early = encode and family_of(resolve_model(config.model)).texts_first
@@ -162,6 +164,7 @@ def open_sources(
         return sources
     progress(TEXTS, 0, 0)
     encode_prompts(config, sources, device, log)
+    before(sources)
     progress(WEIGHTS, 0, 0)
     return replace(sources, model=_read(config, device))
 

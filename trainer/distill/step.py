@@ -34,8 +34,8 @@ COMMON_SHARE = 2.0
 @dataclass(frozen=True)
 class Points:
     """The points where the student predicts: ``latents`` (B, C, f, h, w) at the batch's levels;
-    ``target`` of that shape, the end of the teacher's trajectory or ``stopgrad f(z)`` one step on;
-    ``earlier`` the prediction that a replayed point was made from.
+    ``target`` of that shape, the prediction that leads to the end of the teacher's trajectory or to
+    ``stopgrad f(z)`` one step on; ``earlier`` what a replayed point was made from.
     """
 
     latents: Tensor
@@ -45,8 +45,8 @@ class Points:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scalars to log by name, the student's ``prediction`` (B, C, f, h, w), both detached and on
-    the device, and what the losses remember now.
+    """Scalars to log by name, what the student's ``prediction`` (B, C, f, h, w) leads to, both
+    detached and on the device, and what the losses remember now.
     """
 
     logs: dict[str, Tensor]
@@ -74,7 +74,8 @@ def gradients(parts: StepParts, batch: Batch, memory: LossMemory, share: float) 
         logs |= {"style_weight": weight}
         logs |= discriminator_losses(parts, batch.style, seen, share)
     detached = {name: value.detach().float() for name, value in logs.items()}
-    return Outcome(detached, prediction.detach(), memory)
+    made = parts.model.noise.landing(points.latents, prediction.detach(), batch.level)
+    return Outcome(detached, made, memory)
 
 
 @torch.no_grad()
@@ -87,15 +88,16 @@ def trajectory_points(student: Student, batch: Batch) -> Points:
         text = batch.text.index_select(0, batch.fresh)
         made = student.generate(batch.start, batch.most.expand(len(text)), text)
         earlier = earlier.index_copy(0, batch.fresh, made)
-    latents = student.model.noise.add_noise(earlier, batch.noise, batch.level)
+    path = student.model.noise
+    latents = path.renoise(earlier, batch.noise, batch.level)
     if batch.real is not None and batch.real_latents is not None:
         latents = latents.index_copy(0, batch.real, batch.real_latents)
     target = _consistency_target(student, batch, latents) if batch.ends is None else batch.ends
-    return Points(latents, target, earlier)
+    return Points(latents, path.aim(latents, target, batch.level), earlier)
 
 
 def _consistency_target(student: Student, batch: Batch, latents: Tensor) -> Tensor:
-    """``f`` of the student (paper, eq. 3), one teacher step on from ``latents``."""
+    """What ``f`` of the student (paper, eq. 3) leads to, one teacher step on from ``latents``."""
     following = torch.zeros_like(latents)
     if batch.real is not None and batch.real_next is not None:
         following = following.index_copy(0, batch.real, batch.real_next)
@@ -109,7 +111,8 @@ def _consistency_target(student: Student, batch: Batch, latents: Tensor) -> Tens
             batch.guidance.index_select(0, batch.asked),
         )
         following = following.index_copy(0, batch.asked, stepped)
-    return student.target(following, batch.next_level, batch.text)
+    found = student.target(following, batch.next_level, batch.text)
+    return student.model.noise.landing(following, found, batch.next_level)
 
 
 def motion_losses(

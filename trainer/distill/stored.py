@@ -20,9 +20,10 @@ from ..runs.checkpoints import (
 from ..runs.events import EventLog, best_step, read_events
 from ..runs.folder import Run, RunError
 from ..runs.state import read_state
-from .export import export_student, preview_prompts
+from .export import export_student
 from .loop import make_accelerator
-from .preview import Preview, Previewer
+from .plan import fitted
+from .preview import Preview, Previewer, preview_prompts
 from .session import build_student
 from .sources import Sources, open_sources
 from .student import ParameterEma
@@ -86,7 +87,7 @@ def load_student(run: Run, step: int | None = None) -> StoredStudent:
     build_student(plain, sources.model, device, lambda message: None, found.tensors)
     ema = ParameterEma(lora_parameters(sources.model.network), config.optim.ema_decay)
     ema.load_state_dict(found.tensors["ema"])
-    return StoredStudent(run, found.step, config, sources, ema)
+    return StoredStudent(run, found.step, fitted(config, sources.model), sources, ema)
 
 
 def export_checkpoint(run: Run, step: int | None = None, out: Path | None = None) -> Exported:
@@ -124,10 +125,10 @@ def preview_checkpoint(
     if chosen:
         taken = len(list(run.samples.glob("own-*")))
         folder = run.samples / f"own-{student.step:06d}-{taken + 1:03d}"
+    shown = prompts or preview_prompts(student.config, student.prompts)
     if strengths:
-        one = (prompts or preview_prompts(student))[:1]
-        return Previewer(student, one, seed).make_strengths(folder, strengths)
-    made = Previewer(student, prompts or preview_prompts(student), seed).make(folder)
+        return Previewer(student, shown[:1], seed).make_strengths(folder, strengths)
+    made = Previewer(student, shown, seed).make(folder)
     if not prompts and not read_state(run).live:
         with EventLog(run.events_path) as events:
             events.append("preview", step=student.step, folder=folder.name, **made.event())

@@ -52,10 +52,10 @@ class Student:
 
     @torch.no_grad()
     def generate(self, noise: Tensor, most: Tensor, text: Tensor) -> Tensor:
-        """A prediction from pure noise, at the level ``most``: the start of a generated trajectory
-        (paper, sec. 3.3).
+        """What a prediction leads to from pure noise, or from where trajectories begin, at the
+        level ``most``: the start of a generated trajectory (paper, sec. 3.3).
         """
-        return self.predict(noise, most, text)
+        return self.model.noise.landing(noise, self.predict(noise, most, text), most)
 
     @torch.no_grad()
     def teacher_step(
@@ -96,7 +96,8 @@ def roll_out(
     kept: Sequence[int],
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Guided DDIM rollouts of the teacher for ``texts`` (N) from ``noise`` (N, C, F, h, w), in one
+    """Guided DDIM rollouts of the teacher for ``texts`` (N) from ``noise`` (N, C, F, h, w), or from
+    the states that its trajectories begin with, in one
     pass: the states (N, K + 1, C, F, h, w) of a `TrajectoryLibrary`.
 
     ``guidance`` is LCM's w. Of the ascending ``levels`` (T,) those at the places ``visited`` are
@@ -105,7 +106,8 @@ def roll_out(
     infinity.
     """
     model = student.model
-    falling = torch.cat([torch.zeros_like(levels[:1]), levels[list(visited)]]).flip(0)
+    end = torch.full_like(levels[:1], model.noise.lowest)
+    falling = torch.cat([end, levels[list(visited)]]).flip(0)
     latents, falling = noise.to(model.device), falling.to(model.device)
     text, empty = model.encode_text(texts), model.encode_text([model.negative])
     scale = torch.full((len(texts),), guidance, device=model.device)

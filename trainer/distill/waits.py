@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..runs.guards import StopRequested
 from ..runs.progress import Progress
 from .library import STAGE as LIBRARY
+from .starts import STAGE as STARTS
 
 MODEL, IMAGES, VIDEOS = "reading the base model", "reading the style images", "encoding videos"
 TEXTS, WEIGHTS = "encoding the prompts", "reading the base model's weights"
@@ -20,6 +21,7 @@ NEXT = {
     MODEL: "the style images",
     IMAGES: "the teacher's example clips, the trajectory library",
     TEXTS: "the base model's weights",
+    STARTS: "the base model's weights",
     WEIGHTS: "the teacher's example clips, the trajectory library",
     LIBRARY: "the first preview, then training",
     VIDEOS: "the first preview, then training",

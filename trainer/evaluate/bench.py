@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,6 +19,7 @@ from ..families.base import VideoModel
 from ..lora.adapter import apply_lora
 from ..lora.few_step import fit_few_step
 from ..lora.formats import LoraFile, read_lora
+from ..lora.pairs import LoraError
 from ..lora.recommended import read_recommended
 from .generate import generate_clips
 from .networks import Measuring
@@ -32,6 +33,8 @@ SEEDS_PER_RUN = 1_000_000
 
 Progress = Callable[[str, int, int], None]
 """Called with ``(what, clips done, clips in all)``."""
+
+Starts = Mapping[tuple[str, int], Tensor]
 
 TrueClips = Callable[[Sequence[str], int], np.ndarray]
 """Gives uint8 clips (N, F, H, W, 3) that show N captions, from a seed."""
@@ -51,7 +54,9 @@ class Sight:
 class Bench:
     """What every method is measured with: a model, a network, captions and a seed.
 
-    All methods get the same captions and the same noise, one clip a caption.
+    All methods get the same captions and the same noise, one clip a caption. ``starts`` are the
+    states (N, C, f, h, w) that clips begin with, by sampler and steps, where another network makes
+    them; steps are then those of both.
     """
 
     model: VideoModel
@@ -60,6 +65,7 @@ class Bench:
     seed: int = 0
     batch_size: int | None = None
     progress: Progress | None = None
+    starts: Starts = field(default_factory=dict)
 
     def watch(
         self,
@@ -81,9 +87,10 @@ class Bench:
             self.model,
             self.captions,
             sampler=sampler,
-            steps=steps,
+            steps=self.model.noise.own_steps(steps),
             guidance_scale=guidance_scale,
             seed=self.seed * SEEDS_PER_RUN,
+            starts=self.starts.get((sampler, steps)),
             batch_size=self.batch_size,
             lora=lora,
             progress=None if tell is None else lambda done, total: tell(label, done, total),
@@ -138,6 +145,13 @@ def fit_student(model: VideoModel, path: Path) -> LoraFile:
     found = read_lora(path, model.network)
     names = (model.family.name, model.name, path.name)
     pairs = fit_few_step(found, model.network, *names, model.prediction_type)
+    part = read_recommended(found.metadata, path.name).part
+    if part != model.part:
+        made, mine = (each or "all noise levels" for each in (part, model.part))
+        raise LoraError(
+            f"'{path.name}' was trained for {made}, but '{model.name}' is for {mine}. Give each of "
+            "the two networks the LoRA that was trained on it."
+        )
     return replace(found, pairs=pairs)
 
 

@@ -15,6 +15,8 @@ from ..families.base import VideoModel, clips_at_once
 from ..lora.adapter import adapter_disabled
 from ..models.sound import check_latents, check_pixels
 
+LATER_SEEDS = 1 << 32
+"""Added to the seeds of clips that begin with states, which hold noise of the same seeds."""
 Progress = Callable[[int, int], None]
 """Called with ``(clips done, clips in all)`` after every batch."""
 
@@ -35,6 +37,8 @@ def generate_clips(
     progress: Progress | None = None,
     between: Callable[[], None] = lambda: None,
     quick: bool = False,
+    starts: Tensor | None = None,
+    states: bool = False,
     **options: Any,
 ) -> Tensor:
     """One clip per prompt: float32 pixels (N, 3, F, H, W) in [-1, 1] on the CPU.
@@ -43,8 +47,11 @@ def generate_clips(
     noise in every sampler. ``batch_size`` is as large as `clips_at_once` says by default. ``size``
     is (frames, height, width), the model's own by default. ``lora`` False switches an adapter of a
     model in training off: that is the teacher. ``between`` is called before every pass through the
-    network and may raise, to end it there. ``quick`` decodes as previews are. ``options`` go to the
-    sampler. Guidance takes ``negative_prompt``, by default the model's own.
+    network and may raise, to end it there. ``quick`` decodes as previews are. Clips begin with the
+    states ``starts`` (N, C, f, h, w) where they do not begin with noise. Of a model whose
+    trajectories end in states with noise, its clean guess at those is shown, without an adapter;
+    with ``states``, these latents (N, C, f, h, w) come back themselves, on the model's device.
+    ``options`` go to the sampler. Guidance takes ``negative_prompt``, by default the model's own.
 
     Raises ``ValueError`` for an unknown sampler, no prompts, or a size the model cannot make, and
     its `BrokenOutputError` for NaN or flat frames.
@@ -67,12 +74,26 @@ def generate_clips(
     with nullcontext() if lora else adapter_disabled(model.network):
         for start in range(0, len(prompts), batch_size):
             text = model.encode_text(list(prompts[start : start + batch_size]))
-            seeds = range(seed + start, seed + start + len(text))
+            first = seed + start + (0 if starts is None else LATER_SEEDS)
+            seeds = range(first, first + len(text))
+            if starts is not None:
+                options["init_latents"] = starts[start : start + len(text)]
             latents = sample(text, (len(text), *shape), seed=seeds, **options)
-            clips.append(_decoded(model, latents, quick))
+            made = latents if states else _decoded(model, _clean(model, latents, text), quick)
+            clips.append(made)
             if progress is not None:
                 progress(start + len(text), len(prompts))
     return torch.cat(clips)
+
+
+def _clean(model: VideoModel, latents: Tensor, text: Tensor) -> Tensor:
+    """The clips that the base model sees in ``latents`` at the end of a sampling run."""
+    path = model.noise
+    if not path.lowest:
+        return latents
+    level = torch.full((len(latents),), path.lowest, device=latents.device)
+    with adapter_disabled(model.network):
+        return path.read(latents, model.predict(latents, level, text), level).x0
 
 
 def _decoded(model: VideoModel, latents: Tensor, quick: bool) -> Tensor:

@@ -20,6 +20,7 @@ from .bench import (
     Bench,
     Progress,
     Sight,
+    Starts,
     TrueClips,
     fit_student,
     machine,
@@ -85,6 +86,7 @@ class Evaluation:
     other by the feature network ``features``: captions are then left out. ``worlds`` gives true
     clips by name, "public video" and "style video"; without them the distances to true clips are
     left out.
+    ``starts`` are as those of `Bench`, for the captions that `captions_of` gives.
     ``videomae`` and ``clip`` are folders of such networks for the distances of clips and for
     CLIPSIM, ``videos`` a folder of real videos to measure the distance to. ``examples`` clips of
     each method are kept to look at.
@@ -106,6 +108,7 @@ class Evaluation:
     worlds: Mapping[str, TrueClips] = field(default_factory=dict)
     batch_size: int | None = None
     examples: int = 4
+    starts: Starts = field(default_factory=dict)
 
 
 def evaluate(
@@ -141,7 +144,7 @@ def evaluate(
 
 
 def _guidance(model: VideoModel, asked: Evaluation) -> float:
-    own = model.family.teaching.cfg
+    own = model.teaching.cfg
     return own if asked.guidance_scale is None else asked.guidance_scale
 
 
@@ -149,9 +152,7 @@ def _prepared(
     model: VideoModel, asked: Evaluation, progress: Progress | None
 ) -> tuple[Bench, LoraFile | None]:
     """Everything that can be refused, before the teacher's hours."""
-    prompts = asked.prompts or model.brought("prompts.txt")
-    if prompts is None:
-        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt per line.")
+    captions = captions_of(model, asked)
     if not asked.steps or min(*asked.steps, asked.teacher_steps) < 1:
         raise ValueError(
             f"`steps`={asked.steps} and `teacher_steps`={asked.teacher_steps} must be 1 or more."
@@ -166,10 +167,18 @@ def _prepared(
     if asked.clip is not None:
         network = with_clip(network, asked.clip)
     file = None if asked.lora is None else fit_student(model, asked.lora)
-    captions = draw_prompts(asked.count, asked.seed, prompts)
     for number in asked.steps:
         check_steps(number, sampling_options(file).get("original_steps", TRAJECTORY_STEPS))
-    return Bench(model, network, captions, asked.seed, asked.batch_size, progress), file
+    made = (asked.seed, asked.batch_size, progress, asked.starts)
+    return Bench(model, network, captions, *made), file
+
+
+def captions_of(model: VideoModel, asked: Evaluation) -> list[str]:
+    """What the clips of an evaluation show. Raises ValueError without prompts."""
+    prompts = asked.prompts or model.brought("prompts.txt")
+    if prompts is None:
+        raise ValueError(f"'{model.name}' needs `prompts`: a text file with one prompt per line.")
+    return draw_prompts(asked.count, asked.seed, prompts)
 
 
 def _references(

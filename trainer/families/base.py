@@ -17,7 +17,7 @@ from ..models.block_swap import BlockSwap, swapped_blocks
 from ..models.weights import ModelError
 from ..words import allowed_frames
 from .codec import VideoCodec
-from .record import Companions, Family
+from .record import Companions, Family, Teaching
 from .text import TextReader, padded, unit_vectors
 
 __all__ = ["Companions", "Family", "ModelError", "VideoModel"]
@@ -66,6 +66,14 @@ class VideoModel:
     companions: Mapping[str, str] = field(default_factory=dict)
     """By setting, the names of the files that text encoder and autoencoders were read from, where
     those are not in the model's own file or folder; and of a tiny VAE that works alone."""
+    part: str = ""
+    """Which part of the noise levels it is for, for people; empty for all of them."""
+    other: Path | None = None
+    """The base model of the rest of the noise levels, where there is one beside it."""
+    own_teaching: Teaching | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that its training fixes, by dotted name, and why, for people."""
+    fixed_why: str = ""
     subjects: tuple[str, ...] = ()
     """Words for everything it can draw, for models that can draw very little; empty for most."""
     resting: bool = False
@@ -87,9 +95,14 @@ class VideoModel:
         return next(value.dtype for name, value in named if not self.family.exact(name))
 
     @property
+    def teaching(self) -> Teaching:
+        """How it makes the clips that a student learns from: its family's way, or its own."""
+        return self.own_teaching or self.family.teaching
+
+    @property
     def negative(self) -> str:
         """The negative prompt of its guidance; empty for most."""
-        return self.family.teaching.negative
+        return self.teaching.negative
 
     @property
     def prediction_type(self) -> str:

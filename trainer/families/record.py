@@ -22,13 +22,15 @@ class Companions:
     """Files that a base model may need beside its own; None where it needs none.
 
     ``motion_module`` makes a video model of an image model, ``vae`` and ``text_encoder`` replace
-    the model's own, ``tiny_vae`` decodes where the exact one would take too much.
+    the model's own, ``tiny_vae`` decodes where the exact one would take too much, ``other_expert``
+    is the network of the rest of the trajectory.
     """
 
     motion_module: Path | None = None
     vae: Path | None = None
     text_encoder: Path | None = None
     tiny_vae: Path | None = None
+    other_expert: Path | None = None
 
     def given(self) -> dict[str, Path]:
         """Those that are set, by setting."""
@@ -102,13 +104,15 @@ class StepLoras:
 @dataclass(frozen=True)
 class BaseFiles:
     """What the graph of a LoRA is made for: the ``name`` of its base model, ``file`` where that is
-    one file, and the files beside it by setting (`Companions`); ``shift`` of a flow's levels.
+    one file, and the files beside it by setting (`Companions`); ``shift`` of a flow's levels, and
+    the ``part`` of them that it is for, empty for all.
     """
 
     name: str
     file: str = ""
     companions: Mapping[str, str] = field(default_factory=dict)
     shift: float | None = None
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Graph:
     Each of the ``loaders`` gives some of MODEL, CLIP and VAE; one that takes a MODEL is fed the one
     before, and of several the last counts. ``lora`` applies the LoRA (its widgets: name, strength),
     nodes of ``sampling`` follow it, ``latents`` begins a clip (widgets: width, height, frames,
-    videos). ``note`` is said in the graph.
+    videos). ``note`` is said in the graph. ``other`` is a second network that clips need.
     """
 
     loaders: tuple[Loader, ...]
@@ -139,6 +143,32 @@ class Graph:
     sampling: tuple[Loader, ...] = ()
     latents: str = "MCM_EmptyLatentVideo"
     note: str = ""
+    other: OtherNetwork | None = None
+
+
+@dataclass(frozen=True)
+class Half:
+    """How one of two networks samples its half of the steps: ``steps`` that the whole would take,
+    ComfyUI's ``sampler``, and the CFG scale.
+    """
+
+    steps: int
+    sampler: str
+    cfg: float = 1.0
+
+
+@dataclass(frozen=True)
+class OtherNetwork:
+    """The network for the other half of the noise levels, which samples as a base model does:
+    ``loader`` of it, whether it is ``first``, how its half (``its``) is sampled and that of the
+    network with the LoRA (``own``), and the ``negative`` prompt of its guidance.
+    """
+
+    loader: Loader
+    first: bool
+    its: Half
+    own: Half
+    negative: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Wan family: text-to-video transformers of Wan 2.1, 1.3B and 14B.
+"""The Wan family: text-to-video transformers of Wan 2.1, 1.3B and 14B, and of Wan 2.2 14B.
 
 A transformer is a single file in ComfyUI's ``diffusion_models``, with UMT5 and the VAE in the
 folders beside it, or a diffusers folder. Nothing is looked up online: what a model is built like is
@@ -22,7 +22,7 @@ from ..cards import CardPreset
 from ..diffusion.noise import RectifiedFlow
 from ..models.about import read_about
 from ..models.downloads import Need
-from ..models.tiny_vae import TinyVae, read_tiny_vae
+from ..models.tiny_vae import TinyVae
 from ..models.umt5 import (
     Umt5,
     file_tokenizer,
@@ -32,17 +32,19 @@ from ..models.umt5 import (
 )
 from ..models.wan import (
     CLASS,
+    LOW,
     build_wan,
     diffusers_name,
+    expert_of,
     form_of,
     is_exact,
     is_video_file,
     is_wan_file,
     original_name,
+    other_name,
     read_wan,
     size_of,
 )
-from ..models.wan_vae import read_wan_vae
 from ..models.weights import (
     FILE_SUFFIXES,
     ModelError,
@@ -53,20 +55,15 @@ from ..models.weights import (
     weight_files,
 )
 from .base import Companions, Family, VideoModel
-from .causal import CausalCodec, TinyCodec
+from .causal import CausalCodec
 from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
-from .wan_graph import PUBLISHED, SHIFT, graph
-from .wan_parts import OFFERS, WORDS, Places
+from .wan_experts import check_other, lacks_choice, name_of, own_of, refuse_both, title_of
+from .wan_graph import NEGATIVE, PUBLISHED, SHIFT, graph
+from .wan_parts import OFFERS, WORDS, Places, open_codec
 
 TEACHER_SHIFT = 8.0
 """Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
-NEGATIVE = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
-    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
-    "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
-)
-"""Wan's own negative prompt, with which its quality is published."""
 TEACHING = Teaching(
     guidance=(4.0, 4.0),  # a CFG scale of 5, as in rCM
     library_guidance=4.0,
@@ -93,6 +90,7 @@ def matches(path: Path) -> bool:
 
 def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     """Read transformer, text encoder and VAE, frozen, on the CPU. Raises ModelError."""
+    refuse_both(path)
     places = Places.of(path, companions)
     found = read_wan(places.transformer)
     needs = _needs(path, places)
@@ -105,8 +103,11 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     with mended_by("text_encoder"):
         source = open_umt5(places.text, dtype)
         _check_width(source.config.d_model, found.options, places.text)
-    codec = _codec(places)
+    codec = open_codec(places)
+    with mended_by("other_expert"):
+        check_other(places.transformer, companions.other_expert)
     about = _about(path)
+    whole = {"noise": RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT)}
     return VideoModel(
         family=FAMILY,
         name=about["name"],
@@ -114,7 +115,6 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         network=build_wan(found, dtype),
         codec=codec,
         text=MaskedText.of(source, about["tokens"]),
-        noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
         frames=about["frames"],
         height=about["height"],
         width=about["width"],
@@ -123,23 +123,13 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
         licence=about["licence"],
         companions=places.names(path),
         subjects=tuple(about["subjects"]),
+        **(own_of(places.transformer, places.other, TEACHING) or whole),
     ).freeze()
-
-
-def _codec(places: Places) -> CausalCodec:
-    assert places.vae is not None
-    if places.by_tiny_alone:
-        with mended_by("tiny_vae"):
-            return TinyCodec(read_tiny_vae(places.vae, encoder=True))
-    with mended_by("vae"):
-        vae = read_wan_vae(places.vae)
-    with mended_by("tiny_vae"):
-        return CausalCodec(vae, None if places.tiny_vae is None else read_tiny_vae(places.tiny_vae))
 
 
 def _about(path: Path) -> dict[str, Any]:
     """Its own notes, or what is known of any Wan."""
-    name = path.name if path.is_dir() else path.stem
+    name = name_of(path) if path.is_dir() else path.stem
     tokens = MaskedText.max_tokens
     return read_about(path, name=name, licence=LICENCE, subjects=(), tokens=tokens, **SIZE)
 
@@ -175,6 +165,12 @@ def _needs(path: Path, places: Places) -> tuple[Need, ...]:
     if places.vae is None:
         about = f"'{path.name}' comes without a VAE; it needs that of Wan 2.1."
         needs.append(_need("VAE", "vae", about))
+    if expert_of(places.transformer) == LOW and places.other is None:
+        about = (
+            f"'{path.name}' takes over clips that the high-noise expert of Wan 2.2 14B begins, and "
+            f"that is not beside it: '{other_name(path.name)}' in {path.parent}."
+        )
+        needs.append(_need("High-noise expert", "other_expert", about))
     return tuple(needs)
 
 
@@ -211,9 +207,11 @@ def holds(file: Path, header: Mapping[str, Any]) -> bool:
 
 def describe(path: Path) -> tuple[nn.Module, str, str]:
     """Transformer, size and form of a file or folder. Raises ModelError."""
+    refuse_both(path)
     transformer = Places.of(path, Companions()).transformer
     found = read_wan(transformer)
-    return build_wan(found), size_of(found.options), form_of(transformer)
+    size = f"{size_of(found.options)}{title_of(transformer)}"
+    return build_wan(found), size, form_of(transformer)
 
 
 def lacks(path: Path) -> list[str]:
@@ -226,7 +224,7 @@ def lacks(path: Path) -> list[str]:
     transformer = places.transformer
     if transformer.is_dir() and not any(f.suffix in FILE_SUFFIXES for f in transformer.iterdir()):
         found.append(f"the weights in {transformer.name}")
-    return found
+    return found + lacks_choice(path)
 
 
 def does_without(path: Path) -> list[str]:
@@ -292,7 +290,7 @@ CARDS_14B = (
 
 FAMILY = Family(
     name="wan",
-    title="Wan (text to video: Wan 2.1 1.3B and 14B)",
+    title="Wan (text to video: Wan 2.1 1.3B and 14B, Wan 2.2 14B)",
     architecture="wan-t2v",
     licence=LICENCE,
     frames=tuple(range(5, 122, 4)),

@@ -20,7 +20,7 @@ BELOW_SOURCE = {"MCM_EmptyLatentVideo", "ModelSamplingSD3", "VAEEncode", "Create
 """Small nodes, placed below their source, so that a graph fits a screen."""
 BESIDE_SOURCE = {"VAEDecode"}
 """Nodes placed to the right of their first source, at its height."""
-PREVIEW_ROOM = {"KSampler": 360}
+PREVIEW_ROOM = {"KSampler": 360, "KSamplerAdvanced": 360}
 """Free pixels below a node that grows when it shows a preview."""
 
 
@@ -42,6 +42,12 @@ _LOADED = (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))
 _IMAGE = (("IMAGE", "IMAGE"),)
 _LATENT = (("LATENT", "LATENT"),)
 _COLUMNS = tuple((f"images_{n}", "IMAGE") for n in range(1, 6))
+_SAMPLED = (
+    ("model", "MODEL"),
+    ("positive", "CONDITIONING"),
+    ("negative", "CONDITIONING"),
+    ("latent_image", "LATENT"),
+)
 KINDS: dict[str, Kind] = {
     "MCM_LoadVideoModel": Kind((), _LOADED, ("model_name", "weight_dtype"), (300, 130)),
     "MCM_AnimateDiff": Kind((("model", "MODEL"),), _ONE_MODEL, ("motion_module",), (340, 90)),
@@ -74,15 +80,26 @@ KINDS: dict[str, Kind] = {
         (("clip", "CLIP"),), (("CONDITIONING", "CONDITIONING"),), ("text",), (320, 120)
     ),
     "KSampler": Kind(
-        (
-            ("model", "MODEL"),
-            ("positive", "CONDITIONING"),
-            ("negative", "CONDITIONING"),
-            ("latent_image", "LATENT"),
-        ),
+        _SAMPLED,
         _LATENT,
         ("seed!", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
         (300, 270),
+    ),
+    "KSamplerAdvanced": Kind(
+        _SAMPLED,
+        _LATENT,
+        (
+            "add_noise",
+            "noise_seed!",
+            "steps",
+            "cfg",
+            "sampler_name",
+            "scheduler",
+            "start_at_step",
+            "end_at_step",
+            "return_with_leftover_noise",
+        ),
+        (300, 330),
     ),
     "VAEDecode": Kind((("samples", "LATENT"), ("vae", "VAE")), _IMAGE, (), (200, 60)),
     "VAEEncode": Kind((("pixels", "IMAGE"), ("vae", "VAE")), _LATENT, (), (200, 60)),

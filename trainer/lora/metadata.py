@@ -65,6 +65,11 @@ class LoraCard:
     """What the network of the base model predicts."""
     shift: float | None = None
     """Of the levels of a flow; None for other models."""
+    low: float | None = None
+    high: float | None = None
+    """The levels between which the base model's network works, where that is a part of them."""
+    part: str = ""
+    """What that part is called, such as "high noise"."""
     base_file: str = ""
     """File name of a base model that is one file, as ComfyUI's loaders list it."""
     companions: Mapping[str, str] = field(default_factory=dict)
@@ -109,6 +114,8 @@ def _modelspec(card: LoraCard) -> dict[str, str]:
         f"{card.steps} steps, sampler {card.sampler}, CFG {card.guidance_scale:g}, "
         f"{card.frames} frames"
     )
+    if card.part:
+        hint = f"for the {card.part} expert: {hint}"
     trigger = f"; trigger: {card.trigger}" if card.trigger else ""
     return {
         "modelspec.sai_model_spec": "1.0.1",
@@ -181,6 +188,9 @@ def _mcm(card: LoraCard) -> dict[str, str]:
         "mcm.prediction_type": card.prediction_type,
         "mcm.original_steps": str(card.original_steps),
         "mcm.shift": "" if card.shift is None else f"{card.shift:g}",
+        "mcm.low": "" if card.low is None else f"{card.low:g}",
+        "mcm.high": "" if card.high is None else f"{card.high:g}",
+        "mcm.part": card.part,
         "mcm.frames": str(card.frames),
         "mcm.width": str(card.width),
         "mcm.height": str(card.height),

@@ -27,6 +27,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "sigma_data": (0.01, 10.0),
     "original_steps": (1, MOST_STEPS),
     "shift": (0.01, 100.0),
+    "low": (0.0, 1.0),
     "frames": (1, 1024),
     "width": (8, 8192),
     "height": (8, 8192),
@@ -54,6 +55,10 @@ class Recommended:
     fps: int | None = None
     shift: float | None = None
     """Of a flow's levels; None for other models."""
+    low: float | None = None
+    """The lowest level that its base model's network works at, where that is a part of them."""
+    part: str = ""
+    """What that part is called."""
     trigger: str = ""
     prediction_type: str = LoraCard.prediction_type
     """What its base model predicts."""
@@ -79,7 +84,7 @@ def read_recommended(metadata: Mapping[str, str], name: str) -> Recommended:
     _check_words(told, name)
     if "steps_allowed" in told:
         values["steps_allowed"] = _steps(told["steps_allowed"], name)
-    for key in ("trigger", "prediction_type"):
+    for key in ("trigger", "prediction_type", "part"):
         if key in told:
             values[key] = told[key]
     found = Recommended(**values)
@@ -119,8 +124,9 @@ def _check_words(told: Mapping[str, str], name: str) -> None:
     for key, allowed in (("sampler", (SAMPLER,)), ("prediction_type", (*PREDICTIONS, FLOW))):
         if told.get(key, allowed[0]) not in allowed:
             raise _refuse(key, told[key], " or ".join(allowed), name)
-    if len(told.get("trigger", "")) > MOST_LETTERS:
-        raise _refuse("trigger", told["trigger"], f"at most {MOST_LETTERS} letters", name)
+    for key in ("trigger", "part"):
+        if len(told.get(key, "")) > MOST_LETTERS:
+            raise _refuse(key, told[key], f"at most {MOST_LETTERS} letters", name)
 
 
 def _refuse(key: str, got: str, allowed: str, name: str) -> LoraError:

@@ -11,7 +11,7 @@ from .metadata import LoraCard
 from .needs import FOLDERS, LORAS, needed_files, needed_folder, note_text
 
 if TYPE_CHECKING:
-    from ..families.record import Graph, Loader
+    from ..families.record import Graph, Half, Loader, OtherNetwork
 
 Source = tuple[Node, str]
 """A node and the name of one of its outputs."""
@@ -117,6 +117,8 @@ def lora_workflow(card: LoraCard, file_name: str, prompt: str) -> str:
         return ""
     loaders = _loaded(graph)
     needed = [dict(entry) for node in loaders for entry in node.models]
+    if graph.other is not None:
+        needed[1:1] = _models(graph.other.loader)
     told = note(note_text(card, file_name, needed, graph.note))
     nodes = _with_lora(graph, loaders, card, file_name, prompt)
     return json.dumps(build_graph([told, *nodes], file_name), ensure_ascii=False)
@@ -139,18 +141,87 @@ def _with_lora(
     styled = [after(graph.lora, values, sources["MODEL"], models=files)]
     for each in graph.sampling:
         styled.append(after(each.node, each.widgets, (styled[-1], "MODEL")))
+    size, prefix = (card.width, card.height, card.frames), file_name.removesuffix(".safetensors")
+    told: dict[str, Any] = {"fps": card.fps, "seed": seed, "prefix": f"video/{prefix}"}
+    if graph.other is not None:
+        halves = _halves(graph, graph.other, sources, (styled[-1], "MODEL"), prompt, size, **told)
+        return [*loaders, *styled, *halves]
     sampled = sample_nodes(
         sources,
         (styled[-1], "MODEL"),
         prompt,
-        size=(card.width, card.height, card.frames),
-        fps=card.fps,
+        size=size,
         steps=card.steps,
-        seed=seed,
-        prefix=f"video/{file_name.removesuffix('.safetensors')}",
         latents=graph.latents,
+        **told,
     )
     return [*loaders, *styled, *sampled]
+
+
+def _halves(
+    graph: Graph,
+    other: OtherNetwork,
+    sources: Mapping[str, Source],
+    model: Source,
+    prompt: str,
+    size: tuple[int, int, int],
+    *,
+    fps: float,
+    seed: int,
+    prefix: str,
+) -> list[Node]:
+    """The other network, and both samplers: the first leaves its states to the second. ``model`` is
+    the MODEL with the LoRA.
+    """
+    made = [Node(other.loader.node, dict(other.loader.widgets), {}, models=_models(other.loader))]
+    for each in graph.sampling:
+        made.append(after(each.node, each.widgets, (made[-1], "MODEL")))
+    clip = {"clip": sources["CLIP"]}
+    positive = Node("CLIPTextEncode", {"text": prompt}, clip, "Prompt")
+    negative = Node("CLIPTextEncode", {"text": other.negative}, clip, "Negative")
+    empty = empty_clip(model, size, graph.latents)
+    parts = [(model, other.own), ((made[-1], "MODEL"), other.its)]
+    latents: Source = (empty, "LATENT")
+    samplers: list[Node] = []
+    for first, (network, half) in zip(
+        (True, False), parts[::-1] if other.first else parts, strict=True
+    ):
+        samplers.append(_half_sampler(network, positive, negative, latents, half, first, seed))
+        latents = (samplers[-1], "LATENT")
+    decoded = decode(latents, sources)
+    saved = save_nodes((decoded, "IMAGE"), fps, prefix)
+    return [*made, empty, positive, negative, *samplers, decoded, *saved]
+
+
+def _half_sampler(
+    model: Source,
+    positive: Node,
+    negative: Node,
+    latents: Source,
+    half: Half,
+    first: bool,
+    seed: int,
+) -> Node:
+    """KSampler (Advanced) for the first or the second half of the steps. New noise of the second
+    half is of another seed: the states still hold that of the first.
+    """
+    middle = half.steps // 2
+    values: dict[str, Any] = {
+        "add_noise": "enable" if first else "disable",
+        "noise_seed": seed + (not first),
+    }
+    values |= {"steps": half.steps, "cfg": half.cfg, "sampler_name": half.sampler}
+    values |= {"scheduler": "simple", "start_at_step": 0 if first else middle}
+    values |= {"end_at_step": middle if first else half.steps}
+    values["return_with_leftover_noise"] = "enable" if first else "disable"
+    links = {
+        "model": model,
+        "positive": (positive, "CONDITIONING"),
+        "negative": (negative, "CONDITIONING"),
+        "latent_image": latents,
+    }
+    name = f"{'First' if first else 'Second'} half: {half.steps - middle} of {half.steps} steps"
+    return Node("KSamplerAdvanced", values, links, name)
 
 
 def _graph_of(card: LoraCard) -> Graph | None:
@@ -162,7 +233,7 @@ def _graph_of(card: LoraCard) -> Graph | None:
     if found is None:
         return None
     beside = {**card.companions, "motion_module": card.motion_module}
-    return found(BaseFiles(card.base_model, card.base_file, beside, card.shift))
+    return found(BaseFiles(card.base_model, card.base_file, beside, card.shift, card.part))
 
 
 def _loaded(graph: Graph) -> list[Node]:

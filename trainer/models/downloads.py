@@ -72,6 +72,11 @@ TINY_VAES = (
     Download("lighttaew2_1.safetensors", "45 MB", "Apache-2.0", "lightx2v/Autoencoders",
              "models/vae_approx"),
 )  # fmt: skip
+WAN_EXPERTS = tuple(
+    Download(f"wan2.2_t2v_{which}_noise_14B_fp8_scaled.safetensors", "14.3 GB", "Apache-2.0",
+             "Comfy-Org/Wan_2.2_ComfyUI_Repackaged", "models/diffusion_models")
+    for which in ("high", "low")
+)  # fmt: skip
 FEATURE_NETWORKS = (
     Download("config.json and model.safetensors", "88 MB", "Apache-2.0", "facebook/dinov2-small",
              "models/dinov2/dinov2-small"),

@@ -38,10 +38,17 @@ HEAD_KEY = "head.modulation"
 EXACT = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 """Parts that keep fp32 beside half precision (diffusers' `_keep_in_fp32_modules`)."""
 WANTED = (
-    "Use a text-to-video file of Wan 2.1 (1.3B or 14B), such as wan2.1_t2v_1.3B_fp16.safetensors."
+    "Use a text-to-video file of Wan 2.1 (1.3B or 14B), such as wan2.1_t2v_1.3B_fp16.safetensors, "
+    "or one of Wan 2.2 14B."
 )
-EXPERT = re.compile("(high|low)[ _-]?noise", re.IGNORECASE)
-"""In the names of the files of Wan 2.2 14B; their tensors are those of Wan 2.1."""
+HIGH, LOW = "high", "low"
+"""The two experts of Wan 2.2 14B: for much noise and for little."""
+EXPERT = re.compile(
+    rf"({HIGH}|{LOW})[ _-]?noise|(?:2[._]2|A14B).*[ _-]({HIGH}|{LOW})(?=[ ._-]|$)", re.IGNORECASE
+)
+"""In the names of their files; their tensors are those of Wan 2.1."""
+PARTS = {"transformer": HIGH, "transformer_2": LOW}
+"""Their folders in a diffusers model that has both."""
 
 _ROOTS = {
     "patch_embedding": "patch_embedding",
@@ -169,7 +176,6 @@ def read_wan(path: Path) -> WanWeights:
 
     Raises ModelError: unreadable, another model, or a Wan that makes no clips of text alone.
     """
-    _refuse_expert(path)
     if path.is_dir():
         return _read_folder(path)
     weights = {plain_name(name): value for name, value in read_file(path).items()}
@@ -182,19 +188,27 @@ def read_wan(path: Path) -> WanWeights:
     return WanWeights(path, named, _checked(_options(named, path), path))
 
 
-def _refuse_expert(path: Path) -> None:
-    """Raise ModelError for one of the two experts of Wan 2.2 14B: a file by its name, a folder by
-    the other beside it.
+def expert_of(path: Path) -> str:
+    """Which expert of Wan 2.2 14B the transformer at ``path`` is, "high" or "low": a file or folder
+    by its name, a part of a diffusers model by the other beside it. Empty for any other Wan.
     """
+    if path.is_dir() and all((path.parent / part).is_dir() for part in PARTS):
+        return PARTS.get(path.name, "")
     found = EXPERT.search(path.name)
-    two = path.is_dir() and any((p / "transformer_2").is_dir() for p in (path, path.parent))
-    if not found and not two:
-        return
-    which = f"the {found[1].lower()}-noise expert" if found else "one of the two experts"
-    raise ModelError(
-        f"'{path}' is {which} of Wan 2.2 14B, which is for a part of the noise levels only and "
-        f"cannot be trained here: training uses all of them. {WANTED}"
-    )
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def other_name(name: str) -> str:
+    """The name of the other expert's file beside the one called ``name``, as published pairs are
+    called: "high" for "low" or the other way round, in the same letters.
+    """
+    found = EXPERT.search(name)
+    assert found is not None
+    start, end = found.span(1 if found[1] else 2)
+    word = found[0][start - found.start() : end - found.start()]
+    other = LOW if word.lower() == HIGH else HIGH
+    other = other.upper() if word.isupper() else other.title() if word.istitle() else other
+    return name[:start] + other + name[end:]
 
 
 def _read_folder(folder: Path) -> WanWeights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import TrainConfig, with_overrides
+from ..distill.plan import fitted
 from .findings import Finding, Readiness
 from .parts import (
     Disk,
@@ -45,6 +46,7 @@ def check(
     found = [card_finding(config.hardware.device, machine)]
     about, model = model_findings(config, disk)
     found += about
+    config = config if model is None else fitted(config, model)
     found.append(feature_finding(config, model, disk))
     seen, folder = image_findings(config, model)
     found += seen + prompt_finding(config, model, folder) + video_finding(config)

@@ -51,6 +51,7 @@ TITLES = {
     "vae": "VAE",
     "text_encoder": "Text encoder",
     "tiny_vae": "Tiny VAE",
+    "other_expert": "Other expert",
 }
 DOWNLOADS = {"motion_module": MOTION_MODULES, "vae": VAES, "adversarial.features": FEATURE_NETWORKS}
 
@@ -117,6 +118,8 @@ def model_findings(config: TrainConfig, disk: Disk) -> tuple[list[Finding], Vide
         said.append(Finding("Motion module", "ok", f"{model.motion_module}."))
     own = ", ".join(dict.fromkeys(model.companions.values())) or "the base model's own"
     said.append(Finding("Text encoder and VAE", "ok", f"{model.text.width} wide; {own}."))
+    if model.fixed_why:
+        said.append(Finding("What is trained", "note", model.fixed_why))
     return said + _left_out(model, disk) + _start_lora(config, model), model
 
 

@@ -13,7 +13,7 @@ import torch
 from ..config import TrainConfig, with_overrides
 from ..data.cache import ContentCache
 from ..distill.estimate import HEADROOM, MemoryEstimate, estimate, memory_advice
-from ..distill.library import Recipe
+from ..distill.plan import TeacherPlan
 from ..distill.step import ANCHOR_POOL
 from ..families import VideoModel
 from ..models.weights import shapes_only
@@ -201,7 +201,7 @@ def library_bytes(config: TrainConfig, model: VideoModel) -> int:
     if config.videos is not None:
         return 0
     shape = _latent_shape(config, model)
-    return config.data.library_clips * Recipe.of(config, model, shape).clip_bytes
+    return config.data.library_clips * TeacherPlan.of_model(config, model).clip_bytes(shape)
 
 
 def _disk(name: str, place: Path, needed: int) -> Finding:

@@ -49,6 +49,11 @@ class TrainConfig(Part):
         description="Tiny VAE file (taew2_1 or lighttaew2_1) for Wan: saves much memory and time. "
         "Not set: the one in ComfyUI's models/vae_approx beside it, if there is one.",
     )
+    other_expert: UserPath | None = Field(
+        default=None,
+        description="The other file of a Wan 2.2 14B, whose two networks share the noise levels: "
+        "the high-noise one if `model` is the low-noise one. Not set: the one beside it.",
+    )
     images: UserPath | None = Field(
         default=None, description="Folder of style images, with their captions."
     )
@@ -127,6 +132,7 @@ class TrainConfig(Part):
             "vae": self.vae,
             "text_encoder": self.text_encoder,
             "tiny_vae": self.tiny_vae,
+            "other_expert": self.other_expert,
         }
 
     @property

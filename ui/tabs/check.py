@@ -21,8 +21,8 @@ from ..status import notice
 from ..watch import Watch
 
 FINDABLE = (
-    "model", "motion_module", "vae", "text_encoder", "tiny_vae", "adversarial.features", "images",
-    "videos", "prompts", "start_from",
+    "model", "motion_module", "vae", "text_encoder", "tiny_vae", "other_expert",
+    "adversarial.features", "images", "videos", "prompts", "start_from",
 )  # fmt: skip
 """Settings with a path, which get a field beside the message that something is missing."""
 

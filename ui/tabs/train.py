@@ -52,8 +52,8 @@ FOR_TRYING_OUT = (
     "portraits or landscapes; the <b>First style</b> tab shows how to get one that can.</p>"
 )
 MORE = (
-    "prompts", "preview.prompts", "videos", "vae", "text_encoder", "tiny_vae", "start_from", "seed",
-    "preset",
+    "prompts", "preview.prompts", "videos", "vae", "text_encoder", "tiny_vae",
+    "other_expert", "start_from", "seed", "preset",
 )  # fmt: skip
 """What an artist may want to set without knowing the method."""
 COMPUTING = "LoRA, learning rate and hardware"
