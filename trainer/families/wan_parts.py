@@ -136,7 +136,7 @@ def _other(transformer: Path) -> Path | None:
 
 
 def open_codec(places: Places) -> CausalCodec:
-    """The VAE of ``places``, which must be there, with the tiny one beside it. Raises ModelError."""
+    """The VAE of ``places``, which must be there, and the tiny one. Raises ModelError."""
     assert places.vae is not None
     if places.by_tiny_alone:
         with mended_by("tiny_vae"):
