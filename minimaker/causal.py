@@ -32,7 +32,7 @@ BATCH = 4
 NAMED = 0.25
 """Share of parts in one of the named styles."""
 LATENT_NOISE = 0.05
-ENCODER_RATE = 0.1
+ENCODER_RATE = 0.5
 """Learning rate of the encoder, as a part of the decoder's."""
 COLOURS, CELL, FOUR = 3, 8, 4
 FAINT = 0.3

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         default=STARTED if STARTED.is_file() else None,
         help="file to take instead of training one from nothing (default: %(default)s)",
     )
-    parser.add_argument("--autoencoder-steps", type=int, default=4000)
+    parser.add_argument("--autoencoder-steps", type=int, default=8000)
     parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
     parser.add_argument("--transformer-steps", type=int, default=30000)
