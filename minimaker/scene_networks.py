@@ -132,15 +132,15 @@ def _train_heads(judge: SceneJudge, seen: TrackSet, drawn: TrackSet, work: Path,
         tracks, pan, motion = (torch.cat(part) for part in zip(*parts, strict=True))
         logits = judge.motion(judge.motion_features(on_ground(tracks, pan)))
         named = F.cross_entropy(logits, motion, label_smoothing=0.02)
-        rows = torch.randint(len(seen.profile), (HEAD_BATCH,), generator=generator)
-        camera, way = judge.pan(seen.profile[rows])
-        told = F.cross_entropy(camera, seen.camera[rows], label_smoothing=0.02)
-        gone = F.smooth_l1_loss(way * 64, seen.pan[rows] * 64)
+        profile, wanted, gone = seen.pans(HEAD_BATCH, generator)
+        camera, way = judge.pan(profile)
+        told = F.cross_entropy(camera, wanted, label_smoothing=0.02)
+        told = told + F.smooth_l1_loss(way * 64, gone * 64)
         right = (logits.argmax(1) == motion).float()
-        return named + told + gone, {
+        return named + told, {
             "seen": round(right[:HEAD_BATCH].mean().item(), 3),
             "simulated": round(right[HEAD_BATCH:].mean().item(), 3),
-            "camera": round((camera.argmax(1) == seen.camera[rows]).float().mean().item(), 3),
+            "camera": round((camera.argmax(1) == wanted).float().mean().item(), 3),
         }
 
     _averaged("judge_heads", heads, optimizer, loss_of, HEAD_STEPS, work, 3e-3)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from trainer.mini.reading import HELD, STILL, SceneJudge
 from trainer.mini.sentences import CAMERAS, COLOURS, MOTIONS, parse_sentence
-from trainer.mini.tracks import colour_tracks, colour_weights, ground_profile
+from trainer.mini.tracks import colour_tracks, colour_weights, ground_profile, turned_profile
 from trainer.models.tiny_vae import TinyVae
 
 from .gallery import Look
@@ -49,6 +49,17 @@ class TrackSet:
         doubt = DOUBT * torch.randn((size, 2), generator=generator)
         moved = (self.way[rows] != 0).any(dim=1, keepdim=True)
         return self.tracks[rows], self.way[rows] + doubt * moved, self.motion[rows]
+
+    def pans(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Profiles, cameras and the camera's ways of ``size`` random clips, mirrored by chance."""
+        rows = torch.randint(len(self.profile), (size,), generator=generator)
+        profile, camera, pan = self.profile[rows], self.camera[rows], self.pan[rows]
+        for axis in (0, 1):
+            turn = torch.rand(size, generator=generator) < 0.5
+            profile = turned_profile(profile, turn, axis)
+            camera = torch.where(turn & (camera // 2 == axis), camera ^ 1, camera)
+            pan = torch.where(turn[:, None] & (torch.arange(2) == axis), -pan, pan)
+        return profile, camera, pan
 
 
 def cached_tracks(

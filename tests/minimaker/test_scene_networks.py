@@ -34,6 +34,7 @@ from trainer.mini.tracks import (
     colour_weights,
     ground_profile,
     on_ground,
+    turned_profile,
 )
 from trainer.models.tiny_vae import TinyVae
 
@@ -159,13 +160,17 @@ def test_the_ground_agrees_where_the_camera_has_gone(across, down):
     frames = [ground.roll((-down * f, -across * f), (2, 3))[:, :, 60:188, 60:188] for f in range(7)]
     clip = torch.stack(frames, dim=2)
     nothing = torch.full((1, 7, 12, 16, 16), -SURE)
-    profile = ground_profile(clip, nothing)[0]
+    profiles = ground_profile(clip, nothing)
+    profile = profiles[0]
     ways = 2 * len(SHIFTS)
     differ = profile[ways : 2 * ways].unflatten(0, (2, -1))
     axis = 1 if down else 0
     assert SHIFTS[int(differ[axis].argmin())] == -(across + down)
     if across or down:
         assert SHIFTS[int(profile[:ways].unflatten(0, (2, -1))[axis].argmax())] == -(across + down)
+    for number, mirrored in enumerate((clip.flip(4), clip.flip(3))):
+        turned = turned_profile(profiles, torch.tensor([True]), number)
+        assert torch.allclose(turned, ground_profile(mirrored, nothing), atol=1e-3)
 
 
 @pytest.fixture(scope="module")

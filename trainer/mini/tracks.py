@@ -21,7 +21,7 @@ GAP = 2
 """Frames between the two that are compared to see how the ground moves."""
 SHIFTS = tuple(range(-4, 5))
 """Pixels, at half size, by which the ground may have moved in `GAP` frames, across or down."""
-PROFILE = 4 * len(SHIFTS) + 1
+PROFILE = 4 * len(SHIFTS) + 2
 
 
 def colour_weights(cells: Tensor) -> Tensor:
@@ -64,9 +64,10 @@ def ground_profile(clips: Tensor, cells: Tensor) -> Tensor:
     """How well the ground of frames `GAP` apart agrees when one is shifted: (B, `PROFILE`).
 
     ``clips`` (B, 3, F, H, W), ``cells`` (B, F, 12, h, w), whose things are left out. For every
-    shift across, then down: the correlation of what is not the same in all frames, and the
-    logarithm of the difference of the frames themselves, in relation to the smallest. At last the
-    logarithm of how much changes at all. Zeros for clips that are shorter than that.
+    shift across, then down: the correlation of what is not the same in all frames, less that
+    without a shift, and the logarithm of the difference of the frames themselves, in relation to
+    the smallest. At last the correlation without a shift, and the logarithm of how much changes at
+    all. Zeros for clips that are shorter than that.
     """
     if clips.shape[2] <= GAP:
         return clips.new_zeros(len(clips), PROFILE)
@@ -81,7 +82,20 @@ def ground_profile(clips: Tensor, cells: Tensor) -> Tensor:
     differ = (differ + 1e-5).log()
     differ = differ - differ.amin(dim=1, keepdim=True)
     change = moving.square().sum(dim=(1, 2, 3)) / free.sum(dim=(1, 2, 3)).clamp(min=1)
-    return torch.cat((alike, differ, (change + 1e-5).log()[:, None] / 4), dim=1)
+    unmoved = alike[:, SHIFTS.index(0), None]
+    parts = (8 * (alike - unmoved), differ / 4, unmoved, (change + 1e-5).log()[:, None] / 4)
+    return torch.cat(parts, dim=1)
+
+
+def turned_profile(profile: Tensor, turn: Tensor, axis: int) -> Tensor:
+    """``profile`` (B, `PROFILE`) of the clips mirrored across (``axis`` 0) or down (1) where
+    ``turn`` (B,) is set.
+    """
+    profile, length = profile.clone(), len(SHIFTS)
+    for first in (axis * length, (2 + axis) * length):
+        part = profile[:, first : first + length]
+        profile[:, first : first + length] = torch.where(turn[:, None], part.flip(1), part)
+    return profile
 
 
 def _shifted(grey: Tensor, moving: Tensor, free: Tensor, shift: int, axis: int) -> Tensor:
