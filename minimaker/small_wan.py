@@ -1,6 +1,6 @@
 """Train the embedded small Wan from nothing: ``python -m minimaker.small_wan``.
 
-Stages: autoencoder, decoder, clips, transformer, folder. Each continues where it was interrupted;
+Stages: autoencoder, decoder, reader, judge, clips, transformer, folder. Each continues where it was interrupted;
 everything is derived from fixed seeds.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trainer.mini.reading import JUDGE_FILE, READER_FILE
 from trainer.models.tiny_vae import TinyVae, read_tiny_vae
 
 from .causal import (
@@ -31,9 +32,10 @@ from .flow_teacher import SHIFT, Teacher, train_teacher
 from .flow_text import PIECES, TOKENS, kept_pieces
 from .footage import public_video
 from .gallery import HELD_OUT, STYLES
+from .scene_networks import train_judge, train_reader
 from .scenes import FPS, FRAMES, SIZE
 
-STAGES = ("autoencoder", "decoder", "clips", "transformer", "folder")
+STAGES = ("autoencoder", "decoder", "reader", "judge", "clips", "transformer", "folder")
 ABOUT: dict[str, Any] = {
     "name": "small-wan",
     "frames": FRAMES,
@@ -62,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--autoencoder-steps", type=int, default=8000)
     parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument("--reader-steps", type=int, default=2400)
+    parser.add_argument("--judge-steps", type=int, default=2400)
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
     parser.add_argument("--transformer-steps", type=int, default=30000)
     return parser
@@ -91,6 +95,7 @@ def _train(options: argparse.Namespace) -> None:
     wanted, work = set(options.only), options.work
     work.mkdir(parents=True, exist_ok=True)
     vae = _autoencoder(options)
+    _networks(options, vae)
     tokenizer = kept_pieces(work / "tokenizer")
     files = encode_clips(vae, work, options.shards) if "clips" in wanted else []
     files = files or sorted(work.glob("flow-clips-*.safetensors"))
@@ -101,6 +106,17 @@ def _train(options: argparse.Namespace) -> None:
         state = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")
         teacher.load_state_dict(state["ema"])
         assemble(options.out or work / "model", teacher, vae, work / "tokenizer" / PIECES)
+
+
+def _networks(options: argparse.Namespace, vae: TinyVae) -> None:
+    """Train what looks at the clips, and write it to the model folder."""
+    out = options.out or options.work / "model"
+    if "reader" in options.only:
+        reader = train_reader(options.work, vae, options.reader_steps)
+        save_weights(reader, out / "reader" / READER_FILE)
+    if "judge" in options.only:
+        judge = train_judge(options.work, vae, options.judge_steps)
+        save_weights(judge, out / "judge" / JUDGE_FILE)
 
 
 def _report(vae: TinyVae, file: Path) -> None:

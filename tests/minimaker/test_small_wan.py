@@ -84,6 +84,8 @@ def test_all_stages_and_again_from_where_they_were(
     monkeypatch.setattr(small_wan, "reconstruction_psnr", lambda vae, look: 1.0)
     steps = ["--autoencoder-steps", "2", "--decoder-steps", "1", "--shards", "1"]
     monkeypatch.setattr(small_wan, "STARTED", tmp_path / "none")
+    for name in ("reader", "judge"):  # tests/minimaker/test_scene_networks.py trains them
+        monkeypatch.setattr(small_wan, f"train_{name}", lambda *_: torch.nn.Linear(1, 1))
     options = ["--work", str(tmp_path), *steps, "--transformer-steps"]
     small_wan.run([*options, "1"])
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
