@@ -1,7 +1,7 @@
 """Train the embedded small Wan from nothing: ``python -m minimaker.small_wan``.
 
-Stages: autoencoder, decoder, reader, judge, clips, transformer, folder. Each continues where it was interrupted;
-everything is derived from fixed seeds.
+Stages: autoencoder, decoder, reader, judge, clips, transformer, folder. Each continues where it was
+interrupted; everything is derived from fixed seeds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ABOUT: dict[str, Any] = {
 }
 VAE_FILE = "taew2_1.safetensors"
 STARTED = Path(__file__).parent / "started" / VAE_FILE
-"""An autoencoder of an earlier training, in fp16: the first stage is not done again."""
+"""The autoencoder of an earlier training, in fp16, which is trained on."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--autoencoder",
         type=Path,
         default=STARTED if STARTED.is_file() else None,
-        help="file to take instead of training one from nothing (default: %(default)s)",
+        help="file to begin with instead of principal components (default: %(default)s)",
     )
     parser.add_argument("--autoencoder-steps", type=int, default=8000)
     parser.add_argument("--decoder-steps", type=int, default=4000)
@@ -72,16 +72,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _autoencoder(options: argparse.Namespace) -> TinyVae:
-    """The trained autoencoder: a given one, or that of ``--work``, trained on where wanted."""
+    """The autoencoder as far as it got in ``--work``, else a given or a new one; trained on where
+    that is wanted.
+    """
     wanted, work = set(options.only), options.work
-    if options.autoencoder is not None:
+    if (work / "autoencoder.pt").is_file():
+        vae = TinyVae(WIDTHS, ENCODER)
+    elif options.autoencoder is not None:
         vae = read_tiny_vae(options.autoencoder, encoder=True)
     else:
-        begun = (work / "autoencoder.pt").is_file()
-        vae = TinyVae(WIDTHS, ENCODER) if begun else build_autoencoder()
-        if "autoencoder" in wanted:
-            train_half(vae, "autoencoder", work, options.autoencoder_steps)
-        load_average(vae, "autoencoder", work)
+        vae = build_autoencoder()
+    if "autoencoder" in wanted:
+        train_half(vae, "autoencoder", work, options.autoencoder_steps)
+    load_average(vae, "autoencoder", work)
     if "decoder" in wanted:
         train_half(vae, "decoder", work, options.decoder_steps)
     load_average(vae, "decoder", work)
