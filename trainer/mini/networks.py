@@ -195,21 +195,21 @@ def build_judge(seed: int = 101) -> Judge:
 def load_framenet(folder: Path) -> FrameNet:
     """The trained network in ``folder``, frozen. Raises FileNotFoundError."""
     net = build_framenet()
-    _load(net, folder / FRAMENET_FILE)
+    load_frozen(net, folder / FRAMENET_FILE, _NEED)
     return net
 
 
 def load_judge(folder: Path) -> Judge:
     """The trained judge in ``folder``, frozen. Raises FileNotFoundError."""
     judge = build_judge()
-    _load(judge, folder / JUDGE_FILE)
+    load_frozen(judge, folder / JUDGE_FILE, _NEED)
     return judge
 
 
-def _load(module: nn.Module, file: Path) -> None:
-    """Fill ``module`` in float32 and freeze it; FileNotFoundError names the remedy."""
+def load_frozen(module: nn.Module, file: Path, remedy: str) -> None:
+    """Fill ``module`` in float32 and freeze it; FileNotFoundError says the ``remedy``."""
     if not file.is_file():
-        raise FileNotFoundError(f"The weights {file} are missing. {_NEED}")
+        raise FileNotFoundError(f"The weights {file} are missing. {remedy}")
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
     module.load_state_dict(state)
     module.eval().requires_grad_(False)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .networks import load_frozen
 from .sentences import CAMERAS, COLOURS, MOTIONS, SHAPES, Thing, parse_sentence
 from .tracks import PARTS, PROFILE, colour_tracks, colour_weights, ground_profile, on_ground
 
@@ -314,21 +314,12 @@ def build_scene_judge(seed: int = 103) -> SceneJudge:
 def load_reader(folder: Path) -> SceneReader:
     """The trained reader in ``folder``, frozen. Raises FileNotFoundError."""
     reader = build_reader()
-    _load(reader, folder / READER_FILE)
+    load_frozen(reader, folder / READER_FILE, _NEED)
     return reader
 
 
 def load_scene_judge(folder: Path) -> SceneJudge:
     """The trained judge in ``folder``, frozen. Raises FileNotFoundError."""
     judge = build_scene_judge()
-    _load(judge, folder / JUDGE_FILE)
+    load_frozen(judge, folder / JUDGE_FILE, _NEED)
     return judge
-
-
-def _load(module: nn.Module, file: Path) -> None:
-    """Fill ``module`` in float32 and freeze it; FileNotFoundError names the remedy."""
-    if not file.is_file():
-        raise FileNotFoundError(f"The weights {file} are missing. {_NEED}")
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
-    module.load_state_dict(state)
-    module.eval().requires_grad_(False)

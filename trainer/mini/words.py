@@ -8,19 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..paths import MINI
+from .sentences import COLOURS, MOTIONS, SHAPES
 
-SHAPES = ("circle", "square", "triangle", "cross", "star")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
-MOTIONS = (
-    "moving left",
-    "moving right",
-    "moving up",
-    "moving down",
-    "growing",
-    "shrinking",
-    "circling",
-    "bouncing",
-)
 SIZE = 64
 """Side of a frame in pixels, which the networks were trained at."""
 LOOKS = ("public", "poster", "ink", "neon", "other")
