@@ -26,7 +26,7 @@ from .muon import Muon
 from .stage import run_stage, steady
 
 SHIFT = 3.0
-"""Of the levels in training and of the teacher's sampling."""
+"""Of the levels in training."""
 HEADS, LAYERS, HIDDEN = 2, 8, 1024
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
@@ -122,19 +122,3 @@ def train_teacher(
     assert ema is not None
     teacher.load_state_dict(ema.shadow)
     return teacher.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def sample(
-    teacher: Teacher, prompts: list[str], shape: tuple[int, ...], *, steps: int = 50,
-    guidance: float = 4.0, seed: int = 0,
-) -> Tensor:  # fmt: skip
-    """Latents (B, *shape) of ``prompts`` by Euler steps along the flow."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((len(prompts), *shape), generator=generator)
-    levels = shifted(torch.linspace(1, 0, steps + 1))
-    for level, after in zip(levels[:-1], levels[1:], strict=True):
-        both = torch.cat([x, x]), level.expand(2 * len(x)), [*prompts, *[""] * len(x)]
-        said, empty = teacher.velocity(*both).chunk(2)
-        x = x + (after - level) * (empty + guidance * (said - empty))
-    return x

@@ -28,7 +28,7 @@ from .causal import (
 )
 from .clips import save_weights
 from .flow_clips import encode_clips, load_clips
-from .flow_teacher import SHIFT, Teacher, train_teacher
+from .flow_teacher import Teacher, train_teacher
 from .flow_text import PIECES, TOKENS, kept_pieces
 from .footage import public_video
 from .gallery import HELD_OUT, STYLES
@@ -43,7 +43,6 @@ ABOUT: dict[str, Any] = {
     "width": SIZE,
     "fps": FPS,
     "tokens": TOKENS,
-    "shift": SHIFT,
     "licence": "Apache-2.0",
 }
 VAE_FILE = "taew2_1.safetensors"

@@ -120,7 +120,7 @@ class LoraInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name: str) -> io.NodeOutput:
-        from .native.lora import lora_info, no_value
+        from .native.lora_info import lora_info, no_value
 
         found, summary = lora_info(lora_name)
         size = (found.width, found.height, found.frames)

@@ -251,7 +251,7 @@ def test_a_style_lora_of_cores_loader_stacks_silently(
 
 
 def test_info_tells_what_the_file_recommends(native):
-    found, summary = native("lora").lora_info("sub/ink.safetensors")
+    found, summary = native("lora_info").lora_info("sub/ink.safetensors")
     assert (found.steps, found.guidance_scale, found.strength) == (2, 1.0, 1.0)
     assert (found.width, found.height, found.frames) == (32, 32, 8)
     assert found.trigger == "in ink"
@@ -261,7 +261,7 @@ def test_info_tells_what_the_file_recommends(native):
 
 
 def test_info_of_an_official_lora_has_the_papers_values(native):
-    found, summary = native("lora").lora_info("official/unet_lora")
+    found, summary = native("lora_info").lora_info("official/unet_lora")
     assert (found.steps, found.guidance_scale, found.strength) == (4, 1.0, 1.0)
     assert (found.width, found.height, found.frames) == (64, 64, 8)  # recognised as the mini model
     assert found.trigger == ""
@@ -383,7 +383,7 @@ def test_a_part_of_the_layers_is_no_few_step_lora(pairs, own_folder, kept):
 
 
 def without_values(native, name):
-    found, summary = native("lora").lora_info(name)
+    found, summary = native("lora_info").lora_info(name)
     numbers = (found.steps, found.guidance_scale, found.width, found.height, found.frames)
     assert numbers == (None,) * 5 and found.strength == 1.0
     assert "Not a few-step LoRA: it recommends no steps, CFG or size" in summary
@@ -416,7 +416,7 @@ def test_info_and_loader_point_to_cores_loader_for_kinds_that_only_it_reads(
 def test_info_of_a_damaged_file_is_an_error(native, own_folder):
     (own_folder / "bad.safetensors").write_bytes(b"<html>")
     with pytest.raises(ValueError, match="not a usable LoRA file"):
-        native("lora").lora_info("bad.safetensors")
+        native("lora_info").lora_info("bad.safetensors")
 
 
 def test_an_output_without_a_value_stops_only_what_is_connected_to_it(comfy, pairs, own_folder):
@@ -451,7 +451,7 @@ def test_damaged_metadata_is_an_error(native, base, pairs, own_folder, key, valu
     with pytest.raises(ValueError, match=f"`mcm.{key}`='{value}' in the metadata of 'odd"):
         native("lora").load_lora(base, name, 1.0)
     with pytest.raises(ValueError, match=f"`mcm.{key}`"):
-        native("lora").lora_info(name)
+        native("lora_info").lora_info(name)
 
 
 def test_other_weights_of_the_base_model_are_named_in_the_log(

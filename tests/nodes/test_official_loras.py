@@ -58,7 +58,7 @@ def test_every_key_of_an_official_lora_finds_its_layer(native, models, loras, na
     wanted = {f"diffusion_model.{path}.weight" for path in official(name)}
     assert set(patched.patches) == wanted and len(wanted) == MODULES[name]
     assert not models[name].patches
-    assert "made for" in native("lora").lora_info(folder.name)[1]
+    assert "made for" in native("lora_info").lora_info(folder.name)[1]
     (folder / "adapter_model.safetensors").unlink()
 
 

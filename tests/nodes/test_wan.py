@@ -281,7 +281,7 @@ def test_a_wan_lora_is_refused_by_another_model(native, tiny_model):
 
 
 def test_its_info_says_shift_size_and_speed(native):
-    settings, summary = native("lora").lora_info("shift three.safetensors")
+    settings, summary = native("lora_info").lora_info("shift three.safetensors")
     assert settings.sampling["shift"] == 3.0 and settings.fps == 16
     assert "sampler lcm, scheduler simple, strength 1, shift 3" in summary
     assert "9 frames of 48 x 32 pixels, 16 a second" in summary

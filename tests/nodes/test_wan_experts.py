@@ -156,7 +156,7 @@ def test_their_loras_say_which_they_are_for(native, trained, models, tmp_path, m
     entry = ([str(tmp_path)], folder_paths.supported_pt_extensions)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", entry)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    found, summary = native("lora").lora_info("ink.safetensors")
+    found, summary = native("lora_info").lora_info("ink.safetensors")
     assert found.part == "high noise" and found.sampling["low"] == BOUNDARY
     assert "for the high noise expert alone" in summary and "shift 7" in summary
     load = native("lora").load_lora
