@@ -4,6 +4,7 @@ tokenizer inside, a tiny VAE. Written as the inverse of what the trainer reads.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -270,3 +271,16 @@ def save_experts(models: Path, **options: Any) -> dict[str, Path]:
         state = original(build_transformer(seed=seed, **options).state_dict())
         save_half(state, place / name, torch.float32)
     return {which: place / name for which, name in EXPERTS.items()}
+
+
+def random_pairs(network: Any) -> dict[str, Any]:
+    """A LoRA of rank 2 with random weights on all layers of ``network`` that the trainer covers."""
+    from trainer.lora.adapter import add_lora, lora_parameters, lora_state
+
+    network = copy.deepcopy(network)
+    add_lora(network, 2, 2.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in lora_parameters(network):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return lora_state(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,14 @@ class VideoInfo:
     part: str = ""
     """Which part of the noise levels it is for, such as "high noise"; empty for all."""
     weight_files: tuple[Path, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, family: Any, about: Mapping[str, Any], **own: Any) -> VideoInfo:
+        """From the ``family``'s record and ``about``, a model's notes with what they leave out."""
+        notes = {name: about[name] for name in ("name", "width", "height", "fps", "licence")}
+        return cls(
+            family=family.name, frames=family.frames, default_frames=about["frames"], **notes, **own
+        )
 
     @property
     def windows(self) -> str:

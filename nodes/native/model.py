@@ -265,15 +265,9 @@ def read_info(folder: Path, config: dict[str, Any], scheduler: dict[str, Any]) -
         folder, name=folder.name, frames=16, width=width * factor, height=height * factor, fps=8,
         licence=family.licence,
     )  # fmt: skip
-    return VideoInfo(
-        family=family.name,
-        name=about["name"],
-        frames=family.frames,
-        default_frames=about["frames"],
-        width=about["width"],
-        height=about["height"],
-        fps=about["fps"],
-        licence=about["licence"],
+    return VideoInfo.of(
+        family,
+        about,
         scheduler_config=scheduler,
         latent_factor=factor,
         weight_files=tuple(weight_files(folder / "unet")),

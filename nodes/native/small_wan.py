@@ -117,15 +117,9 @@ def small_info(folder: Path) -> VideoInfo:
         folder, name=folder.name, frames=frames, width=width, height=height, fps=FPS,
         licence=family.licence,
     )  # fmt: skip
-    return VideoInfo(
-        family=family.name,
-        name=about["name"],
-        frames=family.frames,
-        default_frames=about["frames"],
-        width=about["width"],
-        height=about["height"],
-        fps=about["fps"],
-        licence=about["licence"],
+    return VideoInfo.of(
+        family,
+        about,
         scheduler_config={},
         stride=STRIDE,
         sides=SIDES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from importlib import import_module
 
 import pytest
@@ -47,16 +46,7 @@ def text(trained):
 
 @pytest.fixture(scope="module")
 def pairs(trained):
-    """A LoRA of rank 2 over all that the trainer covers."""
-    from trainer.lora.adapter import add_lora, lora_parameters, lora_state
-
-    network = copy.deepcopy(trained.network)
-    add_lora(network, 2, 2.0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in lora_parameters(network):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return lora_state(network)
+    return wan_files.random_pairs(trained.network)
 
 
 def card(**changes):
