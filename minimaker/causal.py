@@ -213,7 +213,7 @@ def train_half(vae: TinyVae, name: str, work: Path, steps: int, lr: float = 1e-3
         }
 
     run_stage(
-        name, trained, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.99
+        name, trained, optimizer, loss_of, steps=steps, work=work, lr=lr, ema_decay=0.998
     )  # fmt: skip
 
 

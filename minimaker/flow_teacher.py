@@ -3,6 +3,9 @@
 Half-way through its blocks a linear reader tells what is at each token, ground or which shape in
 which colour, as REPA does with a vision model's features (Yu et al. 2024, arXiv 2410.06940): here
 the truth is known. The reader is left out of the model.
+
+It learns what words mean on clips of half the size first (progressive training, Podell et al. 2023,
+arXiv 2307.01952): a quarter of the tokens, at the same places of the picture.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ from .flow_text import WIDTH, Reader, build_encoder
 from .muon import Muon
 from .stage import run_stage, steady
 
-SHIFT = 3.0
-"""Of the levels in training."""
+SHIFT, SMALL_SHIFT = 3.0, 1.5
+"""Of the levels in training; a quarter of the tokens want half of it."""
 HEADS, LAYERS, HIDDEN = 2, 8, 1024
+WHOLE, SMALL = "transformer", "transformer-small"
+"""The stages' names."""
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
-BATCH = 8
+BATCH, SMALL_BATCH = 8, 16
 PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
 READING = 0.3
 """Weight of the reader's loss at the beginning; it falls to nothing at half of the steps."""
@@ -46,6 +51,25 @@ def build_transformer(seed: int = 0) -> WanTransformer3DModel:
         ffn_dim=HIDDEN,
         text_dim=WIDTH,
     )
+
+
+class Spread(nn.Module):
+    """Rotary positions of a clip at half size: those of every second token of the whole size."""
+
+    def __init__(self, rope: nn.Module):
+        super().__init__()
+        self.rope = rope
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (1, f h w / 4, 1, 128) for ``states`` (B, 16, f, h, w)."""
+        frames, height, width = states.shape[2:]
+        grid = (frames, height, width)
+        full = self.rope(states.new_empty(1, 1, frames, 2 * height, 2 * width))
+        cosine, sine = (
+            part[0, :, 0].unflatten(0, grid)[:, ::2, ::2].flatten(0, 2)[None, :, None]
+            for part in full
+        )
+        return cosine, sine
 
 
 class Teacher(nn.Module):
@@ -94,31 +118,48 @@ def shifted(even: Tensor, shift: float = SHIFT) -> Tensor:
 
 
 def train_teacher(
-    work: Path, tokenizer: TextTokenizer, clips: FlowClips, steps: int, lr: float = 1e-3
+    work: Path,
+    tokenizer: TextTokenizer,
+    clips: FlowClips,
+    steps: int,
+    small: bool = False,
+    lr: float = 1e-3,
 ) -> Teacher:
-    """Trained from nothing, or from where ``work`` was left; averaged weights, in eval mode."""
+    """Trained from where ``work`` was left, else from the training on ``small`` clips, else from
+    nothing; averaged weights, in eval mode.
+    """
     teacher = Teacher(tokenizer)
-    optimizer = Muon(teacher.groups(), lr)
+    if small:
+        teacher.transformer.rope = Spread(teacher.transformer.rope)
+    elif (work / f"{SMALL}.pt").is_file():
+        load_teacher(teacher, work, SMALL)
+    batch, shift = (SMALL_BATCH, SMALL_SHIFT) if small else (BATCH, SHIFT)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((2, step))
+        rng = np.random.default_rng((2 + small, step))
         noise = torch.Generator().manual_seed(step)
-        x0, prompts, labels = clips.batch(BATCH, rng)
+        x0, prompts, labels = clips.batch(batch, rng)
         eps = torch.randn(x0.shape, generator=noise)
-        spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=noise)) / BATCH
-        error, reading = teacher.losses(x0, eps, shifted(spread), prompts, labels)
-        weight = READING * max(0.0, 1 - 2 * step / steps)
+        spread = (torch.arange(batch) + torch.rand(batch, generator=noise)) / batch
+        error, reading = teacher.losses(x0, eps, shifted(spread, shift), prompts, labels)
+        weight = READING if small else READING * max(0.0, 1 - 2 * step / steps)
         measures = {
             "flow": round(error.mean().item(), 5),
-            "high": round(error[-2:].mean().item(), 5),
+            "high": round(error[-batch // 4 :].mean().item(), 5),
             "reading": round(reading.item(), 4),
         }
         return error.mean() + weight * reading, measures
 
-    ema = run_stage(
-        "transformer", teacher, optimizer, loss_of, steps=steps, work=work, lr=lr,
+    name = SMALL if small else WHOLE
+    run_stage(
+        name, teacher, Muon(teacher.groups(), lr), loss_of, steps=steps, work=work, lr=lr,
         ema_decay=0.9995, schedule=steady,
     )  # fmt: skip
-    assert ema is not None
-    teacher.load_state_dict(ema.shadow)
-    return teacher.eval().requires_grad_(False)
+    return load_teacher(teacher, work, name).eval().requires_grad_(False)
+
+
+def load_teacher(teacher: Teacher, work: Path, name: str = WHOLE) -> Teacher:
+    """``teacher`` with the averaged weights of a stage, as far as it got in ``work``."""
+    state = torch.load(work / f"{name}.pt", weights_only=True, map_location="cpu")
+    teacher.load_state_dict(state["ema"])
+    return teacher

@@ -1,7 +1,7 @@
 """Train the embedded small Wan from nothing: ``python -m minimaker.small_wan``.
 
-Stages: autoencoder, decoder, reader, judge, clips, transformer, folder. Each continues where it was
-interrupted; everything is derived from fixed seeds.
+Stages: autoencoder, decoder, reader, judge, small-clips, small-transformer, clips, transformer,
+folder. Each continues where it was interrupted; everything is derived from fixed seeds.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from .causal import (
 )
 from .clips import save_weights
 from .flow_clips import encode_clips, load_clips
-from .flow_teacher import Teacher, train_teacher
+from .flow_teacher import SHIFT, Teacher, load_teacher, train_teacher
 from .flow_text import PIECES, TOKENS, kept_pieces
 from .footage import public_video
 from .gallery import HELD_OUT, STYLES
 from .scene_networks import train_judge, train_reader
 from .scenes import FPS, FRAMES, SIZE
 
-STAGES = ("autoencoder", "decoder", "reader", "judge", "clips", "transformer", "folder")
+STAGES = (
+    "autoencoder", "decoder", "reader", "judge",
+    "small-clips", "small-transformer", "clips", "transformer", "folder",
+)  # fmt: skip
 ABOUT: dict[str, Any] = {
     "name": "small-wan",
     "frames": FRAMES,
@@ -43,6 +46,7 @@ ABOUT: dict[str, Any] = {
     "width": SIZE,
     "fps": FPS,
     "tokens": TOKENS,
+    "shift": int(SHIFT),
     "licence": "Apache-2.0",
 }
 VAE_FILE = "taew2_1.safetensors"
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reader-steps", type=int, default=2400)
     parser.add_argument("--judge-steps", type=int, default=2400)
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
+    parser.add_argument("--small-steps", type=int, default=8000, help="of the small transformer")
     parser.add_argument("--transformer-steps", type=int, default=30000)
     return parser
 
@@ -99,14 +104,15 @@ def _train(options: argparse.Namespace) -> None:
     vae = _autoencoder(options)
     _networks(options, vae)
     tokenizer = kept_pieces(work / "tokenizer")
-    files = encode_clips(vae, work, options.shards) if "clips" in wanted else []
-    files = files or sorted(work.glob("flow-clips-*.safetensors"))
-    if "transformer" in wanted:
-        train_teacher(work, tokenizer, load_clips(files), options.transformer_steps)
+    for small, steps in ((True, options.small_steps), (False, options.transformer_steps)):
+        size, name = (SIZE // 2, "small-") if small else (SIZE, "")
+        if f"{name}clips" in wanted:
+            encode_clips(vae, work, options.shards, size)
+        if f"{name}transformer" in wanted:
+            clips = load_clips(sorted(work.glob(f"flow-clips-{size}-*.safetensors")))
+            train_teacher(work, tokenizer, clips, steps, small)
     if "folder" in wanted:
-        teacher = Teacher(tokenizer)
-        state = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")
-        teacher.load_state_dict(state["ema"])
+        teacher = load_teacher(Teacher(tokenizer), work)
         assemble(options.out or work / "model", teacher, vae, work / "tokenizer" / PIECES)
 
 

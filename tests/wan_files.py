@@ -224,7 +224,7 @@ def save_for_core(models: Path) -> Path:
 
 SMALL: dict[str, Any] = {
     "name": "small", "frames": 5, "height": 32, "width": 32, "fps": 8, "licence": "Apache-2.0",
-    "subjects": ["circle", "square", "star"], "tokens": 12,
+    "subjects": ["circle", "square", "star"], "tokens": 12, "shift": 3,
 }  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def load_small_model(
     place = folder / "transformer"
     found = read_wan(place)
     weights = {original_name(name) or name: value for name, value in found.weights.items()}
-    model = _build(found.options, choose_dtype(weight_dtype, weights), latent_format)
+    shift = read_about(folder, shift=None)["shift"]
+    model = _build(found.options, shift, choose_dtype(weight_dtype, weights), latent_format)
     check_fit(model.diffusion_model, weights, place)
     model.diffusion_model.load_state_dict(weights)
     info = small_info(folder)
@@ -76,8 +77,12 @@ def load_small_model(
     return patcher
 
 
-def _build(options: dict[str, Any], dtype: torch.dtype, latent_format: Any) -> Any:
-    """Core's BaseModel with diffusers' ``options`` of a Wan; its weights have no values yet."""
+def _build(
+    options: dict[str, Any], shift: int | None, dtype: torch.dtype, latent_format: Any
+) -> Any:
+    """Core's BaseModel with diffusers' ``options`` of a Wan and its levels, at ``shift`` where it
+    has one of its own; its weights have no values yet.
+    """
     from comfy.supported_models import WAN21_T2V
 
     heads = options["num_attention_heads"]
@@ -101,6 +106,8 @@ def _build(options: dict[str, Any], dtype: torch.dtype, latent_format: Any) -> A
         }
     )
     config.latent_format = latent_format
+    if shift:
+        config.sampling_settings = {"shift": shift}
     config.set_inference_dtype(dtype, computation_dtype(dtype))
     model = config.get_model({}, "")
     model.diffusion_model.requires_grad_(False)

@@ -70,6 +70,13 @@ def test_its_notes_say_what_it_is_like(model, folder):
                                              *model.codec.vae.parameters()))  # fmt: skip
 
 
+def test_its_levels_have_the_shift_of_its_notes(model, copy):
+    assert model.noise.shift == model.noise.teacher.shift == 3
+    (copy / "mcm.json").write_text("{}", encoding="utf-8")
+    other = load_model(str(copy)).noise
+    assert (other.shift, other.teacher.shift) == (5, 8)
+
+
 @torch.no_grad()
 def test_prompts_are_padded_and_cut_to_its_tokens(model, folder):
     states = model.encode_text(["a red star", "star " * 30])

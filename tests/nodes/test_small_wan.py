@@ -280,6 +280,7 @@ def test_its_info_is_that_of_its_notes(native, folder, loaded, trained):
         "wan", "small", 8, 4, 16,
     )  # fmt: skip
     assert (info.width, info.height, info.default_frames) == (32, 32, 5)
+    assert loaded[0].get_model_object("model_sampling").shift == trained.noise.shift == 3
     assert info.base_hash == trained.base_hash
     assert native("bundle").folder_info(folder) == info
 

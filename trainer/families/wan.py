@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from ..cards import CardPreset
-from ..diffusion.noise import RectifiedFlow
 from ..models.about import read_about
 from ..models.downloads import Need
 from ..models.tiny_vae import TinyVae
@@ -59,11 +58,9 @@ from .causal import CausalCodec
 from .record import Base, LayerNames, Shelf, StepLoras, Teaching
 from .text import MaskedText
 from .wan_experts import check_other, lacks_choice, name_of, own_of, refuse_both, title_of
-from .wan_graph import NEGATIVE, PUBLISHED, SHIFT, graph
+from .wan_graph import NEGATIVE, PUBLISHED, flow_at, graph
 from .wan_parts import OFFERS, WORDS, Places, open_codec
 
-TEACHER_SHIFT = 8.0
-"""Of the base model's own sampling: Wan's value for 1.3B, ComfyUI's for every size."""
 TEACHING = Teaching(
     guidance=(4.0, 4.0),  # a CFG scale of 5, as in rCM
     library_guidance=4.0,
@@ -107,7 +104,7 @@ def load(path: Path, dtype: torch.dtype, companions: Companions) -> VideoModel:
     with mended_by("other_expert"):
         check_other(places.transformer, companions.other_expert)
     about = _about(path)
-    whole = {"noise": RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT)}
+    whole = {"noise": flow_at(about["shift"])}
     return VideoModel(
         family=FAMILY,
         name=about["name"],
@@ -131,7 +128,9 @@ def _about(path: Path) -> dict[str, Any]:
     """Its own notes, or what is known of any Wan."""
     name = name_of(path) if path.is_dir() else path.stem
     tokens = MaskedText.max_tokens
-    return read_about(path, name=name, licence=LICENCE, subjects=(), tokens=tokens, **SIZE)
+    return read_about(
+        path, name=name, licence=LICENCE, subjects=(), tokens=tokens, shift=None, **SIZE
+    )
 
 
 def _files(transformer: Path) -> list[Path]:
@@ -271,7 +270,7 @@ def build_skeleton(device: torch.device | str, heads: int, layers: int, hidden: 
         network=network,
         codec=CausalCodec(vae, tiny),
         text=MaskedText.of(Umt5(config, None, "", encoder)),
-        noise=RectifiedFlow(SHIFT, teacher_shift=TEACHER_SHIFT),
+        noise=flow_at(),
         base_hash="",
         licence=LICENCE,
         **SIZE,

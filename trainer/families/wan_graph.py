@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..diffusion.noise import RectifiedFlow
 from ..models.downloads import TEXT_ENCODERS, WAN_VAES, Download
 from ..models.wan import HIGH, LOW
 from ..models.weights import FILE_SUFFIXES
@@ -12,14 +13,23 @@ from ..paths import bundled
 from .record import BaseFiles, Graph, Half, Loader, OtherNetwork
 from .wan_experts import EXPERTS
 
-SHIFT = 5.0
-"""Of few-step sampling; the levels of the teacher's trajectories are those too."""
+SHIFT, TEACHER_SHIFT = 5.0, 8.0
+"""Of few-step sampling, whose levels are those of the teacher's trajectories too, and of the base
+model's own sampling: Wan's value for 1.3B, ComfyUI's for every size.
+"""
 NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
     "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，"
     "形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 """Wan's own negative prompt, with which its quality is published."""
+
+
+def flow_at(shift: float | None = None) -> RectifiedFlow:
+    """The levels of a Wan; one whose notes name a ``shift`` samples with it in any steps."""
+    return RectifiedFlow(shift or SHIFT, teacher_shift=None if shift else TEACHER_SHIFT)
+
+
 _COMFYUI = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 COMFYUI = f"{_COMFYUI}/diffusion_models"
 _WAN22 = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/diffusion_models"

@@ -14,15 +14,19 @@ FILE = "mcm.json"
 MOST_LETTERS = 200
 MOST_WORDS = 100
 SIDE = (8, 8192)
-LIMITS = {"frames": (1, 1024), "height": SIDE, "width": SIDE, "fps": (1, 240), "tokens": (8, 512)}
+LIMITS = {
+    "frames": (1, 1024), "height": SIDE, "width": SIDE, "fps": (1, 240),
+    "tokens": (8, 512), "shift": (1, 20),
+}  # fmt: skip
 
 
 def read_about(folder: Path, **otherwise: Any) -> dict[str, Any]:
     """``otherwise``, overridden by the entries of ``folder``'s file.
 
     ``name``, ``licence`` and ``for_trying_out`` are one line of text, ``subjects`` a list of words,
-    ``frames``, ``height``, ``width`` (pixels), ``fps`` and ``tokens`` (that a prompt is padded to)
-    whole numbers within `LIMITS`. Raises ModelError naming the entry that is not.
+    ``frames``, ``height``, ``width`` (pixels), ``fps``, ``tokens`` (that a prompt is padded to) and
+    ``shift`` (of a flow's levels) whole numbers within `LIMITS`. Raises ModelError naming the
+    entry that is not.
     """
     file = folder / FILE
     found = read_json(file) if file.is_file() else {}
