@@ -35,7 +35,7 @@ WHOLE, SMALL = "transformer", "transformer-small"
 """The stages' names."""
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
-BATCH, SMALL_BATCH = 8, 16
+BATCH, SMALL_BATCH = 12, 24
 PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
 READING = 0.3
 """Weight of the reader's loss at the beginning; it falls to nothing at half of the steps."""

@@ -121,7 +121,7 @@ def _networks(options: argparse.Namespace, vae: TinyVae) -> None:
     out = options.out or options.work / "model"
     if "reader" in options.only:
         reader = train_reader(options.work, vae, options.reader_steps)
-        save_weights(reader, out / "reader" / READER_FILE)
+        save_weights(reader, out / "framenet" / READER_FILE)
     if "judge" in options.only:
         judge = train_judge(options.work, vae, options.judge_steps)
         save_weights(judge, out / "judge" / JUDGE_FILE)

@@ -47,7 +47,7 @@ BESIDE_STEPS = {
 MEASURING = {
     "trainer/evaluate/networks.py:_in_batches": "features are compared by the host",
     "trainer/evaluate/published.py:similarity": "CLIPSIM is a number of the host",
-    "trainer/evaluate/rows.py:caption_hits": "what the judge read is compared by the host",
+    "trainer/mini/networks.py:hits": "what the judge read is compared by the host",
 }
 
 

@@ -32,6 +32,7 @@ from trainer.adversarial.features import (
 )
 from trainer.adversarial.mini import MiniFeatures
 from trainer.mini.networks import FRAMENET_FILE, build_framenet
+from trainer.mini.reading import READER_FILE, build_reader
 
 
 def _random_dinov2() -> Dinov2Model:
@@ -237,6 +238,23 @@ def test_mini_weights_are_read_from_a_folder(tmp_path: Path) -> None:
     wanted = weights_hash(build_framenet(seed=9).half().float())
     assert build_features("mini", None, tmp_path).hash == wanted
     assert build_features("auto", tmp_path).hash == wanted, "a network that the video model brings"
+
+
+def test_the_network_of_the_drawn_scenes_is_read_from_a_folder_too(tmp_path: Path) -> None:
+    reader = build_reader(seed=9).half().float().eval()
+    save_weights(reader, tmp_path / READER_FILE)
+    features = build_features("auto", tmp_path)
+    assert features.reads and features.hash == weights_hash(reader)
+    captions = ["a red star and a blue square growing", "fog"]
+    scores = features.score_captions(_pixels(2, 128, 128), captions)
+    torch.testing.assert_close(scores, reader.score(_pixels(2, 128, 128), captions))
+    assert scores[0] > 0 and scores[1] == 0 and features.caption_logits(_pixels(2)) is None
+    assert [tuple(m.shape[2:]) for m in features(_pixels(2))] == [
+        (32, 32),
+        (16, 16),
+        (8, 8),
+        (4, 4),
+    ]
 
 
 def test_dinov2_that_is_not_there_says_what_to_place_where(

@@ -4,24 +4,26 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.evaluate.rows import caption_hits
+from trainer.mini.networks import Judge
 from trainer.mini.words import COLOURS, MOTIONS, SHAPES, parse_caption
 
 CAPTIONS = ["a red star growing", "a green square", "a blue square moving up", "a poem"]
 
 
-def knowing(captions: list[str]):
+class Knowing(Judge):
     """A judge of clips whose first value is the number of their caption: it knows the truth."""
 
-    def judge(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = [parse_caption(captions[int(clip.flatten()[0])]) for clip in pixels]
+    def __init__(self, captions: list[str]) -> None:
+        super().__init__()
+        self.captions = captions
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = [parse_caption(self.captions[int(clip.flatten()[0])]) for clip in pixels]
         sizes = {"shape": len(SHAPES), "colour": len(COLOURS), "motion": len(MOTIONS)}
         return {
             name: torch.stack([torch.eye(size)[p[name] or 0] for p in found])
             for name, size in sizes.items()
         }
-
-    return judge
 
 
 def clips(numbers: list[int]) -> torch.Tensor:
@@ -32,7 +34,7 @@ def clips(numbers: list[int]) -> torch.Tensor:
 
 def shares(captions: list[str], numbers: list[int]) -> dict[str, float]:
     """Mean hits of clips that show the captions ``numbers``, by attribute."""
-    hits = caption_hits(knowing(captions), clips(numbers), captions)
+    hits = Knowing(captions).hits(clips(numbers), captions)
     return {name: float(np.nanmean(found)) for name, found in hits.items()}
 
 
@@ -50,7 +52,7 @@ def test_each_attribute_counts_for_itself():
 
 
 def test_attributes_that_a_caption_does_not_name_are_not_counted():
-    hits = caption_hits(knowing(CAPTIONS), clips([2, 2, 2, 2]), CAPTIONS)
+    hits = Knowing(CAPTIONS).hits(clips([2, 2, 2, 2]), CAPTIONS)
     assert [str(v) for v in hits["motion"]] == ["0.0", "nan", "1.0", "nan"]
     assert [str(v) for v in hits["colour"]] == ["0.0", "0.0", "1.0", "nan"]
 
@@ -63,4 +65,4 @@ def test_more_clips_than_one_batch_keep_their_order():
 
 def test_counts_that_differ_are_named():
     with pytest.raises(ValueError, match="2 clips came with 4 captions"):
-        caption_hits(knowing(CAPTIONS), clips([0, 1]), CAPTIONS)
+        Knowing(CAPTIONS).hits(clips([0, 1]), CAPTIONS)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
+from minimaker.clips import save_weights
 from minimaker.looks import STYLES, public_video
 from minimaker.truth import PROMPTS, true_clips
-from trainer.evaluate.networks import Measuring
+from trainer.evaluate.networks import Measuring, judge_network
 from trainer.evaluate.rows import MEASURES, References, measure, observe
 from trainer.evaluate.truth import as_pixels, draw_prompts
-from trainer.mini.networks import build_judge
+from trainer.mini.networks import JUDGE_FILE, build_judge
+from trainer.mini.reading import READ, build_scene_judge
 
 CAPTIONS = draw_prompts(10, 0, PROMPTS)
 
@@ -16,7 +20,7 @@ CAPTIONS = draw_prompts(10, 0, PROMPTS)
 def network() -> Measuring:
     """Random features: enough to tell one look from another, not to read a caption."""
     judge = build_judge().eval()
-    return Measuring("untrained", "0", judge.frame_features, judge.video_features, judge)
+    return Measuring("untrained", "0", judge.frame_features, judge.video_features, judge.hits)
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,30 @@ def test_accuracies_have_honest_intervals_and_need_a_judge(network, poster):
     blind = Measuring("blind", "0", network.frame_features)
     row = row_of(poster, blind)
     assert row["colour"] is None and "colour_ci" not in row and row["frame_consistency"] > 0
+
+
+def test_of_two_things_in_a_clip_each_counts_half(network, poster):
+    def half(clips, captions):
+        return {"shape": np.array([0.5, 1.0] * 5), "camera": np.full(10, np.nan)}
+
+    row = row_of(poster, Measuring("half", "0", network.frame_features, hits=half))
+    low, high = row["shape_ci"]
+    assert row["shape"] == 0.75 and 0.4 < low < 0.75 < high < 0.95
+    assert row["camera"] is None and row["both"] is None
+
+
+@pytest.mark.parametrize("build", [build_judge, build_scene_judge])
+def test_a_judge_looks_at_clips_of_any_size(build, poster, tmp_path):
+    judge = build().eval()
+    save_weights(judge, tmp_path / JUDGE_FILE)
+    found, few = judge_network(tmp_path), poster[:2]
+    frames = few.transpose(1, 2).flatten(0, 1)
+    large = torch.nn.functional.interpolate(
+        frames, (judge.side, judge.side), mode="bilinear", antialias=True
+    )
+    seen, videos = found.features(few)
+    assert seen.shape == (2, few.shape[2], 64) and videos.shape == (2, 64)
+    assert np.allclose(seen.reshape(-1, 64), judge.frame_features(large).detach(), atol=2e-2)
+    hits = found.hits(few, ["a red star growing", "fog"])
+    assert set(hits) <= set(READ) and np.isnan(hits["shape"][1])
+    assert hits["shape"][0] in (0, 1)

@@ -19,6 +19,7 @@ from stock import TRAINED, WAN_LORA
 from ui_graphs import node, text_to_images
 
 NOTICE, PREVIEW_END = "mcm.notice", "mcm.preview_end"
+WAN = "wan2.1_t2v_1.3B_fp16.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,25 @@ def test_even_steps_over_the_levels(native, numbers, even):
 
 
 def size(server, **names):
-    return server.get(f"/mcm/video_size?{urlencode(names, doseq=True)}")
+    """What is offered, without the steps of the arrows."""
+    found = server.get(f"/mcm/video_size?{urlencode(names, doseq=True)}")
+    assert set(found.pop("steps")) == {"width", "height", "frames"}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "sides", "frames"),
+    [
+        ({"model_name": "mini"}, 8, 1),
+        ({"motion_module": "mm_sd15_v2.safetensors"}, 8, 1),
+        ({"unet_name": WAN}, 16, 4),
+        ({"lora_name": WAN_LORA}, 16, 4),
+    ],
+    ids=["mini", "motion module", "Wan", "LoRA for Wan"],
+)
+def test_arrows_step_from_one_possible_value_to_the_next(comfy_server, names, sides, frames):
+    found = comfy_server.get(f"/mcm/video_size?{urlencode(names)}")
+    assert found["steps"] == {"width": sides, "height": sides, "frames": frames}
 
 
 def test_sizes_of_models_and_loras(comfy_server):
@@ -230,9 +249,6 @@ def test_sizes_of_models_and_loras(comfy_server):
     assert silent == {"width": 64, "height": 64, "frames": 8}
     motion = size(comfy_server, motion_module="mm_sd15_v2.safetensors")
     assert motion == {"width": 512, "height": 512, "frames": 16}
-
-
-WAN = "wan2.1_t2v_1.3B_fp16.safetensors"
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mini.networks import load_framenet
-from ..mini.words import SIZE, parse_caption
+from ..mini.reading import SceneReader, open_reader
+from ..mini.words import parse_caption
 from ..paths import BUNDLED, MINI
 from .features import FeatureNetwork, resize_to_area
 
 
-class MiniFeatures(FeatureNetwork):
-    """Four maps of the frame network, and logits of shape and colour.
+class SceneFeatures(FeatureNetwork):
+    """Four maps of a frame network that reads captions.
 
-    ``network`` offers ``stages(pixels)`` (four maps), ``channels`` and ``heads(pixels)`` (logits
-    for "shape" and "colour").
+    ``network`` offers ``stages(pixels)`` (four maps), ``channels``, its ``side`` in pixels, and
+    ``score(pixels, captions)``.
     """
 
     name = BUNDLED
@@ -29,7 +29,8 @@ class MiniFeatures(FeatureNetwork):
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         channels: Any = network.channels
         super().__init__(network, channels, dtype)
-        self.side = SIZE
+        side: Any = network.side
+        self.side = side
 
     def prepare(self, pixels: Tensor) -> Tensor:
         return resize_to_area(pixels, self.side, 8)
@@ -37,6 +38,20 @@ class MiniFeatures(FeatureNetwork):
     def maps(self, prepared: Tensor) -> list[Tensor]:
         network: Any = self.network
         return list(network.stages(prepared))
+
+    def score_captions(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
+        """Cost (N,) of the captions, 0 for one without a word of the mini world. Raises
+        ``ValueError`` when the counts of frames and captions differ.
+        """
+        network: Any = self.network
+        return network.score(self.prepare(pixels).to(self.dtype), captions).float()
+
+
+class MiniFeatures(SceneFeatures):
+    """Four maps of the frame network of 64 px, and logits of shape and colour.
+
+    ``network`` offers ``heads(pixels)`` (logits for "shape" and "colour") in place of a score.
+    """
 
     def caption_logits(self, pixels: Tensor) -> dict[str, Tensor]:
         network: Any = self.network
@@ -65,4 +80,6 @@ class MiniFeatures(FeatureNetwork):
 
 def build_mini(path: Path | None, dtype: torch.dtype) -> FeatureNetwork:
     """From the folder ``path``, by default the bundled one. Raises FileNotFoundError."""
-    return MiniFeatures(load_framenet(path or MINI / "framenet"), dtype)
+    network = open_reader(path or MINI / "framenet")
+    kind = SceneFeatures if isinstance(network, SceneReader) else MiniFeatures
+    return kind(network, dtype)

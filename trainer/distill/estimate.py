@@ -117,7 +117,9 @@ def estimated(config: TrainConfig, model: VideoModel) -> str:
     ]
     if "tiny_vae" in model.family.takes:
         tiny = getattr(model.codec, "tiny", None) is not None
-        parts.append("with the tiny VAE" if tiny else "WITHOUT the tiny VAE, which saves memory")
+        files = model.family.offers["tiny_vae"].files
+        without = f"WITHOUT the tiny VAE, which saves memory ({files})"
+        parts.append("with the tiny VAE" if tiny else without)
     if config.hardware.blocks_to_swap:
         parts.append(f"{config.hardware.blocks_to_swap} blocks in the computer's RAM")
     return f"Estimated for {model.name}: {', '.join(parts)}."

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adversarial.features import FeatureNetwork
-from ..mini.networks import load_judge
-from ..mini.words import SIZE
+from ..mini.reading import open_judge
 from .networks import BATCH
 
 Look = Callable[[Tensor], Tensor]
@@ -25,9 +24,9 @@ Look = Callable[[Tensor], Tensor]
 
 
 def judge_look(folder: Path) -> Look:
-    """Features of the judge in ``folder``, which no training uses; any size is brought to 64."""
-    judge = load_judge(folder)
-    size = (SIZE, SIZE)
+    """Features of the judge in ``folder``, which no training uses, at any size."""
+    judge = open_judge(folder)
+    size = (judge.side, judge.side)
 
     def look(pixels: Tensor) -> Tensor:
         return judge.frame_features(F.interpolate(pixels, size, mode="bilinear", antialias=True))

@@ -112,8 +112,10 @@ def bootstrap(
     return float(low), float(high)
 
 
-def share_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval (1927) of the share ``hits / n``; a bootstrap has no width at 0 and 1."""
+def share_interval(hits: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval (1927) of the share ``hits / n``; a bootstrap has no width at 0 and 1.
+    Of two things in a clip each counts half.
+    """
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"`hits`={hits} must be between 0 and `n`={n}, and `n` at least 1.")
     z = NormalDist().inv_cdf(0.5 + level / 2)

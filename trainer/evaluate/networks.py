@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..adversarial.features import build_features, weights_hash
-from ..mini.networks import Judge, load_judge
+from ..mini.reading import open_judge
 
 BATCH = 32
 CPU = torch.device("cpu")
@@ -24,16 +25,17 @@ class Measuring:
     ``frame_features`` maps (N, 3, H, W) in [-1, 1] to (N, D), ``video_features`` (B, 3, F, H, W) to
     (B, E). Without the latter a clip's features are those of its frames averaged over time, and the
     average size of the change between neighbouring frames: a plain "Frechet-<net>", not FVD.
-    ``judge`` reads the captions of the mini world, ``similarity`` maps clips and their N prompts to
-    (N,) of CLIPSIM; each is None where nothing can. ``also`` names the further networks, each with
-    its hash.
+    ``hits`` maps clips and their captions of the mini world to (B,) by attribute: the share of what
+    is said that is shown, NaN where nothing is said. ``similarity`` maps clips and their prompts to
+    (B,) of CLIPSIM. Each is None where nothing can. ``also`` names the further networks with their
+    hashes.
     """
 
     name: str
     hash: str
     frame_features: Callable[[Tensor], Tensor]
     video_features: Callable[[Tensor], Tensor] | None = None
-    judge: Judge | None = None
+    hits: Callable[[Tensor, Sequence[str]], dict[str, np.ndarray]] | None = None
     similarity: Callable[[Tensor, Sequence[str]], np.ndarray] | None = None
     also: tuple[tuple[str, str], ...] = ()
     device: torch.device = CPU
@@ -62,12 +64,29 @@ def _in_batches(
 
 
 def judge_network(folder: Path, device: torch.device = CPU) -> Measuring:
-    """The judge in ``folder``, which no training uses. For clips of 64 x 64 pixels."""
-    judge = load_judge(folder)
+    """The judge in ``folder``, which no training uses. Other sizes are brought to its own."""
+    judge = open_judge(folder)
     seen = weights_hash(judge)
     judge.to(device)
-    features = judge.frame_features, judge.video_features
-    return Measuring("mini-judge", seen, *features, judge, device=device)
+
+    def fitted(pixels: Tensor) -> Tensor:
+        if pixels.shape[-2:] == (judge.side, judge.side):
+            return pixels
+        size = (judge.side, judge.side)
+        return F.interpolate(pixels, size, mode="bilinear", antialias=True).clamp(-1, 1)
+
+    def clips(pixels: Tensor) -> Tensor:
+        frames = fitted(pixels.transpose(1, 2).flatten(0, 1))
+        return frames.unflatten(0, (len(pixels), -1)).transpose(1, 2)
+
+    return Measuring(
+        "mini-judge",
+        seen,
+        lambda pixels: judge.frame_features(fitted(pixels)),
+        lambda pixels: judge.video_features(clips(pixels)),
+        lambda pixels, captions: judge.hits(clips(pixels), captions),
+        device=device,
+    )
 
 
 def feature_network(

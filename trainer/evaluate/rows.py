@@ -8,17 +8,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..mini.watermark import watermark_score
-from ..mini.words import parse_caption
 from .distances import ClipKid, bootstrap, frame_consistency, frechet_distance, share_interval
 from .flow import clip_flow
 from .networks import Measuring
 from .truth import as_frames
 
-ATTRIBUTES = ("colour", "shape", "motion")
+ATTRIBUTES = ("colour", "shape", "motion", "both", "camera")
+"""What the mini world's judge can read: of one thing, of two things together, of the ground."""
 LEVEL = 0.95
 MEASURES = (
     *ATTRIBUTES,
@@ -63,7 +62,7 @@ class Observation:
     """What the networks see in N clips, once: everything that measures are made of.
 
     ``frames`` (N, F, D) and ``videos`` (N, E) are features, ``flow`` (N,) is pixels per frame,
-    ``hits`` has (N,) of 1, 0 or NaN by attribute (empty where no judge reads captions).
+    ``hits`` has (N,) from 0 to 1, or NaN, by attribute (empty where no judge reads captions).
     ``watermark`` (N,) is the mini world's stamp; None for other models. ``clipsim`` (N,) is the
     similarity of clip and prompt; None without a CLIP.
     """
@@ -78,11 +77,10 @@ class Observation:
 
 def observe(clips: Tensor, captions: Sequence[str], network: Measuring) -> Observation:
     """Look at ``clips`` (N, 3, F, H, W) in [-1, 1] with the network, the judge and optical flow."""
-    judge = network.judge
-    hits = {} if judge is None else caption_hits(judge, clips, captions, network.device)
+    hits = {} if network.hits is None else network.hits(clips, captions)
     frames, videos = network.features(clips)
     shown = as_frames(clips)
-    stamp = None if judge is None else watermark_score(shown)
+    stamp = None if network.hits is None else watermark_score(shown)
     similar = None if network.similarity is None else network.similarity(clips, captions)
     return Observation(frames, videos, clip_flow(shown).magnitude, hits, stamp, similar)
 
@@ -132,7 +130,7 @@ def _accuracies(hits_by_name: dict[str, np.ndarray]) -> dict[str, Any]:
         said = hits[~np.isnan(hits)]
         if len(said):
             found[name] = float(said.mean())
-            found[f"{name}_ci"] = list(share_interval(int(said.sum()), len(said), LEVEL))
+            found[f"{name}_ci"] = list(share_interval(float(said.sum()), len(said), LEVEL))
     return found
 
 
@@ -147,37 +145,3 @@ def _video_references(references: References) -> dict[str, np.ndarray]:
         "fd_teacher": references.teacher_videos,
     }
     return {name: videos for name, videos in named.items() if videos is not None}
-
-
-BATCH = 32
-
-Judging = Callable[[Tensor], dict[str, Tensor]]
-"""Clips (B, 3, F, 64, 64) to logits by attribute, as ``trainer.mini.networks.Judge`` gives them."""
-
-
-@torch.no_grad()
-def caption_hits(
-    judge: Judging, clips: Tensor, captions: Sequence[str], device: torch.device | None = None
-) -> dict[str, np.ndarray]:
-    """For each attribute an array (B,): 1 where the judge sees what the caption says, 0 where not.
-
-    NaN where the caption names no such attribute. ``clips`` (B, 3, F, 64, 64) in [-1, 1];
-    ``device`` is the judge's, by default that of the clips. Raises
-    ``ValueError`` when there is not one caption a clip.
-    """
-    if len(clips) != len(captions):
-        raise ValueError(
-            f"{len(clips)} clips came with {len(captions)} captions; give one per clip."
-        )
-    parsed = [parse_caption(text) for text in captions]
-    seen: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
-    for part in clips.split(BATCH):
-        logits = judge(part if device is None else part.to(device))
-        for name in ATTRIBUTES:
-            seen[name].append(logits[name].argmax(dim=1).cpu())
-    hits = {}
-    for name in ATTRIBUTES:
-        said = np.array([np.nan if p[name] is None else p[name] for p in parsed], dtype=np.float64)
-        right = (torch.cat(seen[name]).numpy() == said).astype(np.float64)
-        hits[name] = np.where(np.isnan(said), np.nan, right)
-    return hits

@@ -6,15 +6,17 @@ only measures; no training uses it, and its seed, data and architecture differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .words import COLOURS, LOOKS, MOTIONS, SHAPES
+from .words import COLOURS, LOOKS, MOTIONS, SHAPES, SIZE, parse_caption
 
 FRAMENET_FILE = "framenet.safetensors"
 JUDGE_FILE = "judge.safetensors"
@@ -25,6 +27,7 @@ ATTRIBUTES = {**CELLS, "motion": len(MOTIONS)}
 WIDTHS = (16, 32, 48, 64)
 FEATURES = 64
 _ATTENTION = 2
+_BATCH = 32
 _NEED = "Run `python -m minimaker pretrain` to train the mini model's networks."
 
 
@@ -58,6 +61,7 @@ class FrameNet(nn.Module):
     """Frames (N, 3, 64, 64) in [-1, 1] to maps of 32, 16, 8 and 4 pixels, and to caption logits."""
 
     channels = WIDTHS
+    side = SIZE
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +123,8 @@ class Judge(nn.Module):
     maps with coordinate channels.
     """
 
+    side = SIZE
+
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(_conv(3, 16, 2), _conv(16, 32, 2), _conv(32, 32))
@@ -150,6 +156,26 @@ class Judge(nn.Module):
         for name, value in read_cells(cells, len(pixels)).items():
             logits[name] = logits[name] + value
         return logits, cells
+
+    @torch.no_grad()
+    def hits(self, clips: Tensor, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """For each of `ATTRIBUTES` an array (B,): 1 where ``clips`` (B, 3, F, 64, 64) in [-1, 1]
+        show what ``captions`` say, 0 where not, NaN where nothing is said. Raises ``ValueError``
+        when the counts differ.
+        """
+        if len(clips) != len(captions):
+            raise ValueError(
+                f"{len(clips)} clips came with {len(captions)} captions; give one per clip."
+            )
+        parsed = [parse_caption(text) for text in captions]
+        device = self.attention.weight.device
+        logits = [self(part.to(device)) for part in clips.split(_BATCH)]
+        hits = {}
+        for name in ("colour", "shape", "motion"):
+            seen = torch.cat([part[name].argmax(dim=1) for part in logits]).cpu().numpy()
+            said = np.array([np.nan if p[name] is None else p[name] for p in parsed], np.float64)
+            hits[name] = np.where(np.isnan(said), np.nan, (seen == said).astype(np.float64))
+        return hits
 
     def video_features(self, pixels: Tensor) -> Tensor:
         """(B, 3, F, 64, 64) to (B, 64): half tells what is shown and its look, half the motion."""

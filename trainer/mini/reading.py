@@ -15,16 +15,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from .networks import load_frozen
+from .networks import FrameNet, Judge, load_framenet, load_frozen, load_judge
 from .sentences import CAMERAS, COLOURS, MOTIONS, SHAPES, Thing, parse_sentence
 from .tracks import PARTS, PROFILE, colour_tracks, colour_weights, ground_profile, on_ground
 
 READER_FILE = "reader.safetensors"
 JUDGE_FILE = "judge.safetensors"
-CELL = 8
-"""Pixels a side of a cell."""
+SIZE, CELL = 128, 8
+"""Pixels a side of a frame and of a cell."""
 WIDTHS = (24, 48, 64, 80)
 HIDDEN = 32
 STILL = len(MOTIONS)
@@ -61,6 +62,7 @@ class SceneReader(nn.Module):
     """
 
     channels = WIDTHS
+    side = SIZE
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,6 +169,8 @@ class SceneJudge(nn.Module):
     A dense head that knows no place; each colour's cells give a track over the frames, which is
     corrected by the ground's shift, and small networks name the motion and the camera's pan.
     """
+
+    side = SIZE
 
     def __init__(self) -> None:
         super().__init__()
@@ -323,3 +327,21 @@ def load_scene_judge(folder: Path) -> SceneJudge:
     judge = build_scene_judge()
     load_frozen(judge, folder / JUDGE_FILE, _NEED)
     return judge
+
+
+def open_reader(folder: Path) -> FrameNet | SceneReader:
+    """The frame network in ``folder``, of the drawn world of 64 or of 128 px. Raises
+    FileNotFoundError.
+    """
+    scenes = (folder / READER_FILE).is_file()
+    return load_reader(folder) if scenes else load_framenet(folder)
+
+
+def open_judge(folder: Path) -> Judge | SceneJudge:
+    """The judge in ``folder``, of the drawn world of 64 or of 128 px. Raises FileNotFoundError."""
+    file = folder / JUDGE_FILE
+    if not file.is_file():
+        return load_judge(folder)
+    with safe_open(file, "pt") as weights:
+        scenes = "ground.0.weight" in weights.keys()  # noqa: SIM118
+    return load_scene_judge(folder) if scenes else load_judge(folder)

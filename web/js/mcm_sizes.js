@@ -1,5 +1,6 @@
-// A new Empty Latent Video offers the size and frames of the MODEL that is connected to it. Values of
-// an opened workflow, and those typed by the user, are never changed.
+// A new Empty Latent Video offers the size and frames of the MODEL that is connected to it, and its
+// arrows step from one possible value to the next. Values of an opened workflow, and those typed by
+// the user, are never changed.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
@@ -17,6 +18,7 @@ const NAMES = { // loader -> the widget that names a file, and its parameter of 
   LoraLoader: LORA,
 };
 const MUTED = 2;
+const stepped = new WeakMap(); // node -> the names above it when its arrows were set
 const offered = new WeakMap(); // new node -> the sizes it was given last, by its defaults or by us
 
 function sizesOf(node) {
@@ -49,15 +51,26 @@ function namesAbove(node) {
   return names.length ? names : null;
 }
 
+function setSteps(node, steps) {
+  for (const side of SIDES) {
+    const options = widgetOf(node, side).options;
+    options.step2 = steps[side];
+    options.step = 10 * steps[side]; // as older frontends count
+  }
+}
+
 async function offer(node) {
-  if (!untouched(node)) return;
   const names = namesAbove(node);
   if (!names) return;
   const query = String(new URLSearchParams(names));
+  if (!untouched(node) && stepped.get(node) === query) return;
   const answer = await api.fetchApi(`/mcm/video_size?${query}`);
   if (!answer.ok) return; // the loader itself says what is missing
   const size = await answer.json();
-  if (!untouched(node) || query !== String(new URLSearchParams(namesAbove(node) ?? []))) return;
+  if (query !== String(new URLSearchParams(namesAbove(node) ?? []))) return;
+  setSteps(node, size.steps);
+  stepped.set(node, query);
+  if (!untouched(node)) return;
   for (const side of SIDES) {
     const widget = widgetOf(node, side);
     widget.value = size[side];
