@@ -168,9 +168,8 @@ class Table:
     def _row(self, sight: Sight) -> dict[str, Any]:
         row = self.bench.measure(sight.seen, self.references)
         found = clip_flow(sight.clips).agreement(self.base)
-        spread = 1.96 * found.std(ddof=1) / len(found) ** 0.5
-        row |= {"agrees": float(found.mean())}
-        row["agrees_ci"] = [row["agrees"] - spread, row["agrees"] + spread]
+        mean, spread = float(found.mean()), 1.96 * float(found.std(ddof=1)) / len(found) ** 0.5
+        row |= {"agrees": mean, "agrees_ci": [mean - spread, mean + spread]}
         print(sight.label, *(f"{name} {_text(row, name)}" for name in COLUMNS), flush=True)
         return {"label": sight.label, **row}
 

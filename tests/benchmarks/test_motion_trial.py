@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from minimaker.clips import save_weights
 from minimaker.flow_clips import resized
 from minimaker.footage import public_video
 from minimaker.scenes import random_scene
+from minimaker.small_wan import STARTED, VAE_FILE
 from trainer.distill import session
 from trainer.evaluate.truth import as_pixels
 from trainer.families import load_model
@@ -28,6 +30,7 @@ import motion_trial  # noqa: E402
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = wan_files.save_small(tmp_path_factory.mktemp("trial") / "small wän")
+    shutil.copyfile(STARTED, folder / VAE_FILE)
     save_weights(build_scene_judge().eval(), folder / "judge" / JUDGE_FILE)
     return folder
 
@@ -35,13 +38,13 @@ def folder(tmp_path_factory):
 def test_frames_that_a_linear_map_reads_move_where_latents_do(folder):
     model = load_model(str(folder))
     differences = motion_trial.frame_differences(model)
-    scene = random_scene(np.random.default_rng(3), 9)
+    scene = random_scene(np.random.default_rng(3), 9, pan=True)
     clip = as_pixels(resized(public_video(scene), 32)[None])
     moving, still = (
         differences(model.encode_clips(each)) for each in (clip, clip[:, :, :1].expand_as(clip))
     )
     assert moving.shape == (1, 3, 8, 4, 4)
-    assert still[:, :, 4:].abs().mean() < moving[:, :, 4:].abs().mean()
+    assert still[:, :, 4:].abs().mean() < 0.5 * moving[:, :, 4:].abs().mean()
     latents = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     differences(latents.requires_grad_()).square().mean().backward()
     assert latents.grad.abs().amax(dim=(1, 3, 4)).min() > 0
