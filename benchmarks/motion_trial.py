@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from minimaker.contact import write_folder  # noqa: E402
+from minimaker.contact import STILLS, write_folder  # noqa: E402
 from minimaker.flow_clips import resized  # noqa: E402
 from minimaker.footage import public_video  # noqa: E402
 from minimaker.gallery import STYLES  # noqa: E402
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     model, images = load_model(str(options.model)), options.work / "style"
     if not images.is_dir():
-        write_folder(images, STYLES[options.style], 1)
+        write_folder(images, STYLES[options.style], 1, STILLS)
     students = {name: trained(name, options, model, images) for name in options.candidates}
     table = Table(model, options.style, images, options.clips, options.base_steps)
     for name, lora in students.items():

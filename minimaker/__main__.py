@@ -8,7 +8,6 @@ fixed seeds.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -25,18 +24,12 @@ from .directions import SHAPES_AGAIN, teach_directions
 from .framenet import train_framenet
 from .judge import train_judge
 from .looks import HELD_OUT, STYLES, Look, public_video, regenerate
+from .shared import distil_start, roll_out_library
 from .teacher import encode_clips, load_clips, train_teacher
 from .text import kept_tokenizer
 
 FRAMENET_STEPS = 1900
 JUDGE_STEPS = 2400
-WARM_START: dict[str, object] = {
-    "data.library_clips": 96,
-    "data.batch_size": 8,
-    "trajectory.real_probability": 0.7,
-    "optim.lr": 1e-3,
-    "preview.every": 0,
-}
 STAGES = (
     "autoencoder", "clips", "teacher", "framenet", "judge", "styles", "assemble", "warmstart",
     "library",
@@ -99,43 +92,9 @@ def _pretrain(options: argparse.Namespace) -> None:
         teach_directions(work, tokenizer, clips, unet, text, options.shape_steps, SHAPES_AGAIN)
         assemble(out, unet, vae, text, tokenizer)
     if "warmstart" in wanted:
-        _warm_start(options)
+        distil_start(out, work, options.warmstart_steps)
     if "library" in wanted:
-        _library(options)
-
-
-def _warm_start(options: argparse.Namespace) -> None:
-    """Distil the few-step start that every style begins from: no images, no discriminator."""
-    from trainer.config import load_config
-    from trainer.distill.loop import train
-    from trainer.runs.folder import Run
-
-    (options.out / "warm_start.safetensors").unlink(missing_ok=True)
-    folder = options.work / "warm-start"
-    shutil.rmtree(folder, ignore_errors=True)
-    config = load_config(
-        preset="lcm",
-        overrides={
-            "model": str(options.out),
-            "run": folder,
-            "steps": options.warmstart_steps,
-            **WARM_START,
-        },
-    )
-    run = Run.create(folder, config)
-    train(run, None)
-    shutil.copyfile(run.export_path, options.out / "warm_start.safetensors")
-
-
-def _library(options: argparse.Namespace) -> None:
-    """Roll out the trajectory library that the recipe's settings ask for, for every style."""
-    from trainer.config import load_config
-    from trainer.distill.library import SHIPPED, ship_library
-
-    file = options.out / SHIPPED
-    file.unlink(missing_ok=True)
-    cache = options.work / "library"
-    ship_library(load_config(overrides={"model": str(options.out), "data.cache": cache}), file)
+        roll_out_library(out, work)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from trainer.mini.sentences import COLOURS, SHAPES
 from .footage import public_video
 from .gallery import HELD_OUT, STYLES, Look, random_style
 from .paint import paint
-from .scenes import FRAMES, SIZE, Scene, random_scene, random_still
+from .scenes import SIZE, Scene, random_scene, random_still
 
 EXAMPLES = ("poster", "neon", "ink", "watercolour", "cutout", "chalk")
 """The styles that get a folder."""
@@ -79,7 +79,7 @@ def write_sheets(folder: Path, seed: int = 0, columns: int = COLUMNS) -> list[Pa
     return files
 
 
-def write_folder(folder: Path, look: Look, seed: int, count: int = STILLS) -> int:
+def write_folder(folder: Path, look: Look, seed: int, count: int) -> int:
     """``count`` captioned stills of all shapes and colours in ``look``; bytes written."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -97,6 +97,12 @@ def write_folder(folder: Path, look: Look, seed: int, count: int = STILLS) -> in
     return total
 
 
+def write_folders(out: Path) -> int:
+    """A folder of stills below ``out`` for each style of `EXAMPLES`; bytes written."""
+    named = enumerate(EXAMPLES, 1)
+    return sum(write_folder(out / name, STYLES[name], seed, STILLS) for seed, name in named)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minimaker.contact", description=__doc__)
     parser.add_argument("out", type=Path, help="folder to write to")
@@ -106,12 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
     for file in write_sheets(chosen.out, chosen.seed):
         print(file)
     if chosen.folders:
-        total = 0
-        for number, name in enumerate(EXAMPLES):
-            size = write_folder(chosen.out / name, STYLES[name], number + 1)
-            print(f"{chosen.out / name}: {STILLS} pictures, {size / 1e6:.2f} MB")
-            total += size
-        print(f"all folders: {total / 1e6:.2f} MB; a clip has {FRAMES} frames")
+        total = write_folders(chosen.out)
+        print(f"{len(EXAMPLES)} folders of {STILLS} pictures: {total / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ layers that is trained together with the transformer.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
 from trainer.families.text import MaskedText
-from trainer.mini.sentences import COLOURS, MOTIONS, SHAPES
+from trainer.mini.sentences import COLOURS, MOTIONS, SHAPES, Thing, sentence, still_sentence
 from trainer.models.umt5 import TextTokenizer, folder_tokenizer
 
+from .scenes import random_scene
 from .text import EXTRA_WORDS
 
 PIECES = "spiece.model"
@@ -23,6 +26,8 @@ TOKENS = 40
 """What prompts are padded to: twice the longest sentence of the world."""
 WIDTH = 128
 VOCABULARY = 512
+PAIRS, PANS = 96, 48
+"""Prompts with two things, and with a camera that pans, beside all of one thing."""
 
 
 def kept_pieces(folder: Path) -> TextTokenizer:
@@ -87,3 +92,16 @@ class Reader(MaskedText):
 
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
         return self.encode(prompts)
+
+
+def prompt_lines(seed: int = 11) -> str:
+    """Every caption with one thing, some with two and some with a pan, each with what one frame of
+    it shows, in the format of a prompts file.
+    """
+    words = itertools.product(MOTIONS, SHAPES, COLOURS)
+    texts = [sentence([Thing(shape, colour, motion)]) for motion, shape, colour in words]
+    rng = np.random.default_rng(seed)
+    texts += [random_scene(rng, pair=True, pan=False).caption for _ in range(PAIRS)]
+    texts += [random_scene(rng, pair=False, pan=True).caption for _ in range(PANS)]
+    lines = [f"{text}\t{still_sentence(text)}" for text in dict.fromkeys(texts)]
+    return "\n".join(["# clip prompt, tab, what one frame shows", *lines]) + "\n"

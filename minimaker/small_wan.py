@@ -1,7 +1,8 @@
 """Train the embedded small Wan from nothing: ``python -m minimaker.small_wan``.
 
 Stages: autoencoder, decoder, reader, judge, small-clips, small-transformer, clips, transformer,
-folder. Each continues where it was interrupted; everything is derived from fixed seeds.
+folder, styles, warmstart, library. Each continues where it was interrupted; everything is derived
+from fixed seeds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from trainer.mini.reading import JUDGE_FILE, READER_FILE
+from trainer.mini.sentences import SHAPES
 from trainer.models.tiny_vae import TinyVae, read_tiny_vae
 
 from .causal import (
@@ -27,17 +29,20 @@ from .causal import (
     train_half,
 )
 from .clips import save_weights
+from .contact import write_folders
 from .flow_clips import encode_clips, load_clips
 from .flow_teacher import SHIFT, Teacher, load_teacher, train_teacher
-from .flow_text import PIECES, TOKENS, kept_pieces
+from .flow_text import PIECES, TOKENS, kept_pieces, prompt_lines
 from .footage import public_video
 from .gallery import HELD_OUT, STYLES
 from .scene_networks import train_judge, train_reader
 from .scenes import FPS, FRAMES, SIZE
+from .shared import distil_start, roll_out_library
 
 STAGES = (
     "autoencoder", "decoder", "reader", "judge",
     "small-clips", "small-transformer", "clips", "transformer", "folder",
+    "styles", "warmstart", "library",
 )  # fmt: skip
 ABOUT: dict[str, Any] = {
     "name": "small-wan",
@@ -48,6 +53,9 @@ ABOUT: dict[str, Any] = {
     "tokens": TOKENS,
     "shift": int(SHIFT),
     "licence": "Apache-2.0",
+    "for_trying_out": "one shape",
+    "subjects": list(SHAPES),
+    "recommended": {"data.library_clips": 96},
 }
 VAE_FILE = "taew2_1.safetensors"
 STARTED = Path(__file__).parent / "started" / VAE_FILE
@@ -72,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
     parser.add_argument("--small-steps", type=int, default=8000, help="of the small transformer")
     parser.add_argument("--transformer-steps", type=int, default=30000)
+    parser.add_argument("--warmstart-steps", type=int, default=600)
     return parser
 
 
@@ -113,12 +122,22 @@ def _train(options: argparse.Namespace) -> None:
             train_teacher(work, tokenizer, clips, steps, small)
     if "folder" in wanted:
         teacher = load_teacher(Teacher(tokenizer), work)
-        assemble(options.out or work / "model", teacher, vae, work / "tokenizer" / PIECES)
+        assemble(_out(options), teacher, vae, work / "tokenizer" / PIECES)
+    if "styles" in wanted:
+        write_folders(_out(options) / "styles")
+    if "warmstart" in wanted:
+        distil_start(_out(options), work, options.warmstart_steps)
+    if "library" in wanted:
+        roll_out_library(_out(options), work)
+
+
+def _out(options: argparse.Namespace) -> Path:
+    return options.out or options.work / "model"
 
 
 def _networks(options: argparse.Namespace, vae: TinyVae) -> None:
     """Train what looks at the clips, and write it to the model folder."""
-    out = options.out or options.work / "model"
+    out = _out(options)
     if "reader" in options.only:
         reader = train_reader(options.work, vae, options.reader_steps)
         save_weights(reader, out / "framenet" / READER_FILE)
@@ -149,6 +168,7 @@ def assemble(folder: Path, teacher: Teacher, vae: TinyVae, pieces: Path) -> None
     save_weights(vae, folder / VAE_FILE)
     (folder / "tokenizer").mkdir(exist_ok=True)
     (folder / "tokenizer" / PIECES).write_bytes(pieces.read_bytes())
+    (folder / "prompts.txt").write_text(prompt_lines(), encoding="utf-8")
     (folder / "mcm.json").write_text(json.dumps(ABOUT, indent=2) + "\n", encoding="utf-8")
 
 

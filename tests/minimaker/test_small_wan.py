@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wan_files
 from safetensors.torch import load_file
 
-from minimaker import causal, flow_clips, flow_teacher, small_wan
+from minimaker import causal, contact, flow_clips, flow_teacher, shared, small_wan
 from minimaker.causal import build_autoencoder, random_part, to_clip
 from minimaker.clips import save_weights
 from minimaker.flow_clips import token_labels
-from minimaker.flow_text import kept_pieces
+from minimaker.flow_text import kept_pieces, prompt_lines
 from minimaker.footage import public_video
 from minimaker.muon import Muon, orthogonal
 from minimaker.scenes import random_scene
-from trainer.mini.sentences import COLOURS, SHAPES
+from trainer.mini.sentences import COLOURS, MOTIONS, SHAPES
 from trainer.models.weights import ModelError
 
 
@@ -81,14 +82,21 @@ def test_all_stages_and_again_from_where_they_were(
 ) -> None:
     monkeypatch.setattr(flow_clips, "SHARD", 3)
     monkeypatch.setattr(causal, "BATCH", 1)
-    monkeypatch.setattr(flow_teacher, "BATCH", 1)
+    for name in ("BATCH", "SMALL_BATCH"):
+        monkeypatch.setattr(flow_teacher, name, 1)
+    for name in (
+        "distil_start",
+        "roll_out_library",
+    ):  # tests/minimaker/test_pretraining.py runs them
+        monkeypatch.setattr(small_wan, name, lambda *_: None)
+    monkeypatch.setattr(contact, "STILLS", 2)
     monkeypatch.setattr(small_wan, "build_autoencoder", lambda: build_autoencoder(clips=6))
     monkeypatch.setattr(small_wan, "reconstruction_psnr", lambda vae, look: 1.0)
     steps = ["--autoencoder-steps", "2", "--decoder-steps", "1", "--shards", "1"]
     monkeypatch.setattr(small_wan, "STARTED", tmp_path / "none")
     for name in ("reader", "judge"):  # tests/minimaker/test_scene_networks.py trains them
         monkeypatch.setattr(small_wan, f"train_{name}", lambda *_: torch.nn.Linear(1, 1))
-    options = ["--work", str(tmp_path), *steps, "--transformer-steps"]
+    options = ["--work", str(tmp_path), *steps, "--small-steps", "1", "--transformer-steps"]
     small_wan.run([*options, "1"])
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
     assert state["step"] == 1
@@ -96,9 +104,35 @@ def test_all_stages_and_again_from_where_they_were(
     assert torch.load(tmp_path / "transformer.pt", weights_only=True)["step"] == 2
     model = tmp_path / "model"
     assert json.loads((model / "mcm.json").read_text(encoding="utf-8"))["tokens"] == 40
+    assert len(list((model / "styles" / "chalk").glob("*.txt"))) == 2
     vae = load_file(model / small_wan.VAE_FILE)
     assert {"encoder.0.weight", "decoder.22.bias"} <= set(vae)
     assert all(torch.isfinite(value).all() for value in vae.values())
+
+
+def test_prompts_cover_all_of_one_thing_and_some_of_two() -> None:
+    rows = [line.split("\t") for line in prompt_lines().splitlines()[1:]]
+    assert len({clip for clip, _ in rows}) == len(rows) > 240 + 120
+    assert ["a red circle moving left", "a red circle"] in rows
+    pairs = [(clip, still) for clip, still in rows if " and a " in clip]
+    assert len(pairs) >= 80 and not any(word in still for _, still in pairs for word in MOTIONS)
+    assert sum("the camera pans" in clip for clip, _ in rows) >= 40
+
+
+def test_start_and_library_are_made_for_all_styles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wan_files.save_small(tmp_path / "small wän")
+    (model / "prompts.txt").write_text(prompt_lines(), encoding="utf-8")
+    about = {**wan_files.SMALL, "recommended": {"data.library_clips": 2}}
+    (model / "mcm.json").write_text(json.dumps(about), encoding="utf-8")
+    few = {**shared.SETTINGS, "data.library_clips": 2, "data.batch_size": 1}
+    monkeypatch.setattr(shared, "SETTINGS", few)
+    shared.distil_start(model, tmp_path / "work", 1)
+    shared.roll_out_library(model, tmp_path / "work")
+    start = load_file(model / shared.WARM_START)
+    assert start and all(torch.isfinite(value).all() for value in start.values())
+    assert len(load_file(model / "library.safetensors")["states"]) == 2
 
 
 def test_capitals_are_read_as_small_letters(tmp_path: Path) -> None:
