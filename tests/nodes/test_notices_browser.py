@@ -296,9 +296,8 @@ def test_a_wan_has_a_size_and_its_lora_another(page, kind):
     page.evaluate(FRESH, ["UNETLoader", "ModelSamplingSD3"])
     page.evaluate("name => mcm.set('UNETLoader', {unet_name: name})", WAN)
     page.wait_for_function(SIZED, arg=[480, 272, 33])
-    steps = page.evaluate("""() => mcm.node("MCM_EmptyLatentVideo").widgets.slice(0, 3).map(
-        widget => widget.options.step2)""")
-    assert steps == [16, 16, 4]
+    page.wait_for_function("""() => mcm.node("MCM_EmptyLatentVideo").widgets.slice(0, 3).every(
+        (widget, i) => widget.options.step2 === [16, 16, 4][i])""")
     page.evaluate(FRESH, ["UNETLoader", kind, "LoraLoaderModelOnly", "ModelSamplingSD3"])
     page.evaluate("name => mcm.set('UNETLoader', {unet_name: name})", WAN)
     page.evaluate("([kind, name]) => mcm.set(kind, {lora_name: name})", [kind, WAN_LORA])
