@@ -257,18 +257,26 @@ def style_of(session: Session) -> tuple[Look, Tensor] | None:
     return look, images.batch([int(index) for index in spread], rng)[0]
 
 
-def write_grid(prompts: Sequence[str], clips: dict[str, np.ndarray], path: Path, fps: int) -> None:
+def write_grid(
+    prompts: Sequence[str],
+    clips: dict[str, np.ndarray],
+    path: Path,
+    fps: int,
+    scale: int | None = None,
+    strip: int | None = None,
+) -> None:
     """``path``.webp (moving) and ``path``.png (film strips): a row for each prompt, a column for
     each method.
 
-    ``clips`` holds uint8 (N, F, H, W, 3) by label, one clip per prompt.
+    ``clips`` holds uint8 (N, F, H, W, 3) by label, one clip per prompt. ``scale`` enlarges the
+    moving ones, ``strip`` is the number of frames in a film strip; both as in `sheets` if None.
     """
     rows: list[Row] = [
         (prompt, [(label, frames[index]) for label, frames in clips.items()])
         for index, prompt in enumerate(prompts)
     ]
-    write_clip(grid(rows), path.with_suffix(".webp"), fps)
-    contact_sheet(rows).save(path.with_suffix(".png"))
+    write_clip(grid(rows, scale=scale), path.with_suffix(".webp"), fps)
+    contact_sheet(rows, max_frames=strip).save(path.with_suffix(".png"))
 
 
 def enlargement(width: int) -> int:
