@@ -42,7 +42,7 @@ ARTISTS_ROWS = [f"{method}-fresh-3" for method in ARTISTS]
 @pytest.fixture(scope="module")
 def network() -> Measuring:
     judge = build_judge().eval()
-    return Measuring("untrained", "0", judge.frame_features, judge.video_features, judge)
+    return Measuring("untrained", "0", judge.frame_features, judge.video_features, judge.hits)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from trainer.mini.watermark import watermark_score
 @pytest.fixture(scope="module")
 def bench(untrained_folder) -> Bench:
     judge = build_judge().eval()
-    network = Measuring("untrained", "0", judge.frame_features, judge.video_features, judge)
+    network = Measuring("untrained", "0", judge.frame_features, judge.video_features, judge.hits)
     return Bench(load_model(str(untrained_folder)), network, draw_prompts(4, 0, PROMPTS))
 
 

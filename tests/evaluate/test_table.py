@@ -62,7 +62,7 @@ def test_a_model_without_a_judge_gets_every_measure_that_needs_none(result):
         ("student", 2),
     ]
     missing = {"colour", "shape", "motion", "fd_video", "fd_style", "watermark", "clipsim"}
-    missing |= {"flow_style_ratio"}
+    missing |= {"flow_style_ratio", "both", "camera"}
     for row in result.rows[1:]:
         assert {name for name in MEASURES if row[name] is None} == missing
         for name in set(MEASURES) - missing:
@@ -142,8 +142,9 @@ def test_the_mini_model_is_measured_by_its_judge_against_true_clips():
     result = evaluate(load_model("mini"), asked, lambda *what: told.append(what))
     assert result.meta["features"]["name"] == "mini-judge"
     teacher, student = result.rows
-    assert {name for name in MEASURES if teacher[name] is None} == {"fd_teacher", "clipsim"}
-    assert {name for name in MEASURES if student[name] is None} == {"clipsim"}
+    missing = {"clipsim", "both", "camera"}
+    assert {name for name in MEASURES if teacher[name] is None} == {"fd_teacher", *missing}
+    assert {name for name in MEASURES if student[name] is None} == missing
     public, styled = result.meta["references"]
     assert (public["method"], styled["method"]) == ("public video", "style video")
     assert min(public["colour"], styled["colour"], public["motion"], styled["motion"]) > 0.6
