@@ -19,39 +19,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from trainer.config import load_config  # noqa: E402
-from trainer.distill.loop import train  # noqa: E402
+from trained import trained  # noqa: E402
+
 from trainer.distill.preview import write_grid  # noqa: E402
 from trainer.evaluate.bench import fit_student, merged  # noqa: E402
 from trainer.evaluate.generate import generate_clips  # noqa: E402
 from trainer.evaluate.truth import as_frames, draw_prompts  # noqa: E402
 from trainer.families import VideoModel, load_model  # noqa: E402
-from trainer.runs.folder import Run  # noqa: E402
-from trainer.runs.state import read_state  # noqa: E402
 
 STEPS = (1, 2, 4, 8)
 PROMPTS, SEED = 6, 5
 LONG = 1_000_000  # steps: the minutes end the run
 STRIP = 5
 """Frames of a film strip."""
-
-
-def trained(model: str, style: Path, minutes: float, steps: int | None, work: Path) -> Path:
-    """The LoRA of the stills in ``style``: of a finished run below ``work``, of one that is
-    continued, or of one made now.
-    """
-    run = Run(work / style.name)
-    begun = run.config_path.is_file()
-    if begun and run.export_path.is_file() and read_state(run).status == "finished":
-        return run.export_path
-    if not begun:
-        ends = {"steps": steps or LONG, "minutes": None if steps else minutes}
-        settings = {"model": model, "images": style, "run": run.path, "preview.every": 0, **ends}
-        run = Run.create(run.path, load_config(overrides=settings))
-    state = train(run, None, resume=begun)
-    if state.status != "finished":
-        raise SystemExit(f"{style.name}: stopped at step {state.step}; run again to continue.")
-    return run.export_path
 
 
 class Gallery:
@@ -109,9 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
                 f"'{name}' is no style of {model.name}; there are {', '.join(folders)}."
             )
     gallery = Gallery(model, options.base_steps)
+    minutes = None if options.steps else options.minutes
+    usual = {"model": options.model, "steps": options.steps or LONG, "minutes": minutes}
     for name in options.styles or folders:
-        ends = (options.minutes, options.steps, options.out / "runs")
-        lora = given.get(name) or trained(options.model, folders[name], *ends)
+        run = options.out / "runs" / name
+        lora = given.get(name) or trained(run, {**usual, "images": folders[name]})
         print(gallery.add(name, lora, options.out), flush=True)
 
 

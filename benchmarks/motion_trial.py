@@ -26,15 +26,14 @@ sys.path.append(str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from trained import trained  # noqa: E402
 
 from minimaker.contact import STILLS, write_folder  # noqa: E402
 from minimaker.flow_clips import resized  # noqa: E402
 from minimaker.footage import public_video  # noqa: E402
 from minimaker.gallery import STYLES  # noqa: E402
 from minimaker.scenes import caption_scene, random_scene  # noqa: E402
-from trainer.config import load_config  # noqa: E402
 from trainer.distill import session  # noqa: E402
-from trainer.distill.loop import train  # noqa: E402
 from trainer.evaluate.bench import Bench, Sight, fit_student, machine, merged  # noqa: E402
 from trainer.evaluate.flow import clip_flow  # noqa: E402
 from trainer.evaluate.networks import judge_network  # noqa: E402
@@ -44,8 +43,6 @@ from trainer.families import VideoModel, load_model  # noqa: E402
 from trainer.files import atomic_write  # noqa: E402
 from trainer.motion import representations  # noqa: E402
 from trainer.motion.learned import FixedRepresentation  # noqa: E402
-from trainer.runs.folder import Run  # noqa: E402
-from trainer.runs.state import read_state  # noqa: E402
 
 STEPS = (1, 2, 4, 8)
 NAMED = ("diff", "raw", "low_frequency", "local_correlation", "global_correlation", "learned")
@@ -53,13 +50,6 @@ FIRST, FRAMES, NONE = "diff, first latent too", "differences of decoded frames",
 PROMPT_SEED, FIT_CLIPS = 77, 24
 COLUMNS = ("colour", "shape", "motion", "agrees", "flow_style_ratio", "style_kid", "fd_style",
            "watermark")  # fmt: skip
-
-
-class Everything(FixedRepresentation):
-    """A function of all latents of a clip, those of another kind too."""
-
-    def __init__(self, name: str, function: Callable[[Tensor], Tensor]):
-        super().__init__(name, function, 0)
 
 
 @torch.no_grad()
@@ -104,7 +94,7 @@ def compared(name: str, model: VideoModel) -> Iterator[dict[str, Any]]:
     if name not in own:
         yield {"motion.representation": name}
         return
-    chosen, usual = Everything(name, own[name]()), session.build_representation
+    chosen, usual = FixedRepresentation(name, own[name]()), session.build_representation
     session.build_representation = lambda *_, **__: chosen  # type: ignore[assignment]
     try:
         yield {"motion.representation": "diff"}
@@ -112,23 +102,14 @@ def compared(name: str, model: VideoModel) -> Iterator[dict[str, Any]]:
         session.build_representation = usual
 
 
-def trained(name: str, options: argparse.Namespace, model: VideoModel, images: Path) -> Path:
-    """The student's LoRA: of a finished run, of one that is continued, or of one made now."""
-    run = Run(options.work / name.replace(",", "").replace(" ", "-"))
-    begun = run.config_path.is_file()
-    if begun and run.export_path.is_file() and read_state(run).status == "finished":
-        return run.export_path
+def student(name: str, options: argparse.Namespace, model: VideoModel, images: Path) -> Path:
+    """The LoRA of the candidate ``name``."""
     with compared(name, model) as own:
         settings = {
-            "model": str(options.model), "images": images, "run": run.path,
-            "steps": options.steps, "data.library_clips": options.library,
-            "preview.every": 0, **own,
+            "model": str(options.model), "images": images, "steps": options.steps,
+            "data.library_clips": options.library, **own,
         }  # fmt: skip
-        run = run if begun else Run.create(run.path, load_config(overrides=settings))
-        state = train(run, None, resume=begun)
-    if state.status != "finished":
-        raise SystemExit(f"{name}: stopped at step {state.step}; run again to continue.")
-    return run.export_path
+        return trained(options.work / name.replace(",", "").replace(" ", "-"), settings)
 
 
 def true_clips(captions: Sequence[str], look: Any, seed: int, model: VideoModel) -> np.ndarray:
@@ -217,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     model, images = load_model(str(options.model)), options.work / "style"
     if not images.is_dir():
         write_folder(images, STYLES[options.style], 1, STILLS)
-    students = {name: trained(name, options, model, images) for name in options.candidates}
+    students = {name: student(name, options, model, images) for name in options.candidates}
     table = Table(model, options.style, images, options.clips, options.base_steps)
     for name, lora in students.items():
         table.add(name, lora)

@@ -84,10 +84,7 @@ def test_all_stages_and_again_from_where_they_were(
     monkeypatch.setattr(causal, "BATCH", 1)
     for name in ("BATCH", "SMALL_BATCH"):
         monkeypatch.setattr(flow_teacher, name, 1)
-    for name in (
-        "distil_start",
-        "roll_out_library",
-    ):  # tests/minimaker/test_pretraining.py runs them
+    for name in ("distil_start", "roll_out_library"):  # run below
         monkeypatch.setattr(small_wan, name, lambda *_: None)
     monkeypatch.setattr(contact, "STILLS", 2)
     monkeypatch.setattr(small_wan, "build_autoencoder", lambda: build_autoencoder(clips=6))
@@ -133,6 +130,14 @@ def test_start_and_library_are_made_for_all_styles(
     start = load_file(model / shared.WARM_START)
     assert start and all(torch.isfinite(value).all() for value in start.values())
     assert len(load_file(model / "library.safetensors")["states"]) == 2
+
+
+def test_small_clips_have_the_places_of_every_second_token() -> None:
+    rope = flow_teacher.build_transformer().rope
+    half = flow_teacher.Spread(rope)(torch.zeros(1, 16, 2, 8, 8))
+    for found, whole in zip(half, rope(torch.zeros(1, 16, 2, 16, 16)), strict=True):
+        wanted = whole[0, :, 0].reshape(2, 8, 8, -1)[:, ::2, ::2].reshape(32, -1)
+        assert torch.equal(found[0, :, 0], wanted) and found.shape == (1, 32, 1, 128)
 
 
 def test_capitals_are_read_as_small_letters(tmp_path: Path) -> None:
