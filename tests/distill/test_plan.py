@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from trainer.config import ConfigError, TrainConfig, load_config
-from trainer.diffusion.noise import RectifiedFlow, VariancePreserving
+from trainer.diffusion.noise import VariancePreserving
 from trainer.distill.draws import Sizes, draw_step
 from trainer.distill.plan import FEW_STEPS, FRESH, REPLAY, TRAJECTORY, TeacherPlan
 from trainer.families import modelscope, wan
+from trainer.families.wan_graph import flow_at
 
 UNET = modelscope.FAMILY, VariancePreserving(torch.linspace(1, 0.01, 1000))
-FLOW = wan.FAMILY, RectifiedFlow(wan.SHIFT, teacher_shift=wan.TEACHER_SHIFT)
+FLOW = wan.FAMILY, flow_at()
 
 
 def settings(given=None, preset="recipe") -> TrainConfig:

@@ -297,7 +297,10 @@ def test_it_is_listed_and_others_are_not(native, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(root)], {"folder"}))
     assert native("catalog").list_models() == ["mini", "Author/small"]
     path = native("catalog").resolve_model_name("Author/small")
-    assert native("routes")._folder_size("Author/small") == {"width": 32, "height": 32, "frames": 5}
+    assert native("routes")._folder_size("Author/small") == {
+        "width": 32, "height": 32, "frames": 5,
+        "steps": {"width": 16, "height": 16, "frames": 4},
+    }  # fmt: skip
     assert native("catalog").is_small_wan(path)
 
 
