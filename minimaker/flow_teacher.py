@@ -11,6 +11,7 @@ arXiv 2307.01952): a quarter of the tokens, at the same places of the picture.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,23 @@ from torch import Tensor, nn
 from trainer.mini.sentences import COLOURS, SHAPES
 from trainer.models.umt5 import TextTokenizer
 
-from .flow_clips import FlowClips
-from .flow_text import WIDTH, Reader, build_encoder
+from .flow_clips import load_clips
+from .flow_text import WIDTH, Reader, build_encoder, kept_pieces
+from .helpers import Helpers
 from .muon import Muon
+from .scenes import SIZE
 from .stage import run_stage, steady
 
-SHIFT, SMALL_SHIFT = 3.0, 1.5
-"""Of the levels in training; a quarter of the tokens want half of it."""
+SHIFT = 3.0
+"""Of the levels in training and sampling; a quarter of the tokens want half of it."""
 HEADS, LAYERS, HIDDEN = 2, 8, 1024
 WHOLE, SMALL = "transformer", "transformer-small"
 """The stages' names."""
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
-BATCH, SMALL_BATCH = 12, 24
 PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
-READING = 0.3
-"""Weight of the reader's loss at the beginning; it falls to nothing at half of the steps."""
+WHILE_SMALL, LATER = (16, SHIFT / 2, 0.3), (8, SHIFT, 0.1)
+"""Clips a batch, shift of the levels and weight of the reader's loss."""
 
 
 def build_transformer(seed: int = 0) -> WanTransformer3DModel:
@@ -117,23 +119,18 @@ def shifted(even: Tensor, shift: float = SHIFT) -> Tensor:
     return shift * even / (1 + (shift - 1) * even)
 
 
-def train_teacher(
-    work: Path,
-    tokenizer: TextTokenizer,
-    clips: FlowClips,
-    steps: int,
-    small: bool = False,
-    lr: float = 1e-3,
-) -> Teacher:
-    """Trained from where ``work`` was left, else from the training on ``small`` clips, else from
-    nothing; averaged weights, in eval mode.
+def build_training(
+    work: Path, small: bool
+) -> tuple[Teacher, Callable[[int], tuple[Tensor, dict[str, float]]]]:
+    """An untrained teacher, and the loss of each of its steps, from the tokenizer and the clips in
+    ``work``.
     """
-    teacher = Teacher(tokenizer)
+    teacher = Teacher(kept_pieces(work / "tokenizer"))
     if small:
         teacher.transformer.rope = Spread(teacher.transformer.rope)
-    elif (work / f"{SMALL}.pt").is_file():
-        load_teacher(teacher, work, SMALL)
-    batch, shift = (SMALL_BATCH, SMALL_SHIFT) if small else (BATCH, SHIFT)
+    size = SIZE // 2 if small else SIZE
+    clips = load_clips(sorted(work.glob(f"flow-clips-{size}-*.safetensors")))
+    batch, shift, weight = WHILE_SMALL if small else LATER
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((2 + small, step))
@@ -142,7 +139,6 @@ def train_teacher(
         eps = torch.randn(x0.shape, generator=noise)
         spread = (torch.arange(batch) + torch.rand(batch, generator=noise)) / batch
         error, reading = teacher.losses(x0, eps, shifted(spread, shift), prompts, labels)
-        weight = READING if small else READING * max(0.0, 1 - 2 * step / steps)
         measures = {
             "flow": round(error.mean().item(), 5),
             "high": round(error[-batch // 4 :].mean().item(), 5),
@@ -150,10 +146,23 @@ def train_teacher(
         }
         return error.mean() + weight * reading, measures
 
+    return teacher, loss_of
+
+
+def train_teacher(
+    work: Path, steps: int, small: bool = False, lr: float = 1e-3, helpers: int = 0
+) -> Teacher:
+    """Trained from where ``work`` was left, else from the training on ``small`` clips, else from
+    nothing, with that many ``helpers``; averaged weights, in eval mode.
+    """
+    teacher, loss_of = build_training(work, small)
+    if not small and (work / f"{SMALL}.pt").is_file():
+        load_teacher(teacher, work, SMALL)
     name = SMALL if small else WHOLE
     run_stage(
         name, teacher, Muon(teacher.groups(), lr), loss_of, steps=steps, work=work, lr=lr,
         ema_decay=0.9995, schedule=steady,
+        helpers=Helpers(helpers, build_training, work, small) if helpers else None,
     )  # fmt: skip
     return load_teacher(teacher, work, name).eval().requires_grad_(False)
 

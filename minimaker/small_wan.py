@@ -30,7 +30,7 @@ from .causal import (
 )
 from .clips import save_weights
 from .contact import write_folders
-from .flow_clips import encode_clips, load_clips
+from .flow_clips import encode_clips
 from .flow_teacher import SHIFT, Teacher, load_teacher, train_teacher
 from .flow_text import PIECES, TOKENS, kept_pieces, prompt_lines
 from .footage import public_video
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
     parser.add_argument("--small-steps", type=int, default=8000, help="of the small transformer")
     parser.add_argument("--transformer-steps", type=int, default=30000)
+    parser.add_argument("--helpers", type=int, default=0, help="more processes, one on each core")
     parser.add_argument("--warmstart-steps", type=int, default=600)
     return parser
 
@@ -118,8 +119,7 @@ def _train(options: argparse.Namespace) -> None:
         if f"{name}clips" in wanted:
             encode_clips(vae, work, options.shards, size)
         if f"{name}transformer" in wanted:
-            clips = load_clips(sorted(work.glob(f"flow-clips-{size}-*.safetensors")))
-            train_teacher(work, tokenizer, clips, steps, small)
+            train_teacher(work, steps, small, helpers=options.helpers)
     if "folder" in wanted:
         teacher = load_teacher(Teacher(tokenizer), work)
         assemble(_out(options), teacher, vae, work / "tokenizer" / PIECES)

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from .helpers import Helpers
+
 SAVE_EVERY_SECONDS = 60.0
 
 
@@ -78,18 +80,21 @@ def run_stage(
     lr: float,
     ema_decay: float | None = None,
     schedule: Callable[[int, int], float] = cosine,
+    helpers: Helpers | None = None,
 ) -> Ema | None:
     """Train ``module`` for ``steps`` steps, continuing from ``work/<name>.pt`` when it exists.
 
     ``loss_of(step)`` draws its own batch from ``step`` alone, so a resumed run sees the data that
-    an uninterrupted one would have seen. A JSON line of measures goes to ``work/<name>.jsonl``
-    every 20 steps.
+    an uninterrupted one would have seen; what ``helpers`` add depends on their speed. A JSON line
+    of measures goes to ``work/<name>.jsonl`` every 20 steps.
     """
     work.mkdir(parents=True, exist_ok=True)
     file = work / f"{name}.pt"
     ema = Ema(module, ema_decay) if ema_decay else None
     first = _restore(file, module, optimizer, ema) if file.exists() else 0
     saved = time.monotonic()
+    if helpers:
+        helpers.start(module, first)
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
@@ -97,8 +102,12 @@ def run_stage(
         loss, measures = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if helpers:
+            measures["helped"] = helpers.collect(module)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
+        if helpers:
+            helpers.publish(module)
         if ema:
             ema.update(module, step)
         if step % 20 == 0:
@@ -107,6 +116,8 @@ def run_stage(
         if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
             _save(file, module, optimizer, ema, step + 1)
             saved = time.monotonic()
+    if helpers:
+        helpers.stop()
     return ema
 
 

@@ -82,8 +82,8 @@ def test_all_stages_and_again_from_where_they_were(
 ) -> None:
     monkeypatch.setattr(flow_clips, "SHARD", 3)
     monkeypatch.setattr(causal, "BATCH", 1)
-    for name in ("BATCH", "SMALL_BATCH"):
-        monkeypatch.setattr(flow_teacher, name, 1)
+    monkeypatch.setattr(flow_teacher, "WHILE_SMALL", (1, 1.5, 0.3))
+    monkeypatch.setattr(flow_teacher, "LATER", (1, 3.0, 0.1))
     for name in ("distil_start", "roll_out_library"):  # run below
         monkeypatch.setattr(small_wan, name, lambda *_: None)
     monkeypatch.setattr(contact, "STILLS", 2)
@@ -93,7 +93,16 @@ def test_all_stages_and_again_from_where_they_were(
     monkeypatch.setattr(small_wan, "STARTED", tmp_path / "none")
     for name in ("reader", "judge"):  # tests/minimaker/test_scene_networks.py trains them
         monkeypatch.setattr(small_wan, f"train_{name}", lambda *_: torch.nn.Linear(1, 1))
-    options = ["--work", str(tmp_path), *steps, "--small-steps", "1", "--transformer-steps"]
+    options = [
+        "--work",
+        str(tmp_path),
+        *steps,
+        "--small-steps",
+        "1",
+        "--helpers",
+        "1",
+        "--transformer-steps",
+    ]
     small_wan.run([*options, "1"])
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
     assert state["step"] == 1
