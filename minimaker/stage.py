@@ -96,28 +96,30 @@ def run_stage(
     if helpers:
         helpers.start(module, first)
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step, steps) * group.get("scale", 1.0)
-        loss, measures = loss_of(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    try:
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * schedule(step, steps) * group.get("scale", 1.0)
+            loss, measures = loss_of(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if helpers:
+                measures["helped"] = helpers.collect(module)
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            if helpers:
+                helpers.publish(module)
+            if ema:
+                ema.update(module, step)
+            if step % 20 == 0:
+                bar.set_postfix(measures)
+                _log(work / f"{name}.jsonl", step, {"loss": round(loss.item(), 6), **measures})
+            if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
+                _save(file, module, optimizer, ema, step + 1)
+                saved = time.monotonic()
+    finally:
         if helpers:
-            measures["helped"] = helpers.collect(module)
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        if helpers:
-            helpers.publish(module)
-        if ema:
-            ema.update(module, step)
-        if step % 20 == 0:
-            bar.set_postfix(measures)
-            _log(work / f"{name}.jsonl", step, {"loss": round(loss.item(), 6), **measures})
-        if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
-            _save(file, module, optimizer, ema, step + 1)
-            saved = time.monotonic()
-    if helpers:
-        helpers.stop()
+            helpers.stop()
     return ema
 
 

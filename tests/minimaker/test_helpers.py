@@ -61,11 +61,15 @@ def test_a_step_takes_the_mean_of_its_own_and_all_added_gradients():
     torch.testing.assert_close(module.weight.grad.flatten(), mean[:1])
 
 
-def test_a_helper_that_fails_ends_the_stage():
+def test_a_helper_that_fails_ends_the_stage_and_the_others(tmp_path):
     module, loss_of = line.build()
     helpers = Helpers(1, line.fail)
-    helpers.start(module, 0)
-    helpers._running[0].join(PATIENCE)
-    loss_of(0)[0].backward()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+
+    def loss(step):
+        helpers._running[0].join(PATIENCE)
+        return loss_of(step)
+
     with pytest.raises(RuntimeError, match="A helper has ended"):
-        helpers.collect(module)
+        run_stage("line", module, optimizer, loss, steps=2, work=tmp_path, lr=0.1, helpers=helpers)
+    assert helpers._running == []

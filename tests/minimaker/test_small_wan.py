@@ -93,16 +93,8 @@ def test_all_stages_and_again_from_where_they_were(
     monkeypatch.setattr(small_wan, "STARTED", tmp_path / "none")
     for name in ("reader", "judge"):  # tests/minimaker/test_scene_networks.py trains them
         monkeypatch.setattr(small_wan, f"train_{name}", lambda *_: torch.nn.Linear(1, 1))
-    options = [
-        "--work",
-        str(tmp_path),
-        *steps,
-        "--small-steps",
-        "1",
-        "--helpers",
-        "1",
-        "--transformer-steps",
-    ]
+    small = ["--small-steps", "1", "--helpers", "1"]
+    options = ["--work", str(tmp_path), *steps, *small, "--transformer-steps"]
     small_wan.run([*options, "1"])
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
     assert state["step"] == 1
