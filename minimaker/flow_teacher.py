@@ -28,6 +28,7 @@ from .flow_clips import load_clips
 from .flow_text import WIDTH, Reader, build_encoder, kept_pieces
 from .helpers import Helpers
 from .muon import Muon
+from .route import Route
 from .scenes import SIZE
 from .stage import run_stage, steady
 
@@ -38,8 +39,12 @@ WHOLE, SMALL = "transformer", "transformer-small"
 """The stages' names."""
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
+ROUTE, ROUTED, KEPT = (1, 5), 0.75, 0.5
+"""Blocks that tokens pass by, the share of the batches in which they do, and of the tokens that do
+not.
+"""
 PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
-WHILE_SMALL, LATER = (16, SHIFT / 2, 0.3), (8, SHIFT, 0.1)
+WHILE_SMALL, LATER = (16, SHIFT / 2, 0.3), (16, SHIFT, 0.1)
 """Clips a batch, shift of the levels and weight of the reader's loss."""
 
 
@@ -83,6 +88,7 @@ class Teacher(nn.Module):
         self.text_encoder = build_encoder(seed)
         self.text = Reader(self.text_encoder, tokenizer)
         self.reading = nn.Linear(HEADS * 128, KINDS)
+        self.route = Route(self.transformer.blocks, *ROUTE)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters by how they are trained: what turns numbers into states and states into
@@ -110,6 +116,9 @@ class Teacher(nn.Module):
         finally:
             hook.remove()
         read = self.reading(kept[0]).flatten(0, 1)
+        labels = labels.flatten(1)
+        if self.route.kept is not None:
+            labels = labels[:, self.route.kept]
         error = (v - (eps - x0)).square().mean(dim=(1, 2, 3, 4))
         return error, F.cross_entropy(read, labels.flatten())
 
@@ -136,6 +145,9 @@ def build_training(
         rng = np.random.default_rng((2 + small, step))
         noise = torch.Generator().manual_seed(step)
         x0, prompts, labels = clips.batch(batch, rng)
+        teacher.route.kept = None
+        if not small and rng.random() < ROUTED:
+            teacher.route.draw(labels[0].numel(), KEPT, noise)
         eps = torch.randn(x0.shape, generator=noise)
         spread = (torch.arange(batch) + torch.rand(batch, generator=noise)) / batch
         error, reading = teacher.losses(x0, eps, shifted(spread, shift), prompts, labels)
