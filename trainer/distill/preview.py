@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..adversarial.frames import StyleFrames
 from ..config import TrainConfig
+from ..data.cache import ContentCache
 from ..data.prompts import PromptSet
 from ..evaluate.closeness import (
     ConstantsLeft,
@@ -25,7 +26,7 @@ from ..evaluate.closeness import (
     network_look,
 )
 from ..evaluate.flow import Flow, clip_flow
-from ..evaluate.generate import generate_clips
+from ..evaluate.generate import decode_states, generate_clips
 from ..evaluate.truth import as_frames
 from ..files import atomic_write
 from ..lora.adapter import adapter_at
@@ -33,7 +34,7 @@ from ..media import write_clip
 from ..sheets import Row, contact_sheet, grid
 from .batch import Session
 from .draws import generator_for
-from .plan import TeacherPlan
+from .originals import Originals
 from .recipe import Recipe
 from .sources import Sources
 from .starts import preview_starts
@@ -101,8 +102,8 @@ class Sampled(Protocol):
 
 
 class Previewer:
-    """Samples fixed prompts with fixed seeds; the teacher's clips are made once and kept, with the
-    guidance of example clips.
+    """Samples fixed prompts with fixed seeds; the teacher's clips are those of
+    `Originals`.
 
     ``style`` (see `style_of`) adds how much of the way to the style images is done.
     """
@@ -115,10 +116,10 @@ class Previewer:
         style: tuple[Look, Tensor] | None = None,
     ):
         self.session, self.prompts = session, list(prompts)
-        self.plan = TeacherPlan.of_model(session.config, session.model)
+        self.recipe = Recipe.of(session.config, session.model, session.sources.latent_shape)
         self.seed = session.config.seed if seed is None else seed
         self._teacher: np.ndarray | None = None
-        self._starts: Tensor | None = None
+        self._begun: Tensor | None = None
         self._style = style
         self._between: Callable[[], None] = lambda: None
         self._flow: Flow | None = None
@@ -203,33 +204,29 @@ class Previewer:
     def teacher(self) -> np.ndarray:
         """The teacher's clips (N, F, H, W, 3) uint8 at the preview's number of steps, guided."""
         if self._teacher is None:
-            steps = self.session.config.preview.teacher_steps
-            self._teacher = self._clips(
-                "ddim", steps, lora=False, guidance_scale=self.plan.guidance_scale
-            )
+            s = self.session
+            steps, size = s.config.preview.teacher_steps, s.sources.size
+            originals = Originals(self.recipe, self.prompts, self.seed, steps, size)
+            cache = ContentCache(s.config.data.cache)
+            states = originals.fetch(cache, self._starts(), self._between)
+            self._teacher = as_frames(decode_states(s.model, states, self.prompts, quick=True))
         return self._teacher
 
     def _sample(self, steps: int) -> np.ndarray:
-        return self._clips("lcm", steps, original_steps=self.plan.places)
-
-    def _clips(self, sampler: str, steps: int, **options: Any) -> np.ndarray:
         s = self.session
-        if self._starts is None and not s.model.noise.in_noise:
-            recipe = Recipe.of(s.config, s.model, s.sources.latent_shape)
-            self._starts = preview_starts(s.config, s.model, recipe, self.prompts, self.seed)
         clips = generate_clips(
-            s.model,
-            self.prompts,
-            sampler=sampler,
-            steps=steps,
-            seed=self.seed,
-            size=s.sources.size,
-            starts=self._starts,
-            between=self._between,
-            quick=True,
-            **options,
-        )
+            s.model, self.prompts, steps=steps, seed=self.seed, size=s.sources.size,
+            starts=self._starts(), between=self._between, quick=True,
+            original_steps=self.recipe.plan.places,
+        )  # fmt: skip
         return as_frames(clips)
+
+    def _starts(self) -> Tensor | None:
+        """What clips begin with, where that is not noise."""
+        s = self.session
+        if self._begun is None and not s.model.noise.in_noise:
+            self._begun = preview_starts(s.config, s.model, self.recipe, self.prompts, self.seed)
+        return self._begun
 
 
 def preview_prompts(config: TrainConfig, prompts: PromptSet) -> list[str]:

@@ -79,11 +79,24 @@ def generate_clips(
             if starts is not None:
                 options["init_latents"] = starts[start : start + len(text)]
             latents = sample(text, (len(text), *shape), seed=seeds, **options)
-            made = latents if states else _decoded(model, _clean(model, latents, text), quick)
-            clips.append(made)
+            clips.append(latents if states else _decoded(model, latents, text, quick))
             if progress is not None:
                 progress(start + len(text), len(prompts))
     return torch.cat(clips)
+
+
+@torch.no_grad()
+def decode_states(
+    model: VideoModel, states: Tensor, prompts: Sequence[str], quick: bool = False
+) -> Tensor:
+    """What `generate_clips` gives without ``states``, of those (N, C, f, h, w) it gives with them.
+
+    Raises `BrokenOutputError` for NaN or flat frames.
+    """
+    text = model.encode_text(list(prompts))
+    states = states.to(text.device, torch.float32)
+    pairs = zip(states.split(1), text.split(1), strict=True)
+    return torch.cat([_decoded(model, *pair, quick) for pair in pairs])
 
 
 def _clean(model: VideoModel, latents: Tensor, text: Tensor) -> Tensor:
@@ -96,7 +109,8 @@ def _clean(model: VideoModel, latents: Tensor, text: Tensor) -> Tensor:
         return path.read(latents, model.predict(latents, level, text), level).x0
 
 
-def _decoded(model: VideoModel, latents: Tensor, quick: bool) -> Tensor:
+def _decoded(model: VideoModel, latents: Tensor, text: Tensor, quick: bool) -> Tensor:
+    latents = _clean(model, latents, text)
     check_latents(latents, model.network)
     pixels = model.decode_clips(latents, quick).float().cpu()
     check_pixels(pixels, model.codec.quick.vae if quick else model.codec.vae)
