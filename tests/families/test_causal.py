@@ -135,6 +135,21 @@ def test_a_tiny_vae_is_read_from_its_file(tiny, latents, tmp_path):
     assert torch.equal(read_tiny_vae(file)(latents), tiny(latents))
 
 
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_a_frame_alone_is_that_of_the_whole_clip_with_its_gradient(tiny, length):
+    noise = torch.Generator().manual_seed(length)
+    latents = torch.randn(3, 16, length, 4, 6, generator=noise).requires_grad_(True)
+    weights = torch.randn(3, 3, 32, 48, generator=noise)
+    for first in range(4 * length - 3):
+        frames = torch.tensor([first, 0, 4 * length - 4])
+        clips = tiny(latents)
+        wanted = torch.stack([clips[row, :, frame] for row, frame in enumerate(frames)])
+        found = tiny.frame(latents, frames)
+        assert torch.allclose(found, wanted, atol=1e-5)
+        slopes = [torch.autograd.grad((x * weights).sum(), latents)[0] for x in (wanted, found)]
+        assert torch.allclose(*slopes, atol=1e-4)
+
+
 def test_the_published_tiny_vae_has_no_key_too_many_or_too_few():
     """By its names and shapes (taehv.py); 22 is the last, which ComfyUI knows it by."""
     with torch.device("meta"):

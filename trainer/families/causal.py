@@ -180,6 +180,9 @@ class TinyCodec(CausalCodec):
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae(latents.to(self.vae.dtype)).float()
 
+    def _single(self, windows: Tensor, frames: Tensor) -> Tensor:
+        return self.vae.frame(windows.to(self.vae.dtype), frames).float()
+
 
 def _gathered(latents: Tensor, places: Tensor) -> Tensor:
     """Latents at ``places`` (B, K, W) of clips ``latents`` (B, C, f, h, w): (B * K, C, W, h, w)."""

@@ -25,6 +25,8 @@ POOLING = (2, 2, 1)
 """Frames that each of the encoder's three stages makes one of."""
 TRIMMED = 3
 """Frames at the start that stand for nothing: the first latent is one frame, and four are made."""
+LAST_STAGE = 8
+"""Layers from the decoder's third stage on: three memories, larger, more frames, three others."""
 DECODER, LAST = "decoder.", "decoder.22.bias"
 ENCODER, FIRST = "encoder.", "encoder.0.weight"
 FIRSTS = (1, 8, 14, 20)
@@ -62,6 +64,21 @@ class TinyVae(nn.Module):
         frames = _through(self.decoder, latents).unflatten(0, (clips, -1))
         return frames[:, TRIMMED:].transpose(1, 2) * 2 - 1
 
+    def frame(self, latents: Tensor, frames: Tensor) -> Tensor:
+        """Frame ``frames`` (N,) of each clip that `forward` makes of ``latents`` (N, 16, f, h, w):
+        (N, 3, 8 h, 8 w). Of the last stage, only what these frames depend on is computed.
+        """
+        clips, places = len(latents), frames + TRIMMED
+        *memories, enlarge, grow, narrow, rectify, colour = self.decoder[-LAST_STAGE:]
+        made = _through(self.decoder[:-LAST_STAGE], latents).unflatten(0, (clips, -1))
+        x, there = _until(made, places // GROWTH[-1], len(memories) + 1)
+        for memory in memories:
+            x = memory(x.flatten(0, 1), clips).unflatten(0, (clips, -1))[:, 1:]
+            x = x * there[:, -x.shape[1] :]
+        grown = grow(enlarge(x.flatten(0, 1))).unflatten(0, (clips, -1))
+        wanted, _ = _until(grown, places % GROWTH[-1], 1)
+        return colour(rectify(narrow(wanted[:, 0]))) * 2 - 1
+
     def encode(self, clips: Tensor) -> Tensor:
         """Normalised latents (B, 16, f, h, w) of clips (B, 3, 4 f - 3, 8 h, 8 w) in [-1, 1];
         differentiable. The first frame stands three times more before the clip, so that each latent
@@ -80,6 +97,16 @@ def _through(layers: nn.Sequential, clips: Tensor) -> Tensor:
     for layer in layers:
         x = layer(x, count) if isinstance(layer, Memory) else layer(x)
     return x
+
+
+def _until(frames: Tensor, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` frames that end with frame ``last`` (N,) of ``frames`` (N, F, C, h, w), and
+    which of them there are (N, count, 1, 1, 1): those before the first are zeros.
+    """
+    places = last[:, None] + torch.arange(1 - count, 1, device=last.device)
+    there = (places >= 0).to(frames.dtype)[..., None, None, None]
+    index = places.clamp(min=0)[..., None, None, None].expand(-1, -1, *frames.shape[2:])
+    return frames.gather(1, index) * there, there
 
 
 def _encoder(width: int) -> nn.Sequential:
