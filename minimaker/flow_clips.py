@@ -22,18 +22,19 @@ from trainer.models.tiny_vae import TinyVae
 
 from .causal import to_clip
 from .footage import public_video
+from .outlines import ROUNDING, shape_distance
 from .scenes import FRAMES, SIZE, Scene, random_scene
 
 SHARD = 200
-TOKEN = 16
-"""Pixels a side of what one token of the transformer stands for."""
+TOKEN, CELL = 16, 4
+"""Pixels a side of what one token of the transformer stands for, and of what has one label."""
 EMPTY_CAPTIONS = 0.1
 
 
 @dataclass(frozen=True)
 class FlowClips:
-    """``latents`` (N, 16, 5, h, h) fp16, their captions, and ``labels`` (N, 5, h / 2, h / 2) uint8:
-    what is at each token, 0 for the ground, else 1 + 6 shape + colour.
+    """``latents`` (N, 16, 5, h, h) fp16, their captions, and ``labels`` (N, 5, 2 h, 2 h) uint8:
+    what is in each cell of 4 px, 0 for the ground, else 1 + 6 shape + colour.
     """
 
     latents: Tensor
@@ -68,7 +69,7 @@ def _encode_shard(vae: TinyVae, file: Path, size: int, seed: int) -> None:
         clip = resized(public_video(scene), size)
         latents.append(vae.encode(to_clip(clip)[None])[0].half())
         captions.append(scene.caption)
-        labels.append(token_labels(scene, size))
+        labels.append(cell_labels(scene, size))
     temporary = file.with_suffix(".tmp")
     tensors = {"latents": torch.stack(latents), "labels": torch.from_numpy(np.stack(labels))}
     save_file(tensors, temporary, metadata={"captions": json.dumps(captions)})
@@ -82,27 +83,29 @@ def resized(frames: np.ndarray, size: int) -> np.ndarray:
     return np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
 
 
-def token_labels(scene: Scene, size: int = SIZE) -> np.ndarray:
-    """(5, s, s) uint8 of what is in the middle of each token of a clip of ``size`` = 16 s px, at
-    the middle of its frames: 0 for the ground, else 1 + 6 shape + colour. A thing counts as a disc
-    a little smaller than it is.
+def cell_labels(scene: Scene, size: int = SIZE) -> np.ndarray:
+    """(5, c, c) uint8 of what is in the middle of each cell of a clip of ``size`` = 4 c px, at the
+    middle of each latent's frames: 0 for the ground, else 1 + 6 shape + colour.
     """
     frames = [0, *range(3, scene.frames, 4)]
-    side = size // TOKEN
-    place = (np.arange(side) + 0.5) / side
+    side = size // CELL
+    place = ((np.arange(side) + 0.5) / side).astype(np.float32)
     labels = np.zeros((len(frames), side, side), np.uint8)
     for track in scene.tracks:
-        centres, thing = scene.on_screen(track)[frames], track.thing
-        x = place[None, None, :] - centres[:, 0, None, None]
-        y = place[None, :, None] - centres[:, 1, None, None]
-        inside = np.hypot(x, y) < 0.85 * track.radii[frames, None, None]
-        kind = len(COLOURS) * SHAPES.index(thing.shape) + COLOURS.index(thing.colour)
-        labels[inside] = 1 + kind
+        thing = track.thing
+        kind = 1 + len(COLOURS) * SHAPES.index(thing.shape) + COLOURS.index(thing.colour)
+        cos, sin = np.float32(np.cos(track.angle)), np.float32(np.sin(track.angle))
+        for picture, frame in zip(labels, frames, strict=True):
+            across, down = scene.on_screen(track)[frame].astype(np.float32)
+            x, y = place[None] - across, place[:, None] - down
+            turned = cos * x + sin * y, cos * y - sin * x
+            distance = shape_distance(thing.shape, *turned, float(track.radii[frame]), ROUNDING)
+            picture[distance < 0] = kind
     return labels
 
 
 def load_clips(files: list[Path]) -> FlowClips:
-    """All shards in memory, 41 KiB a clip of 128 px."""
+    """All shards in memory, 46 KiB a clip of 128 px."""
     latents, captions, labels = [], [], []
     for file in files:
         with safe_open(file, "pt") as shard:

@@ -1,8 +1,8 @@
 """The small Wan's transformer: flow matching on clips of poor video, text encoder beside it.
 
-Half-way through its blocks a linear reader tells what is at each token, ground or which shape in
-which colour, as REPA does with a vision model's features (Yu et al. 2024, arXiv 2410.06940): here
-the truth is known. The reader is left out of the model.
+Half-way through its blocks a linear reader tells what is in each cell of a token, ground or which
+shape in which colour, as REPA does with a vision model's features (Yu et al. 2024, arXiv
+2410.06940): here the truth is known. The reader is left out of the model.
 
 It learns what words mean on clips of half the size first (progressive training, Podell et al. 2023,
 arXiv 2307.01952): a quarter of the tokens, at the same places of the picture.
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
+from einops import rearrange
 from torch import Tensor, nn
 
 from trainer.mini.sentences import COLOURS, SHAPES
 from trainer.models.umt5 import TextTokenizer
 
-from .flow_clips import load_clips
+from .flow_clips import CELL, TOKEN, load_clips
 from .flow_text import WIDTH, Reader, build_encoder, kept_pieces
 from .helpers import Helpers
 from .muon import Muon
@@ -39,12 +40,16 @@ WHOLE, SMALL = "transformer", "transformer-small"
 """The stages' names."""
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
+CELLS = TOKEN // CELL
+"""Cells a side of a token."""
+THINGS, SHOWN = 4.0, 0.7
+"""How much more the error counts in tokens that show part of a thing, and up to which level."""
 ROUTE, ROUTED, KEPT = (1, 5), 0.75, 0.5
 """Blocks that tokens pass by, the share of the batches in which they do, and of the tokens that do
 not.
 """
 PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
-WHILE_SMALL, LATER = (16, SHIFT / 2, 0.3), (16, SHIFT, 0.1)
+WHILE_SMALL, LATER = (16, SHIFT / 2, 0.3), (16, SHIFT, 0.3)
 """Clips a batch, shift of the levels and weight of the reader's loss."""
 
 
@@ -87,7 +92,7 @@ class Teacher(nn.Module):
         self.transformer: Any = build_transformer(seed)
         self.text_encoder = build_encoder(seed)
         self.text = Reader(self.text_encoder, tokenizer)
-        self.reading = nn.Linear(HEADS * 128, KINDS)
+        self.reading = nn.Linear(HEADS * 128, CELLS**2 * KINDS)
         self.route = Route(self.transformer.blocks, *ROUTE)
 
     def groups(self) -> list[dict[str, Any]]:
@@ -106,7 +111,11 @@ class Teacher(nn.Module):
     def losses(
         self, x0: Tensor, eps: Tensor, level: Tensor, prompts: list[str], labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Flow-matching error (B,) and the reader's loss."""
+        """Flow-matching error (B,) and the reader's loss.
+
+        What things look like counts more than the ground, where a noisy clip still shows them: at
+        other levels that would move the minimum, towards more and larger things.
+        """
         kept: list[Tensor] = []
         block = self.transformer.blocks[READ_BLOCK]
         hook = block.register_forward_hook(lambda module, given, made: kept.append(made))
@@ -115,12 +124,17 @@ class Teacher(nn.Module):
             v = self.velocity((1 - sigma) * x0 + sigma * eps, level, prompts)
         finally:
             hook.remove()
-        read = self.reading(kept[0]).flatten(0, 1)
-        labels = labels.flatten(1)
+        cells = "b f (h y) (w x) -> b (f h w) (y x)"
+        labels = rearrange(labels, cells, y=CELLS, x=CELLS)
+        counts = (labels > 0).any(dim=2) & (level <= SHOWN)[:, None]
+        weight = torch.where(counts, THINGS, 1.0)
+        patches = "b c f (h y) (w x) -> b (f h w) (c y x)"
+        error = rearrange((v - (eps - x0)).square(), patches, y=2, x=2).mean(dim=2)
+        error = (weight * error).mean(dim=1) / weight.mean()
         if self.route.kept is not None:
             labels = labels[:, self.route.kept]
-        error = (v - (eps - x0)).square().mean(dim=(1, 2, 3, 4))
-        return error, F.cross_entropy(read, labels.flatten())
+        read = self.reading(kept[0]).unflatten(2, (-1, KINDS))
+        return error, F.cross_entropy(read.flatten(0, 2), labels.flatten())
 
 
 def shifted(even: Tensor, shift: float = SHIFT) -> Tensor:
@@ -147,7 +161,7 @@ def build_training(
         x0, prompts, labels = clips.batch(batch, rng)
         teacher.route.kept = None
         if not small and rng.random() < ROUTED:
-            teacher.route.draw(labels[0].numel(), KEPT, noise)
+            teacher.route.draw(labels[0].numel() // CELLS**2, KEPT, noise)
         eps = torch.randn(x0.shape, generator=noise)
         spread = (torch.arange(batch) + torch.rand(batch, generator=noise)) / batch
         error, reading = teacher.losses(x0, eps, shifted(spread, shift), prompts, labels)

@@ -12,6 +12,8 @@ import numpy as np
 
 from .scenes import SIZE, Track
 
+ROUNDING = 0.1
+"""Radius of a usual corner, as a part of the thing's."""
 SIDES = {"triangle": 3, "square": 4, "star": 5}
 CORNER = {"circle": 1.0, "triangle": 1.2, "square": 1.16, "star": 1.14, "cross": 1.02}
 """Distance of an unrounded corner from the middle, for radius 1."""
@@ -63,7 +65,7 @@ class Patch:
 
 
 def outline(
-    track: Track, frame: int, seen: np.ndarray, margin: float, rounding: float = 0.1
+    track: Track, frame: int, seen: np.ndarray, margin: float, rounding: float = ROUNDING
 ) -> Patch:
     """The patch of ``track`` in ``frame`` with ``margin`` px around it.
 

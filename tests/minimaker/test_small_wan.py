@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from minimaker import causal, contact, flow_clips, flow_teacher, shared, small_wan
 from minimaker.causal import build_autoencoder, random_part, to_clip
 from minimaker.clips import save_weights
-from minimaker.flow_clips import token_labels
+from minimaker.flow_clips import cell_labels
 from minimaker.flow_text import kept_pieces, prompt_lines
 from minimaker.footage import public_video
 from minimaker.muon import Muon, orthogonal
+from minimaker.outlines import outline
 from minimaker.scenes import random_scene
 from trainer.mini.sentences import COLOURS, MOTIONS, SHAPES
 from trainer.models.weights import ModelError
@@ -57,16 +58,31 @@ def test_a_clip_and_its_first_frame_begin_with_the_same_latent(autoencoder) -> N
 
 def test_labels_tell_each_thing_at_its_place() -> None:
     scene = random_scene(np.random.default_rng(7), pair=True, pan=False)
-    labels = token_labels(scene)
-    assert labels.shape == (5, 8, 8)
+    labels = cell_labels(scene)
+    assert labels.shape == (5, 32, 32)
     for track in scene.tracks:
         kind = 1 + len(COLOURS) * SHAPES.index(track.thing.shape)
         kind += COLOURS.index(track.thing.colour)
         rows, columns = np.nonzero(labels[0] == kind)
         if len(rows):
-            place = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / 8
-            assert np.abs(place - scene.on_screen(track)[0]).max() < 0.1
+            place = np.array([columns.mean() + 0.5, rows.mean() + 0.5]) / 32
+            assert np.abs(place - scene.on_screen(track)[0]).max() < 0.05
     assert labels.max() > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_labels_have_the_outline_that_is_painted(shape: str) -> None:
+    scene = random_scene(np.random.default_rng(8), pair=False, pan=False, shape=shape)
+    track = scene.tracks[0]
+    patch = outline(track, 7, scene.on_screen(track), 0)
+    painted = np.zeros((128, 128), bool)
+    for row, column in zip(*np.nonzero(patch.distance < 0), strict=True):
+        y, x = patch.top + row, patch.left + column
+        if 0 <= y < 128 and 0 <= x < 128:
+            painted[y, x] = True
+    cells = painted.reshape(32, 4, 32, 4).mean(axis=(1, 3))
+    labelled = cell_labels(scene)[2] > 0
+    assert not labelled[cells < 0.25].any() and labelled[cells > 0.75].all()
 
 
 def test_every_word_of_the_world_is_one_token(tmp_path: Path) -> None:
