@@ -6,8 +6,13 @@ At 128 px, and at half that size, where a step costs a quarter.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,29 +55,52 @@ class FlowClips:
 
 
 def encode_clips(
-    vae: TinyVae, work: Path, shards: int, size: int = SIZE, seed: int = 1000
+    vae: TinyVae,
+    work: Path,
+    shards: int,
+    size: int = SIZE,
+    seed: int = 1000,
+    device: str = "cpu",
+    painters: int = 0,
 ) -> list[Path]:
-    """Render and encode what is missing of ``shards`` shards of clips of ``size`` px; the files."""
+    """Render and encode what is missing of ``shards`` shards of clips of ``size`` px; the files.
+
+    ``device`` encodes; that many ``painters``, processes of their own, render.
+    """
     files = [work / f"flow-clips-{size}-{index:03d}.safetensors" for index in range(shards)]
-    for index, file in enumerate(files):
-        if not file.exists():
-            _encode_shard(vae, file, size, seed + index)
+    missing = [(file, seed + index) for index, file in enumerate(files) if not file.exists()]
+    with _painting(painters if missing else 0) as paint_all:
+        vae.to(device)
+        for file, own in missing:
+            _encode_shard(vae, file, size, own, paint_all)
+        vae.cpu()
     return files
 
 
+@contextmanager
+def _painting(painters: int) -> Iterator[Callable[[list[Scene]], Iterable[np.ndarray]]]:
+    """A function that renders scenes as public video, in order."""
+    if not painters:
+        yield partial(map, public_video)
+        return
+    with get_context("spawn").Pool(painters) as pool:
+        yield partial(pool.imap, public_video, chunksize=4)
+
+
 @torch.no_grad()
-def _encode_shard(vae: TinyVae, file: Path, size: int, seed: int) -> None:
+def _encode_shard(vae: TinyVae, file: Path, size: int, seed: int, paint_all: Any) -> None:
     rng = np.random.default_rng(seed)
-    latents, captions, labels = [], [], []
-    for _ in tqdm(range(SHARD), desc=file.stem, mininterval=10):
-        scene = random_scene(rng, FRAMES)
-        clip = resized(public_video(scene), size)
-        latents.append(vae.encode(to_clip(clip)[None])[0].half())
-        captions.append(scene.caption)
-        labels.append(cell_labels(scene, size))
+    scenes = [random_scene(rng, FRAMES) for _ in range(SHARD)]
+    device = next(vae.parameters()).device
+    latents = []
+    for frames in tqdm(paint_all(scenes), total=SHARD, desc=file.stem, mininterval=10):
+        clip = to_clip(resized(frames, size))[None].to(device)
+        latents.append(vae.encode(clip)[0].half().cpu())
+    labels = np.stack([cell_labels(scene, size) for scene in scenes])
+    tensors = {"latents": torch.stack(latents), "labels": torch.from_numpy(labels)}
+    captions = json.dumps([scene.caption for scene in scenes])
     temporary = file.with_suffix(".tmp")
-    tensors = {"latents": torch.stack(latents), "labels": torch.from_numpy(np.stack(labels))}
-    save_file(tensors, temporary, metadata={"captions": json.dumps(captions)})
+    save_file(tensors, temporary, metadata={"captions": captions})
     temporary.replace(file)
 
 

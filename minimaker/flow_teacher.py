@@ -129,11 +129,11 @@ class Teacher(nn.Module):
         counts = (labels > 0).any(dim=2) & (level <= SHOWN)[:, None]
         weight = torch.where(counts, THINGS, 1.0)
         patches = "b c f (h y) (w x) -> b (f h w) (c y x)"
-        error = rearrange((v - (eps - x0)).square(), patches, y=2, x=2).mean(dim=2)
+        error = rearrange((v.float() - (eps - x0)).square(), patches, y=2, x=2).mean(dim=2)
         error = (weight * error).mean(dim=1) / weight.mean()
         if self.route.kept is not None:
             labels = labels[:, self.route.kept]
-        read = self.reading(kept[0]).unflatten(2, (-1, KINDS))
+        read = self.reading(kept[0]).float().unflatten(2, (-1, KINDS))
         return error, F.cross_entropy(read.flatten(0, 2), labels.flatten())
 
 
@@ -143,17 +143,19 @@ def shifted(even: Tensor, shift: float = SHIFT) -> Tensor:
 
 
 def build_training(
-    work: Path, small: bool
+    work: Path, small: bool, device: str = "cpu", batch: int | None = None
 ) -> tuple[Teacher, Callable[[int], tuple[Tensor, dict[str, float]]]]:
-    """An untrained teacher, and the loss of each of its steps, from the tokenizer and the clips in
-    ``work``.
+    """An untrained teacher on ``device``, and the loss of each of its steps on ``batch`` clips,
+    from the tokenizer and the clips in ``work``. A graphics card computes in bfloat16.
     """
-    teacher = Teacher(kept_pieces(work / "tokenizer"))
+    teacher = Teacher(kept_pieces(work / "tokenizer")).to(device)
     if small:
         teacher.transformer.rope = Spread(teacher.transformer.rope)
     size = SIZE // 2 if small else SIZE
     clips = load_clips(sorted(work.glob(f"flow-clips-{size}-*.safetensors")))
-    batch, shift, weight = WHILE_SMALL if small else LATER
+    usual, shift, weight = WHILE_SMALL if small else LATER
+    batch = batch or usual
+    bfloat16 = torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu")
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((2 + small, step))
@@ -161,10 +163,14 @@ def build_training(
         x0, prompts, labels = clips.batch(batch, rng)
         teacher.route.kept = None
         if not small and rng.random() < ROUTED:
-            teacher.route.draw(labels[0].numel() // CELLS**2, KEPT, noise)
+            teacher.route.draw(labels[0].numel() // CELLS**2, KEPT, noise, device)
         eps = torch.randn(x0.shape, generator=noise)
         spread = (torch.arange(batch) + torch.rand(batch, generator=noise)) / batch
-        error, reading = teacher.losses(x0, eps, shifted(spread, shift), prompts, labels)
+        x0, eps, level, labels = (
+            value.to(device) for value in (x0, eps, shifted(spread, shift), labels)
+        )
+        with bfloat16:
+            error, reading = teacher.losses(x0, eps, level, prompts, labels)
         measures = {
             "flow": round(error.mean().item(), 5),
             "high": round(error[-batch // 4 :].mean().item(), 5),
@@ -176,21 +182,29 @@ def build_training(
 
 
 def train_teacher(
-    work: Path, steps: int, small: bool = False, lr: float = 1e-3, helpers: int = 0
+    work: Path,
+    steps: int,
+    small: bool = False,
+    lr: float = 1e-3,
+    helpers: int = 0,
+    device: str = "cpu",
+    batch: int | None = None,
 ) -> Teacher:
     """Trained from where ``work`` was left, else from the training on ``small`` clips, else from
-    nothing, with that many ``helpers``; averaged weights, in eval mode.
+    nothing, with that many ``helpers``, on ``device``; averaged weights, in eval mode on the CPU.
     """
-    teacher, loss_of = build_training(work, small)
+    given = (work, small, device, batch)
+    teacher, loss_of = build_training(*given)
     if not small and (work / f"{SMALL}.pt").is_file():
         load_teacher(teacher, work, SMALL)
     name = SMALL if small else WHOLE
     run_stage(
         name, teacher, Muon(teacher.groups(), lr), loss_of, steps=steps, work=work, lr=lr,
         ema_decay=0.9995, schedule=steady,
-        helpers=Helpers(helpers, build_training, work, small) if helpers else None,
+        helpers=Helpers(helpers, build_training, *given) if helpers else None,
     )  # fmt: skip
-    return load_teacher(teacher, work, name).eval().requires_grad_(False)
+    trained = Teacher(kept_pieces(work / "tokenizer"))
+    return load_teacher(trained, work, name).eval().requires_grad_(False)
 
 
 def load_teacher(teacher: Teacher, work: Path, name: str = WHOLE) -> Teacher:

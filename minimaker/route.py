@@ -26,10 +26,10 @@ class Route:
             block.register_forward_pre_hook(self._go_on)
         blocks[last].register_forward_hook(self._give_back)
 
-    def draw(self, tokens: int, share: float, noise: torch.Generator) -> None:
+    def draw(self, tokens: int, share: float, noise: torch.Generator, device: str = "cpu") -> None:
         """Keep a random ``share`` of that many tokens, the same in all clips of a batch."""
         order = torch.randperm(tokens, generator=noise)
-        self.kept = order[: round(share * tokens)].sort().values
+        self.kept = order[: round(share * tokens)].sort().values.to(device)
 
     def _take(self, block: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.kept is None:

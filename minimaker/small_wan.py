@@ -3,6 +3,9 @@
 Stages: autoencoder, decoder, reader, judge, small-clips, small-transformer, clips, transformer,
 folder, styles, warmstart, library. Each continues where it was interrupted; everything is derived
 from fixed seeds.
+
+On a graphics card: ``--device cuda --painters 15 --batch 256 --shards 200``; clips and transformer
+are made there, all else on the processor.
 """
 
 from __future__ import annotations
@@ -81,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--small-steps", type=int, default=8000, help="of the small transformer")
     parser.add_argument("--transformer-steps", type=int, default=30000)
     parser.add_argument("--helpers", type=int, default=0, help="more processes, one on each core")
+    parser.add_argument("--device", default="cpu", help="of clips and transformer, such as cuda")
+    parser.add_argument("--batch", type=int, help="clips a step of the transformer")
+    parser.add_argument("--painters", type=int, default=0, help="processes that render clips")
     parser.add_argument("--warmstart-steps", type=int, default=600)
     return parser
 
@@ -117,9 +123,13 @@ def _train(options: argparse.Namespace) -> None:
     for small, steps in ((True, options.small_steps), (False, options.transformer_steps)):
         size, name = (SIZE // 2, "small-") if small else (SIZE, "")
         if f"{name}clips" in wanted:
-            encode_clips(vae, work, options.shards, size)
+            painters = options.painters
+            encode_clips(vae, work, options.shards, size, device=options.device, painters=painters)
         if f"{name}transformer" in wanted:
-            train_teacher(work, steps, small, helpers=options.helpers)
+            train_teacher(
+                work, steps, small, helpers=options.helpers, device=options.device,
+                batch=options.batch,
+            )  # fmt: skip
     if "folder" in wanted:
         teacher = load_teacher(Teacher(tokenizer), work)
         assemble(_out(options), teacher, vae, work / "tokenizer" / PIECES)

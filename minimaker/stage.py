@@ -142,5 +142,5 @@ def _restore(file: Path, module: nn.Module, optimizer, ema: Ema | None) -> int:
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     if ema:
-        ema.shadow = state["ema"]
+        ema.shadow = {k: v.to(ema.shadow[k].device) for k, v in state["ema"].items()}
     return state["step"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import wan_files
+from fake_card import FakeCard
 from safetensors.torch import load_file
 
 from minimaker import causal, contact, flow_clips, flow_teacher, shared, small_wan
@@ -109,7 +110,7 @@ def test_all_stages_and_again_from_where_they_were(
     monkeypatch.setattr(small_wan, "STARTED", tmp_path / "none")
     for name in ("reader", "judge"):  # tests/minimaker/test_scene_networks.py trains them
         monkeypatch.setattr(small_wan, f"train_{name}", lambda *_: torch.nn.Linear(1, 1))
-    small = ["--small-steps", "1", "--helpers", "1"]
+    small = ["--small-steps", "1", "--helpers", "1", "--painters", "1"]
     options = ["--work", str(tmp_path), *steps, *small, "--transformer-steps"]
     small_wan.run([*options, "1"])
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
@@ -122,6 +123,22 @@ def test_all_stages_and_again_from_where_they_were(
     vae = load_file(model / small_wan.VAE_FILE)
     assert {"encoder.0.weight", "decoder.22.bias"} <= set(vae)
     assert all(torch.isfinite(value).all() for value in vae.values())
+
+
+def test_the_transformer_trains_on_a_card_and_goes_on_there(
+    autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_clips, "SHARD", 3)
+    monkeypatch.setattr(flow_teacher, "LAYERS", 6)
+    with FakeCard():
+        flow_clips.encode_clips(autoencoder, tmp_path, 1, device="cuda")
+        flow_teacher.train_teacher(tmp_path, 1, device="cuda", batch=2)
+        teacher = flow_teacher.train_teacher(tmp_path, 2, device="cuda", batch=2)
+    assert {value.device.type for value in teacher.state_dict().values()} == {"cpu"}
+    state = torch.load(tmp_path / "transformer.pt", weights_only=True, map_location="cpu")
+    assert state["step"] == 2
+    assert not torch.equal(state["module"]["transformer.proj_out.weight"],
+                           flow_teacher.build_transformer().proj_out.weight)  # fmt: skip
 
 
 def test_prompts_cover_all_of_one_thing_and_some_of_two() -> None:

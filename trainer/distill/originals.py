@@ -53,11 +53,12 @@ class Originals:
             shipped[free] if free in shipped else (cache.load(key) or {}).get("states")
             for free, key in zip(self._keys(None), keys, strict=True)
         ]
-        if any(clip is None for clip in found):
-            found = list(self._make(starts, between))
-            for key, clip in zip(keys, found, strict=True):
+        clips = [clip for clip in found if clip is not None]
+        if len(clips) < len(found):
+            clips = list(self._make(starts, between))
+            for key, clip in zip(keys, clips, strict=True):
                 cache.keep(key, {"states": clip})
-        return torch.stack([clip for clip in found if clip is not None])
+        return torch.stack(clips)
 
     def ship(self, file: Path) -> None:
         """Make the clips and write them to ``file`` for all users of the model."""
