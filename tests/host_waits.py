@@ -37,6 +37,7 @@ BESIDE_STEPS = {
     "trainer/adversarial/losses.py:norms": "a checkpoint has no norms before the first finite one",
     "trainer/adversarial/losses.py:state_dict": "checkpoint",
     "trainer/runs/checkpoints.py:_serialise": "checkpoint",
+    "trainer/distill/originals.py:make": "the base model's clips beside previews are kept on disk",
     "trainer/evaluate/generate.py:_decoded": "clips are looked at and written by the host",
     "trainer/evaluate/closeness.py:_features": "distances of a preview's frames",
     "trainer/motion/sources.py:load_state_dict": "a resumed run keeps predictions in main memory",

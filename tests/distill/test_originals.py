@@ -77,7 +77,7 @@ def test_a_prompt_at_another_place_has_another_seed(model, made, tmp_path) -> No
 def test_a_model_may_bring_them(model, made, tmp_path) -> None:
     file = model.path / originals.SHIPPED
     try:
-        originals_of(model, PROMPTS).ship(file)
+        originals.ship([originals_of(model, PROMPTS)], file)
         made.clear()
         brought = originals_of(model, PROMPTS).fetch(ContentCache(tmp_path / "empty"))
     finally:

@@ -48,25 +48,22 @@ class Originals:
         model itself; ``starts`` and ``between`` as in `generate_clips`.
         """
         shipped = read_shipped(self.recipe.model.path / SHIPPED)
-        keys = self._keys(self.recipe.model.dtype)
+        keys = self.keys(self.recipe.model.dtype)
         found = [
             shipped[free] if free in shipped else (cache.load(key) or {}).get("states")
-            for free, key in zip(self._keys(None), keys, strict=True)
+            for free, key in zip(self.keys(None), keys, strict=True)
         ]
         clips = [clip for clip in found if clip is not None]
         if len(clips) < len(found):
-            clips = list(self._make(starts, between))
+            clips = list(self.make(starts, between))
             for key, clip in zip(keys, clips, strict=True):
                 cache.keep(key, {"states": clip})
         return torch.stack(clips)
 
-    def ship(self, file: Path) -> None:
-        """Make the clips and write them to ``file`` for all users of the model."""
-        clips = self._make(None, lambda: None)
-        metadata = {"keys": json.dumps(self._keys(None))}
-        atomic_write(file, save({"states": clips}, metadata=metadata))
-
-    def _make(self, starts: Tensor | None, between: Callable[[], None]) -> Tensor:
+    def make(
+        self, starts: Tensor | None = None, between: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """What `fetch` gives, made now."""
         clips = generate_clips(
             self.recipe.model, self.prompts, sampler="ddim", steps=self.steps, seed=self.seed,
             lora=False, size=self.size, starts=starts, between=between, states=True,
@@ -74,7 +71,7 @@ class Originals:
         )  # fmt: skip
         return clips.half().cpu()
 
-    def _keys(self, dtype: torch.dtype | None) -> list[str]:
+    def keys(self, dtype: torch.dtype | None) -> list[str]:
         """Of each clip; dtype None for one that serves every type, as in `Recipe.key`."""
         recipe, steps, guidance = self.recipe, self.steps, self.recipe.plan.guidance_scale
         keys = []
@@ -85,3 +82,10 @@ class Originals:
             told = (steps, guidance, begun, str(dtype))
             keys.append(ContentCache.key("original", ORIGINALS_VERSION, *said, *told))
         return keys
+
+
+def ship(sets: Sequence[Originals], file: Path) -> None:
+    """Make the clips of all ``sets`` and write them to ``file`` for all users of a model."""
+    keys = [key for each in sets for key in each.keys(None)]
+    states = torch.cat([each.make() for each in sets])
+    atomic_write(file, save({"states": states}, metadata={"keys": json.dumps(keys)}))
