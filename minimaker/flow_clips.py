@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +33,8 @@ SHARD = 200
 TOKEN, CELL = 16, 4
 """Pixels a side of what one token of the transformer stands for, and of what has one label."""
 EMPTY_CAPTIONS = 0.1
+Painting = Callable[[list[Scene]], Iterable[np.ndarray]]
+"""Renders scenes, in order."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def encode_clips(
 
 
 @contextmanager
-def _painting(painters: int) -> Iterator[Callable[[list[Scene]], Iterable[np.ndarray]]]:
+def _painting(painters: int) -> Iterator[Painting]:
     """A function that renders scenes as public video, in order."""
     if not painters:
         yield partial(map, public_video)
@@ -88,7 +89,7 @@ def _painting(painters: int) -> Iterator[Callable[[list[Scene]], Iterable[np.nda
 
 
 @torch.no_grad()
-def _encode_shard(vae: TinyVae, file: Path, size: int, seed: int, paint_all: Any) -> None:
+def _encode_shard(vae: TinyVae, file: Path, size: int, seed: int, paint_all: Painting) -> None:
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng, FRAMES) for _ in range(SHARD)]
     device = next(vae.parameters()).device

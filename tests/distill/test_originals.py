@@ -15,6 +15,7 @@ from trainer.distill.recipe import Recipe
 from trainer.evaluate.generate import decode_states, generate_clips
 from trainer.families import VideoModel, load_model
 from trainer.lora.adapter import add_lora
+from trainer.models.sound import BrokenOutputError
 
 PROMPTS, SEED, STEPS = ["a red circle moving left", "a blue star"], 3, 2
 
@@ -84,3 +85,10 @@ def test_a_model_may_bring_them(model, made, tmp_path) -> None:
         file.unlink()
     assert not made and not (tmp_path / "empty").exists()
     assert torch.equal(brought, originals_of(model, PROMPTS).fetch(ContentCache(tmp_path)))
+
+
+def test_broken_clips_are_an_error_and_are_not_kept(model, tmp_path) -> None:
+    torch.nn.init.constant_(model.network.conv_out.weight, float("nan"))
+    with pytest.raises(BrokenOutputError):
+        originals_of(model, PROMPTS).fetch(ContentCache(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..data.cache import ContentCache
 from ..evaluate.generate import generate_clips
 from ..files import atomic_write
+from ..models.sound import check_latents
 from .library import read_shipped
 from .recipe import Recipe
 from .starts import preview_clips
@@ -63,12 +64,13 @@ class Originals:
     def make(
         self, starts: Tensor | None = None, between: Callable[[], None] = lambda: None
     ) -> Tensor:
-        """What `fetch` gives, made now."""
+        """What `fetch` gives, made now. Raises `BrokenOutputError` for NaN."""
         clips = generate_clips(
             self.recipe.model, self.prompts, sampler="ddim", steps=self.steps, seed=self.seed,
             lora=False, size=self.size, starts=starts, between=between, states=True,
             guidance_scale=self.recipe.plan.guidance_scale,
         )  # fmt: skip
+        check_latents(clips, self.recipe.model.network)
         return clips.half().cpu()
 
     def keys(self, dtype: torch.dtype | None) -> list[str]:

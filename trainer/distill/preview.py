@@ -102,8 +102,7 @@ class Sampled(Protocol):
 
 
 class Previewer:
-    """Samples fixed prompts with fixed seeds; the teacher's clips are those of
-    `Originals`.
+    """Samples fixed prompts with fixed seeds; the teacher's clips are `Originals`.
 
     ``style`` (see `style_of`) adds how much of the way to the style images is done.
     """
