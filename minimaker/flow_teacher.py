@@ -5,7 +5,8 @@ shape in which colour, as REPA does with a vision model's features (Yu et al. 20
 2410.06940): here the truth is known. The reader is left out of the model.
 
 It learns what words mean on clips of half the size first (progressive training, Podell et al. 2023,
-arXiv 2307.01952): a quarter of the tokens, at the same places of the picture.
+arXiv 2307.01952): a quarter of the tokens, at the same places of the picture. Then outlines, on
+parts of whole clips (`flow_parts`), and at last the clips themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 from trainer.mini.sentences import COLOURS, SHAPES
 from trainer.models.umt5 import TextTokenizer
 
-from .flow_clips import CELL, TOKEN, load_clips
+from .flow_clips import load_clips
+from .flow_parts import CELLS, Part, Parts, Placed
 from .flow_text import WIDTH, Reader, build_encoder, kept_pieces
 from .helpers import Helpers
 from .muon import Muon
@@ -34,23 +36,50 @@ from .scenes import SIZE
 from .stage import run_stage, steady
 
 SHIFT = 3.0
-"""Of the levels in training and sampling; a quarter of the tokens want half of it."""
+"""Of the levels in training and sampling; fewer tokens want less of it."""
 HEADS, LAYERS, HIDDEN = 2, 8, 1024
-WHOLE, SMALL = "transformer", "transformer-small"
-"""The stages' names."""
 READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
-CELLS = TOKEN // CELL
-"""Cells a side of a token."""
-THINGS, SHOWN = 4.0, 0.7
-"""How much more the error counts in tokens that show part of a thing, and up to which level."""
-ROUTE, ROUTED, KEPT = (1, 5), 0.75, 0.5
+THINGS = 4.0
+"""How much more the error counts in tokens that show part of a thing."""
+ROUTE, ROUTED, KEPT, ROUTE_FROM = (1, 5), 0.75, 0.5, 64
 """Blocks that tokens pass by, the share of the batches in which they do, and of the tokens that do
-not.
+not; from how many tokens on.
 """
 PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
-WHILE_SMALL, LATER = (16, SHIFT / 2, 0.3), (16, SHIFT, 0.3)
-"""Clips a batch, shift of the levels and weight of the reader's loss."""
+READING = 0.3
+"""Weight of the reader's loss."""
+
+
+class Kind(NamedTuple):
+    """Parts of clips a batch, and the shift of their levels."""
+
+    batch: int
+    shift: float
+
+
+class Stage(NamedTuple):
+    """Which ``kinds`` of parts it sees in what share of its batches, of clips with ``side`` px;
+    ``shown`` is the level up to which things count more.
+    """
+
+    side: int
+    shown: float
+    kinds: dict[str, tuple[float, Kind]]
+
+
+WHOLE, PARTS, SMALL = "transformer", "transformer-parts", "transformer-small"
+STAGES = {
+    SMALL: Stage(SIZE // 2, 0.7, {"whole": (1, Kind(16, SHIFT / 2))}),
+    PARTS: Stage(
+        SIZE,
+        0.93,
+        {"whole": (0.06, Kind(8, SHIFT)), "latent": (0.34, Kind(40, 2.2)),
+         "window": (0.6, Kind(100, 2.2))},
+    ),
+    WHOLE: Stage(SIZE, 0.8, {"whole": (0.8, Kind(8, SHIFT)), "latent": (0.2, Kind(40, 2.2))}),
+}  # fmt: skip
+"""In order; each begins with the weights of the one before."""
 
 
 def build_transformer(seed: int = 0) -> WanTransformer3DModel:
@@ -65,25 +94,6 @@ def build_transformer(seed: int = 0) -> WanTransformer3DModel:
     )
 
 
-class Spread(nn.Module):
-    """Rotary positions of a clip at half size: those of every second token of the whole size."""
-
-    def __init__(self, rope: nn.Module):
-        super().__init__()
-        self.rope = rope
-
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (1, f h w / 4, 1, 128) for ``states`` (B, 16, f, h, w)."""
-        frames, height, width = states.shape[2:]
-        grid = (frames, height, width)
-        full = self.rope(states.new_empty(1, 1, frames, 2 * height, 2 * width))
-        cosine, sine = (
-            part[0, :, 0].unflatten(0, grid)[:, ::2, ::2].flatten(0, 2)[None, :, None]
-            for part in full
-        )
-        return cosine, sine
-
-
 class Teacher(nn.Module):
     """Transformer, text encoder, and the reader of what its tokens show."""
 
@@ -94,6 +104,7 @@ class Teacher(nn.Module):
         self.text = Reader(self.text_encoder, tokenizer)
         self.reading = nn.Linear(HEADS * 128, CELLS**2 * KINDS)
         self.route = Route(self.transformer.blocks, *ROUTE)
+        self.placed = self.transformer.rope = Placed(self.transformer.rope)
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters by how they are trained: what turns numbers into states and states into
@@ -109,13 +120,14 @@ class Teacher(nn.Module):
         return self.transformer(noisy, 1000 * level, self.text(prompts)).sample
 
     def losses(
-        self, x0: Tensor, eps: Tensor, level: Tensor, prompts: list[str], labels: Tensor
+        self, part: Part, eps: Tensor, level: Tensor, shown: float = 0.8
     ) -> tuple[Tensor, Tensor]:
         """Flow-matching error (B,) and the reader's loss.
 
-        What things look like counts more than the ground, where a noisy clip still shows them: at
-        other levels that would move the minimum, towards more and larger things.
+        What things look like counts more than the ground up to the level ``shown``, where noisy
+        latents still show them: above, that would move the minimum, towards more and larger things.
         """
+        x0, prompts, labels, self.placed.places = part
         kept: list[Tensor] = []
         block = self.transformer.blocks[READ_BLOCK]
         hook = block.register_forward_hook(lambda module, given, made: kept.append(made))
@@ -126,7 +138,7 @@ class Teacher(nn.Module):
             hook.remove()
         cells = "b f (h y) (w x) -> b (f h w) (y x)"
         labels = rearrange(labels, cells, y=CELLS, x=CELLS)
-        counts = (labels > 0).any(dim=2) & (level <= SHOWN)[:, None]
+        counts = (labels > 0).any(dim=2) & (level <= shown)[:, None]
         weight = torch.where(counts, THINGS, 1.0)
         patches = "b c f (h y) (w x) -> b (f h w) (c y x)"
         error = rearrange((v.float() - (eps - x0)).square(), patches, y=2, x=2).mean(dim=2)
@@ -143,40 +155,40 @@ def shifted(even: Tensor, shift: float = SHIFT) -> Tensor:
 
 
 def build_training(
-    work: Path, small: bool, device: str = "cpu", batch: int | None = None
+    work: Path, name: str, device: str = "cpu", batch: int | None = None
 ) -> tuple[Teacher, Callable[[int], tuple[Tensor, dict[str, float]]]]:
-    """An untrained teacher on ``device``, and the loss of each of its steps on ``batch`` clips,
-    from the tokenizer and the clips in ``work``. A graphics card computes in bfloat16.
+    """An untrained teacher on ``device``, and the loss of each step of the stage ``name``, with
+    ``batch`` whole clips or as many parts as go with them, from the tokenizer and the clips in
+    ``work``. A graphics card computes in bfloat16.
     """
     teacher = Teacher(kept_pieces(work / "tokenizer")).to(device)
-    if small:
-        teacher.transformer.rope = Spread(teacher.transformer.rope)
-    size = SIZE // 2 if small else SIZE
-    clips = load_clips(sorted(work.glob(f"flow-clips-{size}-*.safetensors")))
-    usual, shift, weight = WHILE_SMALL if small else LATER
-    batch = batch or usual
+    stage = STAGES[name]
+    parts = Parts(load_clips(sorted(work.glob(f"flow-clips-{stage.side}-*.safetensors"))))
+    scale = batch / stage.kinds["whole"][1].batch if batch else 1
+    shares = np.array([share for share, _ in stage.kinds.values()])
     bfloat16 = torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu")
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((2 + small, step))
+        rng = np.random.default_rng((list(STAGES).index(name), step))
         noise = torch.Generator().manual_seed(step)
-        x0, prompts, labels = clips.batch(batch, rng)
+        drawn = str(rng.choice(list(stage.kinds), p=shares))
+        kind = stage.kinds[drawn][1]
+        part = parts.draw(drawn, max(1, round(scale * kind.batch)), rng)
+        count, tokens = len(part.x0), part.places.shape[1]
         teacher.route.kept = None
-        if not small and rng.random() < ROUTED:
-            teacher.route.draw(labels[0].numel() // CELLS**2, KEPT, noise, device)
-        eps = torch.randn(x0.shape, generator=noise)
-        spread = (torch.arange(batch) + torch.rand(batch, generator=noise)) / batch
-        x0, eps, level, labels = (
-            value.to(device) for value in (x0, eps, shifted(spread, shift), labels)
-        )
+        if tokens >= ROUTE_FROM and rng.random() < ROUTED:
+            teacher.route.draw(tokens, KEPT, noise, device)
+        eps = torch.randn(part.x0.shape, generator=noise).to(device)
+        spread = (torch.arange(count) + torch.rand(count, generator=noise)) / count
+        level = shifted(spread, kind.shift).to(device)
         with bfloat16:
-            error, reading = teacher.losses(x0, eps, level, prompts, labels)
+            error, reading = teacher.losses(part.to(device), eps, level, stage.shown)
         measures = {
             "flow": round(error.mean().item(), 5),
-            "high": round(error[-batch // 4 :].mean().item(), 5),
+            "high": round(error[-count // 4 :].mean().item(), 5),
             "reading": round(reading.item(), 4),
         }
-        return error.mean() + weight * reading, measures
+        return error.mean() + READING * reading, measures
 
     return teacher, loss_of
 
@@ -184,20 +196,22 @@ def build_training(
 def train_teacher(
     work: Path,
     steps: int,
-    small: bool = False,
+    name: str = WHOLE,
     lr: float = 1e-3,
     helpers: int = 0,
     device: str = "cpu",
     batch: int | None = None,
 ) -> Teacher:
-    """Trained from where ``work`` was left, else from the training on ``small`` clips, else from
-    nothing, with that many ``helpers``, on ``device``; averaged weights, in eval mode on the CPU.
+    """Trained in the stage ``name`` from where ``work`` was left, else from the stage before, else
+    from nothing, with that many ``helpers``, on ``device``; averaged weights, in eval mode on the
+    CPU.
     """
-    given = (work, small, device, batch)
+    given = (work, name, device, batch)
     teacher, loss_of = build_training(*given)
-    if not small and (work / f"{SMALL}.pt").is_file():
-        load_teacher(teacher, work, SMALL)
-    name = SMALL if small else WHOLE
+    stages = list(STAGES)
+    before = stages[: stages.index(name)]
+    if before and (work / f"{before[-1]}.pt").is_file():
+        load_teacher(teacher, work, before[-1])
     run_stage(
         name, teacher, Muon(teacher.groups(), lr), loss_of, steps=steps, work=work, lr=lr,
         ema_decay=0.9995, schedule=steady,

@@ -1,8 +1,8 @@
 """Train the embedded small Wan from nothing: ``python -m minimaker.small_wan``.
 
-Stages: autoencoder, decoder, reader, judge, small-clips, small-transformer, clips, transformer,
-folder, styles, warmstart, library. Each continues where it was interrupted; everything is derived
-from fixed seeds.
+Stages: autoencoder, decoder, reader, judge, small-clips, small-transformer, clips,
+parts-transformer, transformer, folder, styles, warmstart, library. Each continues where it was
+interrupted; everything is derived from fixed seeds.
 
 On a graphics card: ``--device cuda --painters 15 --batch 256 --shards 200``; clips and transformer
 are made there, all else on the processor.
@@ -34,7 +34,7 @@ from .causal import (
 from .clips import save_weights
 from .contact import write_folders
 from .flow_clips import encode_clips
-from .flow_teacher import SHIFT, Teacher, load_teacher, train_teacher
+from .flow_teacher import PARTS, SHIFT, SMALL, WHOLE, Teacher, load_teacher, train_teacher
 from .flow_text import PIECES, TOKENS, kept_pieces, prompt_lines
 from .footage import public_video
 from .gallery import HELD_OUT, STYLES
@@ -44,8 +44,8 @@ from .shared import distil_start, roll_out_library
 
 STAGES = (
     "autoencoder", "decoder", "reader", "judge",
-    "small-clips", "small-transformer", "clips", "transformer", "folder",
-    "styles", "warmstart", "library",
+    "small-clips", "small-transformer", "clips", "parts-transformer", "transformer",
+    "folder", "styles", "warmstart", "library",
 )  # fmt: skip
 ABOUT: dict[str, Any] = {
     "name": "small-wan",
@@ -82,10 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--judge-steps", type=int, default=2400)
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
     parser.add_argument("--small-steps", type=int, default=8000, help="of the small transformer")
+    parser.add_argument("--parts-steps", type=int, default=8000, help="on parts of clips")
     parser.add_argument("--transformer-steps", type=int, default=30000)
     parser.add_argument("--helpers", type=int, default=0, help="more processes, one on each core")
     parser.add_argument("--device", default="cpu", help="of clips and transformer, such as cuda")
-    parser.add_argument("--batch", type=int, help="clips a step of the transformer")
+    parser.add_argument("--batch", type=int, help="whole clips a step of the transformer")
     parser.add_argument("--painters", type=int, default=0, help="processes that render clips")
     parser.add_argument("--warmstart-steps", type=int, default=600)
     return parser
@@ -120,16 +121,18 @@ def _train(options: argparse.Namespace) -> None:
     vae = _autoencoder(options)
     _networks(options, vae)
     tokenizer = kept_pieces(work / "tokenizer")
-    for small, steps in ((True, options.small_steps), (False, options.transformer_steps)):
-        size, name = (SIZE // 2, "small-") if small else (SIZE, "")
-        if f"{name}clips" in wanted:
-            painters = options.painters
-            encode_clips(vae, work, options.shards, size, device=options.device, painters=painters)
-        if f"{name}transformer" in wanted:
-            train_teacher(
-                work, steps, small, helpers=options.helpers, device=options.device,
-                batch=options.batch,
-            )  # fmt: skip
+    given = {"device": options.device}
+    for size, clips in ((SIZE // 2, "small-clips"), (SIZE, "clips")):
+        if clips in wanted:
+            encode_clips(vae, work, options.shards, size, painters=options.painters, **given)
+    for stage, name, steps in (
+        ("small-transformer", SMALL, options.small_steps),
+        ("parts-transformer", PARTS, options.parts_steps),
+        ("transformer", WHOLE, options.transformer_steps),
+    ):
+        if stage in wanted:
+            more = {"helpers": options.helpers, "batch": options.batch}
+            train_teacher(work, steps, name, **more, **given)
     if "folder" in wanted:
         teacher = load_teacher(Teacher(tokenizer), work)
         assemble(_out(options), teacher, vae, work / "tokenizer" / PIECES)

@@ -99,8 +99,6 @@ def test_all_stages_and_again_from_where_they_were(
 ) -> None:
     monkeypatch.setattr(flow_clips, "SHARD", 3)
     monkeypatch.setattr(causal, "BATCH", 1)
-    monkeypatch.setattr(flow_teacher, "WHILE_SMALL", (1, 1.5, 0.3))
-    monkeypatch.setattr(flow_teacher, "LATER", (1, 3.0, 0.1))
     for name in ("distil_start", "roll_out_library"):  # run below
         monkeypatch.setattr(small_wan, name, lambda *_: None)
     monkeypatch.setattr(contact, "STILLS", 2)
@@ -110,8 +108,9 @@ def test_all_stages_and_again_from_where_they_were(
     monkeypatch.setattr(small_wan, "STARTED", tmp_path / "none")
     for name in ("reader", "judge"):  # tests/minimaker/test_scene_networks.py trains them
         monkeypatch.setattr(small_wan, f"train_{name}", lambda *_: torch.nn.Linear(1, 1))
-    small = ["--small-steps", "1", "--helpers", "1", "--painters", "1"]
-    options = ["--work", str(tmp_path), *steps, *small, "--transformer-steps"]
+    small = ["--small-steps", "1", "--parts-steps", "2", "--batch", "1"]
+    more = ["--helpers", "1", "--painters", "1"]
+    options = ["--work", str(tmp_path), *steps, *small, *more, "--transformer-steps"]
     small_wan.run([*options, "1"])
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
     assert state["step"] == 1
@@ -164,14 +163,6 @@ def test_start_and_library_are_made_for_all_styles(
     start = load_file(model / shared.WARM_START)
     assert start and all(torch.isfinite(value).all() for value in start.values())
     assert len(load_file(model / "library.safetensors")["states"]) == 2
-
-
-def test_small_clips_have_the_places_of_every_second_token() -> None:
-    rope = flow_teacher.build_transformer().rope
-    half = flow_teacher.Spread(rope)(torch.zeros(1, 16, 2, 8, 8))
-    for found, whole in zip(half, rope(torch.zeros(1, 16, 2, 16, 16)), strict=True):
-        wanted = whole[0, :, 0].reshape(2, 8, 8, -1)[:, ::2, ::2].reshape(32, -1)
-        assert torch.equal(found[0, :, 0], wanted) and found.shape == (1, 32, 1, 128)
 
 
 def test_capitals_are_read_as_small_letters(tmp_path: Path) -> None:
