@@ -52,33 +52,36 @@ READING = 0.3
 
 
 class Kind(NamedTuple):
-    """Parts of clips a batch, and the shift of their levels."""
+    """Of parts of clips: the ``share`` of the batches that have such, how many a batch has, the
+    shift of their levels, and up to which level things count more.
+    """
 
+    share: float
     batch: int
     shift: float
+    shown: float
 
 
 class Stage(NamedTuple):
-    """Which ``kinds`` of parts it sees in what share of its batches, of clips with ``side`` px;
-    ``shown`` is the level up to which things count more.
-    """
+    """The ``kinds`` of parts, of clips with ``side`` px."""
 
     side: int
-    shown: float
-    kinds: dict[str, tuple[float, Kind]]
+    kinds: dict[str, Kind]
 
 
 WHOLE, PARTS, SMALL = "transformer", "transformer-parts", "transformer-small"
 STAGES = {
-    SMALL: Stage(SIZE // 2, 0.7, {"whole": (1, Kind(16, SHIFT / 2))}),
+    SMALL: Stage(SIZE // 2, {"whole": Kind(1, 16, SHIFT / 2, 0.7)}),
     PARTS: Stage(
         SIZE,
-        0.93,
-        {"whole": (0.06, Kind(8, SHIFT)), "latent": (0.34, Kind(40, 2.2)),
-         "window": (0.6, Kind(100, 2.2))},
+        {
+            "whole": Kind(0.1, 8, SHIFT, 0.75),
+            "latent": Kind(0.42, 40, 2.2, 0.75),
+            "window": Kind(0.48, 100, 2.2, 0.93),
+        },
     ),
-    WHOLE: Stage(SIZE, 0.8, {"whole": (0.8, Kind(8, SHIFT)), "latent": (0.2, Kind(40, 2.2))}),
-}  # fmt: skip
+    WHOLE: Stage(SIZE, {"whole": Kind(0.8, 8, SHIFT, 0.75), "latent": Kind(0.2, 40, 2.2, 0.75)}),
+}
 """In order; each begins with the weights of the one before."""
 
 
@@ -119,13 +122,12 @@ class Teacher(nn.Module):
         """v = eps - x0 of latents (B, 16, f, h, w) at ``level`` (B,)."""
         return self.transformer(noisy, 1000 * level, self.text(prompts)).sample
 
-    def losses(
-        self, part: Part, eps: Tensor, level: Tensor, shown: float = 0.8
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, part: Part, eps: Tensor, level: Tensor, shown: float) -> tuple[Tensor, Tensor]:
         """Flow-matching error (B,) and the reader's loss.
 
         What things look like counts more than the ground up to the level ``shown``, where noisy
         latents still show them: above, that would move the minimum, towards more and larger things.
+        A window tells where its things are.
         """
         x0, prompts, labels, self.placed.places = part
         kept: list[Tensor] = []
@@ -164,15 +166,15 @@ def build_training(
     teacher = Teacher(kept_pieces(work / "tokenizer")).to(device)
     stage = STAGES[name]
     parts = Parts(load_clips(sorted(work.glob(f"flow-clips-{stage.side}-*.safetensors"))))
-    scale = batch / stage.kinds["whole"][1].batch if batch else 1
-    shares = np.array([share for share, _ in stage.kinds.values()])
+    scale = batch / stage.kinds["whole"].batch if batch else 1
+    shares = [kind.share for kind in stage.kinds.values()]
     bfloat16 = torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu")
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((list(STAGES).index(name), step))
         noise = torch.Generator().manual_seed(step)
         drawn = str(rng.choice(list(stage.kinds), p=shares))
-        kind = stage.kinds[drawn][1]
+        kind = stage.kinds[drawn]
         part = parts.draw(drawn, max(1, round(scale * kind.batch)), rng)
         count, tokens = len(part.x0), part.places.shape[1]
         teacher.route.kept = None
@@ -182,7 +184,7 @@ def build_training(
         spread = (torch.arange(count) + torch.rand(count, generator=noise)) / count
         level = shifted(spread, kind.shift).to(device)
         with bfloat16:
-            error, reading = teacher.losses(part.to(device), eps, level, stage.shown)
+            error, reading = teacher.losses(part.to(device), eps, level, kind.shown)
         measures = {
             "flow": round(error.mean().item(), 5),
             "high": round(error[-count // 4 :].mean().item(), 5),
