@@ -32,7 +32,6 @@ from .scenes import FRAMES, SIZE, Scene, random_scene
 SHARD = 200
 TOKEN, CELL = 16, 4
 """Pixels a side of what one token of the transformer stands for, and of what has one label."""
-EMPTY_CAPTIONS = 0.1
 Painting = Callable[[list[Scene]], Iterable[np.ndarray]]
 """Renders scenes, in order."""
 
@@ -46,13 +45,6 @@ class FlowClips:
     latents: Tensor
     captions: list[str]
     labels: Tensor
-
-    def batch(self, size: int, rng: np.random.Generator) -> tuple[Tensor, list[str], Tensor]:
-        """``size`` clips in fp32, captions of which some are empty, and labels."""
-        rows = rng.integers(len(self.latents), size=size)
-        empty = rng.random(size) < EMPTY_CAPTIONS
-        said = ["" if e else self.captions[row] for row, e in zip(rows, empty, strict=True)]
-        return self.latents[rows].float(), said, self.labels[rows].long()
 
 
 def encode_clips(

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .flow_clips import CELL, EMPTY_CAPTIONS, TOKEN, FlowClips
+from .flow_clips import CELL, TOKEN, FlowClips
 from .scenes import SIZE
 
 SIDE, LATENTS = SIZE // TOKEN, 5
@@ -24,6 +24,7 @@ CELLS = TOKEN // CELL
 """Cells a side of a token."""
 WINDOW = 5
 """Tokens a side of a window."""
+EMPTY_CAPTIONS = 0.1
 
 
 class Part(NamedTuple):
@@ -73,9 +74,8 @@ class Parts:
 
     def draw(self, kind: str, count: int, rng: np.random.Generator) -> Part:
         """``count`` parts: "whole" clips, also such of half the size, a "latent" or a "window"."""
-        return {"whole": self._whole, "latent": self._latent, "window": self._window}[kind](
-            count, rng
-        )
+        draws = {"whole": self._whole, "latent": self._latent, "window": self._window}
+        return draws[kind](count, rng)
 
     def _whole(self, count: int, rng: np.random.Generator) -> Part:
         clips = self._clips

@@ -42,10 +42,8 @@ READ_BLOCK = 3
 KINDS = 1 + len(SHAPES) * len(COLOURS)
 THINGS = 4.0
 """How much more the error counts in tokens that show part of a thing."""
-ROUTE, ROUTED, KEPT, ROUTE_FROM = (1, 5), 0.75, 0.5, 64
-"""Blocks that tokens pass by, the share of the batches in which they do, and of the tokens that do
-not; from how many tokens on.
-"""
+ROUTE, KEPT = (1, 5), 0.5
+"""Blocks that tokens pass by, and the share of the tokens that do not."""
 PLAIN = re.compile("scale_shift|shared|embed_tokens|attention_bias|proj_out|reading")
 READING = 0.3
 """Weight of the reader's loss."""
@@ -53,13 +51,15 @@ READING = 0.3
 
 class Kind(NamedTuple):
     """Of parts of clips: the ``share`` of the batches that have such, how many a batch has, the
-    shift of their levels, and up to which level things count more.
+    shift of their levels, up to which level things count more, and in what share of the batches
+    tokens pass by blocks.
     """
 
     share: float
     batch: int
     shift: float
     shown: float
+    routed: float
 
 
 class Stage(NamedTuple):
@@ -71,16 +71,18 @@ class Stage(NamedTuple):
 
 WHOLE, PARTS, SMALL = "transformer", "transformer-parts", "transformer-small"
 STAGES = {
-    SMALL: Stage(SIZE // 2, {"whole": Kind(1, 16, SHIFT / 2, 0.7)}),
+    SMALL: Stage(SIZE // 2, {"whole": Kind(1, 16, SHIFT / 2, 0.7, 0)}),
     PARTS: Stage(
         SIZE,
         {
-            "whole": Kind(0.1, 8, SHIFT, 0.75),
-            "latent": Kind(0.42, 40, 2.2, 0.75),
-            "window": Kind(0.48, 100, 2.2, 0.93),
+            "whole": Kind(0.1, 8, SHIFT, 0.75, 0.75),
+            "latent": Kind(0.42, 40, 2.2, 0.75, 0.75),
+            "window": Kind(0.48, 100, 2.2, 0.93, 0),
         },
     ),
-    WHOLE: Stage(SIZE, {"whole": Kind(0.8, 8, SHIFT, 0.75), "latent": Kind(0.2, 40, 2.2, 0.75)}),
+    WHOLE: Stage(
+        SIZE, {"whole": Kind(0.8, 8, SHIFT, 0.75, 0.75), "latent": Kind(0.2, 40, 2.2, 0.75, 0.75)}
+    ),
 }
 """In order; each begins with the weights of the one before."""
 
@@ -176,10 +178,10 @@ def build_training(
         drawn = str(rng.choice(list(stage.kinds), p=shares))
         kind = stage.kinds[drawn]
         part = parts.draw(drawn, max(1, round(scale * kind.batch)), rng)
-        count, tokens = len(part.x0), part.places.shape[1]
+        count = len(part.x0)
         teacher.route.kept = None
-        if tokens >= ROUTE_FROM and rng.random() < ROUTED:
-            teacher.route.draw(tokens, KEPT, noise, device)
+        if rng.random() < kind.routed:
+            teacher.route.draw(part.places.shape[1], KEPT, noise, device)
         eps = torch.randn(part.x0.shape, generator=noise).to(device)
         spread = (torch.arange(count) + torch.rand(count, generator=noise)) / count
         level = shifted(spread, kind.shift).to(device)
