@@ -15,6 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from trainer.mini.sentences import CAMERAS
+
 from .flow_clips import CELL, TOKEN, FlowClips
 from .scenes import SIZE
 
@@ -25,6 +27,10 @@ CELLS = TOKEN // CELL
 WINDOW = 5
 """Tokens a side of a window."""
 EMPTY_CAPTIONS = 0.1
+OFTEN = 3.0
+"""How much more often clips of two things, or with a pan, are drawn than those of one thing alone:
+parts teach what one thing looks like, and only clips where two go and how the ground moves.
+"""
 
 
 class Part(NamedTuple):
@@ -63,6 +69,10 @@ class Parts:
 
     def __init__(self, clips: FlowClips):
         self._clips = clips
+        signs = (" and ", *CAMERAS)
+        often = [any(sign in caption for sign in signs) for caption in clips.captions]
+        odds = np.where(often, OFTEN, 1.0)
+        self._odds = odds / odds.sum()
         things = (clips.labels > 0).unflatten(2, (-1, CELLS)).unflatten(4, (-1, CELLS))
         things = things.any(dim=5).any(dim=3)
         self._rows, self._columns = _span(things.any(dim=3)), _span(things.any(dim=2))
@@ -78,8 +88,7 @@ class Parts:
         return draws[kind](count, rng)
 
     def _whole(self, count: int, rng: np.random.Generator) -> Part:
-        clips = self._clips
-        rows = rng.integers(len(clips.latents), size=count)
+        clips, rows = self._clips, rng.choice(len(self._odds), size=count, p=self._odds)
         side = clips.latents.shape[3] // 2
         grid = torch.arange(side) * (SIDE // side)
         places = _places(torch.arange(LATENTS), grid[None], grid[None])
@@ -87,8 +96,7 @@ class Parts:
         return Part(x0, self._said(rows, rng), labels, places.reshape(1, -1))
 
     def _latent(self, count: int, rng: np.random.Generator) -> Part:
-        clips = self._clips
-        rows = rng.integers(len(clips.latents), size=count)
+        clips, rows = self._clips, rng.choice(len(self._odds), size=count, p=self._odds)
         times = torch.from_numpy(rng.integers(LATENTS, size=count))
         x0 = clips.latents[rows, :, times][:, :, None].float()
         grid = torch.arange(SIDE)[None]

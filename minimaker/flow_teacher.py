@@ -81,7 +81,12 @@ STAGES = {
         },
     ),
     WHOLE: Stage(
-        SIZE, {"whole": Kind(0.8, 8, SHIFT, 0.75, 0.75), "latent": Kind(0.2, 40, 2.2, 0.75, 0.75)}
+        SIZE,
+        {
+            "whole": Kind(0.7, 8, SHIFT, 0.75, 0.75),
+            "latent": Kind(0.2, 40, 2.2, 0.75, 0.75),
+            "window": Kind(0.1, 100, 2.2, 0.93, 0),
+        },
     ),
 }
 """In order; each begins with the weights of the one before."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,15 @@ def test_a_part_knows_its_clip_and_its_places(kind: str, side: int) -> None:
     labels = part.labels[:, 0, ::CELLS, ::CELLS].flatten(1)
     assert torch.equal(labels, torch.where(labels > 0, 1 + tokens % 30, 0))
     assert len({tuple(places.tolist()) for places in part.places}) >= 5
+
+
+@pytest.mark.parametrize("kind", ["whole", "latent"])
+def test_two_things_and_pans_are_drawn_more_often_than_one_thing(kind: str) -> None:
+    said = ["a red star", "a red star and a blue cross", "a red star, the camera pans up"]
+    parts = Parts(replace(clips_of(), captions=said))
+    prompts = parts.draw(kind, 2000, np.random.default_rng(6)).prompts
+    one, two, pan = (prompts.count(text) for text in said)
+    assert 2.3 < two / one < 3.8 and 2.3 < pan / one < 3.8
 
 
 def test_windows_hold_all_of_their_things() -> None:
