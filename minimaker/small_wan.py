@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--reader-steps", type=int, default=2400)
     parser.add_argument("--judge-steps", type=int, default=2400)
-    parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
+    parser.add_argument("--shards", type=int, default=120, help="of 200 clips each")
     parser.add_argument("--small-steps", type=int, default=8000, help="of the small transformer")
     parser.add_argument("--parts-steps", type=int, default=8000, help="on parts of clips")
     parser.add_argument("--transformer-steps", type=int, default=30000)
