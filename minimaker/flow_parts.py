@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from trainer.mini.sentences import CAMERAS
+from trainer.mini.sentences import parse_sentence
 
 from .flow_clips import CELL, TOKEN, FlowClips
 from .scenes import SIZE
@@ -27,9 +27,9 @@ CELLS = TOKEN // CELL
 WINDOW = 5
 """Tokens a side of a window."""
 EMPTY_CAPTIONS = 0.1
-OFTEN = 3.0
-"""How much more often clips of two things, or with a pan, are drawn than those of one thing alone:
-parts teach what one thing looks like, and only clips where two go and how the ground moves.
+ODDS = 3.0
+"""Of whole clips and latents that show two things or a pan, against those of one thing alone, whose
+look windows teach.
 """
 
 
@@ -69,9 +69,8 @@ class Parts:
 
     def __init__(self, clips: FlowClips):
         self._clips = clips
-        signs = (" and ", *CAMERAS)
-        often = [any(sign in caption for sign in signs) for caption in clips.captions]
-        odds = np.where(often, OFTEN, 1.0)
+        said = map(parse_sentence, clips.captions)
+        odds = np.array([ODDS if len(things) > 1 or camera else 1.0 for things, camera in said])
         self._odds = odds / odds.sum()
         things = (clips.labels > 0).unflatten(2, (-1, CELLS)).unflatten(4, (-1, CELLS))
         things = things.any(dim=5).any(dim=3)
@@ -88,7 +87,7 @@ class Parts:
         return draws[kind](count, rng)
 
     def _whole(self, count: int, rng: np.random.Generator) -> Part:
-        clips, rows = self._clips, rng.choice(len(self._odds), size=count, p=self._odds)
+        clips, rows = self._clips, self._drawn(count, rng)
         side = clips.latents.shape[3] // 2
         grid = torch.arange(side) * (SIDE // side)
         places = _places(torch.arange(LATENTS), grid[None], grid[None])
@@ -96,7 +95,7 @@ class Parts:
         return Part(x0, self._said(rows, rng), labels, places.reshape(1, -1))
 
     def _latent(self, count: int, rng: np.random.Generator) -> Part:
-        clips, rows = self._clips, rng.choice(len(self._odds), size=count, p=self._odds)
+        clips, rows = self._clips, self._drawn(count, rng)
         times = torch.from_numpy(rng.integers(LATENTS, size=count))
         x0 = clips.latents[rows, :, times][:, :, None].float()
         grid = torch.arange(SIDE)[None]
@@ -115,6 +114,9 @@ class Parts:
         ahead = torch.arange(WINDOW)
         places = _places(times, top[:, None] + ahead, left[:, None] + ahead)
         return Part(x0, self._said(rows.numpy(), rng), labels, places)
+
+    def _drawn(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        return rng.choice(len(self._odds), size=count, p=self._odds)
 
     def _said(self, rows: np.ndarray, rng: np.random.Generator) -> list[str]:
         empty = rng.random(len(rows)) < EMPTY_CAPTIONS
